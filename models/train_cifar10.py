@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the m4 or the m7 network on the CIFAR-10 training set, and writes its weights beside this file.
+
+The test set is never read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from training import train
+
+from q7 import caffe_files
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=["m4", "m7"])
+    parser.add_argument("--train_lmdb", type=Path, default=HERE / "cifar10_train_lmdb")
+    parser.add_argument("--mean", type=Path, default=HERE / "mean.binaryproto")
+    parser.add_argument("--epochs", type=int, default=80)
+    args = parser.parse_args()
+    images, labels = caffe_files.read_lmdb(args.train_lmdb)
+    train(
+        HERE / f"cifar10_{args.network}_train_test.prototxt",
+        images,
+        labels,
+        caffe_files.read_mean(args.mean),
+        save=str(HERE / f"cifar10_{args.network}"),
+        epochs=args.epochs,
+        rate=0.05,
+        decay=5e-4,
+        shift=3,
+        flip=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

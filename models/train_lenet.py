@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Trains LeNet on MNIST, and writes its weights and the test LMDB beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+from training import train
+
+from q7 import caffe_files
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_idx(folder: Path, name: str) -> np.ndarray:
+    """One of MNIST's ubyte files, plain or gzipped: a big-endian header, then uint8 values in row-major order."""
+    path = folder / name
+    data = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
+    axes = data[3]
+    shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with MNIST's four ubyte files")
+    parser.add_argument("--epochs", type=int, default=20)
+    args = parser.parse_args()
+    images = read_idx(args.data, "t10k-images-idx3-ubyte")[:, None]
+    labels = read_idx(args.data, "t10k-labels-idx1-ubyte")
+    caffe_files.write_lmdb(HERE / "mnist_test_lmdb", images, labels)
+    train(
+        HERE / "lenet_train_test.prototxt",
+        read_idx(args.data, "train-images-idx3-ubyte")[:, None].copy(),
+        read_idx(args.data, "train-labels-idx1-ubyte").astype(np.int32),
+        None,
+        save=str(HERE / "lenet"),
+        epochs=args.epochs,
+        rate=0.03,
+        decay=5e-4,
+        shift=2,
+        flip=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

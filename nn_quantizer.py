@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Quantizes a trained Caffe classifier to 8-bit fixed point and pickles what code_gen.py needs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import q7
+from q7 import caffe_files, device, engines, files, graph, record, search
+from q7.device import DeviceNetwork
+from q7.engines import FloatNetwork
+from q7.errors import Q7Error
+from q7.graph import DataSource, Graph
+from q7.qformat import Core, Rounding, Target
+from q7.record import QuantizedNetwork, Record
+from q7.search import CaffeSimulation, Found
+
+MODEL = "models/cifar10_m4_train_test.prototxt"
+WEIGHTS = "models/cifar10_m4_iter_70000.caffemodel.h5"
+SAVE = "models/cifar10_m4.pkl"
+
+
+class Caffe_Quantizer:
+    """The original's class: a quantized network's facts as attributes, under the original's names.
+
+    `load_quant_params` fills them from a pickle of this tool or of the original.
+    """
+
+    def __init__(self) -> None:
+        self._network: QuantizedNetwork | None = None
+
+    def load_quant_params(self, model_file_name: str) -> None:
+        """Raises Q7Error where the file is no such pickle."""
+        loaded = record.load(Path(model_file_name))
+        self._network = loaded.network
+        self.__dict__.update(loaded.attributes)
+
+    def save_quant_params(self, model_file_name: str) -> None:
+        """Replaces the file in one step."""
+        attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        record.save(Path(model_file_name), Record(attributes, self._network))
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything read and checked, before any long work."""
+
+    graph: Graph
+    source: DataSource
+    lmdb: Path
+    images: np.ndarray  # (N, C, H, W) uint8, cropped
+    labels: np.ndarray
+    iterations: int
+    save: Path
+    quantized: Path  # the caffemodel with quantized weights
+
+
+def note(text: str) -> None:
+    print(f"nn_quantizer: {text}", file=sys.stderr)
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Reads and checks the inputs, and that the outputs can be written; raises Q7Error."""
+    model, weights, save = Path(args.model), Path(args.weights), Path(args.save)
+    if args.iterations is not None and args.iterations < 1:
+        raise Q7Error(f"--iterations {args.iterations} must be at least 1")
+    if not args.tolerance >= 0:
+        raise Q7Error(f"--tolerance {args.tolerance} must be 0 or more")
+    prototxt = caffe_files.read_prototxt(model)
+    graph.find_accuracy(prototxt, args.accuracy)
+    source = graph.data_source(prototxt)
+    lmdb = source.find_lmdb()
+    image_shape = caffe_files.read_lmdb(lmdb, limit=1)[0].shape[1:]
+    network = graph.parse(prototxt, args.accuracy, source, image_shape)
+    network = graph.fold_input_scale(graph.attach_weights(network, caffe_files.read_weights(weights)))
+    device.check_kernels(network, args.target)
+
+    quantized = weights.with_name(f"quantized_{weights.name[:-3] if weights.name.endswith('.h5') else weights.name}")
+    if not files.writable(quantized):
+        quantized = save.with_name(quantized.name)
+        note(f"'{weights.parent}' cannot be written: the quantized weights go to '{quantized}'")
+    for path in (save, quantized):
+        if not files.writable(path):
+            raise Q7Error(f"cannot write '{path}'")
+
+    limit = None if args.iterations is None else args.iterations * source.batch_size
+    images, labels = caffe_files.read_lmdb(lmdb, limit)
+    if limit is not None and len(images) < limit:
+        note(f"{args.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
+    if labels.min() < 0 or labels.max() >= network.classes:
+        raise Q7Error(
+            f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
+            f"{network.classes} outputs"
+        )
+    iterations = -(-len(images) // source.batch_size)
+    images = np.ascontiguousarray(source.crop_image(images))
+    return Job(network, source, lmdb, images, labels, iterations, save, quantized)
+
+
+def find_formats(job: Job, args: argparse.Namespace) -> Found:
+    """Runs the sweeps behind a progress bar."""
+    simulation = CaffeSimulation(FloatNetwork(job.graph, job.images, args.providers), job.labels)
+    trials = search.caffe_objective(job.graph, simulation.accuracy, simulation.largest, args.tolerance)
+    with tqdm(total=search.sweeps(job.graph), unit="sweep", disable=None, leave=False) as bar:
+        begun: set[tuple[str, search.Tensor]] = set()
+        while True:
+            try:
+                trial = next(trials)
+            except StopIteration as stop:
+                return stop.value
+            bar.update((trial.layer, trial.tensor) not in begun)
+            begun.add((trial.layer, trial.tensor))
+            bar.set_postfix_str(f"{trial.layer} {trial.tensor.value} {trial.format}: {trial.accuracy:.2f} %")
+
+
+def summary(network: QuantizedNetwork) -> list[str]:
+    """The formats with their scaling factors (a value is the integer divided by it) and the shifts, line by line."""
+    header = ("layer", "weights", "factor", "activations", "factor", "bias", "factor", "bias_lshift", "act_rshift")
+    rows: list[tuple[str, ...]] = [header]
+    for layer, integer in zip(network.graph.layers, network.layers):
+        formats = network.formats[layer.name]
+        if not (layer.own_format or layer.floors):
+            continue
+        row = [layer.name]
+        for q in (formats.w, formats.y, formats.b):
+            row += [str(q), f"{2.0**q.fraction_bits:g}"] if q else ["", ""]
+        shifts = integer.integers.shifts if layer.weighted else None
+        row += [str(shifts.bias_lshift), str(shifts.out_rshift)] if shifts else ["", ""]
+        rows.append(tuple(row))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def run(args: argparse.Namespace) -> None:
+    job = prepare(args)
+    found = find_formats(job, args)
+    formats = found.formats
+    layers = device.quantize(job.graph, formats, args.target)
+    logits = DeviceNetwork(job.graph, job.images, args.target).logits(layers)
+    on_device = engines.accuracy_first(logits, job.labels)
+    accuracies = {**found.accuracies, "device": on_device}
+
+    caffe_files.write_weights(
+        job.quantized, job.graph.name, graph.quantized_blobs(job.graph, formats), graph.caffe_types(job.graph)
+    )
+    sources = {
+        "model": {"name": args.model, "sha256": files.sha256(Path(args.model))},
+        "weights": {"name": args.weights, "sha256": files.sha256(Path(args.weights))},
+        "quantized weights": {"name": str(job.quantized), "sha256": files.sha256(job.quantized)},
+    }
+    if job.source.mean_file:
+        mean = job.source.find_mean()
+        sources["mean"] = {"name": str(mean), "sha256": files.sha256(mean)}
+    facts = {"objective": args.objective, "images": len(job.images), "accuracy": accuracies}
+    network = QuantizedNetwork(
+        job.graph, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts
+    )
+    attributes = record.attributes(network, job.source.batch_size, job.iterations, args.gpu)
+    record.save(job.save, Record(attributes, network))
+
+    print("\n".join(summary(network)))
+    for what, accuracy in accuracies.items():
+        print(f"Accuracy, {what}: {accuracy:.2f} %")
+    print(f"Saved '{job.save}' and '{job.quantized}'")
+    print(
+        f"Accuracy: float {accuracies['float']:.2f} %, device {on_device:.2f} % "
+        f"({len(job.images)} images, {args.target})"
+    )
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Any:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", default=MODEL, help="network definition (.prototxt) that names the test LMDB")
+    parser.add_argument("--weights", default=WEIGHTS, help="trained weights, .caffemodel.h5 or .caffemodel")
+    parser.add_argument("--save", default=SAVE, help="pickle to write for code_gen.py")
+    parser.add_argument("--accuracy", default="accuracy", help="Accuracy layer (or its top blob) to optimise")
+    parser.add_argument("--iterations", type=int, help="number of test batches (default: all images once)")
+    parser.add_argument("--tolerance", type=float, default=0.001, help="accuracy tolerance in percentage points")
+    parser.add_argument("--gpu", action="store_true", help="run the sweeps on a GPU")
+    parser.add_argument("--objective", choices=["caffe"], default="caffe", help="what the sweeps look at")
+    parser.add_argument(
+        "--core", choices=[c.value for c in Core], default="dsp", help="dsp: M4, M7, M33; plain: M0, M3"
+    )
+    parser.add_argument(
+        "--rounding",
+        choices=[r.value for r in Rounding],
+        default="nearest",
+        help="truncate: for kernels built with ARM_NN_TRUNCATE",
+    )
+    parser.add_argument("--version", action="version", version=q7.__version__)
+    args = parser.parse_args(arguments)
+    args.target = Target(Core(args.core), Rounding(args.rounding))
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    try:
+        args.providers = engines.providers(args.gpu)
+        run(args)
+    except Q7Error as error:
+        note(str(error))
+        return 2
+    except KeyboardInterrupt:
+        note("interrupted: nothing was written")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caffe's files: prototxt, caffemodel, HDF5 weights, mean, LMDB. The only importer of protobuf, h5py and lmdb."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import lmdb
+import numpy as np
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError
+
+from q7 import caffe_pb2 as pb
+from q7 import files
+from q7.errors import Q7Error
+
+Blobs = dict[str, list[np.ndarray]]
+
+# Names of the layer types that V1's enumeration spells otherwise than by capitalized words (Caffe's upgrade_proto.cpp).
+_V1_NAMES = {
+    "ABSVAL": "AbsVal",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "LRN": "LRN",
+    "MVN": "MVN",
+    "RELU": "ReLU",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "TANH": "TanH",
+}
+
+
+@dataclass
+class Prototxt:
+    """The TEST-phase network of a prototxt, its layers in the current form.
+
+    `unknown` maps a layer's index to the message about a field that the schema does not have.
+    """
+
+    path: Path
+    name: str = ""
+    layers: list[Any] = field(default_factory=list)
+    inputs: dict[str, list[int]] = field(default_factory=dict)
+    unknown: dict[int, str] = field(default_factory=dict)
+
+
+# --- prototxt ---------------------------------------------------------------------------------------------------------
+
+# Comments and strings first, so that braces in them do not count.
+_BRACE = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}]""")
+_LAYER = re.compile(r"\blayers?\s*:?\s*$")
+
+
+def _blank(text: str) -> str:
+    return re.sub(r"[^\n]", " ", text)
+
+
+def _split_layers(text: str) -> tuple[str, list[str]]:
+    """The text with its layer blocks blanked, and each block alone; line numbers stay right in all of them."""
+    spans: list[tuple[int, int]] = []
+    depth, start, last = 0, -1, 0
+    for match in _BRACE.finditer(text):
+        if match.group() == "{":
+            header = _LAYER.search(text, last, match.start()) if depth == 0 else None
+            start = header.start() if header else start
+            depth += 1
+        elif match.group() == "}":
+            depth -= 1
+            if depth == 0 and start >= 0:
+                spans.append((start, match.end()))
+                start = -1
+        last = match.end()
+    if start >= 0:
+        spans.append((start, len(text)))
+    blocks = ["\n" * text.count("\n", 0, begin) + text[begin:end] for begin, end in spans]
+    for begin, end in spans:
+        text = text[:begin] + _blank(text[begin:end]) + text[end:]
+    return text, blocks
+
+
+def _parse(path: Path, text: str) -> tuple[Any, str]:
+    """Parses text into a NetParameter; a field that the schema lacks is skipped and returned as a message."""
+    try:
+        return text_format.Parse(text, pb.NetParameter()), ""
+    except text_format.ParseError as error:
+        unknown = str(error)
+    try:
+        # A type that is no name of the V1 enumeration, or plain bad syntax, fails here once more.
+        return text_format.Parse(text, pb.NetParameter(), allow_unknown_field=True), unknown
+    except (text_format.ParseError, RecursionError):
+        raise Q7Error(f"'{path}' is not a network definition: {unknown}") from None
+
+
+def _upgrade(old: Any) -> Any:
+    """A V1LayerParameter in the current form (Caffe's UpgradeV1LayerParameter); learning rates are left behind."""
+    kind = pb.V1LayerParameter.LayerType.Name(old.type)
+    new = pb.LayerParameter(name=old.name, type=_V1_NAMES.get(kind, kind.title().replace("_", "")))
+    for descriptor, value in old.ListFields():
+        name = descriptor.name
+        if name in ("bottom", "top", "include", "exclude", "blobs"):
+            getattr(new, name).extend(value)
+        elif name.endswith("_param"):
+            getattr(new, name).CopyFrom(value)
+    return new
+
+
+def _move_transform(layer: Any) -> None:
+    """Moves scale, mean_file, crop_size and mirror of an old data_param to transform_param, as Caffe does."""
+    for name in ("data_param", "image_data_param"):
+        if layer.HasField(name):
+            param = getattr(layer, name)
+            for key in ("scale", "mean_file", "crop_size", "mirror"):
+                if param.HasField(key):
+                    setattr(layer.transform_param, key, getattr(param, key))
+
+
+def _included(layer: Any, state: Any) -> bool:
+    """Whether Caffe builds the layer in the TEST phase (Net::StateMeetsRule of Caffe's net.cpp)."""
+
+    def meets(rule: Any) -> bool:
+        return (
+            (not rule.HasField("phase") or rule.phase == pb.TEST)
+            and (not rule.HasField("min_level") or state.level >= rule.min_level)
+            and (not rule.HasField("max_level") or state.level <= rule.max_level)
+            and set(rule.stage) <= set(state.stage)
+            and not set(rule.not_stage) & set(state.stage)
+        )
+
+    if layer.include:
+        return any(meets(rule) for rule in layer.include)
+    return not any(meets(rule) for rule in layer.exclude)
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Q7Error(f"cannot read {what} '{path}': {error.strerror}") from error
+
+
+def read_prototxt(path: Path) -> Prototxt:
+    """The layers that Caffe would build in the TEST phase, old `layers {}` blocks brought to the current form.
+
+    Raises Q7Error where the file is missing or no network definition.
+    """
+    try:
+        text = _read(path, "the network definition").decode("utf-8")
+    except UnicodeDecodeError:
+        raise Q7Error(f"'{path}' is not a network definition: it is not text") from None
+    rest, blocks = _split_layers(text)
+    head, unknown = _parse(path, rest)
+    if unknown:
+        raise Q7Error(f"'{path}' has a field that this tool does not know: {unknown}")
+    network = Prototxt(path, head.name)
+    shapes = [list(shape.dim) for shape in head.input_shape] or [
+        list(head.input_dim[i : i + 4]) for i in range(0, len(head.input_dim), 4)
+    ]
+    network.inputs = dict(zip(head.input, shapes))
+    for block in blocks:
+        parsed, unknown = _parse(path, block)
+        for layer in [*parsed.layer, *map(_upgrade, parsed.layers)]:
+            if not _included(layer, head.state):
+                continue
+            _move_transform(layer)
+            if unknown:
+                network.unknown[len(network.layers)] = unknown
+            network.layers.append(layer)
+    if not network.layers:
+        raise Q7Error(f"'{path}' has no layers in the TEST phase")
+    return network
+
+
+# --- weights and means ------------------------------------------------------------------------------------------------
+
+
+def _array(blob: Any, where: str) -> np.ndarray:
+    """A BlobProto as float32, in its `shape` or its old (num, channels, height, width)."""
+    values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
+    shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+    count = 1
+    for extent in shape:
+        count *= extent
+    if min(shape, default=1) < 0 or count != values.size:
+        raise Q7Error(f"{where}: a blob of shape {shape} holds {values.size} values")
+    return values.reshape(shape)
+
+
+def _message(path: Path, message: Any, what: str) -> Any:
+    content = _read(path, what)
+    try:
+        message.ParseFromString(content)
+    except (DecodeError, RecursionError):
+        raise Q7Error(f"{what} '{path}' is truncated or of another kind of file") from None
+    return message
+
+
+def _read_caffemodel(path: Path) -> Blobs:
+    network = _message(path, pb.NetParameter(), "the weights file")
+    return {
+        layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
+        for layer in [*network.layers, *network.layer]
+        if layer.blobs
+    }
+
+
+def _read_hdf5(path: Path) -> Blobs:
+    """Caffe writes blob i of a layer to the data set /data/LAYER/i (Net::ToHDF5)."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+
+    def visit(name: str, item: Any) -> None:
+        layer, _, index = name.rpartition("/")
+        if isinstance(item, h5py.Dataset) and index.isdigit():
+            if item.dtype.kind not in "fiu":
+                raise Q7Error(f"the weights file '{path}': data set '{name}' holds no numbers but {item.dtype}")
+            found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
+
+    try:
+        with h5py.File(path, "r") as file:
+            if "data" not in file:
+                raise Q7Error(f"the weights file '{path}' has no group 'data': Caffe did not write it")
+            file["data"].visititems(visit)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+        raise Q7Error(f"the weights file '{path}' is truncated or damaged: {error}") from None
+    return {layer: [blobs[i] for i in sorted(blobs)] for layer, blobs in found.items()}
+
+
+def read_weights(path: Path) -> Blobs:
+    """The trained blobs of each layer by name, float32, from HDF5 (told by its signature) or a binary caffemodel.
+
+    Convolution weights are OIHW, inner product weights (rows, columns). Raises Q7Error for damaged files.
+    """
+    try:
+        with open(path, "rb") as file:
+            signature = file.read(8)
+    except OSError as error:
+        raise Q7Error(f"cannot read the weights file '{path}': {error.strerror}") from error
+    return _read_hdf5(path) if signature == b"\x89HDF\r\n\x1a\n" else _read_caffemodel(path)
+
+
+def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) -> None:
+    """Writes blobs as Caffe does: HDF5 where the name ends with .h5, else a binary caffemodel.
+
+    `types` gives each layer's Caffe type, which a caffemodel carries.
+    """
+    if path.suffix == ".h5":
+        with files.replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            for layer, blobs in weights.items():
+                for i, blob in enumerate(blobs):
+                    file.create_dataset(f"data/{layer}/{i}", data=blob.astype(np.float32), track_times=False)
+        return
+    network = pb.NetParameter(name=name)
+    for layer, blobs in weights.items():
+        message = network.layer.add(name=layer, type=types[layer])
+        for blob in blobs:
+            entry = message.blobs.add(data=blob.ravel().astype(np.float32))
+            entry.shape.dim.extend(blob.shape)
+    files.write(path, network.SerializeToString(deterministic=True))
+
+
+def read_mean(path: Path) -> np.ndarray:
+    """The mean image of a .binaryproto, float32 CHW."""
+    mean = _array(_message(path, pb.BlobProto(), "the mean file"), f"the mean file '{path}'")
+    if mean.ndim == 4 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim != 3 or not np.isfinite(mean).all():
+        raise Q7Error(f"the mean file '{path}' holds no finite image of shape (channels, height, width): {mean.shape}")
+    return mean
+
+
+def write_mean(path: Path, mean: np.ndarray) -> None:
+    """Writes a CHW mean image as Caffe's compute_image_mean does."""
+    channels, height, width = mean.shape
+    blob = pb.BlobProto(num=1, channels=channels, height=height, width=width, data=mean.ravel().astype(np.float32))
+    files.write(path, blob.SerializeToString(deterministic=True))
+
+
+# --- LMDB -------------------------------------------------------------------------------------------------------------
+
+
+def _decode_image(data: bytes, where: str) -> np.ndarray:
+    """A JPEG or PNG as uint8 CHW; colours come in the order blue, green, red, as OpenCV gives them to Caffe."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > 1 << 26:
+                raise Q7Error(f"{where}: an image of {image.width}x{image.height} pixels is too large")
+            if image.mode in ("L", "1", "I", "I;16"):
+                return np.asarray(image.convert("L"))[None]
+            return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1].transpose(2, 0, 1))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Q7Error(f"{where}: the encoded image cannot be read: {error}") from None
+
+
+def _pixels(datum: Any, where: str) -> np.ndarray:
+    """A Datum's image, uint8 CHW."""
+    if datum.encoded:
+        return _decode_image(datum.data, where)
+    shape = (datum.channels, datum.height, datum.width)
+    if datum.data:
+        values = np.frombuffer(datum.data, np.uint8)
+    else:
+        floats = np.array(datum.float_data, np.float32)
+        if not ((floats >= 0) & (floats <= 255) & (floats == np.floor(floats))).all():
+            raise Q7Error(
+                f"{where}: float_data must be whole numbers from 0 to 255, since the device reads 8-bit pixels"
+            )
+        values = floats.astype(np.uint8)
+    if min(shape) < 1 or values.size != shape[0] * shape[1] * shape[2]:
+        raise Q7Error(f"{where}: {values.size} values for an image of shape {shape}")
+    return values.reshape(shape)
+
+
+def read_lmdb(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, C, H, W) as uint8 and labels (N,) as int32, in key order; at most `limit` of them.
+
+    Raises Q7Error where the database is missing, damaged or empty, or its images differ in shape.
+    """
+    if not (path / "data.mdb").exists() and not path.is_file():
+        raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")
+    images: np.ndarray | None = None
+    labels: list[int] = []
+    try:
+        with (
+            lmdb.open(
+                str(path), readonly=True, lock=False, subdir=path.is_dir(), create=False, readahead=True
+            ) as database,
+            database.begin() as transaction,
+        ):
+            count = transaction.stat()["entries"]
+            count = count if limit is None else min(count, limit)
+            for key, value in transaction.cursor():
+                if len(labels) == count:
+                    break
+                where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
+                try:
+                    datum = pb.Datum.FromString(value)
+                except DecodeError:
+                    raise Q7Error(f"{where}: not a Caffe Datum") from None
+                pixels = _pixels(datum, where)
+                if images is None:
+                    images = np.empty((count, *pixels.shape), np.uint8)
+                if pixels.shape != images.shape[1:]:
+                    raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {images.shape[1:]}")
+                images[len(labels)] = pixels
+                labels.append(datum.label)
+    except (lmdb.Error, MemoryError) as error:
+        raise Q7Error(f"the LMDB '{path}' is truncated or damaged: {error}") from None
+    if images is None:
+        raise Q7Error(f"the LMDB '{path}' holds no images")
+    return images[: len(labels)], np.array(labels, np.int32)
+
+
+def write_lmdb(path: Path, images: Iterable[np.ndarray], labels: Iterable[int]) -> None:
+    """Writes uint8 CHW images and labels as Datums under keys that keep their order, as Caffe's tools do.
+
+    The folder is replaced only when all of it is written; it holds data.mdb alone.
+    """
+    with files.replacing(path / "data.mdb") as temporary:
+        database = lmdb.open(str(temporary), map_size=1 << 40, subdir=False, lock=False)
+        with database, database.begin(write=True) as transaction:
+            for i, (image, label) in enumerate(zip(images, labels)):
+                channels, height, width = image.shape
+                datum = pb.Datum(channels=channels, height=height, width=width, data=image.tobytes(), label=int(label))
+                transaction.put(b"%08d" % i, datum.SerializeToString(), append=True)

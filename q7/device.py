@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The integer network, bit for bit as the device computes it, from the raw 8-bit pixel to the last logit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from q7.engines import Network
+from q7.errors import Q7Error
+from q7.graph import Graph
+from q7.kernels import Kernel
+from q7.layers import Layer
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import LayerFormats, Target
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """A layer as the device runs it: the kernel, and the integers that it holds (Integers, Pixels or None)."""
+
+    kernel: Kernel
+    integers: Any
+
+
+class DeviceNetwork(Network):
+    """Runs integer layers on images; values are the int8 that the device's memory would hold."""
+
+    stored = np.int8
+
+    def __init__(self, graph: Graph, images: np.ndarray, target: Target) -> None:
+        super().__init__(graph, images)
+        self.target = target
+
+    def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: IntegerLayer) -> str:
+        return setting.kernel.build(g, xs, layer, setting.integers, self.target)
+
+
+def check_kernels(graph: Graph, target: Target) -> None:
+    """Raises Q7Error that lists every layer that no kernel can compute."""
+    problems = []
+    for layer in graph.layers:
+        try:
+            layer.kernel_for(target)
+        except Q7Error as error:
+            problems.append(str(error))
+    if problems:
+        raise Q7Error("; ".join(problems))
+
+
+def quantize(graph: Graph, formats: Mapping[str, LayerFormats], target: Target) -> list[IntegerLayer]:
+    """Every layer with its kernel and integers; raises Q7Error that names the layer whose shifts do not fit."""
+    layers = []
+    for layer in graph.layers:
+        kernel = layer.kernel_for(target)
+        try:
+            integers = layer.quantize(graph.weights.get(layer.name), formats[layer.name])
+        except Q7Error as error:
+            raise Q7Error(f"layer '{layer.name}': {error}") from error
+        layers.append(IntegerLayer(kernel, integers))
+    return layers

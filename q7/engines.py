@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs networks over a set of images, layer range by layer range, on onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime
+
+from q7.errors import Q7Error
+from q7.graph import Graph
+from q7.layers import Layer
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import INT8_MAX, INT8_MIN, QFormat
+
+BATCH = 100  # images at once: enough to fill the cores, and few enough for the caches
+CPU = ("CPUExecutionProvider",)
+GPU = "CUDAExecutionProvider"
+Values = dict[str, np.ndarray]
+
+
+def providers(gpu: bool) -> Sequence[str]:
+    """onnxruntime's names of what runs the network; raises Q7Error where a GPU is asked for and cannot be used."""
+    if not gpu:
+        return CPU
+    if GPU not in onnxruntime.get_available_providers():
+        raise Q7Error("--gpu needs onnxruntime with CUDA: pip install onnxruntime-gpu, and a CUDA driver")
+    return (GPU, *CPU)
+
+
+class Network:
+    """A network and its images (N, C, H, W) uint8; each layer behaves as its setting says.
+
+    Evaluations that share their first settings share their first layers: the outputs that cross the first layer
+    whose setting changed are kept, and the next evaluation goes on from there.
+    """
+
+    stored: ClassVar[Any]  # how layers' outputs are kept between evaluations
+
+    def __init__(self, graph: Graph, images: np.ndarray, providers: Sequence[str] = CPU) -> None:
+        self.graph = graph
+        self.images = images
+        self.providers = providers
+        self._settings: Sequence[Hashable] = ()
+        self._position = 0
+        self._kept: Values = {}
+
+    def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Any) -> str:
+        """Adds one layer to a graph; values are float32."""
+        raise NotImplementedError
+
+    def _run(self, first: int, last: int, inputs: Values, settings: Sequence[Any], ranges: bool = False) -> Values:
+        """Layers first to last - 1: from the outputs live at `first` to those live at `last`.
+
+        With `ranges`, instead the smallest and the largest value of each of these layers' outputs.
+        """
+        g, names = OnnxGraph(), {}
+        for layer in self.graph.live(first):
+            names[layer.name] = g.cast(g.input(layer.name, self.stored, layer.out_shape), np.float32)
+        for layer, setting in zip(self.graph.layers[first:last], settings[first:last]):
+            xs = [names[name] for name in layer.inputs]
+            if not xs:
+                xs = [g.cast(g.input(layer.name, np.uint8, layer.out_shape), np.float32)]
+            names[layer.name] = self.build(g, layer, xs, setting)
+        outputs = self.graph.layers[first:last] if ranges else self.graph.live(last)
+        for layer in outputs:
+            if ranges:
+                for op in ("ReduceMin", "ReduceMax"):
+                    g.output(g.add(op, names[layer.name], keepdims=0))
+            else:
+                g.output(g.cast(names[layer.name], self.stored))
+        session = g.session(self.providers)
+        feeds = {f"in_{name}": values for name, values in inputs.items()}
+        count = len(self.images)
+        results: Values = {}
+        if ranges:
+            batches = np.array([session.run(None, _cut(feeds, i)) for i in range(0, count, BATCH)])
+            for n, layer in enumerate(outputs):
+                results[layer.name] = np.array([batches[:, 2 * n].min(), batches[:, 2 * n + 1].max()])
+            return results
+        for layer in outputs:
+            results[layer.name] = np.empty((count, *layer.out_shape), self.stored)
+        for i in range(0, count, BATCH):
+            for layer, values in zip(outputs, session.run(None, _cut(feeds, i))):
+                results[layer.name][i : i + BATCH] = values
+        return results
+
+    def _start(self) -> Values:
+        return {self.graph.input.name: self.images}
+
+    def logits(self, settings: Sequence[Hashable]) -> np.ndarray:
+        """The output layer's values, (N, classes), in the type that this network stores."""
+        changed = next((i for i, (a, b) in enumerate(zip(settings, self._settings)) if a != b), 0)
+        if changed < self._position or not self._kept:
+            self._position, self._kept = 0, self._start()
+        if changed > self._position:
+            self._kept = self._run(self._position, changed, self._kept, settings)
+            self._position = changed
+        self._settings = tuple(settings)
+        return self._run(self._position, len(settings), self._kept, settings)[self.graph.output.name].reshape(
+            len(self.images), -1
+        )
+
+    def ranges(self, settings: Sequence[Hashable]) -> Mapping[str, np.ndarray]:
+        """(smallest, largest) value of every layer's output over all images."""
+        return self._run(0, len(settings), self._start(), settings, ranges=True)
+
+
+def _cut(feeds: Values, start: int) -> Values:
+    return {name: values[start : start + BATCH] for name, values in feeds.items()}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Float values on a Q-format's grid; `clip` to what 8 bits hold."""
+
+    format: QFormat
+    clip: bool = True
+
+    def round(self, values: np.ndarray) -> np.ndarray:
+        """Half to even."""
+        scaled = np.rint(self.format.scaled(values))
+        scaled = np.clip(scaled, INT8_MIN, INT8_MAX) if self.clip else scaled
+        return np.ldexp(scaled, -self.format.fraction_bits).astype(np.float32)
+
+    def floor(self, g: OnnxGraph, x: str) -> str:
+        """Toward minus infinity, in a graph."""
+        x = g.add("Floor", g.add("Mul", x, np.array(2.0**self.format.fraction_bits, np.float32)))
+        x = g.clip(x, INT8_MIN, INT8_MAX) if self.clip else x
+        return g.add("Mul", x, np.array(2.0**-self.format.fraction_bits, np.float32))
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A layer's setting in the float network: which of its tensors are put on a grid."""
+
+    w: Grid | None = None
+    b: Grid | None = None
+    y: Grid | None = None
+
+
+class FloatNetwork(Network):
+    """The network as Caffe computes it, with any tensor put on a grid: the original's simulation of 8 bits."""
+
+    stored = np.float32
+
+    def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Simulation) -> str:
+        weights = self.graph.weights.get(layer.name)
+        if weights:
+            w, b = weights
+            weights = (setting.w.round(w) if setting.w else w, setting.b.round(b) if setting.b else b)
+        y = layer.build_float(g, xs, weights)
+        return setting.y.floor(g, y) if setting.y else y
+
+
+def accuracy_caffe(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Percent of images whose true class is strictly above all others, as Caffe 1.0's Accuracy layer counts."""
+    rows = np.arange(len(labels))
+    true = logits[rows, labels]
+    others = logits.copy()
+    others[rows, labels] = np.finfo(logits.dtype).min if logits.dtype.kind == "f" else np.iinfo(logits.dtype).min
+    return 100 * float(np.mean(true > others.max(axis=1)))
+
+
+def accuracy_first(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Percent of images whose true class is the first of the largest, as the firmware's argmax has it."""
+    return 100 * float(np.mean(logits.argmax(axis=1) == labels))

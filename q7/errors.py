@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception that the scripts turn into a line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+
+class Q7Error(Exception):
+    """Input that cannot be used: the message names the place, the value seen and what is allowed."""

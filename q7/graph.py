@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network as an ordered list of typed layers, read from Caffe's files and simplified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q7 import caffe_files, files
+from q7.caffe_files import Blobs, Prototxt
+from q7.errors import Q7Error
+from q7.layers import IDENTITIES, LAYERS, Declined, Input, Layer, Shape, Weights
+from q7.qformat import LayerFormats, QFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Layers in an order in which each comes after its inputs, the Input first; float weights by layer name."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    weights: Mapping[str, Weights]
+    accuracy: str
+    tops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    bottoms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Input:
+        assert isinstance(self.layers[0], Input)
+        return self.layers[0]
+
+    @property
+    def output(self) -> Layer:
+        return self.layers[-1]
+
+    @property
+    def classes(self) -> int:
+        return math.prod(self.output.out_shape)
+
+    def live(self, position: int) -> tuple[Layer, ...]:
+        """The layers before `position` whose outputs are read at or behind it; at the end, the output layer."""
+        if position >= len(self.layers):
+            return (self.output,)
+        wanted = {name for layer in self.layers[position:] for name in layer.inputs}
+        return tuple(layer for layer in self.layers[:position] if layer.name in wanted)
+
+    def sweep_order(self) -> list[Layer]:
+        """Weighted layers as the original orders them: convolutions in file order, then inner products."""
+        weighted = [layer for layer in self.layers if layer.weighted]
+        return sorted(weighted, key=lambda layer: len(layer.out_shape) == 1)
+
+    def formats(
+        self, w: Mapping[str, QFormat], b: Mapping[str, QFormat], y: Mapping[str, QFormat]
+    ) -> dict[str, LayerFormats]:
+        """The formats of every layer, where outputs without a format of their own inherit their input's."""
+        table: dict[str, LayerFormats] = {}
+        for layer in self.layers:
+            x = table[layer.inputs[0]].y if layer.inputs else None
+            own = y[layer.name] if layer.own_format else x
+            table[layer.name] = LayerFormats(x, w.get(layer.name), b.get(layer.name), own)
+        return table
+
+
+@dataclass(frozen=True, eq=False)
+class DataSource:
+    """What the TEST phase's data layer says: where the images are, batch size, and how they are transformed."""
+
+    layer: str
+    top: str
+    label: str
+    folder: Path  # the prototxt's, where relative paths are looked for second
+    lmdb: str
+    batch_size: int
+    mean_file: str = ""
+    mean_values: tuple[float, ...] = ()
+    scale: float = 1.0
+    crop: int = 0
+
+    def find_lmdb(self) -> Path:
+        return files.find(self.lmdb, self.folder, f"layer '{self.layer}': the LMDB")
+
+    def find_mean(self) -> Path:
+        return files.find(self.mean_file, self.folder, f"layer '{self.layer}': the mean file")
+
+    def crop_image(self, images: np.ndarray) -> np.ndarray:
+        """Cuts the centre out of (..., height, width) arrays, as Caffe's data_transformer.cpp does at TEST."""
+        if not self.crop:
+            return images
+        height, width = images.shape[-2:]
+        if self.crop > min(height, width):
+            raise Q7Error(f"layer '{self.layer}': crop_size {self.crop} is larger than the image, {height}x{width}")
+        top, left = (height - self.crop) // 2, (width - self.crop) // 2
+        return images[..., top : top + self.crop, left : left + self.crop]
+
+    def _mean(self, image_shape: Shape) -> np.ndarray:
+        """CHW or (C, 1, 1)."""
+        if not self.mean_file:
+            values = self.mean_values or (0.0,)
+            if len(values) not in (1, image_shape[0]):
+                raise Q7Error(f"layer '{self.layer}': {len(values)} mean values for {image_shape[0]} channels")
+            return np.broadcast_to(np.array(values, np.float32)[:, None, None], (image_shape[0], 1, 1)).copy()
+        mean = caffe_files.read_mean(self.find_mean())
+        if mean.shape != image_shape:
+            raise Q7Error(f"layer '{self.layer}': the mean has shape {mean.shape}, the images have {image_shape}")
+        return np.ascontiguousarray(self.crop_image(mean))
+
+    def input(self, image_shape: Shape) -> Input:
+        """The input layer for CHW images of a shape; raises Q7Error where the mean does not fit them."""
+        mean = self._mean(image_shape)
+        if not (mean.min() >= -0.5 and mean.max() <= 255.5):
+            raise Q7Error(f"layer '{self.layer}': the mean must lie within a pixel's range, 0 to 255")
+        shape = self.crop_image(np.empty(image_shape, np.uint8)).shape
+        return Input(self.layer, (), self.top, (shape,), mean=mean, scale=self.scale)
+
+
+def find_accuracy(prototxt: Prototxt, name: str) -> Any:
+    """The Accuracy layer that `name` or its top blob names; raises Q7Error that lists those that exist."""
+    layers = [layer for layer in prototxt.layers if layer.type == "Accuracy"]
+    for layer in layers:
+        if name == layer.name or name in layer.top:
+            if layer.accuracy_param.top_k != 1:
+                raise Q7Error(f"accuracy layer '{layer.name}': top_k {layer.accuracy_param.top_k}, allowed is 1")
+            return layer
+    known = ", ".join(f"'{layer.name}'" for layer in layers) or "none"
+    raise Q7Error(f"'{prototxt.path}' has no accuracy layer '{name}' in the TEST phase; it has: {known}")
+
+
+def data_source(prototxt: Prototxt) -> DataSource:
+    """What the TEST phase's data layer says; raises Q7Error where it asks for what cannot be done."""
+    for message in prototxt.layers:
+        if message.type == "Data":
+            break
+    else:
+        raise Q7Error(f"'{prototxt.path}' has no layer of type Data in the TEST phase")
+    where = f"layer '{message.name}'"
+    transform, param = message.transform_param, message.data_param
+    if transform.mirror:
+        raise Q7Error(f"{where}: mirror is random, and refused in the TEST phase")
+    if not (math.isfinite(transform.scale) and transform.scale > 0):
+        raise Q7Error(f"{where}: scale {transform.scale:g} must be positive")
+    if transform.mean_file and transform.mean_value:
+        raise Q7Error(f"{where}: mean_file and mean_value exclude each other")
+    if param.backend != param.LMDB:
+        raise Q7Error(f"{where}: backend LEVELDB, allowed is LMDB")
+    if param.batch_size < 1 or not message.top:
+        raise Q7Error(f"{where}: batch_size {param.batch_size} and {len(message.top)} tops must be at least 1")
+    return DataSource(
+        layer=message.name,
+        top=message.top[0],
+        label=message.top[1] if len(message.top) > 1 else "",
+        folder=prototxt.path.parent,
+        lmdb=param.source,
+        batch_size=param.batch_size,
+        mean_file=transform.mean_file,
+        mean_values=tuple(transform.mean_value),
+        scale=transform.scale,
+        crop=transform.crop_size,
+    )
+
+
+def _ancestors(layers: Sequence[Any], blob: str) -> list[int]:
+    """Indices of the layers that a blob's final value depends on, in file order."""
+    wanted, found = {blob}, []
+    for index in range(len(layers) - 1, -1, -1):
+        layer = layers[index]
+        if wanted.intersection(layer.top):
+            wanted.difference_update(layer.top)
+            wanted.update(layer.bottom)
+            found.append(index)
+    return found[::-1]
+
+
+def parse(prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Shape) -> Graph:
+    """The layers between the data and the accuracy layer, without weights yet.
+
+    Raises Q7Error that lists every layer that cannot be taken.
+    """
+    target = find_accuracy(prototxt, accuracy)
+    input_layer = source.input(image_shape)
+    layers: list[Layer] = [input_layer]
+    written: dict[str, Layer] = {source.top: input_layer}
+    tops, bottoms, problems = {source.layer: (source.top, source.label)}, {source.layer: ()}, []
+    for index in _ancestors(prototxt.layers, target.bottom[0]):
+        message = prototxt.layers[index]
+        if message.name == source.layer and source.top in message.top:
+            continue
+        where = f"layer '{message.name}' ({message.type})"
+        try:
+            if index in prototxt.unknown and message.type in LAYERS:
+                raise Declined(f"it has a field that this tool does not know: {prototxt.unknown[index]}")
+            if message.type not in LAYERS and message.type not in IDENTITIES:
+                raise Declined("this type is not supported")
+            missing = [blob for blob in message.bottom if blob not in written]
+            if missing or not message.bottom or not message.top:
+                raise Declined(f"no layer writes its input '{', '.join(missing)}'")
+            if any(layer.name == message.name for layer in layers):
+                raise Declined("a layer of the same name comes before it")
+            inputs = tuple(written[blob] for blob in message.bottom)
+            if message.type in IDENTITIES:
+                written.update(dict.fromkeys(message.top, inputs[0]))
+                continue
+            if len(inputs) != 1:
+                raise Declined(f"it has {len(inputs)} inputs, allowed is 1")
+            layer = LAYERS[message.type].parse(
+                message, tuple(layer.name for layer in inputs), tuple(layer.out_shape for layer in inputs)
+            )
+        except Declined as reason:
+            problems.append(f"{where}: {reason}")
+            written.update(dict.fromkeys(message.top, input_layer))  # go on, to report all layers at once
+            continue
+        layers.append(layer)
+        written[layer.blob] = layer
+        tops[layer.name], bottoms[layer.name] = tuple(message.top), tuple(message.bottom)
+    if problems:
+        raise Q7Error("; ".join(problems))
+    if not any(layer.weighted for layer in layers):
+        raise Q7Error(f"accuracy layer '{target.name}' reads '{target.bottom[0]}', which no weighted layer leads to")
+    tops[target.name], bottoms[target.name] = tuple(target.top), tuple(target.bottom)
+    return Graph(prototxt.name, tuple(layers), {}, target.name, tops, bottoms)
+
+
+def _fits(blob: np.ndarray, shape: Shape) -> bool:
+    """Equal shapes, or equal up to leading ones of the four old axes."""
+    return blob.shape == shape or (blob.ndim == 4 and blob.shape == (1,) * (4 - len(shape)) + shape)
+
+
+def attach_weights(graph: Graph, blobs: Blobs) -> Graph:
+    """Gives layers their trained weights; a missing bias becomes zeros, since kernels always read one.
+
+    Raises Q7Error where blobs are missing, misshapen or not finite.
+    """
+    weights: dict[str, Weights] = {}
+    for layer in graph.layers:
+        if not layer.weighted:
+            continue
+        shapes = layer.weight_shapes()
+        found = blobs.get(layer.name)
+        if found is None:
+            raise Q7Error(f"layer '{layer.name}' has no weights in the weights file; it has: {', '.join(blobs)}")
+        if len(found) != len(shapes) or not all(map(_fits, found, shapes)):
+            seen = " and ".join(str(blob.shape) for blob in found)
+            raise Q7Error(
+                f"layer '{layer.name}': the weights file has {seen}, the prototxt asks for "
+                f"{' and '.join(map(str, shapes))}"
+            )
+        if not all(np.isfinite(blob).all() for blob in found):
+            raise Q7Error(f"layer '{layer.name}': its weights hold NaN or infinity")
+        w = found[0].reshape(shapes[0])
+        w = np.ascontiguousarray(w.T) if getattr(layer, "transpose", False) else w
+        b = found[1].reshape(-1) if len(found) > 1 else np.zeros(len(w), np.float32)
+        weights[layer.name] = (w, b)
+    return replace(graph, weights=weights)
+
+
+def fold_input_scale(graph: Graph) -> Graph:
+    """Makes the input's scale a power of two, and puts the rest of it into the weights that read the input.
+
+    Raises Q7Error where something else than a convolution or inner product reads it.
+    """
+    mantissa, exponent = math.frexp(graph.input.scale)
+    if mantissa == 0.5:
+        return graph
+    # The power of two nearest on a logarithmic scale.
+    exponent = exponent if mantissa >= math.sqrt(0.5) else exponent - 1
+    rest = graph.input.scale / 2.0**exponent
+    weights = dict(graph.weights)
+    for layer in graph.layers:
+        if graph.input.name in layer.inputs:
+            if not layer.weighted:
+                raise Q7Error(
+                    f"layer '{layer.name}' reads the data, whose scale {graph.input.scale:g} is no power of two: "
+                    "only a convolution or an inner product can take it into its weights"
+                )
+            w, b = weights[layer.name]
+            weights[layer.name] = ((w * rest).astype(np.float32), b)
+    data = replace(graph.input, scale=2.0**exponent)
+    return replace(graph, layers=(data, *graph.layers[1:]), weights=weights)
+
+
+def quantized_blobs(graph: Graph, formats: Mapping[str, LayerFormats]) -> Blobs:
+    """The trained blobs on their Q-formats' grids, float32, in the shapes that the prototxt asks for."""
+    blobs: Blobs = {}
+    for layer in graph.layers:
+        if layer.weighted:
+            own = formats[layer.name]
+            assert own.w and own.b
+            w, b = graph.weights[layer.name]
+            pair = (own.w.dequantize(own.w.quantize(w)), own.b.dequantize(own.b.quantize(b)))
+            shapes = layer.weight_shapes()
+            blobs[layer.name] = [blob if blob.shape == shape else blob.T for blob, shape in zip(pair, shapes)]
+    return blobs
+
+
+def caffe_types(graph: Graph) -> dict[str, str]:
+    """Caffe's type of each layer by name."""
+    return {layer.name: layer.caffe_type for layer in graph.layers}

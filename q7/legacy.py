@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rebuilds a network from an old pickle: the original stored formats only, and named its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from q7 import caffe_files, device, files, graph
+from q7.errors import Q7Error
+from q7.qformat import QFormat, Target
+from q7.record import QuantizedNetwork
+
+
+def _formats(attributes: Mapping[str, Any], key: str) -> dict[str, QFormat]:
+    bits = attributes[key]
+    if not all(isinstance(name, str) and isinstance(n, int) for name, n in bits.items()):
+        raise Q7Error(f"the pickle's {key} are no numbers of bits")
+    return {name: QFormat(int(n)) for name, n in bits.items()}
+
+
+def rebuild(
+    attributes: Mapping[str, Any], folder: Path, target: Target, weights: str | None = None, mean: str | None = None
+) -> QuantizedNetwork:
+    """The network of an old pickle's attributes, its weights from the quantized caffemodel that it names.
+
+    Files are looked for as named and then in `folder`, the pickle's; `weights` and `mean` replace the names.
+    """
+    try:
+        model = files.find(attributes["model_file"], folder, "the network definition")
+        weight_file = files.find(weights or attributes["quant_weight_file"], folder, "the quantized weights file")
+        prototxt = caffe_files.read_prototxt(model)
+        source = replace(graph.data_source(prototxt), folder=folder)
+        if source.mean_file or mean:
+            source = replace(source, mean_file=mean or attributes["mean_file"], mean_values=())
+        shape = tuple(int(extent) for extent in attributes["layer_shape"][attributes["data_layer"]][1:])
+        network = graph.parse(prototxt, attributes["accuracy_layer"], source, shape)
+        network = graph.attach_weights(network, caffe_files.read_weights(weight_file))
+        formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))
+        dataset = ""
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Q7Error(f"the old pickle lacks what a network needs: {error!r}") from None
+    return QuantizedNetwork(
+        network,
+        formats,
+        tuple(device.quantize(network, formats, target)),
+        target,
+        {
+            "model": {"name": model.name, "sha256": files.sha256(model)},
+            "weights": {"name": weight_file.name, "sha256": files.sha256(weight_file)},
+        },
+        dataset,
+        source.crop,
+    )

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small builder of ONNX graphs: what layers and kernels write their arithmetic with, and onnxruntime runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnx import helper, numpy_helper
+
+OPSET, IR_VERSION = 13, 8
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class OnnxGraph:
+    """Nodes in the order they were added; tensors are NCHW or (N, features) float32 unless cast."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Any] = []
+        self._constants: list[Any] = []
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+
+    def add(self, op: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+        """Adds a node and returns its output's name; arrays become constants."""
+        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        output = f"t{len(self._nodes)}"
+        self._nodes.append(helper.make_node(op, names, [output], **attributes))
+        return output
+
+    def constant(self, values: np.ndarray) -> str:
+        name = f"c{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def cast(self, x: str, dtype: Any) -> str:
+        return self.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def clip(self, x: str, low: float, high: float, dtype: Any = np.float32) -> str:
+        return self.add("Clip", x, np.array(low, dtype), np.array(high, dtype))
+
+    def slice(self, x: str, axis: int, start: int, stop: int) -> str:
+        return self.add("Slice", x, *(np.array([v], np.int64) for v in (start, stop, axis)))
+
+    def input(self, name: str, dtype: Any, shape: Sequence[int]) -> str:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self._inputs.append(helper.make_tensor_value_info(f"in_{name}", kind, ["N", *shape]))
+        return f"in_{name}"
+
+    def output(self, value: str) -> None:
+        self._outputs.append(helper.make_empty_tensor_value_info(value))
+
+    def session(self, providers: Sequence[str] = ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
+        graph = helper.make_graph(self._nodes, "q7", self._inputs, self._outputs, self._constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads()
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Q-formats: 8-bit fixed point with a power-of-two scale, and the shifts between them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from q7.errors import Q7Error
+
+INT8_MIN, INT8_MAX = -128, 127
+
+# 22 and less can never overflow the kernels' 32-bit accumulator, whatever the 8-bit bias.
+MAX_BIAS_LSHIFT = 22
+# At 31 the rounding term of CMSIS 5.9.0 overflows.
+MAX_OUT_RSHIFT = 30
+
+
+class Rounding(Enum):
+    """How the kernels requantize: as shipped, or built with ARM_NN_TRUNCATE."""
+
+    NEAREST = "nearest"
+    TRUNCATE = "truncate"
+
+    def term(self, shift: int) -> int:
+        """What is added to the accumulator before it is shifted right (NN_ROUND of arm_nnsupportfunctions.h)."""
+        return (1 << shift) >> 1 if self is Rounding.NEAREST else 0
+
+
+class Core(Enum):
+    """Which path of the kernels runs: with the DSP extension (Cortex-M4, M7, M33) or plain C (Cortex-M0, M3)."""
+
+    DSP = "dsp"
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What decides the kernels' results beside their arguments."""
+
+    core: Core = Core.DSP
+    rounding: Rounding = Rounding.NEAREST
+
+    def __str__(self) -> str:
+        return f"{self.core.value} core, {self.rounding.value} rounding"
+
+
+@dataclass(frozen=True, order=True)
+class QFormat:
+    """Qm.n: an int8 q stands for q * 2**-n; m = 7 - n. Either may be negative or exceed 7 (bits)."""
+
+    fraction_bits: int
+
+    @property
+    def integer_bits(self) -> int:
+        return 7 - self.fraction_bits
+
+    def __str__(self) -> str:
+        return f"Q{self.integer_bits}.{self.fraction_bits}"
+
+    @classmethod
+    def covering(cls, largest: float) -> QFormat:
+        """The finest format with m >= log2(largest): the original's starting point of every sweep.
+
+        An all-zero tensor gets Q0.7. `largest` is max(|min|, |max|) of the tensor.
+        """
+        if not math.isfinite(largest):
+            raise Q7Error(f"a range of {largest} has no Q-format")
+        if largest <= 0:
+            return cls(7)
+        fraction, exponent = math.frexp(largest)  # largest = fraction * 2**exponent, 0.5 <= fraction < 1
+        return cls(7 - (exponent - 1 if fraction == 0.5 else exponent))
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """values * 2**n in float64, not rounded."""
+        return np.ldexp(values.astype(np.float64), self.fraction_bits)
+
+    def quantize(self, values: np.ndarray) -> np.ndarray:
+        """Rounds half to even and saturates: int8."""
+        return np.clip(np.rint(self.scaled(values)), INT8_MIN, INT8_MAX).astype(np.int8)
+
+    def dequantize(self, values: np.ndarray) -> np.ndarray:
+        """The real numbers that integers stand for, float32."""
+        return np.ldexp(values.astype(np.float64), -self.fraction_bits).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LayerFormats:
+    """Formats of a layer's input, weights, bias and output; None where the layer has none of its own."""
+
+    x: QFormat | None = None
+    w: QFormat | None = None
+    b: QFormat | None = None
+    y: QFormat | None = None
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """The shift arguments of the weighted kernels (bits)."""
+
+    bias_lshift: int
+    out_rshift: int
+
+    def __post_init__(self) -> None:
+        for what, value, most in (
+            ("bias shift", self.bias_lshift, MAX_BIAS_LSHIFT),
+            ("output shift", self.out_rshift, MAX_OUT_RSHIFT),
+        ):
+            if not 0 <= value <= most:
+                raise Q7Error(f"the {what} would be {value}, but the kernel's argument carries 0 to {most} only")
+
+
+def shifts(formats: LayerFormats) -> Shifts:
+    """bias_lshift = n_x + n_w - n_b and out_rshift = n_x + n_w - n_y.
+
+    Raises Q7Error where the kernels cannot carry a value: negative shifts are undefined in C (CMSIS-NN, q7 kernels).
+    """
+    assert formats.x and formats.w and formats.b and formats.y
+    accumulator = formats.x.fraction_bits + formats.w.fraction_bits
+    return Shifts(accumulator - formats.b.fraction_bits, accumulator - formats.y.fraction_bits)

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The types of CMSIS-DSP's arm_math.h that the q7 kernels need, for builds without Arm's libraries. */
+#ifndef ARM_MATH_H
+#define ARM_MATH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef int8_t q7_t;
+typedef int16_t q15_t;
+typedef int32_t q31_t;
+
+typedef enum { ARM_MATH_SUCCESS = 0, ARM_MATH_SIZE_MISMATCH = -3 } arm_status;
+
+#endif

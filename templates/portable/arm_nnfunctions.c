@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The q7 kernels of CMSIS-NN 5.9.0 in portable C. */
+#include "arm_nnfunctions.h"
+
+/* Accumulators are unsigned here, since the kernels' 32-bit sums wrap and C leaves that open for signed ones. */
+
+static uint32_t start(q7_t bias, uint16_t bias_shift, uint16_t out_shift)
+{
+#ifdef ARM_NN_TRUNCATE
+    (void)out_shift;
+    return (uint32_t)bias << bias_shift;
+#else
+    return ((uint32_t)bias << bias_shift) + (uint32_t)((1 << out_shift) >> 1);
+#endif
+}
+
+static q7_t finish(uint32_t sum, uint16_t out_shift)
+{
+    const q31_t value = (q31_t)sum >> out_shift;
+    return (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
+}
+
+static uint32_t dot(const q7_t *a, const q7_t *b, int length)
+{
+    q31_t sum = 0;
+    for (int i = 0; i < length; i++) {
+        sum += a[i] * b[i];
+    }
+    return (uint32_t)sum;
+}
+
+typedef struct {
+    int in, out, kernel, padding, stride; /* cells along one axis */
+} axis_t;
+
+/* The part of the window of output o that lies in the image: cells [*begin, *end) of the kernel. */
+static int clip_window(const axis_t *axis, int o, int *begin, int *end)
+{
+    const int origin = o * axis->stride - axis->padding;
+    *begin = origin < 0 ? -origin : 0;
+    *end = axis->in - origin < axis->kernel ? axis->in - origin : axis->kernel;
+    return origin;
+}
+
+/* Weights O,KH,KW,C. */
+static void convolve(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, const q7_t *bias,
+                     uint16_t bias_shift, uint16_t out_shift, q7_t *out)
+{
+    for (int oy = 0; oy < y.out; oy++) {
+        int ky_begin, ky_end;
+        const int row = clip_window(&y, oy, &ky_begin, &ky_end);
+        for (int ox = 0; ox < x.out; ox++) {
+            int kx_begin, kx_end;
+            const int column = clip_window(&x, ox, &kx_begin, &kx_end);
+            for (int o = 0; o < outputs; o++) {
+                uint32_t sum = start(bias[o], bias_shift, out_shift);
+                for (int ky = ky_begin; ky < ky_end && kx_begin < kx_end; ky++) {
+                    sum += dot(image + ((row + ky) * x.in + column + kx_begin) * channels,
+                               wt + ((o * y.kernel + ky) * x.kernel + kx_begin) * channels,
+                               (kx_end - kx_begin) * channels);
+                }
+                *out++ = finish(sum, out_shift);
+            }
+        }
+    }
+}
+
+/* Weights KH,KW,C. */
+static void convolve_depthwise(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, const q7_t *bias,
+                               uint16_t bias_shift, uint16_t out_shift, q7_t *out)
+{
+    for (int oy = 0; oy < y.out; oy++) {
+        int ky_begin, ky_end;
+        const int row = clip_window(&y, oy, &ky_begin, &ky_end);
+        for (int ox = 0; ox < x.out; ox++) {
+            int kx_begin, kx_end;
+            const int column = clip_window(&x, ox, &kx_begin, &kx_end);
+            for (int c = 0; c < channels; c++) {
+                uint32_t sum = start(bias[c], bias_shift, out_shift);
+                for (int ky = ky_begin; ky < ky_end; ky++) {
+                    for (int kx = kx_begin; kx < kx_end; kx++) {
+                        sum += (uint32_t)(image[((row + ky) * x.in + column + kx) * channels + c] *
+                                          wt[(ky * x.kernel + kx) * channels + c]);
+                    }
+                }
+                *out++ = finish(sum, out_shift);
+            }
+        }
+    }
+}
+
+#define AXES_SQUARE()                                                                                                  \
+    const axis_t x = {dim_im_in, dim_im_out, dim_kernel, padding, stride}, y = x;                                      \
+    (void)bufferA;                                                                                                     \
+    (void)bufferB
+
+#define AXES_NONSQUARE()                                                                                               \
+    const axis_t x = {dim_im_in_x, dim_im_out_x, dim_kernel_x, padding_x, stride_x};                                   \
+    const axis_t y = {dim_im_in_y, dim_im_out_y, dim_kernel_y, padding_y, stride_y};                                   \
+    (void)bufferA;                                                                                                     \
+    (void)bufferB
+
+#define CONVOLVE(condition)                                                                                            \
+    if (!(condition)) {                                                                                                \
+        return ARM_MATH_SIZE_MISMATCH;                                                                                 \
+    }                                                                                                                  \
+    convolve(Im_in, x, y, ch_im_in, wt, ch_im_out, bias, bias_shift, out_shift, Im_out);                               \
+    return ARM_MATH_SUCCESS
+
+#define CONVOLVE_DEPTHWISE()                                                                                           \
+    if (ch_im_in != ch_im_out) {                                                                                       \
+        return ARM_MATH_SIZE_MISMATCH;                                                                                 \
+    }                                                                                                                  \
+    convolve_depthwise(Im_in, x, y, ch_im_in, wt, bias, bias_shift, out_shift, Im_out);                                \
+    return ARM_MATH_SUCCESS
+
+ARM_Q7_CONVOLVE_SQUARE(arm_convolve_HWC_q7_basic)
+{
+    AXES_SQUARE();
+    CONVOLVE(1);
+}
+
+ARM_Q7_CONVOLVE_SQUARE(arm_convolve_HWC_q7_RGB)
+{
+    AXES_SQUARE();
+    CONVOLVE(ch_im_in == 3);
+}
+
+ARM_Q7_CONVOLVE_SQUARE(arm_convolve_HWC_q7_fast)
+{
+    AXES_SQUARE();
+    CONVOLVE(ch_im_in % 4 == 0 && ch_im_out % 2 == 0);
+}
+
+ARM_Q7_CONVOLVE_SQUARE(arm_depthwise_separable_conv_HWC_q7)
+{
+    AXES_SQUARE();
+    CONVOLVE_DEPTHWISE();
+}
+
+ARM_Q7_CONVOLVE_NONSQUARE(arm_convolve_HWC_q7_basic_nonsquare)
+{
+    AXES_NONSQUARE();
+    CONVOLVE(1);
+}
+
+ARM_Q7_CONVOLVE_NONSQUARE(arm_convolve_HWC_q7_fast_nonsquare)
+{
+    AXES_NONSQUARE();
+    CONVOLVE(ch_im_in % 4 == 0 && ch_im_out % 2 == 0);
+}
+
+ARM_Q7_CONVOLVE_NONSQUARE(arm_convolve_1x1_HWC_q7_fast_nonsquare)
+{
+    AXES_NONSQUARE();
+    CONVOLVE(ch_im_in % 4 == 0 && ch_im_out % 2 == 0 && x.kernel == 1 && y.kernel == 1 && x.padding == 0 &&
+             y.padding == 0 && x.stride == 1 && y.stride == 1);
+}
+
+ARM_Q7_CONVOLVE_NONSQUARE(arm_depthwise_separable_conv_HWC_q7_nonsquare)
+{
+    AXES_NONSQUARE();
+    CONVOLVE_DEPTHWISE();
+}
+
+arm_status arm_fully_connected_q7(const q7_t *pV, const q7_t *pM, const uint16_t dim_vec, const uint16_t num_of_rows,
+                                  const uint16_t bias_shift, const uint16_t out_shift, const q7_t *bias, q7_t *pOut,
+                                  q15_t *vec_buffer)
+{
+    (void)vec_buffer;
+    for (int row = 0; row < num_of_rows; row++) {
+        pOut[row] = finish(start(bias[row], bias_shift, out_shift) + dot(pV, pM + row * dim_vec, dim_vec), out_shift);
+    }
+    return ARM_MATH_SUCCESS;
+}
+
+/* Weights as a stream of 4x4 blocks: (row, column) in the order (0,0)(1,0)(0,2)(1,2) (2,0)(3,0)(2,2)(3,2)
+ * (0,1)(1,1)(0,3)(1,3) (2,1)(3,1)(2,3)(3,3), then the left-over columns, four rows side by side. */
+arm_status arm_fully_connected_q7_opt(const q7_t *pV, const q7_t *pM, const uint16_t dim_vec,
+                                      const uint16_t num_of_rows, const uint16_t bias_shift, const uint16_t out_shift,
+                                      const q7_t *bias, q7_t *pOut, q15_t *vec_buffer)
+{
+    const int grouped = num_of_rows & ~3, blocked = dim_vec & ~3;
+    for (int row = 0; row < grouped; row += 4) {
+        uint32_t sums[4];
+        for (int r = 0; r < 4; r++) {
+            sums[r] = start(bias[row + r], bias_shift, out_shift);
+        }
+        for (int column = 0; column < blocked; column += 4) {
+            for (int t = 0; t < 16; t++) {
+                const int r = 2 * ((t >> 2) & 1) + (t & 1), c = 2 * ((t >> 1) & 1) + (t >> 3);
+                sums[r] += (uint32_t)(pV[column + c] * *pM++);
+            }
+        }
+        for (int column = blocked; column < dim_vec; column++) {
+            for (int r = 0; r < 4; r++) {
+                sums[r] += (uint32_t)(pV[column] * *pM++);
+            }
+        }
+        for (int r = 0; r < 4; r++) {
+            pOut[row + r] = finish(sums[r], out_shift);
+        }
+    }
+    return arm_fully_connected_q7(pV, pM, dim_vec, (uint16_t)(num_of_rows - grouped), bias_shift, out_shift,
+                                  bias + grouped, pOut + grouped, vec_buffer);
+}
+
+void arm_relu_q7(q7_t *data, uint16_t size)
+{
+    for (int i = 0; i < size; i++) {
+        data[i] = data[i] > 0 ? data[i] : 0;
+    }
+}
+
+#ifdef ARM_MATH_DSP
+
+/* Sums of the DSP path are 16 bits wide: whole groups of four lanes saturate, the left-over lanes wrap. */
+static int add_lane(int sum, int value, int lane, int lanes)
+{
+    sum += value;
+    if (lane >= lanes / 4 * 4) {
+        return (int16_t)sum;
+    }
+    return sum > 32767 ? 32767 : sum < -32768 ? -32768 : sum;
+}
+
+/* Reduces the cells [first, end) of an axis, `lanes` bytes each and `pitch` apart, into out, which may be a cell. */
+static void reduce(const q7_t *cells, int pitch, int first, int end, int lanes, int average, q7_t *out)
+{
+    for (int lane = 0; lane < lanes; lane++) {
+        int result = cells[first * pitch + lane];
+        for (int i = first + 1; i < end; i++) {
+            const int value = cells[i * pitch + lane];
+            result = average ? add_lane(result, value, lane, lanes) : value > result ? value : result;
+        }
+        out[lane] = (q7_t)(average && end > first ? result / (end - first) : result);
+    }
+}
+
+/* Along x in place in the image, then along y. A window that starts before the image starts at column i of the
+ * i-th output instead of at 0, as in the library: exact while the padding is below the stride. */
+static void pool(q7_t *image, const axis_t *axis, int channels, int average, q7_t *out)
+{
+    const int row_bytes = axis->in * channels, out_bytes = axis->out * channels;
+    int begin, end;
+    for (int row = 0; row < axis->in; row++) {
+        q7_t *const cells = image + row * row_bytes;
+        for (int i = 0; i < axis->out; i++) {
+            const int origin = clip_window(axis, i, &begin, &end);
+            reduce(cells, channels, origin < 0 ? i : origin, origin + end, channels, average, cells + i * channels);
+        }
+    }
+    for (int i = 0; i < axis->out; i++) {
+        const int origin = clip_window(axis, i, &begin, &end);
+        reduce(image, row_bytes, origin + begin, origin + end, out_bytes, average, out + i * out_bytes);
+    }
+}
+
+#else
+
+static void pool(q7_t *image, const axis_t *axis, int channels, int average, q7_t *out)
+{
+    for (int oy = 0; oy < axis->out; oy++) {
+        int ky_begin, ky_end;
+        const int row = clip_window(axis, oy, &ky_begin, &ky_end);
+        for (int ox = 0; ox < axis->out; ox++) {
+            int kx_begin, kx_end;
+            const int column = clip_window(axis, ox, &kx_begin, &kx_end);
+            for (int c = 0; c < channels; c++) {
+                int sum = 0, most = -129, cells = 0;
+                for (int ky = ky_begin; ky < ky_end; ky++) {
+                    for (int kx = kx_begin; kx < kx_end; kx++, cells++) {
+                        const int value = image[((row + ky) * axis->in + column + kx) * channels + c];
+                        sum += value;
+                        most = value > most ? value : most;
+                    }
+                }
+                *out++ = (q7_t)(average ? sum / cells : most);
+            }
+        }
+    }
+}
+
+#endif
+
+void arm_maxpool_q7_HWC(q7_t *Im_in, const uint16_t dim_im_in, const uint16_t ch_im_in, const uint16_t dim_kernel,
+                        const uint16_t padding, const uint16_t stride, const uint16_t dim_im_out, q7_t *bufferA,
+                        q7_t *Im_out)
+{
+    const axis_t axis = {dim_im_in, dim_im_out, dim_kernel, padding, stride};
+    (void)bufferA;
+    pool(Im_in, &axis, ch_im_in, 0, Im_out);
+}
+
+void arm_avepool_q7_HWC(q7_t *Im_in, const uint16_t dim_im_in, const uint16_t ch_im_in, const uint16_t dim_kernel,
+                        const uint16_t padding, const uint16_t stride, const uint16_t dim_im_out, q7_t *bufferA,
+                        q7_t *Im_out)
+{
+    const axis_t axis = {dim_im_in, dim_im_out, dim_kernel, padding, stride};
+    (void)bufferA;
+    pool(Im_in, &axis, ch_im_in, 1, Im_out);
+}
