@@ -24,7 +24,7 @@ from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.kernels import Integers
 from q7.layers import LAYERS, Input, Layer, Pixels
-from q7.qformat import INT8_MAX, INT8_MIN, Core, LayerFormats, QFormat, Rounding, Shifts, Target
+from q7.qformat import Core, LayerFormats, QFormat, Rounding, Shifts, Target
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 1
 LARGEST_FILE = 1 << 30
@@ -309,5 +309,3 @@ def load(path: Path) -> Record:
         raise Q7Error(f"cannot load '{path}': it is nested too deeply") from None
     except Exception as error:  # whatever a damaged pickle makes of the unpickler
         raise Q7Error(f"cannot load '{path}': {error}") from None
-
-

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that are quantized once for all tests."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import nn_quantizer
+from tests.support import MODELS, shared
+
+
+@pytest.fixture(scope="session")
+def lenet_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our LeNet, quantized over all test images."""
+    folder = tmp_path_factory.mktemp("lenet")
+    (weights,) = MODELS.glob("lenet_iter_*.caffemodel.h5")
+    shutil.copy(weights, folder)
+    arguments = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--weights", str(folder / weights.name)]
+    assert nn_quantizer.main([*arguments, "--save", str(folder / "lenet.pkl")]) == 0
+    return folder / "lenet.pkl"
+
+
+@pytest.fixture(scope="session")
+def arm_m4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A writable copy of Arm's network."""
+    folder = tmp_path_factory.mktemp("arm_m4") / "m4"
+    shutil.copytree(shared("data", "arm_m4"), folder, copy_function=shutil.copyfile)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def arm_m4_pickle(arm_m4: Path) -> Path:
+    """Arm's network, quantized over all test images with the original's procedure."""
+    arguments = ["--model", arm_m4 / "cifar10_m4_train_test.prototxt", "--save", arm_m4 / "ours.pkl"]
+    arguments += ["--weights", arm_m4 / "cifar10_m4_iter_70000.caffemodel.h5", "--objective", "caffe"]
+    assert nn_quantizer.main([str(argument) for argument in arguments]) == 0
+    return arm_m4 / "ours.pkl"

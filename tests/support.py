@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several tests need: where the data is, tools that may be missing, and prototxts to build from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+
+from q7 import caffe_files
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+MODELS = ROOT / "models"
+
+
+def missing(reason: str) -> NoReturn:
+    """Skips the test, or fails it where REQUIRE_TOOLS says that nothing may be missing."""
+    if os.environ.get("REQUIRE_TOOLS"):
+        pytest.fail(f"REQUIRE_TOOLS is set: {reason}")
+    pytest.skip(reason)
+
+
+def shared(*parts: str) -> Path:
+    """A file or folder of the development data."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        missing(f"the development data '{'/'.join(parts)}' is not here")
+    return path
+
+
+def tool(*names: str) -> str:
+    """The first of these programs that is installed."""
+    for name in names:
+        found = shutil.which(name)
+        if found:
+            return found
+    missing(f"{' or '.join(names)} is not installed")
+
+
+def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end, and gives its output as text."""
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def write_dataset(folder: Path, shape: tuple[int, int, int], count: int, classes: int, seed: int = 0) -> None:
+    """An LMDB `data_lmdb` of random CHW images with random labels."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    caffe_files.write_lmdb(folder / "data_lmdb", images, rng.integers(0, classes, count))
+
+
+def prototxt(folder: Path, layers: str, bottom: str, transform: str = "", batch: int = 10) -> Path:
+    """Writes a network between a data layer on `data_lmdb` and an accuracy layer on the blob `bottom`."""
+    path = folder / "net.prototxt"
+    path.write_text(
+        f"""name: "net"
+layer {{ name: "data" type: "Data" top: "data" top: "label" include {{ phase: TEST }}
+  transform_param {{ {transform} }}
+  data_param {{ source: "data_lmdb" batch_size: {batch} backend: LMDB }} }}
+{layers}
+layer {{ name: "accuracy" type: "Accuracy" bottom: "{bottom}" bottom: "label" top: "accuracy"
+  include {{ phase: TEST }} }}
+"""
+    )
+    return path
