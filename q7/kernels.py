@@ -187,21 +187,19 @@ def _exact_parts(weights: np.ndarray, budget: int) -> list[np.ndarray]:
 
 
 def weighted_sum(
-    g: OnnxGraph, layer_name: str, integers: Integers, target: Target, product: Callable[[np.ndarray, np.ndarray], str]
+    g: OnnxGraph, integers: Integers, target: Target, product: Callable[[np.ndarray, np.ndarray], str]
 ) -> str:
     """clamp((sum(x * w) + (bias << bias_lshift) + rounding term) >> out_rshift), exact for every int8 input.
 
     `product(weights, constants)` adds the convolution or matrix product of float32 weights and per-output constants.
-    Scaling by 2**-out_rshift is put on the weights, which keeps every float exact. The order of kernels' sums does
-    not matter: they wrap modulo 2**32, and a network that could is refused.
+    Scaling by 2**-out_rshift is put on the weights, which keeps every float exact. The kernels' 32-bit sums cannot
+    overflow: at most 65535 * 2**14 of products, 2**29 of bias and 2**29 of rounding stay below 2**31.
     """
     shift = integers.shifts
     weights = integers.weights.astype(np.float64)
     constants = (integers.bias.astype(np.int64) << shift.bias_lshift) + target.rounding.term(shift.out_rshift)
     sums = np.abs(weights.reshape(len(weights), -1)).sum(axis=1) * -INT8_MIN
     bound = int((sums + np.abs(constants)).max())
-    if bound >= 1 << 31:
-        raise Q7Error(f"layer '{layer_name}': a sum may reach {bound}, which overflows the 32-bit accumulator")
     scale = 2.0**-shift.out_rshift
     if bound < EXACT_FLOAT32:
         total = product((weights * scale).astype(np.float32), (constants * scale).astype(np.float32))
@@ -365,7 +363,7 @@ class Convolution(WeightedKernel):
         def convolve(weights: np.ndarray, constants: np.ndarray) -> str:
             return g.add("Conv", xs[0], weights, constants, group=layer.group, **window_attributes(layer))
 
-        return crop(g, weighted_sum(g, layer.name, integers, target, convolve), layer)
+        return crop(g, weighted_sum(g, integers, target, convolve), layer)
 
     def calls(self, layer: Any, c: CNames) -> list[str]:
         pairs = [c.sizes(layer, what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
@@ -410,7 +408,7 @@ class FullyConnected(WeightedKernel):
         def multiply(weights: np.ndarray, constants: np.ndarray) -> str:
             return g.add("Gemm", vector, weights, constants, transB=1)
 
-        return weighted_sum(g, layer.name, integers, target, multiply)
+        return weighted_sum(g, integers, target, multiply)
 
     def calls(self, layer: Any, c: CNames) -> list[str]:
         p = c.prefix
@@ -526,6 +524,8 @@ RELU = (Relu("arm_relu_q7"),)
 _POOL = (square, no_empty_window, output_within_input, indexable, pooled_row, padding_below_stride)
 MAX_POOL = (MaxPool("arm_maxpool_q7_HWC", _POOL),)
 AVERAGE_POOL = (AveragePool("arm_avepool_q7_HWC", (unpadded, *_POOL, short_window)),)
+
+ALL: tuple[Kernel, ...] = (*CONVOLUTION, *FULLY_CONNECTED, *RELU, *MAX_POOL, *AVERAGE_POOL)
 
 
 def choose(kernels: Sequence[Kernel], layer: Any, target: Target) -> Kernel:

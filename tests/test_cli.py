@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both scripts from end to end, as a user calls them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import code_gen
+import nn_quantizer
+from nn_quantizer import Caffe_Quantizer
+from q7 import caffe_files, record
+from tests.support import MODELS, prototxt, write_dataset
+
+NET = """
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 4 kernel_size: 3 pad: 1 } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
+  pooling_param { pool: AVE kernel_size: 2 stride: 2 } }
+layer { name: "drop" type: "Dropout" bottom: "pool1" top: "pool1" }
+layer { name: "ip1" type: "InnerProduct" bottom: "pool1" top: "ip1" inner_product_param { num_output: 3 } }
+"""
+LAST_LINE = r"Accuracy: float \d+\.\d\d %, device \d+\.\d\d % \((\d+) images, (\w+) core, (\w+) rounding\)"
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> list[str]:
+    """Arguments for a small network with random weights and 45 random images of 3x6x6."""
+    rng = np.random.default_rng(1)
+    write_dataset(tmp_path, (3, 6, 6), 45, 3)
+    blobs = {"conv1": [rng.normal(0, 0.3, (4, 3, 3, 3)), rng.normal(0, 0.1, 4)]}
+    blobs["ip1"] = [rng.normal(0, 0.2, (3, 36)), rng.normal(0, 0.1, 3)]
+    types = {"conv1": "Convolution", "ip1": "InnerProduct"}
+    caffe_files.write_weights(tmp_path / "net.caffemodel.h5", "net", blobs, types)
+    model = prototxt(tmp_path, NET, "ip1", "mean_value: 120 scale: 0.0078125")
+    save = tmp_path / "net.pkl"
+    return ["--model", str(model), "--weights", str(tmp_path / "net.caffemodel.h5"), "--save", str(save)]
+
+
+def test_lenet_loses_nothing(lenet_pickle: Path) -> None:
+    network = record.load(lenet_pickle).network
+    assert network is not None
+    accuracy = network.summary["accuracy"]
+    assert network.summary["images"] == 10000
+    assert accuracy["float"] >= 98.9
+    assert accuracy["device"] >= accuracy["float"] - 0.1
+
+
+def test_what_is_printed_and_written(net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nn_quantizer.main(net) == 0
+    out, err = capsys.readouterr()
+    last = re.fullmatch(LAST_LINE, out.splitlines()[-1])
+    assert last and last.groups() == ("45", "dsp", "nearest")
+    assert err == ""
+    blobs = caffe_files.read_weights(tmp_path / "quantized_net.caffemodel")
+    network = record.load(tmp_path / "net.pkl").network
+    assert network is not None
+    for layer, integer in zip(network.graph.layers, network.layers):
+        if layer.weighted:
+            q = network.formats[layer.name].w
+            assert q is not None
+            np.testing.assert_array_equal(blobs[layer.name][0], q.dequantize(integer.integers.weights))
+
+
+def test_iterations(net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert nn_quantizer.main([*net, "--iterations", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert "(20 images," in out
+    assert err == ""
+    assert nn_quantizer.main([*net, "--iterations", "100"]) == 0
+    out, err = capsys.readouterr()
+    assert "(45 images," in out
+    assert "100 batches of 10 asked for, but" in err and "holds 45 images" in err
+
+
+@pytest.mark.parametrize(("core", "rounding"), [("plain", "nearest"), ("dsp", "truncate")])
+def test_target_goes_into_the_pickle_and_the_code(net: list[str], tmp_path: Path, core: str, rounding: str) -> None:
+    assert nn_quantizer.main([*net, "--core", core, "--rounding", rounding]) == 0
+    assert code_gen.main(["--model", net[-1], "--out_dir", str(tmp_path / "code")]) == 0
+    code = (tmp_path / "code" / "main.cpp").read_text()
+    assert ("#if !defined(ARM_MATH_DSP)" in code) == (core == "dsp")
+    assert ("#if !defined(ARM_NN_TRUNCATE)" in code) == (rounding == "truncate")
+
+
+def test_the_same_input_gives_the_same_bytes(net: list[str], tmp_path: Path) -> None:
+    written = []
+    for name in ("a", "b"):
+        assert nn_quantizer.main(net) == 0
+        assert code_gen.main(["--model", net[-1], "--out_dir", str(tmp_path / name)]) == 0
+        files = sorted((tmp_path / name).iterdir())
+        written.append([(file.name, file.read_bytes()) for file in [*files, tmp_path / "net.pkl"]])
+    assert written[0] == written[1]
+
+
+def test_code_gen_leaves_unchanged_files_alone(net: list[str], tmp_path: Path) -> None:
+    arguments = ["--model", net[-1], "--out_dir", str(tmp_path / "deep" / "code")]
+    assert nn_quantizer.main(net) == 0
+    times = []
+    for _ in range(2):
+        assert code_gen.main(arguments) == 0
+        times.append({path: path.stat().st_mtime_ns for path in (tmp_path / "deep" / "code").iterdir()})
+    assert times[0] == times[1]
+    assert {"weights.h", "parameter.h", "main.cpp"} <= {path.name for path in times[0]}
+
+
+def test_the_accuracy_layer_may_be_named_by_its_top(net: list[str], tmp_path: Path) -> None:
+    model = Path(net[1])
+    model.write_text(model.read_text().replace('top: "accuracy"', 'top: "top1"'))
+    assert nn_quantizer.main([*net, "--accuracy", "top1"]) == 0
+
+
+def test_gpu_is_no_silent_fall_back(net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert nn_quantizer.main([*net, "--gpu"]) == 2
+    assert "onnxruntime-gpu" in capsys.readouterr().err
+    assert not Path(net[-1]).exists()
+
+
+def test_the_original_s_class(net: list[str], tmp_path: Path) -> None:
+    assert nn_quantizer.main(net) == 0
+    m = Caffe_Quantizer()
+    m.load_quant_params(net[-1])
+    assert m.layer == ["data", "conv1", "relu1", "pool1", "ip1", "accuracy"]  # type: ignore[attr-defined]
+    assert m.layer_shape["pool1"] == (10, 4, 3, 3)  # type: ignore[attr-defined]
+    assert m.act_rshift["conv1"] == (  # type: ignore[attr-defined]
+        m.wt_dec_bits["conv1"] + m.act_dec_bits["data"] - m.act_dec_bits["conv1"]  # type: ignore[attr-defined]
+    )
+    m.save_quant_params(str(tmp_path / "again.pkl"))
+    assert (tmp_path / "again.pkl").read_bytes() == Path(net[-1]).read_bytes()
+
+
+def test_default_flags_name_files_that_exist() -> None:
+    args = nn_quantizer.parse_arguments([])
+    if not list(MODELS.glob("cifar10_m4_iter_*.caffemodel.h5")):
+        pytest.skip("the m4 network is not trained yet")
+    assert Path(args.model).name in {path.name for path in MODELS.iterdir()}
+    assert Path(args.weights).name in {path.name for path in MODELS.iterdir()}
+    assert code_gen.parse_arguments([]).model == args.save

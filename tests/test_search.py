@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order in which formats are tried, over made-up accuracies, and the original's choices on Arm's network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from q7 import record, search
+from q7.engines import accuracy_caffe, accuracy_first
+from q7.graph import Graph
+from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
+from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
+from q7.search import Found, Grids, Tensor, Trial
+
+
+def _graph() -> Graph:
+    """Data, convolution, ReLU, average pooling, inner product; ranges 0.9, 3 (weights) and 0.1, 5 (biases)."""
+    shape = (4, 4, 4)
+    layers = (
+        Input("data", (), "data", (shape,)),
+        Convolution("conv", ("data",), "conv", (shape,), num_output=4),
+        ReLU("relu", ("conv",), "conv", (shape,)),
+        Pooling("pool", ("relu",), "pool", (shape,), (2, 2), (2, 2), average=True),
+        InnerProduct("ip", ("pool",), "ip", ((4, 2, 2),), 3),
+    )
+    weights = {
+        "conv": (np.full((4, 4, 1, 1), 0.9, np.float32), np.full(4, 0.1, np.float32)),
+        "ip": (np.full((3, 16), -3, np.float32), np.full(3, 5, np.float32)),
+    }
+    return Graph("net", layers, weights, "accuracy")
+
+
+RANGES = {"data": 255.0, "conv": 30.0, "relu": 30.0, "pool": 20.0, "ip": 7.0}
+
+
+def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple[list[Trial], Found]:
+    trials = []
+    steps = search.caffe_objective(_graph(), accuracy, lambda grids: RANGES, tolerance)
+    while True:
+        try:
+            trials.append(next(steps))
+        except StopIteration as stop:
+            return trials, stop.value
+
+
+def _order(trials: list[Trial]) -> list[str]:
+    return [f"{trial.layer} {trial.tensor.value} {trial.format}" for trial in trials]
+
+
+def test_one_trial_each_where_nothing_is_lost() -> None:
+    trials, found = _search(lambda grids: 90.0)
+    assert _order(trials) == [
+        "conv weights Q0.7",
+        "ip weights Q2.5",
+        "data activations Q8.-1",
+        "conv activations Q5.2",
+        "ip activations Q3.4",
+        "conv bias Q1.6",  # -3.10 would be finer than the accumulator's -1 + 7 fraction bits
+        "ip bias Q3.4",
+    ]
+    assert search.sweeps(_graph()) == len(trials)
+    assert found.formats["pool"] == LayerFormats(QFormat(2), None, None, QFormat(2))
+    assert set(found.accuracies.values()) == {90.0}
+
+
+def test_three_steps_down_at_most_and_the_first_best_wins() -> None:
+    def accuracy(grids: Grids) -> float:
+        grid = grids.get(("conv", Tensor.WEIGHTS))
+        return 90.0 if grid is None else {7: 80.0, 8: 85.0, 9: 85.0, 10: 84.0}[grid.format.fraction_bits]
+
+    trials, found = _search(accuracy)
+    assert _order(trials)[:4] == [f"conv weights Q{m}.{7 - m}" for m in (0, -1, -2, -3)]
+    assert found.formats["conv"].w == QFormat(8)
+    assert found.accuracies["quantized weights"] == 85.0
+
+
+def test_tolerance_ends_a_sweep() -> None:
+    def accuracy(grids: Grids) -> float:
+        return 90.0 - 0.05 * len(grids)
+
+    assert len(_search(accuracy, tolerance=0.2)[0]) < len(_search(accuracy, tolerance=0.0)[0])
+    assert len(_search(accuracy, tolerance=1.0)[0]) == search.sweeps(_graph())
+
+
+def test_only_the_first_trial_does_not_clip() -> None:
+    clips: list[tuple[int, bool]] = []
+
+    def accuracy(grids: Grids) -> float:
+        grid = grids.get(("conv", Tensor.WEIGHTS))
+        if grid is not None and len(grids) == 1:
+            clips.append((grid.format.fraction_bits, grid.clip))
+        return 0.0 if grids else 90.0
+
+    _search(accuracy)
+    assert clips == [(7, False), (8, True), (9, True), (10, True)]
+
+
+def test_average_pooling_joins_when_its_turn_comes() -> None:
+    seen: list[bool] = []
+
+    def accuracy(grids: Grids) -> float:
+        if ("conv", Tensor.ACTIVATIONS) in grids:
+            seen.append(("pool", Tensor.ACTIVATIONS) in grids)
+        return 90.0
+
+    _search(accuracy)
+    assert seen[0] is False
+    assert all(seen[1:])
+
+
+@pytest.mark.parametrize("fraction_bits", [-60, -20, 0, 20, 60])
+def test_legal_formats_can_be_carried(fraction_bits: int) -> None:
+    graph, q = _graph(), QFormat(fraction_bits)
+    table = dict.fromkeys(("data", "conv", "ip"), q)
+    for w, b, y in ((q, QFormat(7), QFormat(7)), (QFormat(7), q, QFormat(7)), (QFormat(7), QFormat(7), q)):
+        wild = graph.formats(dict.fromkeys(table, w), dict.fromkeys(table, b), dict.fromkeys(table, y))
+        legal = search.legal(graph, wild)
+        for name in ("conv", "ip"):
+            carried = shifts(legal[name])
+            assert 0 <= carried.bias_lshift <= MAX_BIAS_LSHIFT
+            assert 0 <= carried.out_rshift <= MAX_OUT_RSHIFT
+
+
+def test_a_tie_is_wrong_for_caffe_and_goes_to_the_first_on_the_device() -> None:
+    logits = np.array([[5, 5, 1], [5, 5, 1], [1, 2, 3], [-128, -128, -128]], np.int8)
+    labels = np.array([0, 1, 2, 0])
+    assert accuracy_caffe(logits, labels) == 25.0
+    assert accuracy_first(logits, labels) == 75.0
+
+
+def test_the_original_s_formats_on_arm_m4(arm_m4_pickle: Path) -> None:
+    network = record.load(arm_m4_pickle).network
+    assert network is not None
+    table = {
+        layer.name: " ".join(str(q) for q in (f.w, f.y, f.b) if q)
+        for layer in network.graph.layers
+        for f in [network.formats[layer.name]]
+        if layer.own_format
+    }
+    assert table == {
+        "data": "Q8.-1",
+        "conv1": "Q-1.8 Q10.-3 Q0.7",
+        "conv2": "Q-2.9 Q10.-3 Q1.6",
+        "conv3": "Q-2.9 Q8.-1 Q1.6",
+        "ip1": "Q-4.11 Q4.3 Q2.5",
+    }
+    accuracy = network.summary["accuracy"]
+    assert accuracy["float"] == pytest.approx(76.46)
+    assert accuracy["quantized weights, activations and biases"] == pytest.approx(75.70)
+    assert accuracy["device"] == pytest.approx(76.37)
