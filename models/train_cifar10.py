@@ -8,22 +8,18 @@ The test set is never read.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from training import train
 
 from q7 import caffe_files
+from q7.errors import Q7Error
 
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("network", choices=["m4", "m7"])
-    parser.add_argument("--train_lmdb", type=Path, default=HERE / "cifar10_train_lmdb")
-    parser.add_argument("--mean", type=Path, default=HERE / "mean.binaryproto")
-    parser.add_argument("--epochs", type=int, default=80)
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     images, labels = caffe_files.read_lmdb(args.train_lmdb)
     train(
         HERE / f"cifar10_{args.network}_train_test.prototxt",
@@ -39,5 +35,20 @@ def main() -> None:
     )
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("network", choices=["m4", "m7"])
+    parser.add_argument("--train_lmdb", type=Path, default=HERE / "cifar10_train_lmdb")
+    parser.add_argument("--mean", type=Path, default=HERE / "mean.binaryproto")
+    parser.add_argument("--epochs", type=int, default=80)
+    args = parser.parse_args()
+    try:
+        run(args)
+    except Q7Error as error:
+        print(f"train_cifar10: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,30 +7,32 @@ from __future__ import annotations
 import argparse
 import gzip
 import struct
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 from training import train
 
 from q7 import caffe_files
+from q7.errors import Q7Error
 
 HERE = Path(__file__).resolve().parent
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
     """One of MNIST's ubyte files, plain or gzipped: a big-endian header, then uint8 values in row-major order."""
-    path = folder / name
-    data = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
+    plain, packed = folder / name, folder / f"{name}.gz"
+    try:
+        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise Q7Error(f"cannot read MNIST's '{name}' or '{name}.gz' in '{folder}': {error}") from None
     axes = data[3]
     shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with MNIST's four ubyte files")
-    parser.add_argument("--epochs", type=int, default=20)
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     images = read_idx(args.data, "t10k-images-idx3-ubyte")[:, None]
     labels = read_idx(args.data, "t10k-labels-idx1-ubyte")
     caffe_files.write_lmdb(HERE / "mnist_test_lmdb", images, labels)
@@ -48,5 +50,18 @@ def main() -> None:
     )
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--data", type=Path, required=True, help="folder with MNIST's four ubyte files")
+    parser.add_argument("--epochs", type=int, default=20)
+    args = parser.parse_args()
+    try:
+        run(args)
+    except Q7Error as error:
+        print(f"train_lenet: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

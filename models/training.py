@@ -65,6 +65,30 @@ def augment(x: torch.Tensor, shift: int, flip: bool) -> torch.Tensor:
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
+def build_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; biases do not decay."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    biases = [p for p in network.parameters() if p.ndim == 1]
+    return torch.optim.SGD(
+        [{"params": matrices, "weight_decay": decay}, {"params": biases, "weight_decay": 0.0}],
+        lr=rate,
+        momentum=0.9,
+        nesterov=True,
+    )
+
+
+def collect(network: nn.Module, factor: float) -> tuple[caffe_files.Blobs, dict[str, str]]:
+    """Weights and biases of each layer, the first layer's weights times `factor`, and the Caffe types."""
+    weights: caffe_files.Blobs = {}
+    types = {}
+    for name, module in network.named_children():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            weight = module.weight.detach().numpy() * (factor if not weights else 1.0)
+            weights[name] = [weight.astype(np.float32), module.bias.detach().numpy()]
+            types[name] = "Convolution" if isinstance(module, nn.Conv2d) else "InnerProduct"
+    return weights, types
+
+
 def train(
     prototxt: Path,
     images: np.ndarray,
@@ -90,14 +114,7 @@ def train(
     offset = torch.from_numpy(mean) if mean is not None else torch.zeros(images.shape[1:])
     pixels, targets = torch.from_numpy(images), torch.from_numpy(labels).long()
     iterations = epochs * (len(images) // batch)
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    biases = [p for p in network.parameters() if p.ndim == 1]
-    optimizer = torch.optim.SGD(
-        [{"params": matrices, "weight_decay": decay}, {"params": biases, "weight_decay": 0.0}],
-        lr=rate,
-        momentum=0.9,
-        nesterov=True,
-    )
+    optimizer = build_optimizer(network, rate, decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=iterations, pct_start=0.2)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
@@ -124,13 +141,7 @@ def train(
         )
         if not math.isfinite(total):
             raise SystemExit("training diverged")
-    weights: caffe_files.Blobs = {}
-    types = {}
-    for name, module in average.module.named_children():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            weight = module.weight.detach().numpy() * (inner if not weights else 1.0)
-            weights[name] = [weight.astype(np.float32), module.bias.detach().numpy()]
-            types[name] = "Convolution" if isinstance(module, nn.Conv2d) else "InnerProduct"
+    weights, types = collect(average.module, inner)
     title = caffe_files.read_prototxt(prototxt).name
     for suffix in (".caffemodel.h5", ".caffemodel"):
         path = Path(f"{save}_iter_{iterations}{suffix}")

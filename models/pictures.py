@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scripts that make datasets share: picture files in, LMDB and mean file out."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from q7 import caffe_files
+from q7.errors import Q7Error
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
+
+T = TypeVar("T")
+
+
+def list_folders(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    """(picture, label) pairs and class names of a folder with one folder for each class, in alphabetical order."""
+    classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
+    pairs = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((folder / name).iterdir())
+        if file.suffix.lower() in SUFFIXES and file.name[0] != "."
+    ]
+    if not pairs:
+        raise Q7Error(f"'{folder}' has no class folders with pictures ({', '.join(sorted(SUFFIXES))}) in them")
+    return pairs, classes
+
+
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    """The items in a random order that depends on the seed and on nothing else."""
+    return random.Random(seed).sample(items, len(items))
+
+
+def _read(path: Path, size: tuple[int, int] | None, gray: bool, order: str) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if gray else "RGB")
+            if size is not None and size != (image.height, image.width):
+                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            pixels = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Q7Error(f"cannot read the picture '{path}': {error}") from error
+    if gray:
+        return pixels[None]
+    return np.ascontiguousarray((pixels[:, :, ::-1] if order == "bgr" else pixels).transpose(2, 0, 1))
+
+
+def read_pictures(
+    paths: Sequence[Path], size: tuple[int, int] | None = None, gray: bool = False, order: str = "rgb"
+) -> Iterator[np.ndarray]:
+    """The pictures as uint8 CHW, one by one, resized to `size` (height, width) where given.
+
+    Raises Q7Error where one cannot be read or differs in shape from the first.
+    """
+    shape = None
+    for path in tqdm(paths, unit=" pictures", disable=None):
+        pixels = _read(path, size, gray, order)
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise Q7Error(f"'{path}' has shape {pixels.shape}, the first picture {shape}")
+        yield pixels
+
+
+def write(out: Path, images: Iterable[np.ndarray], labels: Sequence[int], mean: Path | None = None) -> None:
+    """Writes CHW images of one shape and their labels as an LMDB to `out`, and their mean to `mean` where given."""
+    total = np.zeros(())
+
+    def summed() -> Iterator[np.ndarray]:
+        nonlocal total
+        for image in images:
+            total = total + image.astype(np.float64)
+            yield image
+
+    caffe_files.write_lmdb(out, summed(), labels)
+    if mean is not None:
+        caffe_files.write_mean(mean, total / len(labels))
