@@ -14,14 +14,16 @@ import numpy as np
 from tqdm import tqdm
 
 import q7
-from q7 import caffe_files, device, engines, files, graph, record, search
+from q7 import caffe_files, device, engines, files, graph, record
 from q7.device import DeviceNetwork
 from q7.engines import FloatNetwork
 from q7.errors import Q7Error
 from q7.graph import DataSource, Graph
 from q7.qformat import Core, Rounding, Target
 from q7.record import QuantizedNetwork, Record
-from q7.search import CaffeSimulation, Found
+from q7.search import Found
+from q7.search_caffe import CaffeSimulation, caffe_objective
+from q7.search_device import device_objective
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_70000.caffemodel.h5"
@@ -106,18 +108,20 @@ def prepare(args: argparse.Namespace) -> Job:
 
 
 def find_formats(job: Job, args: argparse.Namespace) -> Found:
-    """Runs the sweeps behind a progress bar."""
-    simulation = CaffeSimulation(FloatNetwork(job.graph, job.images, args.providers), job.labels)
-    trials = search.caffe_objective(job.graph, simulation.accuracy, simulation.largest, args.tolerance)
-    with tqdm(total=search.sweeps(job.graph), unit="sweep", disable=None, leave=False) as bar:
-        begun: set[tuple[str, search.Tensor]] = set()
+    """Runs the search behind a progress bar."""
+    network = FloatNetwork(job.graph, job.images, args.providers)
+    if args.objective == "caffe":
+        simulation = CaffeSimulation(network, job.labels)
+        trials = caffe_objective(job.graph, simulation.accuracy, simulation.largest, args.tolerance)
+    else:
+        trials = device_objective(job.graph, network, job.labels, args.target, args.tolerance)
+    with tqdm(unit="trial", disable=None, leave=False) as bar:
         while True:
             try:
                 trial = next(trials)
             except StopIteration as stop:
                 return stop.value
-            bar.update((trial.layer, trial.tensor) not in begun)
-            begun.add((trial.layer, trial.tensor))
+            bar.update()
             bar.set_postfix_str(f"{trial.layer} {trial.tensor.value} {trial.format}: {trial.accuracy:.2f} %")
 
 
@@ -143,13 +147,13 @@ def run(args: argparse.Namespace) -> None:
     job = prepare(args)
     found = find_formats(job, args)
     formats = found.formats
-    layers = device.quantize(job.graph, formats, args.target)
+    layers = device.quantize(found.graph, formats, args.target)
     logits = DeviceNetwork(job.graph, job.images, args.target).logits(layers)
     on_device = engines.accuracy_first(logits, job.labels)
     accuracies = {**found.accuracies, "device": on_device}
 
     caffe_files.write_weights(
-        job.quantized, job.graph.name, graph.quantized_blobs(job.graph, formats), graph.caffe_types(job.graph)
+        job.quantized, job.graph.name, graph.quantized_blobs(found.graph, formats), graph.caffe_types(job.graph)
     )
     sources = {
         "model": {"name": args.model, "sha256": files.sha256(Path(args.model))},
@@ -161,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
         sources["mean"] = {"name": str(mean), "sha256": files.sha256(mean)}
     facts = {"objective": args.objective, "images": len(job.images), "accuracy": accuracies}
     network = QuantizedNetwork(
-        job.graph, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts
+        found.graph, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts
     )
     attributes = record.attributes(network, job.source.batch_size, job.iterations, args.gpu)
     record.save(job.save, Record(attributes, network))
@@ -187,7 +191,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--iterations", type=int, help="number of test batches (default: all images once)")
     parser.add_argument("--tolerance", type=float, default=0.001, help="accuracy tolerance in percentage points")
     parser.add_argument("--gpu", action="store_true", help="run the sweeps on a GPU")
-    parser.add_argument("--objective", choices=["caffe"], default="caffe", help="what the sweeps look at")
+    parser.add_argument("--objective", choices=["device", "caffe"], default="device", help="what the sweeps look at")
     parser.add_argument(
         "--core", choices=[c.value for c in Core], default="dsp", help="dsp: M4, M7, M33; plain: M0, M3"
     )

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
         decay=5e-4,
         shift=3,
         flip=True,
+        bfloat16=args.bfloat16,
     )
 
 
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--train_lmdb", type=Path, default=HERE / "cifar10_train_lmdb")
     parser.add_argument("--mean", type=Path, default=HERE / "mean.binaryproto")
     parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
     args = parser.parse_args()
     try:
         run(args)

@@ -100,16 +100,20 @@ def train(
     decay: float,
     shift: int,
     flip: bool,
+    bfloat16: bool = False,
     seed: int = 1,
     batch: int = 100,
 ) -> None:
     """SGD with Nesterov momentum and a one-cycle rate; writes `save`_iter_N.caffemodel.h5 and .caffemodel.
 
     Inputs are divided by 64 while training where the prototxt has no scale of its own, so that the usual
-    initialization and rates fit; the first layer's weights take the factor afterwards.
+    initialization and rates fit; the first layer's weights take the factor afterwards. With `bfloat16`, products are
+    computed in that type, which is about three times as fast on processors that have it.
     """
     torch.manual_seed(seed)
     network, scale = build(prototxt, images.shape[1:])
+    if bfloat16:
+        network.to(memory_format=torch.channels_last)
     inner = 1 / 64 if scale == 1 else 1.0
     offset = torch.from_numpy(mean) if mean is not None else torch.zeros(images.shape[1:])
     pixels, targets = torch.from_numpy(images), torch.from_numpy(labels).long()
@@ -124,7 +128,10 @@ def train(
         for i in range(len(images) // batch):
             chosen = order[i * batch : (i + 1) * batch]
             x = augment((pixels[chosen].float() - offset) * (scale * inner), shift, flip)
-            logits = network(x)
+            if bfloat16:
+                x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                logits = network(x).float()
             loss = nn.functional.cross_entropy(logits, targets[chosen])
             optimizer.zero_grad()
             loss.backward()

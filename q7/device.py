@@ -51,14 +51,15 @@ def check_kernels(graph: Graph, target: Target) -> None:
         raise Q7Error("; ".join(problems))
 
 
+def quantize_layer(graph: Graph, layer: Layer, formats: LayerFormats, target: Target) -> IntegerLayer:
+    """One layer with its kernel and integers; raises Q7Error that names it where its shifts do not fit."""
+    try:
+        integers = layer.quantize(graph.weights.get(layer.name), formats)
+    except Q7Error as error:
+        raise Q7Error(f"layer '{layer.name}': {error}") from error
+    return IntegerLayer(layer.kernel_for(target), integers)
+
+
 def quantize(graph: Graph, formats: Mapping[str, LayerFormats], target: Target) -> list[IntegerLayer]:
-    """Every layer with its kernel and integers; raises Q7Error that names the layer whose shifts do not fit."""
-    layers = []
-    for layer in graph.layers:
-        kernel = layer.kernel_for(target)
-        try:
-            integers = layer.quantize(graph.weights.get(layer.name), formats[layer.name])
-        except Q7Error as error:
-            raise Q7Error(f"layer '{layer.name}': {error}") from error
-        layers.append(IntegerLayer(kernel, integers))
-    return layers
+    """Every layer with its kernel and integers; raises Q7Error as `quantize_layer` does."""
+    return [quantize_layer(graph, layer, formats[layer.name], target) for layer in graph.layers]

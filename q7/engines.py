@@ -52,7 +52,7 @@ class Network:
         """Adds one layer to a graph; values are float32."""
         raise NotImplementedError
 
-    def _run(self, first: int, last: int, inputs: Values, settings: Sequence[Any], ranges: bool = False) -> Values:
+    def advance(self, first: int, last: int, inputs: Values, settings: Sequence[Any], ranges: bool = False) -> Values:
         """Layers first to last - 1: from the outputs live at `first` to those live at `last`.
 
         With `ranges`, instead the smallest and the largest value of each of these layers' outputs.
@@ -88,25 +88,26 @@ class Network:
                 results[layer.name][i : i + BATCH] = values
         return results
 
-    def _start(self) -> Values:
+    def start(self) -> Values:
+        """What `advance` takes at the first layer."""
         return {self.graph.input.name: self.images}
 
     def logits(self, settings: Sequence[Hashable]) -> np.ndarray:
         """The output layer's values, (N, classes), in the type that this network stores."""
         changed = next((i for i, (a, b) in enumerate(zip(settings, self._settings)) if a != b), 0)
         if changed < self._position or not self._kept:
-            self._position, self._kept = 0, self._start()
+            self._position, self._kept = 0, self.start()
         if changed > self._position:
-            self._kept = self._run(self._position, changed, self._kept, settings)
+            self._kept = self.advance(self._position, changed, self._kept, settings)
             self._position = changed
         self._settings = tuple(settings)
-        return self._run(self._position, len(settings), self._kept, settings)[self.graph.output.name].reshape(
+        return self.advance(self._position, len(settings), self._kept, settings)[self.graph.output.name].reshape(
             len(self.images), -1
         )
 
     def ranges(self, settings: Sequence[Hashable]) -> Mapping[str, np.ndarray]:
         """(smallest, largest) value of every layer's output over all images."""
-        return self._run(0, len(settings), self._start(), settings, ranges=True)
+        return self.advance(0, len(settings), self.start(), settings, ranges=True)
 
 
 def _cut(feeds: Values, start: int) -> Values:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import record, search
+from q7 import record, search, search_caffe
 from q7.engines import accuracy_caffe, accuracy_first
 from q7.graph import Graph
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
 from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
-from q7.search import Found, Grids, Tensor, Trial
+from q7.search import Found, Tensor, Trial
+from q7.search_caffe import Grids
 
 
 def _graph() -> Graph:
@@ -39,7 +40,7 @@ RANGES = {"data": 255.0, "conv": 30.0, "relu": 30.0, "pool": 20.0, "ip": 7.0}
 
 def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple[list[Trial], Found]:
     trials = []
-    steps = search.caffe_objective(_graph(), accuracy, lambda grids: RANGES, tolerance)
+    steps = search_caffe.caffe_objective(_graph(), accuracy, lambda grids: RANGES, tolerance)
     while True:
         try:
             trials.append(next(steps))
@@ -62,7 +63,7 @@ def test_one_trial_each_where_nothing_is_lost() -> None:
         "conv bias Q1.6",  # -3.10 would be finer than the accumulator's -1 + 7 fraction bits
         "ip bias Q3.4",
     ]
-    assert search.sweeps(_graph()) == len(trials)
+    assert len(search.tensors(_graph())) == len(trials)
     assert found.formats["pool"] == LayerFormats(QFormat(2), None, None, QFormat(2))
     assert set(found.accuracies.values()) == {90.0}
 
@@ -83,7 +84,7 @@ def test_tolerance_ends_a_sweep() -> None:
         return 90.0 - 0.05 * len(grids)
 
     assert len(_search(accuracy, tolerance=0.2)[0]) < len(_search(accuracy, tolerance=0.0)[0])
-    assert len(_search(accuracy, tolerance=1.0)[0]) == search.sweeps(_graph())
+    assert len(_search(accuracy, tolerance=1.0)[0]) == len(search.tensors(_graph()))
 
 
 def test_only_the_first_trial_does_not_clip() -> None:

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive rounding: integer weights that bring a layer's output on the device close to the float network's.
+
+Rounding each weight to its nearest integer ignores two things: errors of weights add up in the output, and the
+layer's input on the device already differs from the float one (it was rounded, clipped, and truncated by pooling).
+So each layer, in network order, is first fitted to the float output by least squares on the device's own inputs (the
+asymmetric reconstruction of AdaRound, Nagel et al. 2020, https://arxiv.org/abs/2004.10568, solved in closed form),
+and then rounded column by column, each error being made good by the columns that follow (GPTQ, Frantar et al. 2022,
+https://arxiv.org/abs/2210.17323).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from q7 import device
+from q7.engines import FloatNetwork, Simulation
+from q7.graph import Graph
+from q7.layers import Layer
+from q7.qformat import MAX_BIAS_LSHIFT, LayerFormats, QFormat, Rounding, Target
+
+PATCHES = 16  # places sampled in each image for each layer
+CHUNK = 250  # images whose patches are held at once
+LARGEST_COLUMN = 4096  # inputs of one output; beyond, the normal equations take too much memory
+RIDGE = 0.1  # of the mean input power, toward the trained weights; larger values fit less and overfit less
+DAMPING = 1e-4  # of the mean input power, for a stable inverse
+
+
+def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
+    """The inputs (N * P, C * KH * KW) of a layer's outputs at `places` (N, P) row-major; (N, features) as they are."""
+    if len(layer.out_shape) == 1:
+        return x.reshape(len(x), -1)
+    rows, columns = np.divmod(places, layer.out_shape[2])
+    (k_y, k_x), (s_y, s_x), (p_y, p_x) = layer.kernel, layer.stride, layer.pad  # type: ignore[attr-defined]
+    padded = np.pad(x, ((0, 0), (0, 0), (p_y, p_y), (p_x, p_x)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (k_y, k_x), axis=(2, 3))
+    picked = windows[np.arange(len(x))[:, None], :, rows * s_y, columns * s_x]
+    return picked.reshape(places.size, -1)
+
+
+@dataclass
+class _Equations:
+    """Normal equations of a fit of outputs to inputs, the bias being the last column: sums over samples."""
+
+    inputs: np.ndarray  # (K + 1, K + 1)
+    outputs: np.ndarray  # (K + 1, O)
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.inputs += x.T @ x
+        self.outputs += x.T @ y
+
+
+def _with_one(x: np.ndarray) -> np.ndarray:
+    return np.hstack([x.astype(np.float64), np.ones((len(x), 1))])
+
+
+def _collect(layer: Layer, trained: np.ndarray, x_float: np.ndarray, x_device: np.ndarray) -> _Equations:
+    """The equations of what the float network has behind the layer, from what the device has before it."""
+    size = trained.shape[1]
+    equations = _Equations(np.zeros((size, size)), np.zeros((size, len(trained))))
+    area = int(np.prod(layer.out_shape[1:]))
+    generator = np.random.default_rng(0)
+    count = 0
+    for i in range(0, len(x_float), CHUNK):
+        places = generator.integers(0, area, (len(x_float[i : i + CHUNK]), min(PATCHES, area)))
+        reference = _with_one(_patches(x_float[i : i + CHUNK], layer, places)) @ trained.T
+        samples = _with_one(_patches(x_device[i : i + CHUNK], layer, places))
+        equations.add(samples, reference)
+        count += len(samples)
+    equations.inputs /= count
+    equations.outputs /= count
+    return equations
+
+
+def _round_columns(w: np.ndarray, power: np.ndarray, weights: QFormat, bias: QFormat) -> np.ndarray:
+    """GPTQ: (O, K + 1) weights on their grids, the last column being the bias; `power` is the inputs' X'X."""
+    w, rounded = w.copy(), np.empty_like(w)
+    spread = np.linalg.cholesky(np.linalg.inv(power)).T
+    for k in range(w.shape[1]):
+        grid = weights if k < w.shape[1] - 1 else bias
+        rounded[:, k] = grid.dequantize(grid.quantize(w[:, k]))
+        error = (w[:, k] - rounded[:, k]) / spread[k, k]
+        w[:, k + 1 :] -= np.outer(error, spread[k, k + 1 :])
+    return rounded
+
+
+def _bias_format(bias: np.ndarray, formats: LayerFormats) -> QFormat:
+    """The finest format that covers the bias and that the kernel can shift."""
+    assert formats.x and formats.w
+    accumulator = formats.x.fraction_bits + formats.w.fraction_bits
+    covering = QFormat.covering(float(np.abs(bias).max())).fraction_bits
+    return QFormat(min(max(covering, accumulator - MAX_BIAS_LSHIFT), accumulator))
+
+
+def refine(
+    graph: Graph, formats: Mapping[str, LayerFormats], images: np.ndarray, target: Target
+) -> tuple[Graph, dict[str, LayerFormats]]:
+    """The graph with weights that lie on their formats' grids, and the formats with biases to match.
+
+    `images` (N, C, H, W) uint8 are what the fit sees. Grouped layers and those with more than 4096 inputs to an
+    output keep their weights, to be rounded to nearest.
+    """
+    formats, fitted = dict(formats), graph
+    reference = FloatNetwork(graph, images)
+    plain = [Simulation()] * len(graph.layers)
+    position, x_float, x_device = 0, reference.start(), reference.start()
+    for index, layer in enumerate(graph.layers):
+        if not layer.weighted:
+            continue
+        x_float = reference.advance(position, index, x_float, plain)
+        network = device.DeviceNetwork(fitted, images, target)
+        x_device = network.advance(position, index, x_device, device.quantize(fitted, formats, target))
+        position = index
+        w, b = graph.weights[layer.name]
+        own = formats[layer.name]
+        assert own.x and own.w and own.y
+        if getattr(layer, "group", 1) > 1 or w[0].size > LARGEST_COLUMN:
+            continue
+        trained = np.hstack([w.reshape(len(w), -1), b[:, None]]).astype(np.float64)
+        source = layer.inputs[0]
+        equations = _collect(layer, trained, x_float[source], own.x.dequantize(x_device[source]))
+        if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
+            equations.outputs += equations.inputs[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
+        mean_power = max(np.trace(equations.inputs[:-1, :-1]) / w[0].size, 1e-12)
+        ridge = np.eye(len(equations.inputs)) * RIDGE * mean_power
+        ridge[-1, -1] = 1e-9
+        best = np.linalg.solve(equations.inputs + ridge, equations.outputs + ridge @ trained.T).T
+        bias = _bias_format(best[:, -1], own)
+        power = equations.inputs + np.eye(len(equations.inputs)) * DAMPING * mean_power
+        rounded = _round_columns(best, power, own.w, bias).astype(np.float32)
+        formats[layer.name] = replace(own, b=bias)
+        weights = {**fitted.weights, layer.name: (rounded[:, :-1].reshape(w.shape), rounded[:, -1])}
+        fitted = replace(fitted, weights=weights)
+    return fitted, formats

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweep against the device: every format is judged by the integer network, from raw pixel to logit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from q7 import device, rounding
+from q7.device import DeviceNetwork, IntegerLayer
+from q7.engines import FloatNetwork, Simulation, accuracy_caffe
+from q7.graph import Graph
+from q7.qformat import LayerFormats, QFormat, Target
+from q7.search import Choices, Found, Search, Tensor, Trial, largest, table, tensors
+
+SAMPLE = 2000  # images that judge single trials; the finalists are judged by all
+TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain
+FINAL_DEVIATIONS = 1.0
+PASSES = 3  # over all tensors, since the best format of one depends on those of others
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Which images are right, and the mean Kullback-Leibler divergence (nats) from the float network's softmax."""
+
+    right: np.ndarray
+    divergence: float
+
+    @property
+    def accuracy(self) -> float:
+        """Percent."""
+        return 100 * float(self.right.mean())
+
+    def beats(self, other: Verdict, tolerance: float, deviations: float) -> bool:
+        """More images right, by more than counting noise and the tolerance (percent); else the closer logits.
+
+        A difference has a standard deviation of the root of the number of images that only one of the two has right
+        (the variance behind McNemar's test); the noise is `deviations` of them.
+        """
+        gained = int(np.count_nonzero(self.right & ~other.right))
+        lost = int(np.count_nonzero(other.right & ~self.right))
+        noise = max(deviations * math.sqrt(gained + lost), tolerance / 100 * len(self.right))
+        if abs(gained - lost) > noise:
+            return gained > lost
+        return self.divergence < other.divergence
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+class Judge:
+    """Judges formats on a set of images, against the float network's logits for them."""
+
+    def __init__(
+        self, graph: Graph, images: np.ndarray, labels: np.ndarray, reference: np.ndarray, target: Target
+    ) -> None:
+        self.graph = graph
+        self.target = target
+        self.labels = labels
+        self.reference = _log_softmax(reference.astype(np.float64))
+        self.network = DeviceNetwork(graph, images, target)
+        self._layers: dict[tuple[str, LayerFormats], IntegerLayer] = {}
+
+    def _quantize(self, formats: Mapping[str, LayerFormats]) -> list[IntegerLayer]:
+        """Layers whose formats did not change stay the same objects, so that their results are not computed again."""
+        layers = []
+        for layer in self.graph.layers:
+            key = (layer.name, formats[layer.name])
+            if key not in self._layers:
+                self._layers[key] = device.quantize_layer(self.graph, layer, key[1], self.target)
+            layers.append(self._layers[key])
+        return layers
+
+    def judge(self, formats: Mapping[str, LayerFormats]) -> Verdict:
+        logits = self.network.logits(self._quantize(formats))
+        y = formats[self.graph.output.name].y
+        assert y
+        log_probabilities = _log_softmax(np.ldexp(logits.astype(np.float64), -y.fraction_bits))
+        divergence = (np.exp(self.reference) * (self.reference - log_probabilities)).sum(axis=1).mean()
+        return Verdict(logits.argmax(axis=1) == self.labels, float(divergence))
+
+
+def _start(graph: Graph, images: np.ndarray) -> Choices:
+    """Formats that cover every tensor's range, so that nothing is clipped."""
+    ranges = FloatNetwork(graph, images).ranges([Simulation()] * len(graph.layers))
+    choices: Choices = {}
+    for name, tensor in tensors(graph):
+        values = ranges[name] if tensor is Tensor.ACTIVATIONS else graph.weights[name][tensor is Tensor.BIAS]
+        choices[name, tensor] = QFormat.covering(largest(values))
+    return choices
+
+
+def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Trial, None, dict[str, LayerFormats]]:
+    """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better."""
+    formats = table(judge.graph, choices)
+    best = judge.judge(formats)
+    for _ in range(PASSES):
+        before = formats
+        for name, tensor in tensors(judge.graph):
+            for step in (1, -1):
+                moved = False
+                while True:
+                    q = QFormat(choices[name, tensor].fraction_bits + step)
+                    tried = table(judge.graph, {**choices, (name, tensor): q})
+                    if tried == formats:  # the kernels cannot carry it
+                        break
+                    verdict = judge.judge(tried)
+                    yield Trial(name, tensor, q, verdict.accuracy)
+                    if not verdict.beats(best, tolerance, TRIAL_DEVIATIONS):
+                        break
+                    moved, best, formats = True, verdict, tried
+                    choices[name, tensor] = q
+                if moved:
+                    break
+        if formats == before:
+            break
+    return formats
+
+
+def device_objective(
+    graph: Graph, reference: FloatNetwork, labels: np.ndarray, target: Target, tolerance: float
+) -> Search:
+    """Searches formats on a sample of the images, adapts the weights, and lets all images decide what pays.
+
+    `tolerance` is in percentage points: smaller differences of accuracy than this do not count.
+    """
+    images = reference.images
+    logits = reference.logits([Simulation()] * len(graph.layers))
+    sample = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)
+    choices = _start(graph, images[sample])
+    judge = Judge(graph, images[sample], labels[sample], logits[sample], target)
+    formats = yield from _descend(judge, choices, tolerance)
+
+    adapted, adapted_formats = rounding.refine(graph, formats, images[sample], target)
+    nearest = Judge(graph, images, labels, logits, target).judge(formats)
+    adaptive = Judge(adapted, images, labels, logits, target).judge(adapted_formats)
+    accuracies = {
+        "float": accuracy_caffe(logits, labels),
+        "weights rounded to nearest": nearest.accuracy,
+        "weights rounded adaptively": adaptive.accuracy,
+    }
+    if adaptive.beats(nearest, tolerance, FINAL_DEVIATIONS):
+        return Found(adapted, adapted_formats, accuracies)
+    return Found(graph, formats, accuracies)
