@@ -64,6 +64,9 @@ class Layer:
         """Multiply-accumulate operations for one image."""
         return 0
 
+    def check(self) -> None:
+        """Raises Declined where the sizes make no sense."""
+
     def weight_shapes(self) -> tuple[Shape, ...]:
         """Shapes of the trained blobs; the bias, where there is one, comes second."""
         return ()
@@ -183,7 +186,7 @@ class _Windowed(Layer):
         sizes = (self.in_shape[1:], self.out_shape[1:], self.kernel, self.stride, self.pad)
         return all(height == width for height, width in sizes)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if min(*self.kernel, *self.stride) < 1:
             raise Declined(f"kernel {self.kernel} and stride {self.stride} must be at least 1")
         if min(self.out_shape) < 1:
@@ -257,7 +260,7 @@ class Convolution(_Windowed, _Weighted):
             group=param.group,
             bias_term=param.bias_term,
         )
-        layer._check()
+        layer.check()
         return layer
 
     @property
@@ -359,7 +362,7 @@ class Pooling(_Windowed):
             average=param.pool == param.AVE,
             round_up=param.round_mode == param.CEIL,
         )
-        layer._check()
+        layer.check()
         if not kernels.no_empty_window(layer, Target()):
             raise Declined(f"the last window lies outside the image: kernel {kernel}, stride {stride}")
         return layer
