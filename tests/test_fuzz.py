@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -146,8 +147,11 @@ READERS: dict[str, Reader] = {
     "old prototxt": _read_prototxt,
     "caffemodel": caffe_files.read_weights,
     "h5": caffe_files.read_weights,
+    "new h5": caffe_files.read_weights,
     "mean": caffe_files.read_mean,
     "lmdb": caffe_files.read_lmdb,
+    "large lmdb": caffe_files.read_lmdb,
+    "branched lmdb": caffe_files.read_lmdb,
     "pickle": _read_pickle,
     "old pickle": _read_pickle,
     "png": _read_image,
@@ -160,12 +164,21 @@ def samples(folder: Path) -> dict[str, bytes]:
     tiny.quantize(folder)
     caffe_files.write_weights(folder / "net.caffemodel", "net", tiny.blobs(), tiny.TYPES)
     caffe_files.write_mean(folder / "mean.binaryproto", np.full(tiny.IMAGE, 120, np.float32))
+    with h5py.File(folder / "new.h5", "w", libver="latest") as file:
+        for i, blob in enumerate(tiny.blobs()["conv1"]):
+            file.create_dataset(f"data/conv1/{i}", data=blob, chunks=True, compression="gzip", shuffle=True)
+    # Values on pages of their own, and pages that lead to pages.
+    caffe_files.write_lmdb(folder / "large_lmdb", np.zeros((9, 3, 30, 30), np.uint8), range(9))
+    caffe_files.write_lmdb(folder / "many_lmdb", np.zeros((150, 1, 2, 2), np.uint8), range(150))
     names = {
         "prototxt": "net.prototxt",
         "caffemodel": "net.caffemodel",
         "h5": "net.caffemodel.h5",
+        "new h5": "new.h5",
         "mean": "mean.binaryproto",
         "lmdb": "data_lmdb/data.mdb",
+        "large lmdb": "large_lmdb/data.mdb",
+        "branched lmdb": "many_lmdb/data.mdb",
         "pickle": "net.pkl",
     }
     files = {reader: (folder / name).read_bytes() for reader, name in names.items()}
