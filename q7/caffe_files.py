@@ -57,7 +57,7 @@ class Prototxt:
 
 # Comments and strings first, so that braces in them do not count.
 _BRACE = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}<>]""")
-_LAYER = re.compile(r"\blayers?\s*:?\s*$")
+_LAYER = re.compile(r"\blayers?\s*(:\s*)?$")
 
 
 def _blank(text: str) -> str:
@@ -164,10 +164,8 @@ def read_prototxt(path: Path) -> Prototxt:
 
     Raises Q7Error where the file is missing or no network definition.
     """
-    try:
-        text = _read(path, "the network definition").decode("utf-8")
-    except UnicodeDecodeError:
-        raise Q7Error(f"'{path}' is not a network definition: it is not text") from None
+    # Comments may be in any encoding.
+    text = _read(path, "the network definition").decode("utf-8-sig", "surrogateescape")
     with files.reading(f"the network definition '{path}'"):
         head, layers = _parse_layers(path, text)
     network = Prototxt(path, head.name)
@@ -231,12 +229,14 @@ def _read_hdf5(path: Path) -> Blobs:
         if isinstance(item, h5py.Dataset) and index.isdigit():
             if item.dtype.kind not in "fiu":
                 raise ValueError(f"data set '{name}' holds no numbers but {item.dtype}")
+            if item.external or item.is_virtual:
+                raise ValueError(f"data set '{name}' lies in other files")
             if item.nbytes > COMPRESSION * path.stat().st_size:
                 raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
             found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
 
     with files.reading(f"the weights file '{path}'"), h5py.File(path, "r") as file:
-        if not isinstance(file.get("data"), h5py.Group):
+        if not isinstance(file.get("data", getlink=True), h5py.HardLink) or not isinstance(file["data"], h5py.Group):
             raise Q7Error(f"the weights file '{path}' has no group 'data': Caffe did not write it")
         file["data"].visititems(visit)
     return {layer: [blobs[i] for i in sorted(blobs)] for layer, blobs in found.items()}

@@ -186,10 +186,18 @@ def test_what_is_no_network(tmp_path: Path, text: str, message: str) -> None:
 
 def test_binary_is_no_network(tmp_path: Path) -> None:
     (tmp_path / "net").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Q7Error, match="is not a network definition: it is not text"):
+    with pytest.raises(Q7Error, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
         caffe_files.read_prototxt(tmp_path / "net")
     with pytest.raises(Q7Error, match=r"cannot read the network definition '.*none': No such file or directory"):
         caffe_files.read_prototxt(tmp_path / "none")
+
+
+def test_comments_in_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "net").write_bytes(b'\xef\xbb\xbf# \xd6\xd0\xce\xc4 {\nlayer { name: "a" # \xff }\n gain: 1 }')
+    assert names(caffe_files.read_prototxt(tmp_path / "net")) == ["a"]
+    (tmp_path / "net").write_bytes(b'layer { name: "\xd6\xd0" }')
+    with pytest.raises(Q7Error, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
+        caffe_files.read_prototxt(tmp_path / "net")
 
 
 def test_deploy_inputs(tmp_path: Path) -> None:
@@ -289,6 +297,18 @@ def test_hdf5_that_caffe_did_not_write(tmp_path: Path) -> None:
         caffe_files.read_weights(_h5(tmp_path / "b.h5", data=np.ones(3)))
     with pytest.raises(Q7Error, match="data set 'ip/0' holds no numbers but object"):
         caffe_files.read_weights(_h5(tmp_path / "c.h5", data__ip__0="text"))
+
+
+def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
+    _h5(tmp_path / "other.h5", data__ip__0=np.ones(3))
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["data"] = h5py.ExternalLink("other.h5", "data")
+    with pytest.raises(Q7Error, match="has no group 'data'"):
+        caffe_files.read_weights(tmp_path / "link.h5")
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file.create_dataset("data/ip/0", (3,), np.float32, external=[(str(tmp_path / "other.h5"), 0, 12)])
+    with pytest.raises(Q7Error, match="data set 'ip/0' lies in other files"):
+        caffe_files.read_weights(tmp_path / "raw.h5")
 
 
 def test_hdf5_bomb(tmp_path: Path) -> None:
@@ -432,6 +452,7 @@ def test_encoded_modes_that_caffe_reads_otherwise(tmp_path: Path, mode: str) -> 
         ([pb.Datum(channels=0, height=2, width=2)], "0 values for an image of shape (0, 2, 2)"),
         ([b"\xff\xff"], "key '00000000': its Datum is truncated, damaged or of another kind"),
         ([pb.Datum(encoded=True, data=b"no image")], "the encoded image is truncated, damaged or of another kind"),
+        ([pb.Datum(label=1)], "0 values for an image of shape (0, 0, 0)"),
         ([], "holds no images"),
     ],
 )
@@ -439,6 +460,13 @@ def test_datums_that_are_refused(tmp_path: Path, datums: list[Any], message: str
     with pytest.raises(Q7Error) as caught:
         caffe_files.read_lmdb(write_datums(tmp_path / "db", *datums))
     assert message in str(caught.value)
+
+
+def test_keys_come_into_messages_as_one_line(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "db")) as database, database.begin(write=True) as transaction:
+        transaction.put(b"a\n\x1b[31m\xff", b"")
+    with pytest.raises(Q7Error, match=r"db', key 'a\?\?\[31m\\xff': 0 values"):
+        caffe_files.read_lmdb(tmp_path / "db")
 
 
 def test_image_bomb(tmp_path: Path) -> None:

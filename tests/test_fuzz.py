@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import io
+import pickle
 import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -265,3 +267,44 @@ def test_damaged_files_end_in_a_result_or_one_sentence(
 def test_arbitrary_bytes_end_in_a_result_or_one_sentence(folder: Path, reader: str, content: bytes) -> None:
     # No bytes at all are a caffemodel without layers.
     assert outcome(reader, folder / "arbitrary", content) in ("read", "refused")
+
+
+# --- networks whose values were changed -------------------------------------------------------------------------------
+
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    1 << 31,
+    1 << 70,
+    0.5,
+    float("nan"),
+    "",
+    "data",
+    "conv1",
+    b"",
+    b"\xff" * 12,
+    [],
+    {},
+]
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every container below a value, with each of its keys."""
+    keys: Any = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [place for key in keys for place in [(value, key), *places(value[key])]]
+
+
+@given(data=st.data())
+def test_changed_networks_end_in_code_or_one_sentence(
+    folder: Path, sound: dict[str, bytes], data: st.DataObject
+) -> None:
+    content = pickle.loads(sound["pickle"])
+    for _ in range(data.draw(st.integers(1, 3))):
+        container, key = data.draw(st.sampled_from(places(content["network"])))
+        container[key] = data.draw(st.sampled_from(VALUES))
+    assert outcome("pickle", folder / "changed", pickle.dumps(content)) in ("read", "refused")
