@@ -217,21 +217,24 @@ def _read_caffemodel(path: Path) -> Blobs:
         }
 
 
-COMPRESSION = 100  # how many times a data set may be larger than its file: far more than trained weights shrink
+COMPRESSION = 100  # how many times the data sets may be larger than their file: far more than trained weights shrink
 
 
 def _read_hdf5(path: Path) -> Blobs:
     """Caffe writes blob i of a layer to the data set /data/LAYER/i (Net::ToHDF5)."""
     found: dict[str, dict[int, np.ndarray]] = {}
+    left = COMPRESSION * path.stat().st_size
 
     def visit(name: str, item: Any) -> None:
+        nonlocal left
         layer, _, index = name.rpartition("/")
         if isinstance(item, h5py.Dataset) and index.isdigit():
             if item.dtype.kind not in "fiu":
                 raise ValueError(f"data set '{name}' holds no numbers but {item.dtype}")
             if item.external or item.is_virtual:
                 raise ValueError(f"data set '{name}' lies in other files")
-            if item.nbytes > COMPRESSION * path.stat().st_size:
+            left -= item.nbytes
+            if left < 0:
                 raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
             found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
 
@@ -359,9 +362,11 @@ def read_lmdb(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndar
                 raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {images.shape[1:]}")
             images[len(labels)] = pixels
             labels.append(datum.label)
+        if len(labels) != count:
+            raise ValueError(f"it says that it has {database.entries} entries")
     if images is None:
         raise Q7Error(f"the LMDB '{path}' holds no images")
-    return images[: len(labels)], np.array(labels, np.int32)
+    return images, np.array(labels, np.int32)
 
 
 def write_lmdb(path: Path, images: Iterable[np.ndarray], labels: Iterable[int]) -> None:

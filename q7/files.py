@@ -42,8 +42,8 @@ def reading(what: str) -> Iterator[None]:
         yield
     except Q7Error:
         raise
-    except FileNotFoundError as error:
-        raise Q7Error(f"{what} does not exist") from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise Q7Error(f"cannot read {what}: {error.strerror}") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         reason = reason if reason and not isinstance(error, KeyError) else repr(error)

@@ -97,6 +97,9 @@ def _extents(what: str, pair: tuple[int, int]) -> dict[str, int]:
     return {what: pair[0]} if pair[0] == pair[1] else {f"{what}_X": pair[1], f"{what}_Y": pair[0]}
 
 
+MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
+
+
 @dataclass(frozen=True, eq=False)
 class Pixels:
     """The input layer on the device: integer mean to subtract, CHW or (C, 1, 1); shift right (bits, may be < 0)."""
@@ -154,7 +157,10 @@ class Input(Layer):
         assert formats.y
         mantissa, exponent = math.frexp(self.scale)
         assert mantissa == 0.5, "the scale is folded before"
-        return Pixels(self.integer_mean, -(exponent - 1) - formats.y.fraction_bits)
+        rshift = -(exponent - 1) - formats.y.fraction_bits
+        if abs(rshift) > MOST_PIXEL_SHIFT:
+            raise Q7Error(f"its pixels would be shifted by {rshift}, allowed are {MOST_PIXEL_SHIFT} bits either way")
+        return Pixels(self.integer_mean, rshift)
 
     def defines(self) -> dict[str, int]:
         return {"OUT_CH": self.out_shape[0], **_extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]

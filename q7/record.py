@@ -86,7 +86,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
 
 # --- and back ---------------------------------------------------------------------------------------------------------
 
-MOST_FRACTION_BITS = 64  # either way
+MOST_FRACTION_BITS = 200  # either way: more than any float32 needs
 _HINTS = {
     "name": str,
     "accuracy": str,

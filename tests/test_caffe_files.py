@@ -311,6 +311,14 @@ def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
         caffe_files.read_weights(tmp_path / "raw.h5")
 
 
+def test_hdf5_bomb_of_many_pieces(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for i in range(20):
+            file.create_dataset(f"data/ip/{i}", (50_000,), np.float32, chunks=(50_000,), compression="gzip")
+    with pytest.raises(Q7Error, match=r"data set 'ip/\d+' says that it has 200000 bytes"):
+        caffe_files.read_weights(tmp_path / "w.h5")
+
+
 def test_hdf5_bomb(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.create_dataset("data/ip/0", (1 << 32,), np.float32, chunks=(1 << 20,), compression="gzip")
@@ -495,6 +503,34 @@ def test_truncated_lmdb(tmp_path: Path) -> None:
     for size in range(0, len(whole), 3000):
         path.write_bytes(whole[:size])
         with pytest.raises(Q7Error, match=r"the LMDB '.*' is truncated, damaged or of another kind"):
+            caffe_files.read_lmdb(tmp_path / "db")
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_lmdb_that_lost_entries(tmp_path: Path, lost: int) -> None:
+    caffe_files.write_lmdb(tmp_path / "db", np.zeros((3, 1, 2, 2), np.uint8), range(3))
+    path = tmp_path / "db" / "data.mdb"
+    content = bytearray(path.read_bytes())
+    leaf = next(at for at in range(8192, len(content), 4096) if content[at + 10] == 2)
+    content[leaf + 12] -= 2 * lost  # where the offsets of the entries end
+    path.write_bytes(content)
+    with pytest.raises(Q7Error, match="another kind: it says that it has 3 entries"):
+        caffe_files.read_lmdb(tmp_path / "db")
+
+
+def test_lmdb_whose_pages_lead_back(tmp_path: Path) -> None:
+    caffe_files.write_lmdb(tmp_path / "db", np.zeros((300, 1, 2, 2), np.uint8), [0] * 300)
+    path = tmp_path / "db" / "data.mdb"
+    content = bytearray(path.read_bytes())
+    root = next(at for at in range(8192, len(content), 4096) if content[at + 10] == 1)
+    for offset in range(root + 16, root + int.from_bytes(content[root + 12 : root + 14], "little"), 2):
+        node = root + int.from_bytes(content[offset : offset + 2], "little")
+        content[node : node + 4] = (root // 4096).to_bytes(4, "little")
+    for depth in (2, 60000):
+        for meta in (0, 4096):
+            content[meta + 94 : meta + 96] = depth.to_bytes(2, "little")
+        path.write_bytes(content)
+        with pytest.raises(Q7Error, match=r"is of another kind$|lead back to each other$"):
             caffe_files.read_lmdb(tmp_path / "db")
 
 
