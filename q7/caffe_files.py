@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,11 +15,11 @@ import h5py
 import lmdb
 import numpy as np
 from google.protobuf import text_format
-from google.protobuf.message import DecodeError
 
 from q7 import caffe_pb2 as pb
 from q7 import files
 from q7.errors import Q7Error
+from q7.lmdb_file import LmdbFile
 
 Blobs = dict[str, list[np.ndarray]]
 
@@ -29,6 +30,7 @@ _V1_NAMES = {
     "BNLL": "BNLL",
     "HDF5_DATA": "HDF5Data",
     "HDF5_OUTPUT": "HDF5Output",
+    "IM2COL": "Im2col",
     "LRN": "LRN",
     "MVN": "MVN",
     "RELU": "ReLU",
@@ -54,8 +56,8 @@ class Prototxt:
 # --- prototxt ---------------------------------------------------------------------------------------------------------
 
 # Comments and strings first, so that braces in them do not count.
-_BRACE = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}]""")
-_LAYER = re.compile(r"\blayers?\s*:?\s*$")
+_BRACE = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}<>]""")
+_LAYER = re.compile(r"\blayers?\s*(:\s*)?$")
 
 
 def _blank(text: str) -> str:
@@ -64,14 +66,15 @@ def _blank(text: str) -> str:
 
 def _split_layers(text: str) -> tuple[str, list[str]]:
     """The text with its layer blocks blanked, and each block alone; line numbers stay right in all of them."""
+    text = _BRACE.sub(lambda match: _blank(match.group()) if match.group()[0] == "#" else match.group(), text)
     spans: list[tuple[int, int]] = []
     depth, start, last = 0, -1, 0
     for match in _BRACE.finditer(text):
-        if match.group() == "{":
+        if match.group() in "{<":
             header = _LAYER.search(text, last, match.start()) if depth == 0 else None
             start = header.start() if header else start
             depth += 1
-        elif match.group() == "}":
+        elif match.group() in "}>":
             depth -= 1
             if depth == 0 and start >= 0:
                 spans.append((start, match.end()))
@@ -91,11 +94,22 @@ def _parse(path: Path, text: str) -> tuple[Any, str]:
         return text_format.Parse(text, pb.NetParameter()), ""
     except text_format.ParseError as error:
         unknown = str(error)
-    try:
+    with files.reading(f"the network definition '{path}'"):
         # A type that is no name of the V1 enumeration, or plain bad syntax, fails here once more.
         return text_format.Parse(text, pb.NetParameter(), allow_unknown_field=True), unknown
-    except (text_format.ParseError, RecursionError):
-        raise Q7Error(f"'{path}' is not a network definition: {unknown}") from None
+
+
+def _parse_layers(path: Path, text: str) -> tuple[Any, list[tuple[Any, str]]]:
+    """The NetParameter, and its layers in the current form, each with the message about a field that is unknown."""
+    whole, unknown = _parse(path, text)
+    if not unknown:
+        return whole, [(layer, "") for layer in [*whole.layer, *map(_upgrade, whole.layers)]]
+    rest, blocks = _split_layers(text)
+    head, unknown = _parse(path, rest)
+    if unknown or head.layer or head.layers:
+        raise Q7Error(f"'{path}' has a field that this tool does not know: {unknown or 'in a list of layers'}")
+    parsed = [_parse(path, block) for block in blocks]
+    return head, [(layer, unknown) for net, unknown in parsed for layer in [*net.layer, *map(_upgrade, net.layers)]]
 
 
 def _upgrade(old: Any) -> Any:
@@ -121,16 +135,16 @@ def _move_transform(layer: Any) -> None:
                     setattr(layer.transform_param, key, getattr(param, key))
 
 
-def _included(layer: Any, state: Any) -> bool:
-    """Whether Caffe builds the layer in the TEST phase (Net::StateMeetsRule of Caffe's net.cpp)."""
+def _included(layer: Any, stages: set[str]) -> bool:
+    """Whether Caffe builds the layer in the TEST phase at level 0 (Net::StateMeetsRule of Caffe's net.cpp)."""
 
     def meets(rule: Any) -> bool:
         return (
             (not rule.HasField("phase") or rule.phase == pb.TEST)
-            and (not rule.HasField("min_level") or state.level >= rule.min_level)
-            and (not rule.HasField("max_level") or state.level <= rule.max_level)
-            and set(rule.stage) <= set(state.stage)
-            and not set(rule.not_stage) & set(state.stage)
+            and (not rule.HasField("min_level") or rule.min_level <= 0)
+            and (not rule.HasField("max_level") or rule.max_level >= 0)
+            and set(rule.stage) <= stages
+            and not set(rule.not_stage) & stages
         )
 
     if layer.include:
@@ -150,28 +164,22 @@ def read_prototxt(path: Path) -> Prototxt:
 
     Raises Q7Error where the file is missing or no network definition.
     """
-    try:
-        text = _read(path, "the network definition").decode("utf-8")
-    except UnicodeDecodeError:
-        raise Q7Error(f"'{path}' is not a network definition: it is not text") from None
-    rest, blocks = _split_layers(text)
-    head, unknown = _parse(path, rest)
-    if unknown:
-        raise Q7Error(f"'{path}' has a field that this tool does not know: {unknown}")
+    # Comments may be in any encoding.
+    text = _read(path, "the network definition").decode("utf-8-sig", "surrogateescape")
+    with files.reading(f"the network definition '{path}'"):
+        head, layers = _parse_layers(path, text)
     network = Prototxt(path, head.name)
     shapes = [list(shape.dim) for shape in head.input_shape] or [
         list(head.input_dim[i : i + 4]) for i in range(0, len(head.input_dim), 4)
     ]
     network.inputs = dict(zip(head.input, shapes))
-    for block in blocks:
-        parsed, unknown = _parse(path, block)
-        for layer in [*parsed.layer, *map(_upgrade, parsed.layers)]:
-            if not _included(layer, head.state):
-                continue
-            _move_transform(layer)
-            if unknown:
-                network.unknown[len(network.layers)] = unknown
-            network.layers.append(layer)
+    for layer, unknown in layers:
+        if not _included(layer, set(head.state.stage)):
+            continue
+        _move_transform(layer)
+        if unknown:
+            network.unknown[len(network.layers)] = unknown
+        network.layers.append(layer)
     if not network.layers:
         raise Q7Error(f"'{path}' has no layers in the TEST phase")
     return network
@@ -194,40 +202,46 @@ def _array(blob: Any, where: str) -> np.ndarray:
 
 def _message(path: Path, message: Any, what: str) -> Any:
     content = _read(path, what)
-    try:
+    with files.reading(f"{what} '{path}'"):
         message.ParseFromString(content)
-    except (DecodeError, RecursionError):
-        raise Q7Error(f"{what} '{path}' is truncated or of another kind of file") from None
     return message
 
 
 def _read_caffemodel(path: Path) -> Blobs:
     network = _message(path, pb.NetParameter(), "the weights file")
-    return {
-        layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
-        for layer in [*network.layers, *network.layer]
-        if layer.blobs
-    }
+    with files.reading(f"the weights file '{path}'"):
+        return {
+            layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
+            for layer in [*network.layers, *network.layer]
+            if layer.blobs
+        }
+
+
+COMPRESSION = 100  # how many times the data sets may be larger than their file: far more than trained weights shrink
 
 
 def _read_hdf5(path: Path) -> Blobs:
     """Caffe writes blob i of a layer to the data set /data/LAYER/i (Net::ToHDF5)."""
     found: dict[str, dict[int, np.ndarray]] = {}
+    left = COMPRESSION * path.stat().st_size
 
     def visit(name: str, item: Any) -> None:
+        nonlocal left
         layer, _, index = name.rpartition("/")
         if isinstance(item, h5py.Dataset) and index.isdigit():
             if item.dtype.kind not in "fiu":
-                raise Q7Error(f"the weights file '{path}': data set '{name}' holds no numbers but {item.dtype}")
+                raise ValueError(f"data set '{name}' holds no numbers but {item.dtype}")
+            if item.external or item.is_virtual:
+                raise ValueError(f"data set '{name}' lies in other files")
+            left -= item.nbytes
+            if left < 0:
+                raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
             found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
 
-    try:
-        with h5py.File(path, "r") as file:
-            if "data" not in file:
-                raise Q7Error(f"the weights file '{path}' has no group 'data': Caffe did not write it")
-            file["data"].visititems(visit)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise Q7Error(f"the weights file '{path}' is truncated or damaged: {error}") from None
+    with files.reading(f"the weights file '{path}'"), h5py.File(path, "r") as file:
+        if not isinstance(file.get("data", getlink=True), h5py.HardLink) or not isinstance(file["data"], h5py.Group):
+            raise Q7Error(f"the weights file '{path}' has no group 'data': Caffe did not write it")
+        file["data"].visititems(visit)
     return {layer: [blobs[i] for i in sorted(blobs)] for layer, blobs in found.items()}
 
 
@@ -266,7 +280,8 @@ def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) 
 
 def read_mean(path: Path) -> np.ndarray:
     """The mean image of a .binaryproto, float32 CHW."""
-    mean = _array(_message(path, pb.BlobProto(), "the mean file"), f"the mean file '{path}'")
+    with files.reading(f"the mean file '{path}'"):
+        mean = _array(_message(path, pb.BlobProto(), "the mean file"), f"the mean file '{path}'")
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
     if mean.ndim != 3 or not np.isfinite(mean).all():
@@ -284,19 +299,24 @@ def write_mean(path: Path, mean: np.ndarray) -> None:
 # --- LMDB -------------------------------------------------------------------------------------------------------------
 
 
+LARGEST_IMAGE = 1 << 24  # pixels
+
+
 def _decode_image(data: bytes, where: str) -> np.ndarray:
     """A JPEG or PNG as uint8 CHW; colours come in the order blue, green, red, as OpenCV gives them to Caffe."""
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > 1 << 26:
-                raise Q7Error(f"{where}: an image of {image.width}x{image.height} pixels is too large")
-            if image.mode in ("L", "1", "I", "I;16"):
-                return np.asarray(image.convert("L"))[None]
-            return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1].transpose(2, 0, 1))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Q7Error(f"{where}: the encoded image cannot be read: {error}") from None
+    with (
+        files.reading(f"{where}: the encoded image"),
+        Image.open(io.BytesIO(data), formats=("BMP", "JPEG", "PNG")) as image,
+    ):
+        if image.width * image.height > LARGEST_IMAGE:
+            raise Q7Error(f"{where}: an image of {image.width}x{image.height} pixels is too large")
+        if image.mode in ("L", "1"):
+            return np.asarray(image.convert("L"))[None]
+        if image.mode not in ("RGB", "P", "CMYK", "YCbCr") or "transparency" in image.info:
+            raise Q7Error(f"{where}: an image of mode {image.mode}, allowed are 8-bit grey and colours without alpha")
+        return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1].transpose(2, 0, 1))
 
 
 def _pixels(datum: Any, where: str) -> np.ndarray:
@@ -323,39 +343,30 @@ def read_lmdb(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndar
 
     Raises Q7Error where the database is missing, damaged or empty, or its images differ in shape.
     """
-    if not (path / "data.mdb").exists() and not path.is_file():
+    data = path / "data.mdb" if path.is_dir() else path
+    if not data.is_file():
         raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")
     images: np.ndarray | None = None
     labels: list[int] = []
-    try:
-        with (
-            lmdb.open(
-                str(path), readonly=True, lock=False, subdir=path.is_dir(), create=False, readahead=True
-            ) as database,
-            database.begin() as transaction,
-        ):
-            count = transaction.stat()["entries"]
-            count = count if limit is None else min(count, limit)
-            for key, value in transaction.cursor():
-                if len(labels) == count:
-                    break
-                where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
-                try:
-                    datum = pb.Datum.FromString(value)
-                except DecodeError:
-                    raise Q7Error(f"{where}: not a Caffe Datum") from None
-                pixels = _pixels(datum, where)
-                if images is None:
-                    images = np.empty((count, *pixels.shape), np.uint8)
-                if pixels.shape != images.shape[1:]:
-                    raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {images.shape[1:]}")
-                images[len(labels)] = pixels
-                labels.append(datum.label)
-    except (lmdb.Error, MemoryError) as error:
-        raise Q7Error(f"the LMDB '{path}' is truncated or damaged: {error}") from None
+    with files.reading(f"the LMDB '{path}'"), open(data, "rb") as file:
+        database = LmdbFile(file)
+        count = database.entries if limit is None else min(database.entries, limit)
+        for key, value in itertools.islice(database, count):
+            where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
+            with files.reading(f"{where}: its Datum"):
+                datum = pb.Datum.FromString(value)
+            pixels = _pixels(datum, where)
+            if images is None:
+                images = np.empty((count, *pixels.shape), np.uint8)
+            if pixels.shape != images.shape[1:]:
+                raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {images.shape[1:]}")
+            images[len(labels)] = pixels
+            labels.append(datum.label)
+        if len(labels) != count:
+            raise ValueError(f"it says that it has {database.entries} entries")
     if images is None:
         raise Q7Error(f"the LMDB '{path}' holds no images")
-    return images[: len(labels)], np.array(labels, np.int32)
+    return images, np.array(labels, np.int32)
 
 
 def write_lmdb(path: Path, images: Iterable[np.ndarray], labels: Iterable[int]) -> None:

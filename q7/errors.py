@@ -5,4 +5,8 @@ from __future__ import annotations
 
 
 class Q7Error(Exception):
-    """Input that cannot be used: the message names the place, the value seen and what is allowed."""
+    """Input that cannot be used: the message names the place, the value seen and what is allowed, in one line."""
+
+    def __init__(self, message: str) -> None:
+        # Names out of a damaged or hostile file reach the terminal here.
+        super().__init__("".join(c if c.isprintable() else "?" for c in message))

@@ -20,8 +20,9 @@ def find(path: str, beside: Path, what: str) -> Path:
     Raises Q7Error where there is none.
     """
     for candidate in (Path(path), beside / path, beside / Path(path).name):
-        if path and candidate.exists():
-            return candidate
+        with contextlib.suppress(OSError, ValueError):  # a name too long, or with a null in it
+            if path and candidate.exists():
+                return candidate
     raise Q7Error(f"{what} '{path}' does not exist (looked in the current directory and in '{beside}')")
 
 
@@ -32,6 +33,21 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns whatever damaged bytes make of a library into one Q7Error about `what`."""
+    try:
+        yield
+    except Q7Error:
+        raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise Q7Error(f"cannot read {what}: {error.strerror}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        reason = reason if reason and not isinstance(error, KeyError) else repr(error)
+        raise Q7Error(f"{what} is truncated, damaged or of another kind: {reason}") from error
 
 
 def writable(path: Path) -> bool:

@@ -62,7 +62,8 @@ class Graph:
         for layer in self.layers:
             x = table[layer.inputs[0]].y if layer.inputs else None
             own = y[layer.name] if layer.own_format else x
-            table[layer.name] = LayerFormats(x, w.get(layer.name), b.get(layer.name), own)
+            trained = (w[layer.name], b[layer.name]) if layer.weighted else (None, None)
+            table[layer.name] = LayerFormats(x, trained[0], trained[1], own)
         return table
 
 
@@ -114,33 +115,45 @@ class DataSource:
         mean = self._mean(image_shape)
         if not (mean.min() >= -0.5 and mean.max() <= 255.5):
             raise Q7Error(f"layer '{self.layer}': the mean must lie within a pixel's range, 0 to 255")
-        shape = self.crop_image(np.empty(image_shape, np.uint8)).shape
+        shape = self.crop_image(np.broadcast_to(np.uint8(0), image_shape)).shape
         return Input(self.layer, (), self.top, (shape,), mean=mean, scale=self.scale)
+
+
+def _check_known(prototxt: Prototxt, index: int) -> None:
+    if index in prototxt.unknown:
+        name, field = prototxt.layers[index].name, prototxt.unknown[index]
+        raise Q7Error(f"layer '{name}' has a field that this tool does not know: {field}")
 
 
 def find_accuracy(prototxt: Prototxt, name: str) -> Any:
     """The Accuracy layer that `name` or its top blob names; raises Q7Error that lists those that exist."""
-    layers = [layer for layer in prototxt.layers if layer.type == "Accuracy"]
-    for layer in layers:
+    layers = {i: layer for i, layer in enumerate(prototxt.layers) if layer.type == "Accuracy"}
+    for index, layer in layers.items():
         if name == layer.name or name in layer.top:
-            if layer.accuracy_param.top_k != 1:
-                raise Q7Error(f"accuracy layer '{layer.name}': top_k {layer.accuracy_param.top_k}, allowed is 1")
+            _check_known(prototxt, index)
+            param = layer.accuracy_param
+            if (param.top_k, param.axis, param.HasField("ignore_label"), len(layer.bottom)) != (1, 1, False, 2):
+                raise Q7Error(
+                    f"accuracy layer '{layer.name}': it must have top_k 1, axis 1, no ignore_label and 2 bottoms"
+                )
             return layer
-    known = ", ".join(f"'{layer.name}'" for layer in layers) or "none"
+    known = ", ".join(f"'{layer.name}'" for layer in layers.values()) or "none"
     raise Q7Error(f"'{prototxt.path}' has no accuracy layer '{name}' in the TEST phase; it has: {known}")
 
 
 def data_source(prototxt: Prototxt) -> DataSource:
     """What the TEST phase's data layer says; raises Q7Error where it asks for what cannot be done."""
-    for message in prototxt.layers:
-        if message.type == "Data":
-            break
-    else:
+    index = next((i for i, message in enumerate(prototxt.layers) if message.type == "Data"), None)
+    if index is None:
         raise Q7Error(f"'{prototxt.path}' has no layer of type Data in the TEST phase")
+    _check_known(prototxt, index)
+    message = prototxt.layers[index]
     where = f"layer '{message.name}'"
     transform, param = message.transform_param, message.data_param
-    if transform.mirror:
-        raise Q7Error(f"{where}: mirror is random, and refused in the TEST phase")
+    if transform.mirror or param.rand_skip:
+        raise Q7Error(f"{where}: mirror and rand_skip are random, and refused in the TEST phase")
+    if transform.force_color or transform.force_gray or param.force_encoded_color:
+        raise Q7Error(f"{where}: force_color and force_gray are not supported: the device gets the pixels as they are")
     if not (math.isfinite(transform.scale) and transform.scale > 0):
         raise Q7Error(f"{where}: scale {transform.scale:g} must be positive")
     if transform.mean_file and transform.mean_value:
@@ -181,6 +194,8 @@ def parse(prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Sh
     Raises Q7Error that lists every layer that cannot be taken.
     """
     target = find_accuracy(prototxt, accuracy)
+    if target.bottom[1] != source.label:
+        raise Q7Error(f"accuracy layer '{target.name}' reads '{target.bottom[1]}', which is not the data layer's label")
     input_layer = source.input(image_shape)
     layers: list[Layer] = [input_layer]
     written: dict[str, Layer] = {source.top: input_layer}
@@ -191,10 +206,10 @@ def parse(prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Sh
             continue
         where = f"layer '{message.name}' ({message.type})"
         try:
-            if index in prototxt.unknown and message.type in LAYERS:
-                raise Declined(f"it has a field that this tool does not know: {prototxt.unknown[index]}")
             if message.type not in LAYERS and message.type not in IDENTITIES:
                 raise Declined("this type is not supported")
+            if index in prototxt.unknown:
+                raise Declined(f"it has a field that this tool does not know: {prototxt.unknown[index]}")
             missing = [blob for blob in message.bottom if blob not in written]
             if missing or not message.bottom or not message.top:
                 raise Declined(f"no layer writes its input '{', '.join(missing)}'")

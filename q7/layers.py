@@ -64,6 +64,9 @@ class Layer:
         """Multiply-accumulate operations for one image."""
         return 0
 
+    def check(self) -> None:
+        """Raises Declined where the sizes make no sense."""
+
     def weight_shapes(self) -> tuple[Shape, ...]:
         """Shapes of the trained blobs; the bias, where there is one, comes second."""
         return ()
@@ -92,6 +95,9 @@ class Layer:
 def _extents(what: str, pair: tuple[int, int]) -> dict[str, int]:
     """One macro for equal (height, width), else _X for the width and _Y for the height."""
     return {what: pair[0]} if pair[0] == pair[1] else {f"{what}_X": pair[1], f"{what}_Y": pair[0]}
+
+
+MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +157,10 @@ class Input(Layer):
         assert formats.y
         mantissa, exponent = math.frexp(self.scale)
         assert mantissa == 0.5, "the scale is folded before"
-        return Pixels(self.integer_mean, -(exponent - 1) - formats.y.fraction_bits)
+        rshift = -(exponent - 1) - formats.y.fraction_bits
+        if abs(rshift) > MOST_PIXEL_SHIFT:
+            raise Q7Error(f"its pixels would be shifted by {rshift}, allowed are {MOST_PIXEL_SHIFT} bits either way")
+        return Pixels(self.integer_mean, rshift)
 
     def defines(self) -> dict[str, int]:
         return {"OUT_CH": self.out_shape[0], **_extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
@@ -183,7 +192,7 @@ class _Windowed(Layer):
         sizes = (self.in_shape[1:], self.out_shape[1:], self.kernel, self.stride, self.pad)
         return all(height == width for height, width in sizes)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if min(*self.kernel, *self.stride) < 1:
             raise Declined(f"kernel {self.kernel} and stride {self.stride} must be at least 1")
         if min(self.out_shape) < 1:
@@ -257,7 +266,7 @@ class Convolution(_Windowed, _Weighted):
             group=param.group,
             bias_term=param.bias_term,
         )
-        layer._check()
+        layer.check()
         return layer
 
     @property
@@ -359,7 +368,7 @@ class Pooling(_Windowed):
             average=param.pool == param.AVE,
             round_up=param.round_mode == param.CEIL,
         )
-        layer._check()
+        layer.check()
         if not kernels.no_empty_window(layer, Target()):
             raise Declined(f"the last window lies outside the image: kernel {kernel}, stride {stride}")
         return layer

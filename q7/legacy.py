@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 from q7 import caffe_files, device, files, graph
 from q7.errors import Q7Error
 from q7.qformat import QFormat, Target
-from q7.record import QuantizedNetwork
+from q7.record import MOST_FRACTION_BITS, QuantizedNetwork
 
 
 def _formats(attributes: Mapping[str, Any], key: str) -> dict[str, QFormat]:
     bits = attributes[key]
-    if not all(isinstance(name, str) and isinstance(n, int) for name, n in bits.items()):
+    if not all(type(n) is int and abs(n) <= MOST_FRACTION_BITS for n in bits.values()):
         raise Q7Error(f"the pickle's {key} are no numbers of bits")
-    return {name: QFormat(int(n)) for name, n in bits.items()}
+    return {name: QFormat(n) for name, n in bits.items()}
 
 
 def rebuild(
@@ -28,29 +29,31 @@ def rebuild(
 
     Files are looked for as named and then in `folder`, the pickle's; `weights` and `mean` replace the names.
     """
-    try:
+    with files.reading("the old pickle"):
         model = files.find(attributes["model_file"], folder, "the network definition")
         weight_file = files.find(weights or attributes["quant_weight_file"], folder, "the quantized weights file")
         prototxt = caffe_files.read_prototxt(model)
         source = replace(graph.data_source(prototxt), folder=folder)
+        if math.frexp(source.scale)[0] != 0.5:
+            raise Q7Error(
+                f"'{model}' has scale {source.scale:g}: of old pickles' networks, powers of two are supported"
+            )
         if source.mean_file or mean:
             source = replace(source, mean_file=mean or attributes["mean_file"], mean_values=())
         shape = tuple(int(extent) for extent in attributes["layer_shape"][attributes["data_layer"]][1:])
         network = graph.parse(prototxt, attributes["accuracy_layer"], source, shape)
         network = graph.attach_weights(network, caffe_files.read_weights(weight_file))
         formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))
-        dataset = ""
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Q7Error(f"the old pickle lacks what a network needs: {error!r}") from None
+        layers = device.quantize(network, formats, target)
     return QuantizedNetwork(
         network,
         formats,
-        tuple(device.quantize(network, formats, target)),
+        tuple(layers),
         target,
         {
             "model": {"name": model.name, "sha256": files.sha256(model)},
             "weights": {"name": weight_file.name, "sha256": files.sha256(weight_file)},
         },
-        dataset,
+        "",
         source.crop,
     )

@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -23,11 +24,12 @@ from q7.device import IntegerLayer
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.kernels import Integers
-from q7.layers import LAYERS, Input, Layer, Pixels
-from q7.qformat import Core, LayerFormats, QFormat, Rounding, Shifts, Target
+from q7.layers import LAYERS, Input, Layer, Shape
+from q7.qformat import Core, LayerFormats, QFormat, Rounding, Target, shifts
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 1
-LARGEST_FILE = 1 << 30
+LARGEST_FILE = 1 << 28  # bytes
+MOST_VALUES = 1 << 20  # of a pickle: numbers, texts and containers, each as often as it is reached
 _LAYER_TYPES: dict[str, type[Layer]] = {**LAYERS, Input.caffe_type: Input}
 
 
@@ -84,13 +86,37 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
 
 # --- and back ---------------------------------------------------------------------------------------------------------
 
-_DTYPES = {"int8", "int32", "float32"}
+MOST_FRACTION_BITS = 200  # either way: more than any float32 needs
+_HINTS = {
+    "name": str,
+    "accuracy": str,
+    "tops": dict[str, list[str]],
+    "bottoms": dict[str, list[str]],
+    "sources": dict[str, dict[str, str]],
+    "dataset": str,
+    "crop": int,
+    "summary": dict,
+}
 
 
-def _array(value: Any) -> np.ndarray:
-    if value["dtype"] not in _DTYPES:
-        raise ValueError(f"an array of {value['dtype']}")
-    return np.frombuffer(value["data"], value["dtype"]).reshape(value["shape"])
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type to the letter, and its integers are sizes that C's int can hold."""
+    parts = get_args(hint)
+    if hint is int:
+        return type(value) is int and 0 <= value < 1 << 31
+    if get_origin(hint) is dict:
+        return type(value) is dict and all(_matches(k, parts[0]) and _matches(v, parts[1]) for k, v in value.items())
+    if get_origin(hint) in (tuple, list):
+        fits = type(value) is get_origin(hint) and (len(parts) == len(value) or parts[-1] is ... or len(parts) == 1)
+        return fits and all(_matches(v, parts[0]) for v in value)
+    return type(value) is hint
+
+
+def _array(value: Any, dtype: str, *shapes: Shape) -> np.ndarray:
+    """An array of a type and one of some shapes."""
+    if value["dtype"] != dtype or tuple(value["shape"]) not in shapes:
+        raise ValueError(f"an array of {value['dtype']} and shape {value['shape']}, not {dtype} and {shapes}")
+    return np.frombuffer(value["data"], dtype).reshape(value["shape"])
 
 
 def _tuples(value: Any) -> Any:
@@ -102,52 +128,68 @@ def _unpack_layer(value: dict[str, Any]) -> Layer:
     names = {f.name for f in fields(cls)}
     if set(value) != names | {"type"}:
         raise ValueError("fields of another version")
-    arguments = {k: _array(v) if isinstance(v, dict) else _tuples(v) for k, v in value.items() if k != "type"}
-    return cls(**arguments)
+    arguments = {k: _tuples(v) for k, v in value.items() if k != "type"}
+    if cls is Input:
+        shape = arguments["in_shapes"][0]
+        arguments["mean"] = _array(arguments["mean"], "float32", shape, (shape[0], 1, 1))
+        if not np.isfinite(arguments["mean"]).all():
+            raise ValueError("its mean is not finite")
+    layer: Layer = cls(**arguments)
+    hints = get_type_hints(cls)
+    for name in names:
+        if not _matches(arguments[name], hints[name]):
+            raise ValueError(f"layer {layer.name!r}: its {name} cannot be {arguments[name]!r}")
+    layer.check()
+    return layer
 
 
-def _unpack_integers(layer: Layer, value: Any) -> Any:
-    if value is None:
-        return None
-    if "mean" in value:
-        return Pixels(_array(value["mean"]), int(value["rshift"]))
-    weights, bias = _array(value["weights"]), _array(value["bias"])
-    rows = layer.out_shape[0]
-    shape = layer.weight_shapes()[0]
-    if math.prod(shape) != weights.size or len(weights) != rows or bias.shape != (rows,):
-        raise ValueError(f"layer '{layer.name}' has weights of shape {weights.shape}")
-    return Integers(weights, bias, Shifts(**value["shifts"]))
+def _unpack_integers(layer: Layer, value: Any, formats: LayerFormats) -> Any:
+    """A layer's integers; all but weights and bias follow from its formats."""
+    integers: Any = None
+    if layer.weighted:
+        shape = layer.weight_shapes()[0]
+        w = _array(value["weights"], "int8", shape[::-1] if getattr(layer, "transpose", False) else shape)
+        integers = Integers(w, _array(value["bias"], "int8", layer.out_shape[:1]), shifts(formats))
+    elif isinstance(layer, Input):
+        integers = layer.quantize(None, formats)
+    if _plain(integers) != value:
+        raise ValueError(f"layer '{layer.name}': its integers do not follow from its formats")
+    return integers
 
 
 def _format(value: Any) -> QFormat | None:
     if value is None:
         return None
-    if not isinstance(value, int):
+    if type(value) is not int or abs(value) > MOST_FRACTION_BITS:
         raise ValueError(f"{value!r} is no number of fraction bits")
     return QFormat(value)
 
 
 def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
+    for key, hint in _HINTS.items():
+        if not _matches(value[key], hint):
+            raise ValueError(f"its {key} is of another type")
+    if not all({"name", "sha256"} <= set(source) for source in value["sources"].values()):
+        raise ValueError("its sources have no names and sha256")
     layers = tuple(_unpack_layer(layer) for layer in value["layers"])
     seen: dict[str, Layer] = {}
     for i, layer in enumerate(layers):
-        consistent = (i == 0) == isinstance(layer, Input) and all(type(e) is int and e > 0 for e in layer.out_shape)
-        if layer.name in seen or not isinstance(layer.name, str) or not consistent:
+        sizes = min(layer.out_shape) > 0 and math.prod(layer.out_shape) < 1 << 31
+        if layer.name in seen or (i == 0) != isinstance(layer, Input) or len(layer.in_shapes) != 1 or not sizes:
             raise ValueError(f"layer '{layer.name}' is out of place")
-        if i and tuple(seen[name].out_shape for name in layer.inputs) != layer.in_shapes:
+        if tuple(seen[name].out_shape for name in layer.inputs) != layer.in_shapes[:i]:
             raise ValueError(f"layer '{layer.name}' does not fit its inputs")
         seen[layer.name] = layer
-    tops = {k: tuple(v) for k, v in value["tops"].items()}
-    bottoms = {k: tuple(v) for k, v in value["bottoms"].items()}
+    tops, bottoms = ({k: tuple(v) for k, v in value[key].items()} for key in ("tops", "bottoms"))
     graph = Graph(value["name"], layers, {}, value["accuracy"], tops, bottoms)
-    formats = {
-        name: LayerFormats(*(_format(entry[tensor]) for tensor in "xwby")) for name, entry in value["formats"].items()
-    }
+    w, b, y = ({name: _format(entry[tensor]) for name, entry in value["formats"].items()} for tensor in "wby")
+    formats = graph.formats(w, b, y)  # type: ignore[arg-type]
+    if _plain(formats) != value["formats"]:
+        raise ValueError("its formats do not follow from each other")
     target = Target(Core(value["core"]), Rounding(value["rounding"]))
-    integers = [_unpack_integers(layer, entry) for layer, entry in zip(layers, value["integers"])]
-    for layer, entry in zip(layers, integers):
-        if (entry is None) == (layer.weighted or isinstance(layer, Input)) or layer.name not in formats:
-            raise ValueError(f"layer '{layer.name}' lacks its integers or formats")
+    if len(value["integers"]) != len(layers):
+        raise ValueError("its layers and integers differ in number")
+    integers = [_unpack_integers(layer, entry, formats[layer.name]) for layer, entry in zip(layers, value["integers"])]
     kernels = [layer.kernel_for(target) for layer in layers]
     return QuantizedNetwork(
         graph,
@@ -232,24 +274,30 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-class _State(dict):
+class _State:
     """Stands for an instance of the original's class while an old pickle is read."""
 
+    attributes: Any = None
+
     def __setstate__(self, state: Any) -> None:
-        self.update(state)
+        self.attributes = state
 
 
-def _reconstruct(cls: Any, base: Any, state: Any) -> _State:
-    """What copy_reg._reconstructor does for the one class that is allowed."""
-    if cls is not _State or base is not object or state is not None:
-        raise pickle.UnpicklingError("an object of another class")
-    return _State()
+class _Reconstructor:
+    """What copy_reg._reconstructor does for the one class that is allowed; nothing that a pickle could set."""
+
+    __slots__ = ()
+
+    def __call__(self, cls: Any, base: Any, state: Any) -> _State:
+        if cls is not _State or base is not object or state is not None:
+            raise pickle.UnpicklingError("an object of another class")
+        return _State()
 
 
 # The only names that an original's pickle needs (protocol 0, Python 2 or 3).
 _ALLOWED = {
-    ("copy_reg", "_reconstructor"): _reconstruct,
-    ("copyreg", "_reconstructor"): _reconstruct,
+    ("copy_reg", "_reconstructor"): _Reconstructor(),
+    ("copyreg", "_reconstructor"): _Reconstructor(),
     ("__builtin__", "object"): object,
     ("builtins", "object"): object,
     ("__main__", "Caffe_Quantizer"): _State,
@@ -263,6 +311,34 @@ class _Unpickler(pickle.Unpickler):
             return _ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not loaded") from None
+
+
+def _check_opcodes(content: bytes) -> None:
+    """Refuses what would make the unpickler itself take unbounded memory."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if count > MOST_VALUES or ("PUT" in opcode.name and int(argument or 0) > MOST_VALUES):
+            raise pickle.UnpicklingError("it has too many values")
+
+
+def _check_plain(value: Any) -> None:
+    """Refuses other objects than plain values, and values that are shared until there are too many of them."""
+    pending, left = [value], MOST_VALUES
+    while pending:
+        item = pending.pop()
+        if type(item) in (dict, list, tuple):
+            left -= len(item) + 1
+            if left < 0:
+                raise pickle.UnpicklingError("it has too many values")
+            pending.extend(item)
+            pending.extend(item.values() if type(item) is dict else ())
+        elif type(item) not in (str, bytes, int, float, bool, type(None)) or (type(item) is int and abs(item) >> 63):
+            raise pickle.UnpicklingError(f"it holds a value of type {type(item).__name__} that no network has")
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    if type(value) is not dict or not all(type(name) is str for name in value):
+        raise ValueError("its attributes have no names")
+    return value
 
 
 @dataclass
@@ -293,19 +369,17 @@ def load(path: Path) -> Record:
         content = path.read_bytes()
     except OSError as error:
         raise Q7Error(f"cannot read the pickle '{path}': {error.strerror}") from error
-    try:
+    with files.reading(f"the pickle '{path}'"):
+        _check_opcodes(content)
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-        if isinstance(value, _State):
-            return Record(dict(value))
+        old = isinstance(value, _State)
+        value = value.attributes if old else value
+        _check_plain(value)
+        if old:
+            return Record(_attributes(value))
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError("it is no network of this tool")
         if value["version"] != VERSION:
-            raise ValueError(f"it has version {value['version']}, this tool reads {VERSION}")
+            raise Q7Error(f"the pickle '{path}' has version {value['version']!r}, this tool reads {VERSION}")
         network = value["network"]
-        return Record(dict(value["attributes"]), None if network is None else _unpack(network))
-    except Q7Error:
-        raise
-    except RecursionError:
-        raise Q7Error(f"cannot load '{path}': it is nested too deeply") from None
-    except Exception as error:  # whatever a damaged pickle makes of the unpickler
-        raise Q7Error(f"cannot load '{path}': {error}") from None
+        return Record(_attributes(value["attributes"]), None if network is None else _unpack(network))

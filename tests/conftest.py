@@ -3,13 +3,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import nn_quantizer
 from tests.support import MODELS, shared
+
+# An example that takes longer than the deadline is a failure: readers must not hang.
+for profile, examples in (("ci", 200), ("long", 20000)):
+    settings.register_profile(
+        profile,
+        max_examples=examples,
+        deadline=10_000,
+        derandomize=profile == "ci",
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")

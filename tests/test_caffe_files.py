@@ -1,0 +1,578 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The readers and writers of Caffe's files."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import lmdb
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from PIL import Image
+
+from q7 import caffe_files, files, graph
+from q7 import caffe_pb2 as pb
+from q7.caffe_files import Prototxt
+from q7.errors import Q7Error
+from tests import tiny
+from tests.support import prototxt
+
+
+def read(folder: Path, text: str) -> Prototxt:
+    path = folder / "net.prototxt"
+    path.write_text(text)
+    return caffe_files.read_prototxt(path)
+
+
+def names(network: Prototxt) -> list[str]:
+    return [layer.name for layer in network.layers]
+
+
+# --- prototxt ---------------------------------------------------------------------------------------------------------
+
+
+def test_current_form(tmp_path: Path) -> None:
+    network = caffe_files.read_prototxt(prototxt(tmp_path, tiny.LAYERS, "ip1", "scale: 0.5 mean_value: 3"))
+    assert network.name == "net"
+    assert [layer.type for layer in network.layers] == [
+        "Data",
+        "Convolution",
+        "ReLU",
+        "Pooling",
+        "InnerProduct",
+        "Accuracy",
+    ]
+    assert network.layers[1].convolution_param.kernel_size == [3]
+    assert network.layers[0].transform_param.scale == 0.5
+    assert network.unknown == {}
+
+
+V1_TYPES = """ABSVAL AbsVal, ACCURACY Accuracy, ARGMAX ArgMax, BNLL BNLL, CONCAT Concat, CONVOLUTION Convolution,
+DATA Data, DECONVOLUTION Deconvolution, DROPOUT Dropout, DUMMY_DATA DummyData, EUCLIDEAN_LOSS EuclideanLoss,
+ELTWISE Eltwise, EXP Exp, FLATTEN Flatten, HDF5_DATA HDF5Data, HDF5_OUTPUT HDF5Output, HINGE_LOSS HingeLoss,
+IM2COL Im2col, IMAGE_DATA ImageData, INFOGAIN_LOSS InfogainLoss, INNER_PRODUCT InnerProduct, LRN LRN,
+MEMORY_DATA MemoryData, MULTINOMIAL_LOGISTIC_LOSS MultinomialLogisticLoss, MVN MVN, POOLING Pooling,
+POWER Power, RELU ReLU, SIGMOID Sigmoid,
+SIGMOID_CROSS_ENTROPY_LOSS SigmoidCrossEntropyLoss, SILENCE Silence, SOFTMAX Softmax, SOFTMAX_LOSS SoftmaxWithLoss,
+SPLIT Split, SLICE Slice, TANH TanH, WINDOW_DATA WindowData, THRESHOLD Threshold, CONTRASTIVE_LOSS ContrastiveLoss"""
+
+
+@pytest.mark.parametrize("pair", V1_TYPES.split(","))
+def test_old_types_get_caffes_names(tmp_path: Path, pair: str) -> None:
+    old, new = pair.split()
+    assert [layer.type for layer in read(tmp_path, f'layers {{ name: "x" type: {old} }}').layers] == [new]
+
+
+def test_old_form(tmp_path: Path) -> None:
+    network = read(
+        tmp_path,
+        """layers { name: "data" type: DATA top: "data" top: "label" include { phase: TEST }
+          data_param { source: "db" batch_size: 7 backend: LMDB scale: 0.25 mean_file: "mean" crop_size: 28 } }
+        layers { name: "conv" type: CONVOLUTION bottom: "data" top: "conv" blobs_lr: 1 blobs_lr: 2 weight_decay: 0
+          convolution_param { num_output: 20 kernel_size: 5 weight_filler { type: "xavier" } } }
+        layers: { name: "pool" type: POOLING bottom: "conv" top: "pool" pooling_param { pool: AVE kernel_size: 2 } }""",
+    )
+    data, conv, pool = network.layers
+    transform = data.transform_param
+    assert (transform.scale, transform.mean_file, transform.crop_size, transform.mirror) == (0.25, "mean", 28, False)
+    assert (data.data_param.source, data.data_param.batch_size, list(data.top)) == ("db", 7, ["data", "label"])
+    assert (conv.convolution_param.num_output, list(conv.bottom), list(conv.top)) == (20, ["data"], ["conv"])
+    assert pool.pooling_param.pool == pool.pooling_param.AVE
+    assert network.unknown == {}
+
+
+# What Caffe 1.0 builds of these in the TEST phase, for a network of stage "s".
+@pytest.mark.parametrize(
+    ("rules", "built"),
+    [
+        ("", True),
+        ("phase: TRAIN", True),  # a layer's own phase chooses nothing
+        ("include { phase: TEST }", True),
+        ("include { phase: TRAIN }", False),
+        ("include { phase: TRAIN } include { phase: TEST }", True),
+        ("include { min_level: 1 }", False),
+        ("include { min_level: 0 max_level: 0 }", True),
+        ("include { max_level: -1 }", False),
+        ('include { stage: "s" }', True),
+        ('include { stage: "s" stage: "t" }', False),
+        ('include { not_stage: "s" }', False),
+        ('include { phase: TEST not_stage: "t" }', True),
+        ("exclude { phase: TEST }", False),
+        ("exclude { phase: TRAIN }", True),
+        ('exclude { stage: "s" }', False),
+        ('exclude { not_stage: "s" }', True),
+    ],
+)
+def test_phase_rules(tmp_path: Path, rules: str, built: bool) -> None:
+    network = read(
+        tmp_path,
+        f'state {{ stage: "s" level: 3 }} layer {{ name: "a" {rules} }} layer {{ name: "b" }}',
+    )
+    assert names(network) == (["a", "b"] if built else ["b"])
+
+
+def test_data_layers_of_both_phases_share_a_name(tmp_path: Path) -> None:
+    layer = 'layer {{ name: "d" type: "Data" top: "d" include {{ phase: {} }} data_param {{ source: "{}" }} }}\n'
+    network = read(tmp_path, layer.format("TRAIN", "train") + layer.format("TEST", "test"))
+    assert [layer.data_param.source for layer in network.layers] == ["test"]
+
+
+@pytest.mark.parametrize("unknown", ["", "gain: 3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'layer {{ name: "a" type: "ReLU" {0} }} layer {{ name: "b" }}',
+        'layer:{{name:"a"type:"ReLU" {0}}}layer:{{name:"b"}}',
+        'layer\n{{ # {{ a comment\n name: "a" {0} }} # layer {{ }}\nlayer # and\n# more }}\n{{ name: "b" }}',
+        'layer < name: "a" relu_param < negative_slope: 0 > {0} > layer {{ name: "b" }}',
+        """layer {{ name: 'a' top: "}}{{\\"" bottom: '"}}' {0} }} layer {{ name: "b" top: "layer {{" }}""",
+        'name: "layer {{" layer {{ name: "a"; {0} }}; layer {{ name: "b", }}',
+    ],
+)
+def test_spellings_of_the_text_format(tmp_path: Path, text: str, unknown: str) -> None:
+    network = read(tmp_path, text.format(unknown))
+    assert names(network) == ["a", "b"]
+    assert list(network.unknown) == ([0] if unknown else [])
+
+
+def test_lists_of_layers(tmp_path: Path) -> None:
+    assert names(read(tmp_path, 'layer: [ { name: "a" }, { name: "b" } ]')) == ["a", "b"]
+    for text in ('layer: [ { name: "a" gain: 1 } ]', 'layer { name: "a" gain: 1 } layer: [ { name: "b" } ]'):
+        with pytest.raises(Q7Error, match="has a field that this tool does not know"):
+            read(tmp_path, text)
+
+
+def test_unknown_fields_are_reported_with_their_place(tmp_path: Path) -> None:
+    network = read(
+        tmp_path,
+        'layer { name: "a"\n  relu_param { gain: 1 } }\n'
+        'layer { name: "b" layer { name: "x" } }\n'
+        'layer { name: "c" type: "Warp" warp_param { by { more: [1, 2] } } }\n'
+        'layer { name: "d" }',
+    )
+    assert names(network) == ["a", "b", "c", "d"]
+    assert network.unknown == {
+        0: '2:16 : Message type "q7.ReLUParameter" has no field named "gain".',
+        1: '3:19 : Message type "q7.LayerParameter" has no field named "layer".',
+        2: '4:32 : Message type "q7.LayerParameter" has no field named "warp_param".',
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no layers in the TEST phase"),
+        ("layer { include { phase: TRAIN } }", "has no layers in the TEST phase"),
+        ("hello", "is truncated, damaged or of another kind: 1:6"),
+        ('layer { name: "b" pooling_param { pool: MEDIAN } }', "has no value named MEDIAN."),
+        ('layer { name: "a" ', "is truncated, damaged or of another kind"),
+        ("layer { name: 3 }", "is truncated, damaged or of another kind"),
+        ("layers { type: MAGIC }", "is truncated, damaged or of another kind"),
+        ('gain: 3 layer { name: "a" }', 'has a field that this tool does not know: 1:1 : Message type "q7.NetParam'),
+        ("layer { relu_param " + "{ a " * 5000 + "} " * 5001, "is truncated, damaged or of another kind"),
+    ],
+)
+def test_what_is_no_network(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(Q7Error) as caught:
+        read(tmp_path, text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_binary_is_no_network(tmp_path: Path) -> None:
+    (tmp_path / "net").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Q7Error, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
+        caffe_files.read_prototxt(tmp_path / "net")
+    with pytest.raises(Q7Error, match=r"cannot read the network definition '.*none': No such file or directory"):
+        caffe_files.read_prototxt(tmp_path / "none")
+
+
+def test_comments_in_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "net").write_bytes(b'\xef\xbb\xbf# \xd6\xd0\xce\xc4 {\nlayer { name: "a" # \xff }\n gain: 1 }')
+    assert names(caffe_files.read_prototxt(tmp_path / "net")) == ["a"]
+    (tmp_path / "net").write_bytes(b'layer { name: "\xd6\xd0" }')
+    with pytest.raises(Q7Error, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
+        caffe_files.read_prototxt(tmp_path / "net")
+
+
+def test_deploy_inputs(tmp_path: Path) -> None:
+    old = 'input: "data" input_dim: 1 input_dim: 3 input_dim: 8 input_dim: 9 layer { name: "a" }'
+    new = 'input: "data" input_shape { dim: 1 dim: 3 dim: 8 dim: 9 } layer { name: "a" }'
+    for text in (old, new):
+        network = read(tmp_path, text)
+        assert network.inputs == {"data": [1, 3, 8, 9]}
+        with pytest.raises(Q7Error, match="has no layer of type Data in the TEST phase"):
+            graph.data_source(network)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def assert_same(found: caffe_files.Blobs, expected: caffe_files.Blobs) -> None:
+    assert list(found) == list(expected)
+    for name, blobs in expected.items():
+        assert [(b.shape, b.dtype.name) for b in found[name]] == [(b.shape, "float32") for b in blobs]
+        for ours, theirs in zip(found[name], blobs):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["net.caffemodel", "net.caffemodel.h5", "net"])
+def test_weights_round_trip(tmp_path: Path, name: str) -> None:
+    blobs = tiny.blobs()
+    caffe_files.write_weights(tmp_path / "new" / name, "net", blobs, tiny.TYPES)
+    assert_same(caffe_files.read_weights(tmp_path / "new" / name), blobs)
+    assert os.listdir(tmp_path / "new") == [name]
+
+
+def test_layer_names_with_slashes(tmp_path: Path) -> None:
+    blobs: caffe_files.Blobs = {
+        "a/b/c": [np.ones(2, np.float32)],
+        "a": [np.zeros((1, 3), np.float32), np.ones(1, np.float32)],
+    }
+    for name in ("w.h5", "w.caffemodel"):
+        caffe_files.write_weights(tmp_path / name, "net", blobs, {"a/b/c": "Scale", "a": "InnerProduct"})
+        found = caffe_files.read_weights(tmp_path / name)
+        assert_same({key: found[key] for key in sorted(found)}, dict(sorted(blobs.items())))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("legacy_shape", [False, True])
+def test_forms_of_a_caffemodel(tmp_path: Path, old: bool, double: bool, legacy_shape: bool) -> None:
+    network = pb.NetParameter()
+    layer = network.layers.add(name="ip") if old else network.layer.add(name="ip")
+    blob = layer.blobs.add(num=1, channels=1, height=2, width=3) if legacy_shape else layer.blobs.add()
+    if not legacy_shape:
+        blob.shape.dim.extend([2, 3])
+    (blob.double_data if double else blob.data).extend([0, 1, 2, 3, 4, 0.5])
+    (tmp_path / "w").write_bytes(network.SerializeToString())
+    expected = np.array([[0, 1, 2], [3, 4, 0.5]], np.float32)
+    assert_same(
+        caffe_files.read_weights(tmp_path / "w"), {"ip": [expected.reshape(1, 1, 2, 3) if legacy_shape else expected]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"), [([2, 3], 5), ([-1, 3], 3), ([0, 1 << 62, 8], 0), ([1] * 100, 1), ([1 << 62, 1 << 62], 1)]
+)
+def test_blobs_that_contradict_their_shape(tmp_path: Path, shape: list[int], count: int) -> None:
+    blob = pb.BlobProto(shape=pb.BlobShape(dim=shape), data=[0] * count)
+    network = pb.NetParameter(layer=[pb.LayerParameter(name="ip", blobs=[blob])])
+    (tmp_path / "w").write_bytes(network.SerializeToString())
+    (tmp_path / "m").write_bytes(blob.SerializeToString())
+    with pytest.raises(Q7Error, match="w'"):
+        caffe_files.read_weights(tmp_path / "w")
+    with pytest.raises(Q7Error, match="m'"):
+        caffe_files.read_mean(tmp_path / "m")
+
+
+def _h5(path: Path, **data_sets: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, value in data_sets.items():
+            file[name.replace("__", "/")] = value
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32"])
+def test_hdf5_of_other_numbers(tmp_path: Path, dtype: str) -> None:
+    path = _h5(tmp_path / "w.h5", data__ip__0=np.arange(12).astype(dtype), data__ip__1=np.array([1], np.float32))
+    found = caffe_files.read_weights(path)
+    assert_same(found, {"ip": [np.arange(12, dtype=np.float32), np.ones(1, np.float32)]})
+
+
+def test_blobs_of_hdf5_are_ordered_by_number(tmp_path: Path) -> None:
+    path = _h5(tmp_path / "w.h5", **{f"data__ip__{i}": np.array([i], np.float32) for i in range(12)})
+    assert [float(blob[0]) for blob in caffe_files.read_weights(path)["ip"]] == list(range(12))
+
+
+def test_hdf5_that_caffe_did_not_write(tmp_path: Path) -> None:
+    with pytest.raises(Q7Error, match="has no group 'data': Caffe did not write it"):
+        caffe_files.read_weights(_h5(tmp_path / "a.h5", weights__ip__0=np.ones(3)))
+    with pytest.raises(Q7Error, match="has no group 'data'"):
+        caffe_files.read_weights(_h5(tmp_path / "b.h5", data=np.ones(3)))
+    with pytest.raises(Q7Error, match="data set 'ip/0' holds no numbers but object"):
+        caffe_files.read_weights(_h5(tmp_path / "c.h5", data__ip__0="text"))
+
+
+def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
+    _h5(tmp_path / "other.h5", data__ip__0=np.ones(3))
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["data"] = h5py.ExternalLink("other.h5", "data")
+    with pytest.raises(Q7Error, match="has no group 'data'"):
+        caffe_files.read_weights(tmp_path / "link.h5")
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file.create_dataset("data/ip/0", (3,), np.float32, external=[(str(tmp_path / "other.h5"), 0, 12)])
+    with pytest.raises(Q7Error, match="data set 'ip/0' lies in other files"):
+        caffe_files.read_weights(tmp_path / "raw.h5")
+
+
+def test_hdf5_bomb_of_many_pieces(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for i in range(20):
+            file.create_dataset(f"data/ip/{i}", (50_000,), np.float32, chunks=(50_000,), compression="gzip")
+    with pytest.raises(Q7Error, match=r"data set 'ip/\d+' says that it has 200000 bytes"):
+        caffe_files.read_weights(tmp_path / "w.h5")
+
+
+def test_hdf5_bomb(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.create_dataset("data/ip/0", (1 << 32,), np.float32, chunks=(1 << 20,), compression="gzip")
+    with pytest.raises(Q7Error, match="data set 'ip/0' says that it has 17179869184 bytes"):
+        caffe_files.read_weights(tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("name", ["net.caffemodel", "net.caffemodel.h5"])
+def test_truncated_weights(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    caffe_files.write_weights(path, "net", tiny.blobs(), tiny.TYPES)
+    whole = path.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, 9):
+        path.write_bytes(whole[:size])
+        with pytest.raises(Q7Error, match=r"the weights file '.*' is truncated, damaged or of another kind"):
+            caffe_files.read_weights(path)
+    with pytest.raises(Q7Error, match="cannot read the weights file"):
+        caffe_files.read_weights(tmp_path / "none")
+
+
+# --- mean -------------------------------------------------------------------------------------------------------------
+
+
+def test_mean_round_trip(tmp_path: Path) -> None:
+    mean = np.random.default_rng(0).uniform(0, 255, (3, 4, 5)).astype(np.float32)
+    caffe_files.write_mean(tmp_path / "m", mean)
+    np.testing.assert_array_equal(caffe_files.read_mean(tmp_path / "m"), mean)
+
+
+def test_mean_in_the_new_form(tmp_path: Path) -> None:
+    blob = pb.BlobProto(shape=pb.BlobShape(dim=[2, 1, 2]), double_data=[1, 2, 3, 4])
+    (tmp_path / "m").write_bytes(blob.SerializeToString())
+    assert caffe_files.read_mean(tmp_path / "m").tolist() == [[[1, 2]], [[3, 4]]]
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        pb.BlobProto(),
+        pb.BlobProto(num=2, channels=1, height=1, width=1, data=[1, 2]),
+        pb.BlobProto(num=1, channels=1, height=1, width=1, data=[float("nan")]),
+    ],
+)
+def test_what_is_no_mean(tmp_path: Path, blob: Any) -> None:
+    (tmp_path / "m").write_bytes(blob.SerializeToString())
+    with pytest.raises(Q7Error, match=r"the mean file '.*m' holds no finite image"):
+        caffe_files.read_mean(tmp_path / "m")
+
+
+# --- LMDB -------------------------------------------------------------------------------------------------------------
+
+
+def write_datums(path: Path, *datums: Any) -> Path:
+    """An LMDB as Caffe's tools write it."""
+    with lmdb.open(str(path), map_size=1 << 26) as database, database.begin(write=True) as transaction:
+        for i, datum in enumerate(datums):
+            transaction.put(b"%08d" % i, datum if isinstance(datum, bytes) else datum.SerializeToString())
+    return path
+
+
+def raw(channels: int, height: int, width: int, label: int = 0) -> Any:
+    data = bytes(i % 256 for i in range(channels * height * width))
+    return pb.Datum(channels=channels, height=height, width=width, data=data, label=label)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (1, 3000), (30, 500), (90, 40)])
+def test_lmdb_round_trip(tmp_path: Path, size: int, count: int) -> None:
+    """Small values lie in leaves, large ones on pages of their own; many of them make branches."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (count, 2, size, size), dtype=np.uint8), rng.integers(0, 10, count)
+    caffe_files.write_lmdb(tmp_path / "db", images, labels)
+    assert os.listdir(tmp_path / "db") == ["data.mdb"]
+    found = caffe_files.read_lmdb(tmp_path / "db")
+    np.testing.assert_array_equal(found[0], images)
+    np.testing.assert_array_equal(found[1], labels)
+    first = caffe_files.read_lmdb(tmp_path / "db", limit=1)
+    np.testing.assert_array_equal(first[0], images[:1])
+    assert (found[0].dtype.name, found[1].dtype.name, first[1].tolist()) == ("uint8", "int32", [labels[0]])
+
+
+def test_lmdb_that_was_written_in_several_transactions(tmp_path: Path) -> None:
+    """Freed pages stay in the file, and either of the two metas may be the newest."""
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 26) as database:
+        for i in range(7):
+            with database.begin(write=True) as transaction:
+                transaction.put(b"%d" % (i % 4), raw(1, 40, 50, i).SerializeToString())
+            assert (
+                caffe_files.read_lmdb(tmp_path / "db")[1].tolist()
+                == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [4, 1, 2, 3], [4, 5, 2, 3], [4, 5, 6, 3]][i]
+            )
+    assert caffe_files.read_lmdb(tmp_path / "db" / "data.mdb")[1].tolist() == [4, 5, 6, 3]
+
+
+def test_float_datums(tmp_path: Path) -> None:
+    datum = pb.Datum(channels=1, height=1, width=3, float_data=[0, 255, 7])
+    assert caffe_files.read_lmdb(write_datums(tmp_path / "a", datum))[0].tolist() == [[[[0, 255, 7]]]]
+    for values in ([0.5, 1, 1], [-1, 0, 0], [256, 0, 0], [float("nan"), 0, 0]):
+        datum = pb.Datum(channels=1, height=1, width=3, float_data=values)
+        with pytest.raises(Q7Error, match="key '00000000': float_data must be whole numbers from 0 to 255"):
+            caffe_files.read_lmdb(write_datums(tmp_path / "b", datum))
+
+
+def encoded(kind: str, mode: str, pixels: np.ndarray) -> Any:
+    content = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(content, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    return pb.Datum(encoded=True, data=content.getvalue(), label=1)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0), ("JPEG", 8)])
+def test_encoded_colours_are_blue_green_red(tmp_path: Path, kind: str, tolerance: int) -> None:
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    pixels[:] = 200, 100, 30  # red, green, blue
+    images, labels = caffe_files.read_lmdb(write_datums(tmp_path / "db", encoded(kind, "RGB", pixels)))
+    assert images.shape == (1, 3, 8, 9)
+    np.testing.assert_allclose(images[0, :, 4, 4].astype(int), [30, 100, 200], atol=tolerance)
+    assert labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("P", 3)])
+def test_encoded_modes(tmp_path: Path, mode: str, channels: int) -> None:
+    pixels = np.full((4, 4, 3), 255, np.uint8)
+    images, _ = caffe_files.read_lmdb(write_datums(tmp_path / "db", encoded("PNG", mode, pixels)))
+    np.testing.assert_array_equal(images, np.full((1, channels, 4, 4), 255))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
+def test_encoded_modes_that_caffe_reads_otherwise(tmp_path: Path, mode: str) -> None:
+    pixels = np.full((4, 4), 255, np.uint8)
+    with pytest.raises(Q7Error, match=f"an image of mode {mode}, allowed are 8-bit grey and colours without alpha"):
+        caffe_files.read_lmdb(write_datums(tmp_path / "db", encoded("PNG", mode, pixels)))
+
+
+@pytest.mark.parametrize(
+    ("datums", "message"),
+    [
+        ([raw(1, 2, 3), raw(1, 3, 2)], "key '00000001': image shape (1, 3, 2), but the first has (1, 2, 3)"),
+        ([pb.Datum(channels=1, height=2, width=2, data=b"abc")], "3 values for an image of shape (1, 2, 2)"),
+        ([pb.Datum(channels=-1, height=-2, width=2, data=b"abcd")], "4 values for an image of shape (-1, -2, 2)"),
+        ([pb.Datum(channels=0, height=2, width=2)], "0 values for an image of shape (0, 2, 2)"),
+        ([b"\xff\xff"], "key '00000000': its Datum is truncated, damaged or of another kind"),
+        ([pb.Datum(encoded=True, data=b"no image")], "the encoded image is truncated, damaged or of another kind"),
+        ([pb.Datum(label=1)], "0 values for an image of shape (0, 0, 0)"),
+        ([], "holds no images"),
+    ],
+)
+def test_datums_that_are_refused(tmp_path: Path, datums: list[Any], message: str) -> None:
+    with pytest.raises(Q7Error) as caught:
+        caffe_files.read_lmdb(write_datums(tmp_path / "db", *datums))
+    assert message in str(caught.value)
+
+
+def test_keys_come_into_messages_as_one_line(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "db")) as database, database.begin(write=True) as transaction:
+        transaction.put(b"a\n\x1b[31m\xff", b"")
+    with pytest.raises(Q7Error, match=r"db', key 'a\?\?\[31m\\xff': 0 values"):
+        caffe_files.read_lmdb(tmp_path / "db")
+
+
+def test_image_bomb(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(content, "PNG")
+    with pytest.raises(Q7Error, match="an image of 5000x5000 pixels is too large"):
+        caffe_files.read_lmdb(write_datums(tmp_path / "db", pb.Datum(encoded=True, data=content.getvalue())))
+
+
+def test_what_is_no_lmdb(tmp_path: Path) -> None:
+    with pytest.raises(Q7Error, match=r"is not an LMDB: it has no data\.mdb"):
+        caffe_files.read_lmdb(tmp_path)
+    with pytest.raises(Q7Error, match="is not an LMDB"):
+        caffe_files.read_lmdb(tmp_path / "none")
+    for content in (b"", b"hello", bytes(20000)):
+        (tmp_path / "data.mdb").write_bytes(content)
+        with pytest.raises(Q7Error, match=r"the LMDB '.*' is truncated, damaged or of another kind"):
+            caffe_files.read_lmdb(tmp_path)
+
+
+def test_truncated_lmdb(tmp_path: Path) -> None:
+    """The C library would take SIGBUS here, which no handler could turn into a message."""
+    caffe_files.write_lmdb(tmp_path / "db", np.zeros((50, 3, 20, 20), np.uint8), range(50))
+    path = tmp_path / "db" / "data.mdb"
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 3000):
+        path.write_bytes(whole[:size])
+        with pytest.raises(Q7Error, match=r"the LMDB '.*' is truncated, damaged or of another kind"):
+            caffe_files.read_lmdb(tmp_path / "db")
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_lmdb_that_lost_entries(tmp_path: Path, lost: int) -> None:
+    caffe_files.write_lmdb(tmp_path / "db", np.zeros((3, 1, 2, 2), np.uint8), range(3))
+    path = tmp_path / "db" / "data.mdb"
+    content = bytearray(path.read_bytes())
+    leaf = next(at for at in range(8192, len(content), 4096) if content[at + 10] == 2)
+    content[leaf + 12] -= 2 * lost  # where the offsets of the entries end
+    path.write_bytes(content)
+    with pytest.raises(Q7Error, match="another kind: it says that it has 3 entries"):
+        caffe_files.read_lmdb(tmp_path / "db")
+
+
+def test_lmdb_whose_pages_lead_back(tmp_path: Path) -> None:
+    caffe_files.write_lmdb(tmp_path / "db", np.zeros((300, 1, 2, 2), np.uint8), [0] * 300)
+    path = tmp_path / "db" / "data.mdb"
+    content = bytearray(path.read_bytes())
+    root = next(at for at in range(8192, len(content), 4096) if content[at + 10] == 1)
+    for offset in range(root + 16, root + int.from_bytes(content[root + 12 : root + 14], "little"), 2):
+        node = root + int.from_bytes(content[offset : offset + 2], "little")
+        content[node : node + 4] = (root // 4096).to_bytes(4, "little")
+    for depth in (2, 60000):
+        for meta in (0, 4096):
+            content[meta + 94 : meta + 96] = depth.to_bytes(2, "little")
+        path.write_bytes(content)
+        with pytest.raises(Q7Error, match=r"is of another kind$|lead back to each other$"):
+            caffe_files.read_lmdb(tmp_path / "db")
+
+
+def test_lmdb_of_another_kind(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 20, max_dbs=1) as database:
+        database.open_db(b"named")
+    with pytest.raises(Q7Error, match="page 2 holds no plain values"):
+        caffe_files.read_lmdb(tmp_path / "db")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_replaced_wholly_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert files.write(path, b"one")
+    assert not files.write(path, b"one")
+
+    def fail() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"tw")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_bytes() == b"one"
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
+
+
+def test_a_data_set_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+    caffe_files.write_lmdb(tmp_path / "db", np.zeros((2, 1, 2, 2), np.uint8), [4, 5])
+    with pytest.raises(ValueError, match="not enough values to unpack"):
+        caffe_files.write_lmdb(tmp_path / "db", [np.zeros((1, 2, 2), np.uint8), np.zeros(3)], [1, 2])
+    assert caffe_files.read_lmdb(tmp_path / "db")[1].tolist() == [4, 5]
+    assert os.listdir(tmp_path / "db") == ["data.mdb"]
+
+
+def test_what_we_write_is_caffes_own_format(tmp_path: Path) -> None:
+    """Field numbers of the text form, checked through the schema."""
+    caffe_files.write_weights(tmp_path / "w", "net", {"ip": [np.array([[1, 2]], np.float32)]}, {"ip": "InnerProduct"})
+    network = pb.NetParameter.FromString((tmp_path / "w").read_bytes())
+    text = 'name: "net" layer { name: "ip" type: "InnerProduct" blobs { data: 1 data: 2 shape { dim: 1 dim: 2 } } }'
+    assert network == text_format.Parse(text, pb.NetParameter())
+    assert pb.NetParameter.DESCRIPTOR.fields_by_name["layer"].number == 100

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caffe's semantics: shapes, in-place layers, the data layer's transform, weights, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from q7 import caffe_files, graph
+from q7.engines import FloatNetwork, Simulation
+from q7.errors import Q7Error
+from q7.graph import Graph
+from q7.layers import Declined, Pooling
+from tests import tiny
+from tests.support import prototxt
+
+IMAGE = (3, 10, 11)
+
+
+def ip(name: str, bottom: str, count: int = 3, more: str = "") -> str:
+    return (
+        f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" '
+        f"inner_product_param {{ num_output: {count} {more} }} }}\n"
+    )
+
+
+def conv(name: str, bottom: str, param: str) -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{name}" '
+        f"convolution_param {{ {param} }} }}\n"
+    )
+
+
+def pool(name: str, bottom: str, param: str) -> str:
+    return f'layer {{ name: "{name}" type: "Pooling" bottom: "{bottom}" top: "{name}" pooling_param {{ {param} }} }}\n'
+
+
+def plain(kind: str, name: str, bottom: str, top: str) -> str:
+    return f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top}" }}\n'
+
+
+def parse(folder: Path, layers: str, bottom: str, transform: str = "", shape: tuple[int, ...] = IMAGE) -> Graph:
+    network = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform))
+    return graph.parse(network, "accuracy", graph.data_source(network), shape)
+
+
+def random_weights(network: Graph, seed: int = 0) -> caffe_files.Blobs:
+    rng = np.random.default_rng(seed)
+    return {
+        layer.name: [rng.normal(0, 0.3, shape).astype(np.float32) for shape in layer.weight_shapes()]
+        for layer in network.layers
+        if layer.weighted
+    }
+
+
+# --- against Caffe ----------------------------------------------------------------------------------------------------
+
+# Image (height, width), kernel, stride, pad; then what Caffe 1.0 makes of them: pooling with round_mode CEIL (the
+# default) and FLOOR, convolution.
+SIZES = [
+    ((8, 8), 2, 2, 0, (4, 4), (4, 4), (4, 4)),
+    ((8, 8), 3, 2, 0, (4, 4), (3, 3), (3, 3)),
+    ((7, 7), 3, 2, 0, (3, 3), (3, 3), (3, 3)),
+    ((32, 32), 3, 2, 0, (16, 16), (15, 15), (15, 15)),
+    ((32, 32), 3, 2, 1, (17, 17), (16, 16), (16, 16)),
+    ((6, 6), 3, 2, 1, (4, 4), (3, 3), (3, 3)),
+    ((5, 5), 2, 2, 1, (3, 3), (3, 3), (3, 3)),
+    ((6, 6), 2, 2, 1, (4, 4), (4, 4), (4, 4)),
+    ((4, 4), 2, 3, 1, (2, 2), (2, 2), (2, 2)),
+    ((7, 9), 3, 2, 0, (3, 4), (3, 4), (3, 4)),
+    ((10, 10), 3, 4, 0, (3, 3), (2, 2), (2, 2)),
+    ((10, 10), 4, 3, 2, (4, 4), (4, 4), (4, 4)),
+    ((5, 7), 3, 1, 1, (5, 7), (5, 7), (5, 7)),
+    ((1, 1), 1, 1, 0, (1, 1), (1, 1), (1, 1)),
+    ((3, 3), 3, 2, 2, (3, 3), (3, 3), (3, 3)),
+]
+
+
+@pytest.mark.parametrize(("image", "kernel", "stride", "pad", "ceil", "floor", "convolved"), SIZES)
+def test_sizes_are_caffes(
+    tmp_path: Path,
+    image: tuple[int, int],
+    kernel: int,
+    stride: int,
+    pad: int,
+    ceil: tuple[int, int],
+    floor: tuple[int, int],
+    convolved: tuple[int, int],
+) -> None:
+    window = f"kernel_size: {kernel} stride: {stride} pad: {pad}"
+    shape = (2, *image)
+    for param, expected in ((window, ceil), (f"{window} round_mode: FLOOR", floor)):
+        layers = parse(tmp_path, pool("p", "data", param) + ip("ip", "p"), "ip", shape=shape).layers
+        assert layers[1].out_shape == (2, *expected)
+    layers = parse(tmp_path, conv("c", "data", f"num_output: 5 {window}") + ip("ip", "c"), "ip", shape=shape).layers
+    assert layers[1].out_shape == (5, *convolved)
+
+
+def test_window_outside_the_image_is_declined(tmp_path: Path) -> None:
+    # Caffe gives 4x4 here, whose last window holds no cell.
+    with pytest.raises(Q7Error, match="layer 'p' \\(Pooling\\): the last window lies outside the image"):
+        parse(tmp_path, pool("p", "data", "kernel_size: 2 stride: 3") + ip("ip", "p"), "ip", shape=(2, 9, 9))
+
+
+NETS = {
+    "windows": (
+        conv("conv1", "data", "num_output: 4 kernel_size: 3 pad: 1 stride: 2 bias_term: false")
+        + plain("ReLU", "relu1", "conv1", "conv1")
+        + pool("pool1", "conv1", "pool: MAX kernel_size: 3 stride: 2 pad: 1")
+        + conv("conv2", "pool1", "num_output: 6 kernel_size: 2 pad: 1 group: 2")
+        + pool("pool2", "conv2", "pool: AVE kernel_size: 3 stride: 2 pad: 1")
+        + plain("ReLU", "relu2", "pool2", "relu2")
+        + ip("ip1", "relu2", 5)
+        + plain("ReLU", "relu3", "ip1", "ip1")
+        + plain("Dropout", "drop", "ip1", "ip1")
+        + ip("ip2", "ip1", 3, "transpose: true"),
+        "ip2",
+        "crop_size: 8 mean_value: 100 mean_value: 110 mean_value: 120 scale: 0.0078125",
+    ),
+    "nonsquare": (
+        conv("conv1", "data", "num_output: 3 kernel_h: 3 kernel_w: 2 pad_h: 0 pad_w: 1 stride_h: 1 stride_w: 2")
+        + pool("pool1", "conv1", "pool: AVE kernel_h: 3 kernel_w: 2 stride_h: 2 stride_w: 2 pad_h: 1 pad_w: 0")
+        + pool("pool2", "pool1", "pool: AVE kernel_size: 3 stride: 2")
+        + plain("Flatten", "flat", "pool2", "flat")
+        + ip("ip1", "flat", 3, "bias_term: false"),
+        "ip1",
+        'mean_file: "mean.binaryproto" scale: 0.017',
+    ),
+    "global": (
+        conv("conv1", "data", "num_output: 3 kernel_size: 5 kernel_size: 4 stride: 1 stride: 2 pad: 2")
+        + pool("pool1", "conv1", "pool: AVE global_pooling: true")
+        + ip("ip1", "pool1"),
+        "ip1",
+        'mean_file: "mean.binaryproto" crop_size: 7 mirror: false',
+    ),
+}
+
+# data/caffe_blobs.npz holds the blobs that BVLC Caffe 1.0 computes; run with pycaffe in the folder of write_net():
+#
+#   net = caffe.Net("net.prototxt", "net.caffemodel", caffe.TEST)
+#   net.forward()
+#   results.update({f"{name}/{blob}": net.blobs[blob].data.copy() for blob in net.blobs if "split" not in blob})
+#   np.savez_compressed("caffe_blobs.npz", **results)
+
+
+def write_net(folder: Path, name: str) -> tuple[Graph, np.ndarray]:
+    """Writes one of NETS with its data; returns the graph with weights, and the images that it reads."""
+    rng = np.random.default_rng(len(name))
+    images = rng.integers(0, 256, (4, *IMAGE), dtype=np.uint8)
+    caffe_files.write_lmdb(folder / "data_lmdb", images, [0, 1, 2, 1])
+    caffe_files.write_mean(folder / "mean.binaryproto", rng.uniform(90, 140, IMAGE).astype(np.float32))
+    layers, bottom, transform = NETS[name]
+    read = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform, batch=4))
+    source = graph.data_source(read)
+    network = graph.parse(read, "accuracy", source, IMAGE)
+    blobs = random_weights(network)
+    caffe_files.write_weights(folder / "net.caffemodel", name, blobs, graph.caffe_types(network))
+    return graph.attach_weights(network, blobs), np.ascontiguousarray(source.crop_image(images))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_float_network_computes_what_caffe_does(tmp_path: Path, name: str) -> None:
+    network, images = write_net(tmp_path, name)
+    compared = []
+    with np.load(Path(__file__).parent / "data" / "caffe_blobs.npz") as caffe:
+        for count, layer in enumerate(network.layers, 1):
+            if layer.blob in (later.blob for later in network.layers[count:]):
+                continue  # rewritten in place
+            part = replace(network, layers=network.layers[:count])
+            ours = FloatNetwork(part, images).logits([Simulation()] * count)
+            theirs = caffe[f"{name}/{layer.blob}"]
+            assert layer.out_shape == theirs.shape[1:]
+            np.testing.assert_allclose(ours, theirs.reshape(4, -1), rtol=1e-4, atol=2e-4)
+            compared.append(layer.blob)
+    assert compared[0] == "data"
+    assert compared[-1] == NETS[name][1]
+
+
+# --- the graph --------------------------------------------------------------------------------------------------------
+
+
+def test_in_place_layers_follow_their_producer(tmp_path: Path) -> None:
+    layers = conv("conv1", "data", "num_output: 2 kernel_size: 3") + plain("ReLU", "relu1", "conv1", "conv1")
+    network = parse(tmp_path, layers + ip("ip1", "conv1"), "ip1")
+    assert [(layer.name, layer.inputs) for layer in network.layers] == [
+        ("data", ()),
+        ("conv1", ("data",)),
+        ("relu1", ("conv1",)),
+        ("ip1", ("relu1",)),
+    ]
+
+
+def test_inner_products_flatten_whatever_comes(tmp_path: Path) -> None:
+    layers = ip("ip1", "data", 7) + plain("ReLU", "relu1", "ip1", "r") + ip("ip2", "r", 5) + ip("ip3", "ip2", 3)
+    shapes = {layer.name: layer.weight_shapes() for layer in parse(tmp_path, layers, "ip3").layers if layer.weighted}
+    assert shapes == {"ip1": ((7, 330), (7,)), "ip2": ((5, 7), (5,)), "ip3": ((3, 5), (3,))}
+
+
+def test_layers_that_change_nothing_vanish(tmp_path: Path) -> None:
+    layers = plain("Split", "split", "data", "a") + ip("ip1", "a", 4) + plain("Dropout", "drop1", "ip1", "ip1")
+    layers += plain("Flatten", "flat", "ip1", "f") + plain("ReLU", "relu1", "f", "f") + ip("ip2", "f")
+    assert [layer.name for layer in parse(tmp_path, layers, "ip2").layers] == ["data", "ip1", "relu1", "ip2"]
+
+
+def test_layers_that_do_not_lead_to_the_accuracy_are_ignored(tmp_path: Path) -> None:
+    layers = ip("ip1", "data") + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip1" bottom: "label" top: "l" }'
+    layers += '\nlayer { name: "side" type: "Warp" bottom: "ip1" top: "s" warp_param { by: 3 } }'
+    assert [layer.name for layer in parse(tmp_path, layers, "ip1").layers] == ["data", "ip1"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (ip("x", "data", 3, "gain: 2"), "x' (InnerProduct): it has a field that this tool does not know: 5:100 : "),
+        (plain("LRN", "x", "data", "x"), "layer 'x' (LRN): this type is not supported"),
+        (conv("x", "data", "num_output: 2 kernel_size: 3 dilation: 2"), "dilation [2], allowed is 1"),
+        (conv("x", "data", "num_output: 2 kernel_size: 3 axis: 2"), "axis 2, allowed is 1"),
+        (conv("x", "data", "num_output: 2"), "kernel_size is missing"),
+        (conv("x", "data", "kernel_size: 3"), "num_output is missing"),
+        (conv("x", "data", "num_output: 2 kernel_size: 3 group: 2"), "group 2 does not divide 3 inputs"),
+        (conv("x", "data", "num_output: 2 kernel_size: 12"), "its output would be empty"),
+        (conv("x", "data", "num_output: 2 kernel_size: 3 stride: 0"), "must be at least 1"),
+        (conv("x", "data", "num_output: 2 kernel_size: 3 kernel_size: 3 kernel_size: 3"), "3 spatial axes"),
+        (pool("x", "data", "pool: STOCHASTIC kernel_size: 2"), "STOCHASTIC pooling, allowed are MAX and AVE"),
+        (pool("x", "data", "kernel_size: 2 pad: 2"), "pad (2, 2) must be below the kernel (2, 2)"),
+        (ip("x", "data", 3, "axis: 2"), "axis 2, allowed is 1"),
+        (plain("ReLU", "x", "nothing", "x"), "no layer writes its input 'nothing'"),
+        (plain("ReLU", "data", "data", "x"), "a layer of the same name comes before it"),
+        ('layer { name: "x" type: "ReLU" bottom: "data" top: "x" relu_param { negative_slope: 0.5 } }', "slope 0.5"),
+        ('layer { name: "x" type: "ReLU" bottom: "data" bottom: "data" top: "x" }', "it has 2 inputs, allowed is 1"),
+    ],
+)
+def test_declined_layers(tmp_path: Path, layer: str, message: str) -> None:
+    with pytest.raises(Q7Error) as caught:
+        parse(tmp_path, layer.rstrip() + "\n" + ip("ip1", "x"), "ip1")
+    assert message in str(caught.value)
+
+
+def test_all_offending_layers_are_reported_at_once(tmp_path: Path) -> None:
+    layers = plain("LRN", "n1", "data", "a") + plain("ELU", "e", "a", "b") + conv("c", "b", "num_output: 2")
+    with pytest.raises(Q7Error) as caught:
+        parse(tmp_path, layers + ip("ip1", "c"), "ip1")
+    assert [part.split(":")[0] for part in str(caught.value).split("; ")] == [
+        "layer 'n1' (LRN)",
+        "layer 'e' (ELU)",
+        "layer 'c' (Convolution)",
+    ]
+
+
+def test_a_network_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Q7Error, match="which no weighted layer leads to"):
+        parse(tmp_path, pool("p", "data", "kernel_size: 2"), "p")
+
+
+# --- the data layer ---------------------------------------------------------------------------------------------------
+
+
+def test_crop_takes_the_centre(tmp_path: Path) -> None:
+    source = graph.data_source(caffe_files.read_prototxt(prototxt(tmp_path, "", "x", "crop_size: 5")))
+    image = np.arange(8 * 9).reshape(1, 8, 9)
+    np.testing.assert_array_equal(source.crop_image(image), image[:, 1:6, 2:7])
+    with pytest.raises(Q7Error, match="crop_size 5 is larger than the image, 4x9"):
+        source.crop_image(image[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        ("", [0, 0, 0]),
+        ("mean_value: 7", [7, 7, 7]),
+        ("mean_value: 1 mean_value: 2.5 mean_value: 3", [1, 2.5, 3]),
+    ],
+)
+def test_mean_values(tmp_path: Path, transform: str, expected: list[float]) -> None:
+    assert parse(tmp_path, ip("ip1", "data"), "ip1", transform).input.mean.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ("mean_value: 1 mean_value: 2", "layer 'data': 2 mean values for 3 channels"),
+        ("mean_value: 300", "layer 'data': the mean must lie within a pixel's range, 0 to 255"),
+        ("mean_value: nan", "the mean must lie within a pixel's range"),
+        ('mean_value: 1 mean_file: "m"', "mean_file and mean_value exclude each other"),
+        ('mean_file: "none"', "layer 'data': the mean file 'none' does not exist"),
+        ("mirror: true", "mirror and rand_skip are random"),
+        ("scale: 0", "scale 0 must be positive"),
+        ("scale: -1", "scale -1 must be positive"),
+        ("scale: inf", "scale inf must be positive"),
+        ("force_gray: true", "force_color and force_gray are not supported"),
+        ("contrast: 2", "layer 'data' has a field that this tool does not know: 3:21 : "),
+        ("crop_size: 12", "crop_size 12 is larger than the image, 10x11"),
+    ],
+)
+def test_refused_transforms(tmp_path: Path, transform: str, message: str) -> None:
+    with pytest.raises(Q7Error) as caught:
+        parse(tmp_path, ip("ip1", "data"), "ip1", transform)
+    assert message in str(caught.value)
+
+
+def test_a_mean_of_another_shape_is_refused(tmp_path: Path) -> None:
+    caffe_files.write_mean(tmp_path / "m", np.zeros((3, 5, 5), np.float32))
+    with pytest.raises(Q7Error, match=r"the mean has shape \(3, 5, 5\), the images have \(3, 10, 11\)"):
+        parse(tmp_path, ip("ip1", "data"), "ip1", 'mean_file: "m"')
+
+
+@pytest.mark.parametrize(("scale", "power"), [(2.0**-8, 2.0**-8), (0.017, 2.0**-6), (1 / 255, 2.0**-8), (3.0, 4.0)])
+def test_scale_is_folded_into_the_first_weights(tmp_path: Path, scale: float, power: float) -> None:
+    network = parse(tmp_path, ip("ip1", "data"), "ip1", f"mean_value: 9 scale: {scale!r}")
+    network = graph.attach_weights(network, random_weights(network))
+    folded = graph.fold_input_scale(network)
+    assert folded.input.scale == power
+    images = np.random.default_rng(0).integers(0, 256, (4, *IMAGE), dtype=np.uint8)
+    before, after = (FloatNetwork(n, images).logits([Simulation()] * 2) for n in (network, folded))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_scale_cannot_be_folded_past_a_pooling(tmp_path: Path) -> None:
+    layers = pool("p", "data", "kernel_size: 2") + ip("ip1", "p")
+    network = parse(tmp_path, layers, "ip1", "scale: 0.017")
+    with pytest.raises(Q7Error, match=r"layer 'p' reads the data, whose scale 0\.017 is no power of two"):
+        graph.fold_input_scale(graph.attach_weights(network, random_weights(network)))
+
+
+# --- accuracy layers --------------------------------------------------------------------------------------------------
+
+SECOND = """layer { name: "top5" type: "Accuracy" bottom: "ip1" bottom: "label" top: "five"
+  accuracy_param { top_k: 5 } }
+layer { name: "other" type: "Accuracy" bottom: "ip1" bottom: "data" top: "out" }
+layer { name: "rest" type: "Accuracy" bottom: "ip1" bottom: "label" accuracy_param { ignore_label: 1 } }
+"""
+
+
+def test_accuracy_layers_by_name_or_top(tmp_path: Path) -> None:
+    network = caffe_files.read_prototxt(prototxt(tmp_path, ip("ip1", "data") + SECOND, "ip1"))
+    assert graph.find_accuracy(network, "accuracy").name == "accuracy"
+    assert graph.find_accuracy(network, "out").name == "other"
+    for name in ("five", "rest"):
+        with pytest.raises(Q7Error, match="it must have top_k 1, axis 1, no ignore_label and 2 bottoms"):
+            graph.find_accuracy(network, name)
+    with pytest.raises(Q7Error, match=r"no accuracy layer 'acc'.* it has: 'top5', 'other', 'rest', 'accuracy'$"):
+        graph.find_accuracy(network, "acc")
+    with pytest.raises(Q7Error, match="accuracy layer 'other' reads 'data', which is not the data layer's label"):
+        graph.parse(network, "other", graph.data_source(network), IMAGE)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_old_four_axis_blobs_fit(tmp_path: Path) -> None:
+    network = parse(tmp_path, tiny.LAYERS, "ip1", shape=tiny.IMAGE)
+    blobs = tiny.blobs()
+    old = {name: [b.reshape((1,) * (4 - b.ndim) + b.shape) for b in both] for name, both in blobs.items()}
+    for name, (w, b) in graph.attach_weights(network, old).weights.items():
+        np.testing.assert_array_equal(w, blobs[name][0])
+        np.testing.assert_array_equal(b, blobs[name][1])
+
+
+def test_transposed_weights_and_a_missing_bias(tmp_path: Path) -> None:
+    network = parse(tmp_path, ip("ip1", "data", 4, "transpose: true bias_term: false"), "ip1")
+    trained = np.arange(1320, dtype=np.float32).reshape(330, 4)
+    w, b = graph.attach_weights(network, {"ip1": [trained]}).weights["ip1"]
+    np.testing.assert_array_equal(w, trained.T)
+    assert b.tolist() == [0, 0, 0, 0]
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    network = parse(tmp_path, tiny.LAYERS, "ip1", shape=tiny.IMAGE)
+    blobs = tiny.blobs()
+    with pytest.raises(Q7Error) as caught:
+        graph.attach_weights(network, {**blobs, "ip1": [blobs["ip1"][0][:, :17], blobs["ip1"][1]]})
+    assert "layer 'ip1': the weights file has (3, 17) and (3,), the prototxt asks for (3, 18) and (3,)" in str(caught)
+    with pytest.raises(Q7Error, match=r"layer 'ip1': the weights file has \(3, 18\), the prototxt asks for"):
+        graph.attach_weights(network, {**blobs, "ip1": blobs["ip1"][:1]})
+    with pytest.raises(Q7Error, match="layer 'ip1' has no weights in the weights file; it has: conv1"):
+        graph.attach_weights(network, {"conv1": blobs["conv1"]})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers(tmp_path: Path, value: float) -> None:
+    network = parse(tmp_path, tiny.LAYERS, "ip1", shape=tiny.IMAGE)
+    blobs = tiny.blobs()
+    blobs["conv1"][1][1] = value
+    with pytest.raises(Q7Error, match="layer 'conv1': its weights hold NaN or infinity"):
+        graph.attach_weights(network, blobs)
+
+
+def test_declined_names_the_reason_alone() -> None:
+    message = caffe_files.pb.LayerParameter(name="p", top=["p"])
+    with pytest.raises(Declined, match=r"^its input has shape \(5,\), allowed is \(channels, height, width\)$"):
+        Pooling.parse(message, ("ip",), ((5,),))

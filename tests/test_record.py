@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pickles: ours, the original's, and those that were made to do harm."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nn_quantizer
+from nn_quantizer import Caffe_Quantizer
+from q7 import emit, memory, record
+from q7.errors import Q7Error
+from q7.record import Record
+from tests import tiny
+from tests.support import shared
+
+ATTRIBUTES = (
+    "model_file weight_file quant_weight_file conv_layer ip_layer start_layer end_layer layer layer_shape "
+    "layer_wt_shape top_blob bottom_blob layer_type kernel_size stride pad group pool_type lrn_type lrn_size "
+    "lrn_alpha lrn_beta num_ops num_wts wt_int_bits wt_dec_bits bias_int_bits bias_dec_bits act_int_bits "
+    "act_dec_bits bias_lshift act_rshift data_layer mean_file mean_val label_layer accuracy_layer iterations "
+    "gpu"
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.quantize(tmp_path_factory.mktemp("tiny"))
+
+
+def content(path: Path) -> Any:
+    """What a pickle of ours holds: plain values."""
+    return pickle.loads(path.read_bytes())
+
+
+def refused(path: Path, damaged: bytes) -> str:
+    """The message about a pickle that cannot be loaded."""
+    path.write_bytes(damaged)
+    with pytest.raises(Q7Error) as caught:
+        record.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- ours and the original's ------------------------------------------------------------------------------------------
+
+
+def test_round_trip(tiny_pickle: Path, tmp_path: Path) -> None:
+    loaded = record.load(tiny_pickle)
+    assert loaded.network
+    record.save(tmp_path / "again.pkl", loaded)
+    assert content(tmp_path / "again.pkl") == content(tiny_pickle)
+    plan = memory.plan(loaded.network.graph, loaded.network.layers, loaded.network.target)
+    assert "conv1" in emit.render(loaded.network, plan, "mbed", False)["main.cpp"]
+
+
+def test_the_pickle_holds_plain_values_alone(tiny_pickle: Path) -> None:
+    def types(value: Any) -> set[type]:
+        inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        return {type(value)}.union(*map(types, inner))
+
+    assert types(content(tiny_pickle)["network"]) <= {dict, list, str, int, float, bool, bytes, type(None)}
+
+
+def test_attributes_have_the_originals_names(tiny_pickle: Path) -> None:
+    quantizer = Caffe_Quantizer()
+    quantizer.load_quant_params(str(tiny_pickle))
+    assert set(vars(quantizer)) >= set(ATTRIBUTES.split())
+    found: Any = quantizer
+    assert found.layer == ["data", "conv1", "relu1", "pool1", "ip1", "accuracy"]
+    assert found.layer_type["pool1"] == "pooling"
+    assert found.pool_type == {"pool1": 1}
+    assert found.layer_shape["conv1"] == (10, 2, 6, 6)
+    assert found.mean_val == [120, 120, 120]
+
+
+def test_caffe_quantizer_round_trip(tiny_pickle: Path, tmp_path: Path) -> None:
+    quantizer = Caffe_Quantizer()
+    quantizer.load_quant_params(str(tiny_pickle))
+    quantizer.save_quant_params(str(tmp_path / "copy.pkl"))
+    assert content(tmp_path / "copy.pkl") == content(tiny_pickle)
+
+
+def test_the_originals_pickle() -> None:
+    quantizer = Caffe_Quantizer()
+    quantizer.load_quant_params(str(shared("data", "arm_m4", "cifar10_m4.pkl")))
+    assert set(vars(quantizer)) >= set(ATTRIBUTES.split())
+    found: Any = quantizer
+    assert found.conv_layer == ["conv1", "conv2", "conv3"]
+    assert found.act_dec_bits["conv1"] == -3
+    assert found.bias_lshift == {"conv1": 0, "conv2": 0, "conv3": 0, "ip1": 5}
+    assert found.layer_shape["data"][1:] == (3, 32, 32)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_the_original_under_python_3(tmp_path: Path, protocol: int) -> None:
+    quantizer = Caffe_Quantizer()
+    vars(quantizer).pop("_network")
+    vars(quantizer).update(gpu=False, act_dec_bits={"data": -1}, layer_shape={"data": (1, 3, 32, 32)})
+    (tmp_path / "old.pkl").write_bytes(pickle.dumps(quantizer, protocol))
+    loaded = record.load(tmp_path / "old.pkl")
+    assert loaded.network is None
+    assert loaded.attributes == vars(quantizer)
+
+
+# --- attacks ----------------------------------------------------------------------------------------------------------
+
+RAN: list[str] = []
+
+
+def run(text: str) -> None:
+    """What an attack would call."""
+    RAN.append(text)
+
+
+class Reduces:
+    """Pickles as the call that it is given."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def reduced(*call: Any) -> bytes:
+    return pickle.dumps(Reduces(*call), protocol=2)
+
+
+STATE = b"c__main__\nCaffe_Quantizer\n"
+OBJECT = b"c__builtin__\nobject\n"
+MAKE = b"ccopy_reg\n_reconstructor\n"
+INSTANCE = MAKE + b"(" + STATE + OBJECT + b"NtR"
+ATTACKS = {
+    "os.system": b"cos\nsystem\n(S'touch ran'\ntR.",
+    "posix.system": b"cposix\nsystem\n(S'touch ran'\ntR.",
+    "eval": b'cbuiltins\neval\n(S\'open("ran", "w")\'\ntR.',
+    "python 2's eval": b'c__builtin__\neval\n(S\'open("ran", "w")\'\ntR.',
+    "getattr": b"cbuiltins\ngetattr\n(" + STATE + b"S'__init__'\ntR.",
+    "a dotted name": b"\x80\x04\x8c\x08__main__\x8c\x1eCaffe_Quantizer.__init__.func\x93.",
+    "the class by another way": b"\x80\x04\x8c\x0cnn_quantizer\x8c\x04main\x93)R.",
+    "our own function": reduced(run, ("ran",)),
+    "a call in a state": INSTANCE + b"(dS'a'\ncos\nsystem\n(S'touch ran'\ntRsb.",
+    "an instruction for instances": b"(S'touch ran'\nios\nsystem\n.",
+    "an object instruction": b"(cos\nsystem\nS'touch ran'\no.",
+    "a numpy array": pickle.dumps(np.arange(3)),
+    "an array of objects": pickle.dumps(np.array([Reduces(run, ("ran",))], dtype=object)),
+    "a numpy scalar": pickle.dumps(np.float64(3)),
+    "a registered extension": b"\x80\x02\x82\x01.",
+    "a persistent name": b"Pname\n.",
+    "reconstructing another class": MAKE + b"(" + OBJECT + OBJECT + b"NtR.",
+    "reconstructing on another base": MAKE + b"(" + STATE + STATE + b"NtR.",
+    "reconstructing from a state": MAKE + b"(" + STATE + OBJECT + b"I1\ntR.",
+    "reconstructing by keywords": b"\x80\x04" + MAKE + b")}\x92.",
+    "attributes of the function": MAKE + b"(dS'a'\nI1\nsb.",
+    "slots of the function": MAKE + b"(N(dS'__call__'\nI1\nstb.",
+    "attributes of the class": STATE + b"(dS'a'\nI1\nsb.",
+    "slots of the class": STATE + b"(N(dS'attributes'\nI1\nstb.",
+    "attributes of object": OBJECT + b"(dS'a'\nI1\nsb.",
+    "an instance made with arguments": STATE + b"(I1\ntR.",
+    "an instance without a state": INSTANCE + b".",
+    "a state that is no dictionary": INSTANCE + b"I1\nb.",
+    "names that are no text": INSTANCE + b"(dI1\nI1\nsb.",
+    "a bare object": INSTANCE + b"(dS'a'\n" + OBJECT + b"(tRsb.",
+    "the class as a value": INSTANCE + b"(dS'a'\n" + STATE + b"sb.",
+    "an instance in itself": INSTANCE + b"p0\n(dS'a'\ng0\nsb.",
+    "a list in itself": INSTANCE + b"(dS'a'\n(lp0\ng0\nasb.",
+    "an integer without end": INSTANCE + b"(dS'a'\nL" + b"9" * 4000 + b"L\nsb.",
+    "a huge array of bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",
+    "the longest array of bytes": b"\x80\x04\x8e" + b"\xff" * 8 + b"abc.",
+    "a bytearray": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"abc.",
+    "a huge text": b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"abc.",
+    "a huge frame": b"\x80\x04\x95" + (1 << 40).to_bytes(8, "little") + b"N.",
+    "a huge integer": b"\x80\x02\x8b" + b"\xff\xff\xff\x7f" + b"abc.",
+    "a far memo": b"N" + b"r\xff\xff\xff\x7f" + b".",
+    "a far memo in text": b"Np2147483647\n.",
+    "deep lists": b"(l" * 100000 + b"a" * 99999 + b".",
+    "deep tuples": b"N" + b"\x85" * 500000 + b".",
+    "a memo bomb": INSTANCE + b"(dS'a'\n(l" + b"".join(b"p%d\n0(lg%d\nag%d\na" % (i, i, i) for i in range(60)) + b"sb.",
+    "many values": b"(" + b"N" * 2000000 + b"l.",
+    "a file of nothing": b"",
+    "plain text": b"hello, world\n",
+    "another program's dictionary": pickle.dumps({"a": 1}),
+    "a list": pickle.dumps([1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    start, memory_before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = refused(tmp_path / "bad.pkl", ATTACKS[name])
+    assert message.startswith("the pickle '")
+    assert time.monotonic() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before < 500_000  # kilobytes
+    assert (RAN, list(tmp_path.iterdir())) == ([], [tmp_path / "bad.pkl"])
+
+
+def test_attacks_leave_nothing_behind(tmp_path: Path) -> None:
+    for attack in ATTACKS.values():
+        refused(tmp_path / "bad.pkl", attack)
+    assert record._State.attributes is None
+    assert not hasattr(record._State, "a")
+    assert not any(hasattr(allowed, "a") for allowed in record._ALLOWED.values())
+
+
+def test_a_pickle_that_is_too_large(tmp_path: Path) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(record.LARGEST_FILE + 1)
+    with pytest.raises(Q7Error, match="is larger than"):
+        record.load(tmp_path / "large")
+    with pytest.raises(Q7Error, match=r"cannot read the pickle '.*none': No such file"):
+        record.load(tmp_path / "none")
+
+
+# --- tampered networks ------------------------------------------------------------------------------------------------
+
+
+def change(*path: Any, to: Any) -> Callable[[Any], None]:
+    """Sets one value deep in a pickle's content."""
+
+    def apply(value: Any) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        value[path[-1]] = to
+
+    return apply
+
+
+def drop(*path: Any) -> Callable[[Any], None]:
+    def apply(value: Any) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        del value[path[-1]]
+
+    return apply
+
+
+NET = "network"
+DATA, CONV, RELU, POOL, IP = ((NET, "layers", i) for i in range(5))
+TAMPERED = [
+    change("version", to=2),
+    change("version", to="1"),
+    change("format", to="other"),
+    drop("version"),
+    drop("network"),
+    drop("attributes"),
+    change("attributes", to=[1]),
+    change("attributes", to={1: 2}),
+    change("network", to=[1]),
+    drop(NET, "layers"),
+    change(NET, "layers", to=[]),
+    change(NET, "name", to=7),
+    change(NET, "accuracy", to=None),
+    change(NET, "tops", to={"data": "data"}),
+    change(NET, "bottoms", to={"ip1": [3]}),
+    change(NET, "sources", to={"model": {"name": "x"}}),
+    change(NET, "sources", to={"model": {"name": 3, "sha256": ""}}),
+    change(NET, "dataset", to=3),
+    change(NET, "crop", to=-1),
+    change(NET, "crop", to=2.5),
+    change(NET, "summary", to=None),
+    change(NET, "core", to="m7"),
+    change(NET, "rounding", to=None),
+    change(*DATA, "type", to="ReLU"),
+    change(*DATA, "in_shapes", to=[[3, 6]]),
+    change(*DATA, "in_shapes", to=[[3, 6, -6]]),
+    change(*DATA, "in_shapes", to=[[3, 6, 6], [3, 6, 6]]),
+    change(*DATA, "in_shapes", to=[[3, 2**30, 2**30]]),
+    change(*DATA, "in_shapes", to=[]),
+    change(*DATA, "inputs", to=["ip1"]),
+    change(*DATA, "scale", to=0.3),
+    change(*DATA, "scale", to=0.0),
+    change(*DATA, "scale", to=float("nan")),
+    change(*DATA, "scale", to=float("inf")),
+    change(*DATA, "scale", to=2.0**1000),
+    change(*DATA, "scale", to="1"),
+    change(*DATA, "mean", "data", to=b"\x00\x00\xc0\x7f" * 3),
+    change(*DATA, "mean", "dtype", to="int32"),
+    change(*DATA, "mean", "dtype", to="object"),
+    change(*DATA, "mean", "shape", to=[3, 1, 2]),
+    change(*DATA, "mean", to=None),
+    change(*CONV, "type", to="Deconvolution"),
+    change(*CONV, "name", to="data"),
+    change(*CONV, "name", to=5),
+    change(*CONV, "blob", to=5),
+    change(*CONV, "inputs", to=["none"]),
+    change(*CONV, "inputs", to=[]),
+    change(*CONV, "inputs", to=["data", "data"]),
+    change(*CONV, "in_shapes", to=[[3, 6, 7]]),
+    change(*CONV, "kernel", to=[3]),
+    change(*CONV, "kernel", to=[3.0, 3.0]),
+    change(*CONV, "kernel", to=[0, 0]),
+    change(*CONV, "kernel", to=[[3, 3], 3]),
+    change(*CONV, "kernel", to="33"),
+    change(*CONV, "stride", to=[0, 0]),
+    change(*CONV, "stride", to=[-1, -1]),
+    change(*CONV, "pad", to=[2**31, 2**31]),
+    change(*CONV, "pad", to=[-1, -1]),
+    change(*CONV, "pad", to=[True, True]),
+    change(*CONV, "num_output", to=3),
+    change(*CONV, "num_output", to=0),
+    change(*CONV, "num_output", to=2.0),
+    change(*CONV, "group", to=0),
+    change(*CONV, "group", to=3),
+    change(*CONV, "bias_term", to=1),
+    change(*CONV, "gain", to=1),
+    drop(*CONV, "pad"),
+    drop(*CONV, "type"),
+    drop(*CONV, "name"),
+    change(*RELU, "in_shapes", to=[[2, 6, 6, 1]]),
+    change(*POOL, "average", to=2),
+    change(*POOL, "kernel", to=[7, 7]),
+    change(*IP, "num_output", to=2),
+    drop(NET, "formats", "conv1"),
+    change(NET, "formats", "more", to={"x": None, "w": None, "b": None, "y": 1}),
+    change(NET, "formats", "data", "y", to=None),
+    change(NET, "formats", "data", "y", to=25),
+    change(NET, "formats", "data", "y", to=-60),
+    change(NET, "formats", "data", "y", to=10**6),
+    change(NET, "formats", "data", "y", to=1.0),
+    change(NET, "formats", "data", "y", to=True),
+    change(NET, "formats", "conv1", "w", to=None),
+    change(NET, "formats", "conv1", "w", to=64),
+    change(NET, "formats", "conv1", "w", to=-64),
+    change(NET, "formats", "conv1", "x", to=0),
+    change(NET, "formats", "relu1", "y", to=3),
+    change(NET, "formats", "ip1", "b", to=64),
+    drop(NET, "formats", "ip1", "b"),
+    drop(NET, "integers", 4),
+    change(NET, "integers", 0, to=None),
+    change(NET, "integers", 0, "rshift", to=99),
+    change(NET, "integers", 0, "mean", "data", to=bytes(12)),
+    change(NET, "integers", 1, to=None),
+    change(NET, "integers", 1, to={}),
+    change(NET, "integers", 1, "weights", "shape", to=[2, 27]),
+    change(NET, "integers", 1, "weights", "shape", to=[2, 3, 3, 4]),
+    change(NET, "integers", 1, "weights", "shape", to=[2, 3, 3, -1]),
+    change(NET, "integers", 1, "weights", "data", to=b"abc"),
+    change(NET, "integers", 1, "weights", "data", to="abc"),
+    change(NET, "integers", 1, "weights", "dtype", to="uint8"),
+    change(NET, "integers", 1, "weights", "dtype", to="O"),
+    change(NET, "integers", 1, "bias", "shape", to=[1, 2]),
+    change(NET, "integers", 1, "shifts", to={"bias_lshift": 1, "out_rshift": 1}),
+    change(NET, "integers", 1, "shifts", "out_rshift", to=31),
+    change(NET, "integers", 1, "shifts", "out_rshift", to=-1),
+    change(NET, "integers", 1, "shifts", "out_rshift", to="8"),
+    change(NET, "integers", 1, "shifts", "more", to=1),
+    change(NET, "integers", 2, to={"rshift": 1}),
+]
+
+
+@pytest.mark.parametrize("number", range(len(TAMPERED)))
+def test_tampered_networks_are_refused(tmp_path: Path, tiny_pickle: Path, number: int) -> None:
+    tampered = content(tiny_pickle)
+    TAMPERED[number](tampered)
+    message = refused(tmp_path / "bad.pkl", pickle.dumps(tampered))
+    assert len(message) < 600
+
+
+def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
+    """Names of layers and files come into C comments and identifiers."""
+    evil = '*/ int evil; // "\n#error \\\n'
+    changed = content(tiny_pickle)
+    network = changed["network"]
+    network["layers"][1]["name"] = network["layers"][2]["inputs"][0] = evil
+    network["formats"][evil] = network["formats"].pop("conv1")
+    network["sources"] = {evil: {"name": evil, "sha256": evil}}
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(changed))
+    loaded = record.load(tmp_path / "evil.pkl").network
+    assert loaded
+    assert loaded.graph.layers[1].name == evil
+    rendered = emit.render(loaded, memory.plan(loaded.graph, loaded.layers, loaded.target), "mbed", True)
+    assert "int evil" in rendered["parameter.h"]
+    for text in rendered.values():
+        assert "*/ int evil" not in text
+        assert "\n#error \\" not in text
+
+
+def test_saving_replaces_in_one_step(tmp_path: Path) -> None:
+    record.save(tmp_path / "a.pkl", Record({"x": 1}))
+    before = (tmp_path / "a.pkl").read_bytes()
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        record.save(tmp_path / "a.pkl", Record({"x": lambda: None}))
+    assert (tmp_path / "a.pkl").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.pkl"]
+
+
+def test_the_class_is_where_old_pickles_look_for_it() -> None:
+    assert nn_quantizer.Caffe_Quantizer.__name__ == "Caffe_Quantizer"
+    assert set(record._ALLOWED) == {
+        (module, name)
+        for name, modules in {
+            "_reconstructor": ("copy_reg", "copyreg"),
+            "object": ("__builtin__", "builtins"),
+            "Caffe_Quantizer": ("__main__", "nn_quantizer"),
+        }.items()
+        for module in modules
+    }
