@@ -39,7 +39,6 @@ def rebuild(
         network = graph.parse(prototxt, attributes["accuracy_layer"], source, shape)
         network = graph.attach_weights(network, caffe_files.read_weights(weight_file))
         formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))
-        dataset = ""
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Q7Error(f"the old pickle lacks what a network needs: {error!r}") from None
     return QuantizedNetwork(
@@ -51,6 +50,6 @@ def rebuild(
             "model": {"name": model.name, "sha256": files.sha256(model)},
             "weights": {"name": weight_file.name, "sha256": files.sha256(weight_file)},
         },
-        dataset,
+        source.lmdb,
         source.crop,
     )

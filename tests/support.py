@@ -45,7 +45,7 @@ def tool(*names: str) -> str:
 
 def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end, and gives its output as text."""
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
 def write_dataset(folder: Path, shape: tuple[int, int, int], count: int, classes: int, seed: int = 0) -> None:
