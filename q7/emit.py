@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,29 +45,43 @@ def identifiers(names: Iterable[str]) -> dict[str, str]:
     return taken
 
 
+def _lines(items: Iterable[str], width: int) -> list[str]:
+    """Items with commas between them, as many on a line as fit."""
+    lines = [""]
+    for item in items:
+        if lines[-1] and len(lines[-1]) + len(item) >= width:
+            lines.append("")
+        lines[-1] += f"{item}, "
+    return [line.rstrip() for line in lines[:-1]] + [lines[-1].rstrip(", ")]
+
+
 def c_array(values: np.ndarray) -> str:
     """A brace initializer, broken into continued lines of a macro; uint32 values are hexadecimal."""
-    lines, line = [], ""
-    for value in values.ravel().tolist():
-        item = f"0x{value:08x}u, " if values.dtype == np.uint32 else f"{value}, "
-        if len(line) + len(item) > LINE:
-            lines.append(line.rstrip())
-            line = ""
-        line += item
-    lines.append(line.rstrip(", "))
+    number = "0x{:08x}u" if values.dtype == np.uint32 else "{}"
+    lines = _lines(map(number.format, values.ravel().tolist()), LINE)
     return "{ \\\n" + " \\\n".join(f"    {line}" for line in lines) + " \\\n}"
 
 
 def c_statement(call: str) -> str:
     """A call broken at its commas, aligned behind the opening bracket."""
-    indent = " " * (4 + call.index("(") + 1)
-    return "\n".join(textwrap.wrap(call, LINE, subsequent_indent=indent, break_long_words=False))
+    name, arguments = call.split("(", 1)
+    lines = _lines(arguments.split(", "), LINE - len(name))
+    return f"{name}(" + ("\n" + " " * (4 + len(name) + 1)).join(lines)
 
 
 def comment(text: str) -> str:
     """Text that cannot end or continue a comment: other than printable ASCII, and * / \\, become spaces or '?'."""
     text = "".join(c if " " <= c <= "~" else "?" for c in text)
     return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What code_gen.py was asked for."""
+
+    target: str = TARGETS[0]
+    profile: bool = False
+    weights_in_ram: bool = False  # weights and biases, but not the mean, which each pixel meets once
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,7 @@ class Step:
     defines: Mapping[str, int]
     calls: Sequence[str]
     arrays: Sequence[Array]
+    storage: str  # of the arrays
     bytes: int  # of its output
 
     @property
@@ -87,7 +101,7 @@ class Step:
         return self.identifier.upper()
 
 
-def _steps(network: QuantizedNetwork, plan: MemoryPlan) -> list[Step]:
+def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[Step]:
     names = identifiers(layer.name for layer in network.graph.layers)
     steps = []
     for layer, integer in zip(network.graph.layers, network.layers):
@@ -111,6 +125,7 @@ def _steps(network: QuantizedNetwork, plan: MemoryPlan) -> list[Step]:
                 {**layer.defines(), **kernel.defines(integer.integers), **offsets},
                 kernel.calls(layer, c),
                 kernel.arrays(layer, integer.integers, c),
+                "static" if options.weights_in_ram and layer.weighted else "static const",
                 math.prod(layer.out_shape),
             )
         )
@@ -147,15 +162,6 @@ def _memory_lines(plan: MemoryPlan) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Options:
-    """What code_gen.py was asked for."""
-
-    target: str = TARGETS[0]
-    profile: bool = False
-    weights_in_ram: bool = False
-
-
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -180,7 +186,7 @@ def render(
     network: QuantizedNetwork, plan: MemoryPlan, options: Options, answers: KnownAnswers | None = None
 ) -> dict[str, str]:
     """The generated files by name."""
-    steps = _steps(network, plan)
+    steps = _steps(network, plan, options)
     context: dict[str, Any] = {
         "origin": _origin(network),
         "memory": _memory_lines(plan),
@@ -189,7 +195,6 @@ def render(
         "input_bytes": math.prod(network.graph.input.out_shape),
         "classes": network.graph.classes,
         "output": steps[-1].identifier,
-        "storage": "static" if options.weights_in_ram else "static const",
         "profile": options.profile,
         "answers": answers,
         "dsp": network.target.core is Core.DSP,
@@ -234,10 +239,11 @@ def _constant_bytes(network: QuantizedNetwork) -> list[int]:
 
 
 def totals(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> Totals:
-    """Constants that lie in RAM take flash as well, which they are copied from at start-up."""
-    constants = sum(_constant_bytes(network))
-    ram = plan.arena_bytes + (constants if options.weights_in_ram else 0)
-    return Totals(sum(layer.macs for layer in network.graph.layers), constants, ram)
+    """Weights that lie in RAM take flash as well, which they are copied from at start-up."""
+    layers, constants = network.graph.layers, _constant_bytes(network)
+    weights = sum(size for layer, size in zip(layers, constants) if layer.weighted)
+    ram = plan.arena_bytes + (weights if options.weights_in_ram else 0)
+    return Totals(sum(layer.macs for layer in layers), sum(constants), ram)
 
 
 def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[str]:

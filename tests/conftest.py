@@ -12,6 +12,10 @@ import nn_quantizer
 from tests.support import MODELS, shared
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew from what is generated now")
+
+
 @pytest.fixture(scope="session")
 def lenet_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our LeNet, quantized over all test images."""
