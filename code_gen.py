@@ -41,6 +41,8 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
     """The test images that were asked for; without being asked, one image of the LMDB where that is at hand."""
     if args.image:
         images = known_answers.read_picture(network, Path(args.image), args.channel_order)
+        size = "x".join(map(str, network.graph.input.out_shape[:0:-1]))
+        print(f"Test image: '{args.image}', cut about its centre, resized to {size}, channels {args.channel_order}")
         return known_answers.compute(network, *images)
     count = TEST_IMAGES if args.test_images is None else args.test_images
     if count == 0:
@@ -91,7 +93,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     images.add_argument(
         "--test_images",
         type=int,
-        help=f"images of the test LMDB that the program runs and checks at start-up (default: {TEST_IMAGES})",
+        help=f"images of the test LMDB to run and check at start-up; {TEST_IMAGES} if not given and the LMDB is found",
     )
     images.add_argument("--image", help="a picture (PNG, JPEG) to run and check instead, cut and resized to fit")
     parser.add_argument(

@@ -197,6 +197,7 @@ def render(
         "output": steps[-1].identifier,
         "profile": options.profile,
         "answers": answers,
+        "sample": "test_pixels" if answers else "nn_input",  # what to time
         "dsp": network.target.core is Core.DSP,
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
