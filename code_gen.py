@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from q7 import emit, legacy, memory, record
+from q7 import emit, files, known_answers, legacy, memory, record
+from q7.emit import Options
 from q7.errors import Q7Error
+from q7.known_answers import KnownAnswers
 from q7.qformat import Target
 from q7.record import QuantizedNetwork
 
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
+TEST_IMAGES = 1
 
 
 def load(args: argparse.Namespace) -> QuantizedNetwork:
@@ -30,12 +33,40 @@ def load(args: argparse.Namespace) -> QuantizedNetwork:
     return loaded.network
 
 
+def note(text: str) -> None:
+    print(f"code_gen: {text}", file=sys.stderr)
+
+
+def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAnswers | None:
+    """The test images that were asked for; without being asked, one image of the LMDB where that is at hand."""
+    if args.image:
+        images = known_answers.read_picture(network, Path(args.image), args.channel_order)
+        size = "x".join(map(str, network.graph.input.out_shape[:0:-1]))
+        print(f"Test image: '{args.image}', cut about its centre, resized to {size}, channels {args.channel_order}")
+        return known_answers.compute(network, *images)
+    count = TEST_IMAGES if args.test_images is None else args.test_images
+    if count == 0:
+        return None
+    try:
+        lmdb = files.find(network.dataset, Path(args.model).parent, "the test LMDB")
+        images = known_answers.read_images(network, lmdb, count)
+    except Q7Error as error:
+        if args.test_images is not None:
+            raise
+        note(f"no known-answer test: {error}")
+        return None
+    return known_answers.compute(network, *images)
+
+
 def run(args: argparse.Namespace) -> None:
+    if args.test_images is not None and args.test_images < 0:
+        raise Q7Error(f"--test_images {args.test_images} must be 0 or more")
+    options = Options(args.target, args.profile, args.weights_in == "ram")
     network = load(args)
     plan = memory.plan(network.graph, network.layers, network.target, promised_only=args.no_inplace_pooling)
-    contents = emit.render(network, plan, args.target, args.profile)
+    contents = emit.render(network, plan, options, find_answers(network, args))
     emit.write(Path(args.out_dir), contents)
-    print("\n".join(emit.table(network, plan)))
+    print("\n".join(emit.table(network, plan, options)))
     print(f"Wrote {', '.join(contents)} to '{args.out_dir}'")
 
 
@@ -51,6 +82,25 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--no-inplace-pooling",
         action="store_true",
         help="give pooling its own output memory, since the library does not promise that it works in place",
+    )
+    parser.add_argument(
+        "--weights_in",
+        choices=["flash", "ram"],
+        default="flash",
+        help="ram: faster where flash is slow, copied at start",
+    )
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument(
+        "--test_images",
+        type=int,
+        help=f"images of the test LMDB to run and check at start-up; {TEST_IMAGES} if not given and the LMDB is found",
+    )
+    images.add_argument("--image", help="a picture (PNG, JPEG) to run and check instead, cut and resized to fit")
+    parser.add_argument(
+        "--channel_order",
+        choices=known_answers.CHANNEL_ORDERS,
+        default=known_answers.CHANNEL_ORDERS[0],
+        help="how the channels of --image go: as in the images that the network was trained with",
     )
     parser.add_argument("--weights", help="quantized caffemodel of an old pickle, in place of the one that it names")
     parser.add_argument("--mean", help="mean.binaryproto of an old pickle, in place of the one that it names")

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ import q7
 from q7 import files
 from q7.errors import Q7Error
 from q7.kernels import Array, CNames
+from q7.known_answers import KnownAnswers
 from q7.memory import MemoryPlan
 from q7.qformat import Core, Rounding
 from q7.record import QuantizedNetwork
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
-TARGETS = ("mbed", "host")
+TARGETS = ("mbed", "keil", "mps2", "host")
+PORTABLE = ("mps2", "host")  # where our portable kernels come along
 LINE = 112  # characters of a generated line, indentation aside
 
 
@@ -43,29 +45,43 @@ def identifiers(names: Iterable[str]) -> dict[str, str]:
     return taken
 
 
+def _lines(items: Iterable[str], width: int) -> list[str]:
+    """Items with commas between them, as many on a line as fit."""
+    lines = [""]
+    for item in items:
+        if lines[-1] and len(lines[-1]) + len(item) >= width:
+            lines.append("")
+        lines[-1] += f"{item}, "
+    return [line.rstrip() for line in lines[:-1]] + [lines[-1].rstrip(", ")]
+
+
 def c_array(values: np.ndarray) -> str:
-    """A brace initializer, broken into continued lines of a macro."""
-    lines, line = [], ""
-    for value in values.ravel().tolist():
-        item = f"{value}, "
-        if len(line) + len(item) > LINE:
-            lines.append(line.rstrip())
-            line = ""
-        line += item
-    lines.append(line.rstrip(", "))
+    """A brace initializer, broken into continued lines of a macro; uint32 values are hexadecimal."""
+    number = "0x{:08x}u" if values.dtype == np.uint32 else "{}"
+    lines = _lines(map(number.format, values.ravel().tolist()), LINE)
     return "{ \\\n" + " \\\n".join(f"    {line}" for line in lines) + " \\\n}"
 
 
 def c_statement(call: str) -> str:
     """A call broken at its commas, aligned behind the opening bracket."""
-    indent = " " * (4 + call.index("(") + 1)
-    return "\n".join(textwrap.wrap(call, LINE, subsequent_indent=indent, break_long_words=False))
+    name, arguments = call.split("(", 1)
+    lines = _lines(arguments.split(", "), LINE - len(name))
+    return f"{name}(" + ("\n" + " " * (4 + len(name) + 1)).join(lines)
 
 
 def comment(text: str) -> str:
     """Text that cannot end or continue a comment: other than printable ASCII, and * / \\, become spaces or '?'."""
     text = "".join(c if " " <= c <= "~" else "?" for c in text)
     return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What code_gen.py was asked for."""
+
+    target: str = TARGETS[0]
+    profile: bool = False
+    weights_in_ram: bool = False  # weights and biases, but not the mean, which each pixel meets once
 
 
 @dataclass(frozen=True)
@@ -77,14 +93,15 @@ class Step:
     defines: Mapping[str, int]
     calls: Sequence[str]
     arrays: Sequence[Array]
-    macs: int
+    storage: str  # of the arrays
+    bytes: int  # of its output
 
     @property
     def macro(self) -> str:
         return self.identifier.upper()
 
 
-def _steps(network: QuantizedNetwork, plan: MemoryPlan) -> list[Step]:
+def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[Step]:
     names = identifiers(layer.name for layer in network.graph.layers)
     steps = []
     for layer, integer in zip(network.graph.layers, network.layers):
@@ -108,7 +125,8 @@ def _steps(network: QuantizedNetwork, plan: MemoryPlan) -> list[Step]:
                 {**layer.defines(), **kernel.defines(integer.integers), **offsets},
                 kernel.calls(layer, c),
                 kernel.arrays(layer, integer.integers, c),
-                layer.macs,
+                "static" if options.weights_in_ram and layer.weighted else "static const",
+                math.prod(layer.out_shape),
             )
         )
     return steps
@@ -144,8 +162,7 @@ def _memory_lines(plan: MemoryPlan) -> list[str]:
     return lines
 
 
-def render(network: QuantizedNetwork, plan: MemoryPlan, target: str, profile: bool) -> dict[str, str]:
-    """The generated files' contents by name."""
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -155,27 +172,45 @@ def render(network: QuantizedNetwork, plan: MemoryPlan, target: str, profile: bo
         autoescape=False,
     )
     environment.filters.update(c_array=c_array, c_statement=c_statement)
-    steps = _steps(network, plan)
+    return environment
+
+
+def _templates(target: str, with_answers: bool) -> list[Path]:
+    """The files of a target: templates, except the included ones (_*), and files to copy."""
+    paths = [path for folder in ("common", target) for path in sorted((TEMPLATES / folder).iterdir())]
+    unwanted = () if with_answers else ("test_images.h.jinja",)
+    return [path for path in paths if not path.name.startswith("_") and path.name not in unwanted]
+
+
+def render(
+    network: QuantizedNetwork, plan: MemoryPlan, options: Options, answers: KnownAnswers | None = None
+) -> dict[str, str]:
+    """The generated files by name."""
+    steps = _steps(network, plan, options)
     context: dict[str, Any] = {
         "origin": _origin(network),
         "memory": _memory_lines(plan),
         "steps": steps,
         "arena_bytes": plan.arena_bytes,
-        "input_size": int(np.prod(network.graph.input.out_shape)),
+        "input_bytes": math.prod(network.graph.input.out_shape),
         "classes": network.graph.classes,
         "output": steps[-1].identifier,
-        "profile": profile,
+        "profile": options.profile,
+        "answers": answers,
+        "sample": "test_pixels" if answers else "nn_input",  # what to time
         "dsp": network.target.core is Core.DSP,
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
+    environment = _environment()
     contents = {}
-    for folder in ("common", target):
-        for path in sorted((TEMPLATES / folder).glob("*.jinja")):
-            if not path.name.startswith("_"):
-                contents[path.stem] = environment.get_template(f"{folder}/{path.name}").render(context)
-    if target == "host":
-        for path in sorted((TEMPLATES / "portable").iterdir()):
+    for path in _templates(options.target, answers is not None):
+        if path.suffix == ".jinja":
+            contents[path.stem] = environment.get_template(f"{path.parent.name}/{path.name}").render(context)
+        else:
             contents[path.name] = path.read_text()
+    if options.target in PORTABLE:
+        for path in sorted((TEMPLATES / "portable").iterdir()):
+            contents[f"portable/{path.name}"] = path.read_text()
     return contents
 
 
@@ -186,21 +221,49 @@ def write(out_dir: Path, contents: Mapping[str, str]) -> list[str]:
     return [name for name, content in contents.items() if files.write(out_dir / name, content.encode())]
 
 
-def table(network: QuantizedNetwork, plan: MemoryPlan) -> list[str]:
-    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then totals."""
+@dataclass(frozen=True)
+class Totals:
+    """Of one network: MACs for an image, and bytes that its data takes in flash and RAM (code and stack aside)."""
+
+    macs: int
+    flash: int
+    ram: int
+
+
+def _constant_bytes(network: QuantizedNetwork) -> list[int]:
+    """Bytes of each layer's constants."""
+    names = CNames("", "", "", "", "", "")
+    return [
+        sum(array.values.nbytes for array in integer.kernel.arrays(layer, integer.integers, names))
+        for layer, integer in zip(network.graph.layers, network.layers)
+    ]
+
+
+def totals(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> Totals:
+    """Weights that lie in RAM take flash as well, which they are copied from at start-up."""
+    layers, constants = network.graph.layers, _constant_bytes(network)
+    weights = sum(size for layer, size in zip(layers, constants) if layer.weighted)
+    ram = plan.arena_bytes + (weights if options.weights_in_ram else 0)
+    return Totals(sum(layer.macs for layer in layers), sum(constants), ram)
+
+
+def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[str]:
+    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then the arena and the totals."""
     rows: list[tuple[str, ...]] = [("layer", "kernel", "MACs", "weights", "output", "scratch")]
-    constants = 0
-    for layer, integer in zip(network.graph.layers, network.layers):
-        c = CNames("", "", "", "", "", "")
-        size = sum(array.values.nbytes for array in integer.kernel.arrays(layer, integer.integers, c))
-        constants += size
+    for layer, integer, constants in zip(network.graph.layers, network.layers, _constant_bytes(network)):
         scratch = plan.scratch.get(layer.name)
-        sizes = (layer.macs, size, int(np.prod(layer.out_shape)), scratch.size if scratch else 0)
+        sizes = (layer.macs, constants, math.prod(layer.out_shape), scratch.size if scratch else 0)
         rows.append((layer.name, integer.kernel.name, *map(str, sizes)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
         for row in rows
     ]
-    macs = sum(layer.macs for layer in network.graph.layers)
-    return [*lines, f"Total: {macs} MACs, {constants} bytes of constants, {plan.arena_bytes} bytes of RAM"]
+    total = totals(network, plan, options)
+    return [
+        *lines,
+        "",
+        *_memory_lines(plan),
+        "",
+        f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes",
+    ]

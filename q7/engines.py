@@ -52,8 +52,16 @@ class Network:
         """Adds one layer to a graph; values are float32."""
         raise NotImplementedError
 
-    def advance(self, first: int, last: int, inputs: Values, settings: Sequence[Any], ranges: bool = False) -> Values:
-        """Layers first to last - 1: from the outputs live at `first` to those live at `last`.
+    def advance(
+        self,
+        first: int,
+        last: int,
+        inputs: Values,
+        settings: Sequence[Any],
+        ranges: bool = False,
+        every: bool = False,
+    ) -> Values:
+        """Layers first to last - 1: from the outputs live at `first` to those live at `last`, or `every` one's.
 
         With `ranges`, instead the smallest and the largest value of each of these layers' outputs.
         """
@@ -65,7 +73,7 @@ class Network:
             if not xs:
                 xs = [g.cast(g.input(layer.name, np.uint8, layer.out_shape), np.float32)]
             names[layer.name] = self.build(g, layer, xs, setting)
-        outputs = self.graph.layers[first:last] if ranges else self.graph.live(last)
+        outputs = self.graph.layers[first:last] if ranges or every else self.graph.live(last)
         for layer in outputs:
             if ranges:
                 for op in ("ReduceMin", "ReduceMax"):
@@ -104,6 +112,10 @@ class Network:
         return self.advance(self._position, len(settings), self._kept, settings)[self.graph.output.name].reshape(
             len(self.images), -1
         )
+
+    def outputs(self, settings: Sequence[Hashable]) -> Values:
+        """Every layer's output by name, (N, C, H, W) or (N, features), in the type that this network stores."""
+        return self.advance(0, len(settings), self.start(), settings, every=True)
 
     def ranges(self, settings: Sequence[Hashable]) -> Mapping[str, np.ndarray]:
         """(smallest, largest) value of every layer's output over all images."""

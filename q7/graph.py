@@ -67,6 +67,14 @@ class Graph:
         return table
 
 
+def crop_centre(images: np.ndarray, size: int) -> np.ndarray:
+    """(..., size, size) out of (..., height, width), as Caffe's data_transformer.cpp does at TEST; 0 crops nothing."""
+    if not size:
+        return images
+    top, left = ((extent - size) // 2 for extent in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
+
+
 @dataclass(frozen=True, eq=False)
 class DataSource:
     """What the TEST phase's data layer says: where the images are, batch size, and how they are transformed."""
@@ -89,14 +97,11 @@ class DataSource:
         return files.find(self.mean_file, self.folder, f"layer '{self.layer}': the mean file")
 
     def crop_image(self, images: np.ndarray) -> np.ndarray:
-        """Cuts the centre out of (..., height, width) arrays, as Caffe's data_transformer.cpp does at TEST."""
-        if not self.crop:
-            return images
+        """Cuts the centre out of (..., height, width) arrays, where there is a crop_size."""
         height, width = images.shape[-2:]
         if self.crop > min(height, width):
             raise Q7Error(f"layer '{self.layer}': crop_size {self.crop} is larger than the image, {height}x{width}")
-        top, left = (height - self.crop) // 2, (width - self.crop) // 2
-        return images[..., top : top + self.crop, left : left + self.crop]
+        return crop_centre(images, self.crop)
 
     def _mean(self, image_shape: Shape) -> np.ndarray:
         """CHW or (C, 1, 1)."""

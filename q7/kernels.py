@@ -99,8 +99,8 @@ def pointwise(layer: Any, target: Target) -> bool:
 
 
 def indexable(layer: Any, target: Target) -> bool:
-    """spatial extents and channels of at most 32767"""
-    return max(*layer.in_shape, *layer.out_shape) <= 32767
+    """extents, channels, kernel, stride and padding of at most 32767"""
+    return max(*layer.in_shape, *layer.out_shape, *layer.kernel, *layer.stride, *layer.pad) <= 32767
 
 
 def short_column(layer: Any, target: Target) -> bool:

@@ -42,7 +42,7 @@ class QuantizedNetwork:
     layers: tuple[IntegerLayer, ...]
     target: Target
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # "model", "weights": {"name", "sha256"}
-    dataset: str = ""  # the LMDB's path, as it was found
+    dataset: str = ""  # the test LMDB's path
     crop: int = 0
     summary: Mapping[str, Any] = field(default_factory=dict)  # accuracies in percent, images, objective
 

@@ -26,6 +26,10 @@ for profile, examples in (("ci", 200), ("long", 20000)):
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew from what is generated now")
+
+
 @pytest.fixture(scope="session")
 def lenet_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our LeNet, quantized over all test images."""

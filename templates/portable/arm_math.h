@@ -6,6 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__ARM_FEATURE_DSP) && !defined(ARM_MATH_DSP)
+#define ARM_MATH_DSP 1
+#endif
+
 typedef int8_t q7_t;
 typedef int16_t q15_t;
 typedef int32_t q31_t;

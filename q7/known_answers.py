@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images with what the device must compute for them: the firmware's proof that it computes what was predicted here."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from q7 import caffe_files
+from q7.device import DeviceNetwork
+from q7.errors import Q7Error
+from q7.graph import crop_centre
+from q7.record import QuantizedNetwork
+
+NO_LABEL = -1
+CHANNEL_ORDERS = ("bgr", "rgb")
+
+
+@dataclass(frozen=True, eq=False)
+class KnownAnswers:
+    """For each of N images: pixels, label, logits, and the CRC-32 of each layer's output bytes in HWC order."""
+
+    pixels: np.ndarray  # (N, H, W, C) uint8
+    labels: np.ndarray  # (N,), NO_LABEL where it is not known
+    logits: np.ndarray  # (N, classes) int8
+    checksums: np.ndarray  # (N, layers) uint32
+
+
+def _channels_last(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(values, 1, -1))
+
+
+def compute(network: QuantizedNetwork, images: np.ndarray, labels: np.ndarray) -> KnownAnswers:
+    """The device model's answers for raw pixels (N, C, H, W) uint8."""
+    outputs = DeviceNetwork(network.graph, images, network.target).outputs(network.layers)
+    checksums = [[zlib.crc32(_channels_last(y[None]).tobytes()) for y in ys] for ys in outputs.values()]
+    logits = outputs[network.graph.output.name].reshape(len(images), -1)
+    return KnownAnswers(_channels_last(images), labels, logits, np.array(checksums, np.uint32).T)
+
+
+def read_images(network: QuantizedNetwork, lmdb: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images (N, C, H, W) of the test LMDB, cropped, with their labels; raises Q7Error where it cannot."""
+    images, labels = caffe_files.read_lmdb(lmdb, count)
+    if len(images) < count:
+        raise Q7Error(f"'{lmdb}' holds {len(images)} images, asked for are {count}")
+    shape = network.graph.input.out_shape
+    if network.crop <= min(images.shape[2:]):
+        images = crop_centre(images, network.crop)
+    if images.shape[1:] != shape:
+        raise Q7Error(f"'{lmdb}' has images of shape {images.shape[1:]}, the network takes {shape}")
+    return np.ascontiguousarray(images), labels
+
+
+def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """A PNG or JPEG as the network's input (1, C, H, W): cut about its centre to the input's shape, then resized.
+
+    `order` says which way the channels of a colour image go, "bgr" or "rgb".
+    """
+    from PIL import Image, ImageOps
+
+    channels, height, width = network.graph.input.out_shape
+    if channels not in (1, 3):
+        raise Q7Error(f"a picture has 1 or 3 channels, the network takes {channels}")
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+            picture = np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR))
+    except OSError as error:
+        raise Q7Error(f"cannot read the picture '{path}': {error.strerror or error}") from None
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Q7Error(f"cannot read the picture '{path}': {error}") from None
+    pixels = picture.reshape(height, width, channels)
+    pixels = pixels[..., ::-1] if order == "bgr" else pixels
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None], np.array([NO_LABEL], np.int32)

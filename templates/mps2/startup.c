@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Start-up code for the Arm MPS2 boards, and what the C library needs: output and exit through semihosting. */
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+extern uint32_t data_load, data_begin, data_end, bss_begin, bss_end, heap_begin, heap_end, stack_top;
+
+int main(void);
+void reset(void);
+void fault(void);
+int _write(int file, const char *text, int length);
+int _read(int file, char *text, int length);
+int _close(int file);
+int _lseek(int file, int offset, int whence);
+int _fstat(int file, struct stat *status);
+int _isatty(int file);
+int _kill(int process, int signal);
+int _getpid(void);
+void *_sbrk(ptrdiff_t bytes);
+void _exit(int status);
+
+enum { SYS_OPEN = 0x01, SYS_WRITE = 0x05, SYS_EXIT_EXTENDED = 0x20 };
+enum { APPLICATION_EXIT = 0x20026 };
+
+static uint32_t semihost(uint32_t operation, const void *argument)
+{
+    register uint32_t r0 __asm__("r0") = operation;
+    register const void *r1 __asm__("r1") = argument;
+    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
+    return r0;
+}
+
+/* The vectors that a network without interrupts can meet. */
+__attribute__((section(".vectors"), used)) static const void *const vectors[16] = {
+    &stack_top, (void *)reset, (void *)fault, (void *)fault, (void *)fault, (void *)fault, (void *)fault,
+};
+
+void reset(void)
+{
+    const uint32_t *from = &data_load;
+    for (uint32_t *to = &data_begin; to < &data_end;) {
+        *to++ = *from++;
+    }
+    for (uint32_t *to = &bss_begin; to < &bss_end;) {
+        *to++ = 0;
+    }
+    _exit(main());
+}
+
+void fault(void)
+{
+    _exit(3);
+}
+
+void _exit(int status)
+{
+    const uint32_t block[] = {APPLICATION_EXIT, (uint32_t)status};
+    semihost(SYS_EXIT_EXTENDED, block);
+    for (;;) {
+    }
+}
+
+int _write(int file, const char *text, int length)
+{
+    static uint32_t console = 0;
+    (void)file;
+    if (console == 0) {
+        const uint32_t open[] = {(uint32_t) ":tt", 4 /* "w" */, 3};
+        console = semihost(SYS_OPEN, open);
+    }
+    const uint32_t write[] = {console, (uint32_t)text, (uint32_t)length};
+    return length - (int)semihost(SYS_WRITE, write);
+}
+
+/* printf's buffer alone. */
+void *_sbrk(ptrdiff_t bytes)
+{
+    static char *heap = (char *)&heap_begin;
+    if (bytes > (char *)&heap_end - heap) {
+        return (void *)-1;
+    }
+    heap += bytes;
+    return heap - bytes;
+}
+
+int _fstat(int file, struct stat *status)
+{
+    (void)file;
+    status->st_mode = S_IFCHR;
+    return 0;
+}
+
+int _isatty(int file)
+{
+    (void)file;
+    return 1;
+}
+
+int _read(int file, char *text, int length)
+{
+    (void)file;
+    (void)text;
+    (void)length;
+    return 0;
+}
+
+int _close(int file)
+{
+    (void)file;
+    return 0;
+}
+
+int _lseek(int file, int offset, int whence)
+{
+    (void)file;
+    (void)offset;
+    (void)whence;
+    return 0;
+}
+
+int _kill(int process, int signal)
+{
+    (void)process;
+    _exit(signal);
+    return 0;
+}
+
+int _getpid(void)
+{
+    return 1;
+}

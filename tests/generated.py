@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generating code in tests, building it, and reading what the programs print."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import code_gen
+from q7 import files, known_answers, record
+from q7.device import DeviceNetwork
+from q7.record import QuantizedNetwork
+from tests.support import ROOT, run, tool
+
+PORTABLE = ROOT / "templates" / "portable"
+STRICT = ("-Wall", "-Wextra", "-Werror")
+
+
+def generate(pickle: Path, folder: Path, *flags: str) -> Path:
+    """What code_gen.py writes with these flags."""
+    assert code_gen.main(["--model", str(pickle), "--out_dir", str(folder), *flags]) == 0
+    return folder
+
+
+def network(pickle: Path) -> QuantizedNetwork:
+    loaded = record.load(pickle).network
+    assert loaded is not None
+    return loaded
+
+
+def lmdb_images(quantized: QuantizedNetwork, pickle: Path, count: int) -> np.ndarray:
+    """The first images (N, C, H, W) of the network's LMDB."""
+    lmdb = files.find(quantized.dataset, pickle.parent, "the LMDB")
+    return known_answers.read_images(quantized, lmdb, count)[0]
+
+
+def predicted(quantized: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
+    """The device model's logits."""
+    return DeviceNetwork(quantized.graph, images, quantized.target).logits(quantized.layers)
+
+
+def make(folder: Path, *arguments: str) -> str:
+    """Runs make, which must succeed, and gives what it printed."""
+    done = run(tool("make"), "-s", "-C", folder, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def on_host(folder: Path, images: np.ndarray) -> np.ndarray:
+    """The logits that a built host program computes."""
+    np.ascontiguousarray(np.moveaxis(images, 1, -1)).tofile(folder / "images.bin")
+    done = run("./network", "images.bin", "logits.bin", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return np.fromfile(folder / "logits.bin", np.int8).reshape(len(images), -1)
+
+
+def printed_logits(text: str) -> np.ndarray:
+    """The logits that a program's known-answer test printed."""
+    rows = re.findall(r"^image \d+: .*, logits([- 0-9]+)$", text, re.M)
+    return np.array([[int(value) for value in row.split()] for row in rows])
+
+
+def printed_ticks(text: str) -> dict[str, int]:
+    """Layer names and times of a --profile table, "all" included."""
+    return {name: int(time) for name, time in re.findall(r"^(\w+) +(\d+) (?:us|ns|cycles)$", text, re.M)}
+
+
+def macros(header: Path) -> dict[str, str]:
+    """The macros of a generated header as text, continued lines joined."""
+    text = header.read_text().replace("\\\n", " ")
+    return {name: value.strip() for name, value in re.findall(r"^#define (\w+) (.+)$", text, re.M)}
+
+
+def array(macro: str) -> np.ndarray:
+    """The numbers of a brace initializer."""
+    return np.array([int(value) for value in macro.strip("{} ").split(",")])
+
+
+def flip_first_value(header: Path, macro: str) -> None:
+    """Damages one weight."""
+    text = header.read_text()
+    match = re.search(rf"#define {macro} \{{ \\\n +(-?\d+)", text)
+    assert match
+    value = int(match.group(1))
+    header.write_text(text[: match.start(1)] + str(value - 64 if value > 0 else value + 64) + text[match.end(1) :])
+
+
+def cross_compile(source: Path, output: Path, *flags: str | Path) -> Path:
+    """Builds one C++ file for Cortex-M."""
+    compiler = tool("arm-none-eabi-g++")
+    done = run(compiler, "-Os", "-mthumb", *flags, "-I", PORTABLE, "-c", source, "-o", output)
+    if done.returncode != 0:
+        pytest.fail(done.stderr)
+    return output
+
+
+def sections(binary: Path) -> dict[str, int]:
+    """Bytes of each section of a built object."""
+    lines = run(tool("arm-none-eabi-size"), "-A", binary).stdout.splitlines()
+    return {words[0]: int(words[1]) for words in map(str.split, lines) if len(words) == 3 and words[1].isdigit()}

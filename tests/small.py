@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small network with every kernel that fits together, quantized without a search: for many cheap builds of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from q7 import caffe_files, device, graph, record
+from q7.device import IntegerLayer
+from q7.engines import FloatNetwork, Simulation
+from q7.qformat import LayerFormats, QFormat, Target
+from q7.record import QuantizedNetwork, Record
+from tests.support import prototxt, write_dataset
+
+SHAPE, CLASSES, IMAGES = (3, 9, 9), 6, 40
+DSP = Target()
+
+LAYERS = """
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 8 kernel_size: 3 pad: 1 } }
+layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
+  pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
+layer { name: "relu/1" type: "ReLU" bottom: "pool1" top: "pool1" }
+layer { name: "depthwise" type: "Convolution" bottom: "pool1" top: "depthwise"
+  convolution_param { num_output: 8 group: 8 kernel_size: 3 pad: 1 bias_term: false } }
+layer { name: "1x1" type: "Convolution" bottom: "depthwise" top: "1x1"
+  convolution_param { num_output: 6 kernel_size: 1 } }
+layer { name: "tall" type: "Convolution" bottom: "1x1" top: "tall"
+  convolution_param { num_output: 4 kernel_h: 3 kernel_w: 1 pad_h: 1 pad_w: 0 } }
+layer { name: "fast" type: "Convolution" bottom: "tall" top: "fast" convolution_param { num_output: 6 kernel_size: 2 } }
+layer { name: "pool2" type: "Pooling" bottom: "fast" top: "pool2" pooling_param { pool: AVE kernel_size: 2 stride: 2 } }
+layer { name: "ip1" type: "InnerProduct" bottom: "pool2" top: "ip1" inner_product_param { num_output: 10 } }
+layer { name: "relu2" type: "ReLU" bottom: "ip1" top: "ip1" }
+layer { name: "ip2" type: "InnerProduct" bottom: "ip1" top: "ip2" inner_product_param { num_output: 6 } }
+"""
+
+
+def _weights(network: graph.Graph) -> caffe_files.Blobs:
+    rng = np.random.default_rng(1)
+    return {
+        layer.name: [
+            (rng.integers(-100, 101, shape) / (64 * np.sqrt(np.prod(shape[1:])))).astype(np.float32)
+            for shape in layer.weight_shapes()
+        ]
+        for layer in network.layers
+        if layer.weighted
+    }
+
+
+def _formats(network: graph.Graph, images: np.ndarray) -> dict[str, LayerFormats]:
+    """The finest formats that hold what the float network computes for the images."""
+    ranges = FloatNetwork(network, images).ranges([Simulation()] * len(network.layers))
+    y = {name: QFormat.covering(float(np.abs(pair).max())) for name, pair in ranges.items()}
+    w = {name: QFormat.covering(float(np.abs(pair[0]).max())) for name, pair in network.weights.items()}
+    without_bias = network.formats(w, w, y)
+    b = {
+        name: min(QFormat.covering(float(np.abs(pair[1]).max())), QFormat(x.fraction_bits + w[name].fraction_bits))
+        for name, pair in network.weights.items()
+        if (x := without_bias[name].x) is not None
+    }
+    return network.formats(w, b, y)
+
+
+def quantized(
+    folder: Path,
+    target: Target = DSP,
+    layers: str = LAYERS,
+    top: str = "ip2",
+    shape: tuple[int, int, int] = SHAPE,
+) -> QuantizedNetwork:
+    """The network for a target, with a test LMDB in the folder."""
+    write_dataset(folder, shape, IMAGES, CLASSES)
+    definition = caffe_files.read_prototxt(prototxt(folder, layers, top, "mean_value: 127"))
+    source = graph.data_source(definition)
+    images, _ = caffe_files.read_lmdb(source.find_lmdb())
+    network = graph.parse(definition, "accuracy", source, shape)
+    network = graph.attach_weights(network, _weights(network))
+    formats = _formats(network, images)
+    sources = {"model": {"name": "net.prototxt", "sha256": "0" * 64}}
+    integers = tuple(device.quantize(network, formats, target))
+    return QuantizedNetwork(network, formats, integers, target, sources, str(folder / "data_lmdb"))
+
+
+def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
+    """The same integers on another core or with another rounding."""
+    layers = tuple(
+        IntegerLayer(layer.kernel_for(target), integer.integers)
+        for layer, integer in zip(network.graph.layers, network.layers)
+    )
+    return replace(network, target=target, layers=layers)
+
+
+def save(network: QuantizedNetwork, path: Path) -> Path:
+    """The pickle that code_gen.py reads."""
+    record.save(path, Record({}, network))
+    return path

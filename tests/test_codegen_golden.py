@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The full text of what is generated for a small network: `pytest --update-golden` writes tests/golden/ anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from q7 import emit
+from q7.qformat import Core, Rounding, Target
+from tests import small
+from tests.generated import generate
+
+GOLDEN = Path(__file__).parent / "golden"
+NETWORK = ("network.h", "parameter.h", "test_images.h", "weights.h")  # the same for every target
+
+
+@pytest.mark.parametrize("target", emit.TARGETS)
+def test_generated_text(target: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    pickle = small.save(small.quantized(tmp_path), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code", "--target", target, "--profile")
+    generated = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+    copied = {path.name for path in (emit.TEMPLATES / target).iterdir() if path.suffix != ".jinja"}
+    for name in sorted(set(generated) - copied):
+        golden = GOLDEN / name if name in NETWORK else GOLDEN / target / name
+        if request.config.getoption("--update-golden"):
+            golden.parent.mkdir(parents=True, exist_ok=True)
+            golden.write_text(generated[name])
+        assert generated[name] == golden.read_text(), f"{golden} differs: if it should, run pytest --update-golden"
+
+
+def test_same_input_gives_the_same_bytes_and_leaves_the_files_alone(tmp_path: Path) -> None:
+    pickle = small.save(small.quantized(tmp_path), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code", "--target", "host")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    generate(pickle, folder, "--target", "host")
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before}
+
+
+def test_the_core_and_the_rounding_are_checked_by_the_preprocessor(tmp_path: Path) -> None:
+    quantized = small.quantized(tmp_path)
+    for core in Core:
+        for rounding in Rounding:
+            pickle = small.save(small.retarget(quantized, Target(core, rounding)), tmp_path / "small.pkl")
+            main = (generate(pickle, tmp_path / "code") / "main.cpp").read_text()
+            assert ("#if !defined(ARM_MATH_DSP)" in main) == (core is Core.DSP)
+            assert ("#if !defined(ARM_NN_TRUNCATE)" in main) == (rounding is Rounding.TRUNCATE)

@@ -1,0 +1,450 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generated programs: built without a warning, run on this computer and on emulated boards, compared bit for bit."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import code_gen
+from q7 import device, graph, memory
+from q7.caffe_files import read_prototxt
+from q7.errors import Q7Error
+from q7.qformat import Core, Rounding, Target
+from tests import small
+from tests.generated import (
+    PORTABLE,
+    STRICT,
+    array,
+    cross_compile,
+    flip_first_value,
+    generate,
+    lmdb_images,
+    macros,
+    make,
+    network,
+    on_host,
+    predicted,
+    printed_logits,
+    printed_ticks,
+)
+from tests.support import prototxt, run, shared, tool
+
+TARGETS = [Target(core, rounding) for core in Core for rounding in Rounding]
+CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m7": Core.DSP}
+EMULATED_IMAGES = 17  # for each of two networks and three cores
+
+
+@pytest.fixture(scope="module")
+def small_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    return small.save(small.quantized(folder), folder / "small.pkl")
+
+
+def need_host_compiler() -> None:
+    for names in (("make",), ("cc", "gcc"), ("c++", "g++")):
+        tool(*names)
+
+
+def need_emulator() -> None:
+    for name in ("make", "arm-none-eabi-g++", "qemu-system-arm"):
+        tool(name)
+
+
+# --- on this computer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
+def test_host_computes_what_the_model_predicts_for_all_images(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    need_host_compiler()
+    pickle = request.getfixturevalue(name)
+    quantized = network(pickle)
+    images = lmdb_images(quantized, pickle, quantized.summary["images"])
+    folder = generate(pickle, tmp_path, "--target", "host")
+    assert make(folder, "run").splitlines()[-1].startswith("PASS")
+    np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_every_core_and_rounding(target: Target, tmp_path: Path) -> None:
+    need_host_compiler()
+    quantized = small.quantized(tmp_path, target)
+    pickle = small.save(quantized, tmp_path / "small.pkl")
+    images = lmdb_images(quantized, pickle, small.IMAGES)
+    folder = generate(pickle, tmp_path / "code", "--target", "host", "--profile")
+    text = make(folder, "run")
+    assert "PASS: every layer as predicted for 1 of 1 images" in text
+    assert set(printed_ticks(text)) >= {"data", "conv1", "ip2", "all"}
+    np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
+
+
+def test_sanitizers_find_nothing(small_pickle: Path, tmp_path: Path) -> None:
+    need_host_compiler()
+    quantized = network(small_pickle)
+    images = lmdb_images(quantized, small_pickle, small.IMAGES)
+    folder = generate(small_pickle, tmp_path, "--target", "host", "--test_images", "3", "--profile")
+    sanitize = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+    make(folder, "run", f"CFLAGS={sanitize}", f"CXXFLAGS={sanitize}")
+    np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
+
+
+WATCH_ARENA = """
+#include <string.h>
+#include <stdio.h>
+#define NN_NO_MAIN
+#include "main.cpp"
+#include "test_images.h"
+
+struct range { int layer, begin, end; };
+static const range allowed[] = { RANGES };
+static uint8_t before[sizeof(guarded)];
+
+struct Watch {
+    int bad;
+    void operator()(int layer, const q7_t *, int)
+    {
+        uint8_t *const now = (uint8_t *)&guarded;
+        for (const range &r : allowed) {
+            if (r.layer == layer) {
+                memcpy(before + sizeof(guarded.before) + r.begin, (uint8_t *)arena + r.begin, r.end - r.begin);
+            }
+        }
+        if (memcmp(before, now, sizeof(guarded)) != 0 && bad < 0) {
+            bad = layer;
+        }
+        memcpy(before, now, sizeof(guarded));
+    }
+};
+
+int main()
+{
+    Watch watch = {-1};
+    memset(&guarded, 0xa5, sizeof(guarded));
+    memcpy(before, &guarded, sizeof(guarded));
+    run_layers(test_pixels, watch);
+    printf("%d\\n", watch.bad);
+}
+"""
+
+
+@pytest.mark.parametrize("promised_only", [False, True])
+@pytest.mark.parametrize("core", list(Core))
+def test_layers_write_their_own_memory_only(core: Core, promised_only: bool, tmp_path: Path) -> None:
+    """Canaries around the arena, and every byte in it, change only where the layer that runs may write."""
+    compiler = tool("c++", "g++")
+    quantized = small.quantized(tmp_path, Target(core))
+    pickle = small.save(quantized, tmp_path / "small.pkl")
+    flags = ["--no-inplace-pooling"] if promised_only else []
+    folder = generate(pickle, tmp_path / "code", "--target", "host", *flags)
+    plan = memory.plan(quantized.graph, quantized.layers, quantized.target, promised_only)
+    ranges = []
+    for index, layer in enumerate(quantized.graph.layers):
+        buffers = [plan.outputs[name] for name in (layer.name, *layer.inputs)]  # pooling overwrites its input
+        buffers += [plan.scratch[layer.name]] if layer.name in plan.scratch else []
+        ranges += [f"{{{index}, {buffer.offset}, {buffer.end}}}" for buffer in buffers]
+    main = (folder / "main.cpp").read_text()
+    arena = "static q31_t arena_words[ARENA_BYTES / sizeof(q31_t)];"
+    assert arena in main
+    guarded = "static struct { q31_t before[64], words[ARENA_BYTES / sizeof(q31_t)], after[64]; } guarded;\n"
+    (folder / "main.cpp").write_text(main.replace(arena, guarded + "#define arena_words guarded.words"))
+    (folder / "watch.cpp").write_text(WATCH_ARENA.replace("RANGES", ", ".join(ranges)))
+    make(folder, "arm_nnfunctions.o")
+    define = ["-DARM_MATH_DSP"] if core is Core.DSP else []
+    command = [compiler, *define, "-Iportable", *STRICT, "watch.cpp", "arm_nnfunctions.o", "-o", "watch"]
+    built = run(*command, cwd=folder)
+    assert built.returncode == 0, built.stderr
+    assert run("./watch", cwd=folder).stdout == "-1\n"
+
+
+def test_host_program_names_the_layer_that_differs(small_pickle: Path, tmp_path: Path) -> None:
+    need_host_compiler()
+    folder = generate(small_pickle, tmp_path, "--target", "host", "--test_images", "2")
+    flip_first_value(folder / "weights.h", "TALL_WT")
+    done = run(tool("make"), "-s", "run", cwd=folder)
+    assert done.returncode != 0
+    assert done.stdout.count("FAIL: layer tall is the first that differs") == 2
+    assert "PASS" not in done.stdout
+
+
+# --- on emulated boards -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
+def test_boards_compute_what_the_model_predicts(
+    name: str, core: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    need_emulator()
+    quantized = small.retarget(network(request.getfixturevalue(name)), Target(CORES[core]))
+    pickle = small.save(quantized, tmp_path / "network.pkl")
+    images = lmdb_images(quantized, request.getfixturevalue(name), EMULATED_IMAGES)
+    folder = generate(pickle, tmp_path / "code", "--target", "mps2", "--test_images", str(EMULATED_IMAGES))
+    text = make(folder, "run", f"CORE={core}")
+    assert f"PASS: every layer as predicted for {EMULATED_IMAGES} of {EMULATED_IMAGES} images" in text
+    np.testing.assert_array_equal(printed_logits(text), predicted(quantized, images))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_boards_default_core_follows_the_network(target: Target, tmp_path: Path) -> None:
+    need_emulator()
+    pickle = small.save(small.quantized(tmp_path, target), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code", "--target", "mps2")
+    assert "PASS" in make(folder, "run")
+    assert (folder / ("build-cortex-m4" if target.core is Core.DSP else "build-cortex-m3")).is_dir()
+
+
+def test_board_names_the_layer_that_differs(arm_m4_pickle: Path, tmp_path: Path) -> None:
+    need_emulator()
+    folder = generate(arm_m4_pickle, tmp_path, "--target", "mps2")
+    flip_first_value(folder / "weights.h", "CONV2_WT")
+    done = run(tool("make"), "-s", "run", cwd=folder)
+    assert done.returncode != 0
+    assert "FAIL: layer conv2 is the first that differs" in done.stdout
+    assert "PASS" not in done.stdout
+
+
+def test_a_board_of_the_other_core_is_refused(small_pickle: Path, tmp_path: Path) -> None:
+    need_emulator()
+    folder = generate(small_pickle, tmp_path, "--target", "mps2")
+    done = run(tool("make"), "-s", "CORE=cortex-m3", cwd=folder)
+    assert done.returncode != 0
+    assert "quantize it with --core plain" in done.stderr
+
+
+def test_profile_counts_instructions_and_kernels_take_nearly_all(arm_m4_pickle: Path, tmp_path: Path) -> None:
+    need_emulator()
+    folder = generate(arm_m4_pickle, tmp_path, "--target", "mps2", "--profile")
+    times = printed_ticks(make(folder, "run"))
+    assert times == printed_ticks(make(folder, "run"))
+    total, reading = times.pop("all"), times.pop("data")
+    assert sum(times.values()) + reading <= total
+    assert total - sum(times.values()) <= total / 100
+
+
+def test_library_folder(small_pickle: Path, tmp_path: Path) -> None:
+    """CMSIS_PATH takes kernels and headers from a CMSIS tree, for which the portable ones stand here."""
+    need_emulator()
+    folder = generate(small_pickle, tmp_path / "code", "--target", "mps2")
+    layout = {"NN/Include": ".h", "DSP/Include": ".h", "Core/Include": ".none", "NN/Source/PoolingFunctions": ".c"}
+    for name, suffix in layout.items():
+        (tmp_path / "CMSIS" / name).mkdir(parents=True)
+        for path in PORTABLE.glob(f"*{suffix}"):
+            target = tmp_path / "CMSIS" / name / path.name
+            target.write_text(path.read_text())
+            if suffix == ".c":
+                target.rename(target.with_name("arm_all_q7.c"))
+    for path in (folder / "portable").iterdir():
+        path.unlink()
+    assert "PASS" in make(folder, "run", f"CMSIS_PATH={tmp_path}")
+
+
+# --- for boards that are not here -------------------------------------------------------------------------------------
+
+STUBS = {
+    "mbed": {
+        "mbed.h": "namespace mbed { class Timer {}; }\nusing namespace mbed;\n",
+        "hal/us_ticker_api.h": """#include <stdint.h>
+extern "C" { struct ticker_data_t; const ticker_data_t *get_us_ticker_data(void);
+uint32_t ticker_read(const ticker_data_t *); }
+""",
+    },
+    "keil": {
+        "RTE_Components.h": '#define CMSIS_device_header "device.h"\n',
+        "device.h": """#include <stdint.h>
+#define __CORTEX_M 7
+#define DWT_CTRL_CYCCNTENA_Msk 1u
+#define CoreDebug_DEMCR_TRCENA_Msk (1u << 24)
+struct DWT_Type { volatile uint32_t CTRL, CYCCNT, LAR; };
+struct CoreDebug_Type { volatile uint32_t DEMCR; };
+#define DWT ((DWT_Type *)0xE0001000u)
+#define CoreDebug ((CoreDebug_Type *)0xE000EDF0u)
+""",
+    },
+}
+
+
+def write_stubs(folder: Path, board: str) -> Path:
+    for name, text in STUBS[board].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("standard", ["c++98", "c++17"])
+@pytest.mark.parametrize("flags", [[], ["--profile"], ["--test_images", "0"], ["--test_images", "0", "--profile"]])
+@pytest.mark.parametrize("board", ["mbed", "keil"])
+def test_board_code_compiles(board: str, flags: list[str], standard: str, small_pickle: Path, tmp_path: Path) -> None:
+    folder = generate(small_pickle, tmp_path / "code", "--target", board, *flags)
+    stubs = write_stubs(tmp_path / "stubs", board)
+    cross_compile(folder / "main.cpp", tmp_path / "main.o", "-mcpu=cortex-m7", f"-std={standard}", "-I", stubs, *STRICT)
+
+
+def test_keil_profile_needs_a_cycle_counter(tmp_path: Path) -> None:
+    pickle = small.save(small.quantized(tmp_path, Target(Core.PLAIN)), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code", "--target", "keil", "--profile")
+    stubs = write_stubs(tmp_path / "stubs", "keil")
+    (stubs / "device.h").write_text("#include <stdint.h>\n#define __CORTEX_M 0\n")
+    flags = ["-mcpu=cortex-m0", "-mthumb", "-o", str(tmp_path / "main.o")]
+    done = run(tool("arm-none-eabi-g++"), *flags, "-I", stubs, "-I", PORTABLE, "-c", folder / "main.cpp")
+    assert done.returncode != 0
+    assert "needs the cycle counter" in done.stderr
+
+
+# --- test images ------------------------------------------------------------------------------------------------------
+
+
+def test_number_of_test_images(small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not (generate(small_pickle, tmp_path / "0", "--test_images", "0") / "test_images.h").exists()
+    assert macros(generate(small_pickle, tmp_path / "1") / "test_images.h")["TEST_IMAGES"] == "1"
+    assert macros(generate(small_pickle, tmp_path / "3", "--test_images", "3") / "test_images.h")["TEST_IMAGES"] == "3"
+    command = ["--model", str(small_pickle), "--out_dir", str(tmp_path / "x"), "--test_images"]
+    for count, message in ((str(small.IMAGES + 1), "holds 40 images, asked for are 41"), ("-1", "must be 0 or more")):
+        capsys.readouterr()
+        assert code_gen.main([*command, count]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_missing_dataset(small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pickle = small.save(replace(network(small_pickle), dataset="nowhere_lmdb"), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code")
+    captured = capsys.readouterr()
+    assert captured.err.startswith("code_gen: no known-answer test: the test LMDB 'nowhere_lmdb' does not exist")
+    assert len(captured.err.splitlines()) == 1
+    assert not (folder / "test_images.h").exists()
+    assert code_gen.main(["--model", str(pickle), "--out_dir", str(tmp_path / "x"), "--test_images", "1"]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("order", ["bgr", "rgb"])
+def test_picture(order: str, small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need_host_compiler()
+    pixels = np.random.default_rng(3).integers(0, 256, small.SHAPE, dtype=np.uint8).transpose(1, 2, 0)
+    Image.fromarray(pixels).save(tmp_path / "exact.png")
+    flags = ["--image", str(tmp_path / "exact.png"), "--channel_order", order]
+    folder = generate(small_pickle, tmp_path / "code", "--target", "host", *flags)
+    header = (folder / "test_images.h").read_text()
+    expected = pixels[..., ::-1] if order == "bgr" else pixels
+    values = re.search(r"test_pixels\[.*\] = (\{[^}]*\})", header)
+    assert values
+    np.testing.assert_array_equal(array(values.group(1).replace("\\\n", " ")), expected.ravel())
+    assert f"resized to 9x9, channels {order}" in capsys.readouterr().out
+    assert "image 0: label -1, class" in make(folder, "run")
+
+
+def test_picture_of_another_shape_is_cut_about_its_centre(small_pickle: Path, tmp_path: Path) -> None:
+    wide = np.zeros((18, 54, 3), np.uint8)
+    wide[:, 14:40] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    folder = generate(small_pickle, tmp_path / "code", "--image", str(tmp_path / "wide.png"))
+    values = re.search(r"test_pixels\[.*\] = (\{[^}]*\})", (folder / "test_images.h").read_text())
+    assert values
+    assert set(array(values.group(1).replace("\\\n", " "))) == {200}
+
+
+def test_bad_pictures(small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "missing.png"):
+        command = ["--model", str(small_pickle), "--out_dir", str(tmp_path / "x"), "--image", str(tmp_path / name)]
+        assert code_gen.main(command) == 2
+        assert "cannot read the picture" in capsys.readouterr().err
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+LARGE = """
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 2 kernel_size: 1 } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
+  pooling_param { pool: MAX kernel_size: 20 stride: 20 } }
+layer { name: "ip1" type: "InnerProduct" bottom: "pool1" top: "ip1" inner_product_param { num_output: 6 } }
+"""
+
+
+def test_sizes_beyond_16_bits_take_several_calls(tmp_path: Path) -> None:
+    need_host_compiler()
+    quantized = small.quantized(tmp_path, layers=LARGE, top="ip1", shape=(3, 200, 200))
+    pickle = small.save(quantized, tmp_path / "large.pkl")
+    folder = generate(pickle, tmp_path / "code", "--target", "host")
+    assert "PASS" in make(folder, "run")
+    text = (folder / "main.cpp").read_text()
+    values = {name: int(value) for name, value in macros(folder / "parameter.h").items()}
+    sizes = []
+    for call in re.findall(r"\b(arm_\w+\([^;]*\));", text):
+        for argument in call[call.index("(") + 1 : -1].split(","):
+            factors = [values.get(factor.strip(), factor.strip()) for factor in argument.split("*")]
+            if all(str(factor).isdigit() for factor in factors):
+                sizes.append(int(np.prod([int(factor) for factor in factors])))
+    assert len(re.findall(r"arm_relu_q7\(", text)) == 2
+    assert max(sizes) == 65535
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "message"),
+    [
+        (
+            'layer { name: "a" type: "Convolution" bottom: "data" top: "a" convolution_param { num_output: 2'
+            " kernel_size: 1 } }",
+            (1, 2, 32768),
+            "at most 32767",
+        ),
+        (
+            'layer { name: "a" type: "Convolution" bottom: "data" top: "a" convolution_param { num_output: 2'
+            " kernel_size: 1 stride: 32768 } }",
+            (1, 2, 2),
+            "at most 32767",
+        ),
+        (
+            'layer { name: "a" type: "Pooling" bottom: "data" top: "p" pooling_param { kernel_size: 2 stride: 1 } }'
+            'layer { name: "b" type: "InnerProduct" bottom: "p" top: "a" inner_product_param { num_output: 2 } }',
+            (400, 200, 200),
+            "at most 65535 elements in a row",
+        ),
+        (
+            'layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" inner_product_param { num_output: 2 } }',
+            (1, 256, 256),
+            "at most 65535 inputs",
+        ),
+    ],
+)
+def test_sizes_beyond_an_index_are_declined(
+    layers: str, shape: tuple[int, int, int], message: str, tmp_path: Path
+) -> None:
+    definition = read_prototxt(prototxt(tmp_path, layers, "a"))
+    parsed = graph.parse(definition, "accuracy", graph.data_source(definition), shape)
+    with pytest.raises(Q7Error, match=message):
+        device.check_kernels(parsed, Target())
+
+
+# --- Arm's own files --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Code from Arm's own pickle and quantized weights."""
+    folder = tmp_path_factory.mktemp("published")
+    mean = shared("data", "cifar10", "mean.binaryproto")
+    flags = ["--mean", str(mean), "--target", "host", "--test_images", "0"]
+    return generate(shared("data", "arm_m4", "cifar10_m4.pkl"), folder, *flags)
+
+
+def test_weights_are_the_published_ones(published: Path) -> None:
+    ours = macros(published / "weights.h")
+    with np.load(shared("data", "arm_m4", "published_weights.npz")) as theirs:
+        assert set(theirs) == {name for name in ours if ours[name].startswith("{")}
+        for name in set(theirs) - {"MEAN_DATA"}:
+            np.testing.assert_array_equal(array(ours[name]), theirs[name], err_msg=name)
+
+
+def test_parameters_are_the_published_ones(published: Path) -> None:
+    ours = macros(published / "parameter.h")
+    theirs = json.loads(shared("data", "arm_m4", "published_parameters.json").read_text())
+    assert {name: int(ours[name]) for name in theirs} == theirs

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arena's plan, and that the figures that are printed are those of the built object."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from q7 import emit, memory
+from q7.emit import Options
+from q7.memory import ALIGNMENT, MemoryPlan
+from q7.qformat import Core, Target
+from tests import small
+from tests.generated import STRICT, cross_compile, generate, network, sections
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FakeKernel:
+    """What the planner asks a kernel (bytes)."""
+
+    scratch: int
+    overread: int
+    works_in_place: bool
+    promised: bool
+
+    def scratch_bytes(self, layer: Any, target: Target) -> int:
+        return self.scratch
+
+    def overread_bytes(self) -> int:
+        return self.overread
+
+    def in_place(self, layer: Any, promised_only: bool) -> bool:
+        return self.works_in_place and (self.promised or not promised_only)
+
+
+@dataclass(frozen=True)
+class FakeLayer:
+    """A layer and its integer counterpart at once."""
+
+    name: str
+    inputs: tuple[str, ...]
+    in_shapes: tuple[tuple[int, ...], ...]
+    out_shape: tuple[int, ...]
+    kernel: FakeKernel
+
+
+@dataclass(frozen=True)
+class FakeGraph:
+    layers: tuple[FakeLayer, ...]
+
+    @property
+    def output(self) -> FakeLayer:
+        return self.layers[-1]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> FakeGraph:
+    """A chain of layers; those that work in place do not grow."""
+    layers: list[FakeLayer] = []
+    for index in range(draw(st.integers(1, 12))):
+        size = draw(st.integers(1, 5000))
+        in_place = bool(layers) and draw(st.booleans())
+        if in_place:
+            size = min(size, layers[-1].out_shape[0])
+        kernel = FakeKernel(
+            draw(st.sampled_from([0, 0, 1, 300, 2001])), draw(st.integers(0, 1)), in_place, draw(st.booleans())
+        )
+        inputs = layers[-1:]
+        layers.append(
+            FakeLayer(
+                f"layer{index}",
+                tuple(layer.name for layer in inputs),
+                tuple(layer.out_shape for layer in inputs),
+                (size,),
+                kernel,
+            )
+        )
+    return FakeGraph(tuple(layers))
+
+
+def shares_memory(graph: Any, plan: MemoryPlan, promised_only: bool) -> set[frozenset[int]]:
+    """Pairs of buffers (by id) that one in-place chain holds."""
+    pairs: set[frozenset[int]] = set()
+    chain: list[int] = []
+    for layer in graph.layers:
+        in_place = layer.kernel.in_place(layer, promised_only)
+        buffer = id(plan.outputs[layer.name])
+        chain = [*chain, buffer] if in_place else [buffer]
+        pairs |= {frozenset((buffer, other)) for other in chain}
+    return pairs
+
+
+@given(graphs(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_plan(graph: Any, promised_only: bool) -> None:
+    plan = memory.plan(graph, graph.layers, Target(), promised_only)
+    together = shares_memory(graph, plan, promised_only)
+    for buffer in plan.buffers:
+        assert buffer.offset % ALIGNMENT == 0 <= buffer.offset
+        for other in plan.buffers:
+            alive_together = buffer.first <= other.last and other.first <= buffer.last
+            overlap = buffer.offset < other.end and other.offset < buffer.end
+            if buffer is not other and alive_together and frozenset((id(buffer), id(other))) not in together:
+                assert not overlap
+    assert plan.arena_bytes % ALIGNMENT == 0
+    assert plan.arena_bytes == max(buffer.end for buffer in plan.buffers)
+    for index, layer in enumerate(graph.layers):
+        output = plan.outputs[layer.name]
+        assert output.first == index
+        assert output.size >= math.prod(layer.out_shape)
+        assert (layer.kernel.scratch > 0) == (layer.name in plan.scratch)
+        if layer.kernel.scratch:
+            assert plan.scratch[layer.name].size >= layer.kernel.scratch
+        for name in layer.inputs:
+            source = plan.outputs[name]
+            assert source.last >= index
+            assert source.size >= math.prod(layer.in_shapes[0]) + layer.kernel.overread
+            if layer.kernel.in_place(layer, promised_only):
+                assert output.offset == source.offset
+    assert plan.outputs[graph.output.name].last == len(graph.layers)
+
+
+def test_the_rgb_kernels_read_behind_its_input_stays_in_the_arena(tmp_path: Path) -> None:
+    quantized = small.quantized(tmp_path)
+    plan = memory.plan(quantized.graph, quantized.layers, quantized.target)
+    data = quantized.graph.input
+    assert quantized.layers[1].kernel.name == "arm_convolve_HWC_q7_RGB"
+    assert plan.outputs[data.name].size > math.prod(data.out_shape)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def built(pickle: Path, folder: Path, *flags: str) -> dict[str, int]:
+    """Sections (bytes) of the network alone, built for Cortex-M4: no main(), no test images, no kernels."""
+    generate(pickle, folder, "--target", "mps2", "--test_images", "0", *flags)
+    return sections(cross_compile(folder / "main.cpp", folder / "main.o", "-mcpu=cortex-m4", "-DNN_NO_MAIN", *STRICT))
+
+
+def in_ram(found: dict[str, int]) -> int:
+    return sum(size for name, size in found.items() if name.startswith((".data", ".bss")))
+
+
+def in_flash(found: dict[str, int]) -> int:
+    """Text and data, as `arm-none-eabi-size` sums them up."""
+    return sum(size for name, size in found.items() if name.startswith((".text", ".rodata", ".ARM.ex", ".data")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "most_ram"), [([], 36_500), (["--no-inplace-pooling"], 41_000)], ids=["in place", "promised"]
+)
+def test_arms_network_is_small(flags: list[str], most_ram: int, arm_m4_pickle: Path, tmp_path: Path) -> None:
+    found = built(arm_m4_pickle, tmp_path, *flags)
+    assert in_ram(found) <= most_ram
+    assert in_flash(found) <= 36_700
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-inplace-pooling"], ["--weights_in", "ram"]], ids=str)
+@pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
+def test_totals_are_those_of_the_built_object(
+    name: str, flags: list[str], request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickle = request.getfixturevalue(name)
+    capsys.readouterr()
+    found = built(pickle, tmp_path, *flags)
+    constants = sum(size for section, size in found.items() if section.startswith((".rodata", ".data")))
+    quantized = network(pickle)
+    plan = memory.plan(quantized.graph, quantized.layers, quantized.target, "--no-inplace-pooling" in flags)
+    total = emit.totals(quantized, plan, Options(weights_in_ram="ram" in flags))
+    assert total.ram == pytest.approx(in_ram(found), rel=0.01)
+    assert total.flash == pytest.approx(constants, rel=0.01)
+    printed = f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes"
+    assert printed in capsys.readouterr().out
+
+
+def test_constants_lie_in_flash_unless_asked_otherwise(tmp_path: Path) -> None:
+    pickle = small.save(small.quantized(tmp_path, Target(Core.DSP)), tmp_path / "small.pkl")
+    flash, ram = built(pickle, tmp_path / "flash"), built(pickle, tmp_path / "ram", "--weights_in", "ram")
+    assert flash.get(".data", 0) == 0
+    mean, alignment = 3, 64
+    assert 0 <= ram[".data"] - (flash[".rodata"] - mean) + alignment <= 2 * alignment
