@@ -58,7 +58,7 @@ def test_round_trip(tiny_pickle: Path, tmp_path: Path) -> None:
     record.save(tmp_path / "again.pkl", loaded)
     assert content(tmp_path / "again.pkl") == content(tiny_pickle)
     plan = memory.plan(loaded.network.graph, loaded.network.layers, loaded.network.target)
-    assert "conv1" in emit.render(loaded.network, plan, "mbed", False)["main.cpp"]
+    assert "conv1" in emit.render(loaded.network, plan, emit.Options())["main.cpp"]
 
 
 def test_the_pickle_holds_plain_values_alone(tiny_pickle: Path) -> None:
@@ -377,7 +377,7 @@ def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
     loaded = record.load(tmp_path / "evil.pkl").network
     assert loaded
     assert loaded.graph.layers[1].name == evil
-    rendered = emit.render(loaded, memory.plan(loaded.graph, loaded.layers, loaded.target), "mbed", True)
+    rendered = emit.render(loaded, memory.plan(loaded.graph, loaded.layers, loaded.target), emit.Options(profile=True))
     assert "int evil" in rendered["parameter.h"]
     for text in rendered.values():
         assert "*/ int evil" not in text
