@@ -26,7 +26,7 @@ from q7.search_caffe import CaffeSimulation, caffe_objective
 from q7.search_device import device_objective
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
-WEIGHTS = "models/cifar10_m4_iter_70000.caffemodel.h5"
+WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
 SAVE = "models/cifar10_m4.pkl"
 
 

@@ -22,7 +22,7 @@ from q7.graph import Graph
 from q7.layers import Layer
 from q7.qformat import MAX_BIAS_LSHIFT, LayerFormats, QFormat, Rounding, Target
 
-PATCHES = 16  # places sampled in each image for each layer
+PATCHES = 8  # places sampled in each image for each layer
 CHUNK = 250  # images whose patches are held at once
 LARGEST_COLUMN = 4096  # inputs of one output; beyond, the normal equations take too much memory
 RIDGE = 0.1  # of the mean input power, toward the trained weights; larger values fit less and overfit less

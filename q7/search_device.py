@@ -17,6 +17,7 @@ from q7.qformat import LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Search, Tensor, Trial, largest, table, tensors
 
 SAMPLE = 2000  # images that judge single trials; the finalists are judged by all
+FIT_SAMPLE = 5000  # images that weights are fitted to
 TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain
 FINAL_DEVIATIONS = 1.0
 PASSES = 3  # over all tensors, since the best format of one depends on those of others
@@ -85,6 +86,11 @@ class Judge:
         return Verdict(logits.argmax(axis=1) == self.labels, float(divergence))
 
 
+def _spread(count: int, most: int) -> np.ndarray:
+    """Indices of at most so many images, evenly spaced."""
+    return np.linspace(0, count - 1, min(most, count)).astype(int)
+
+
 def _start(graph: Graph, images: np.ndarray) -> Choices:
     """Formats that cover every tensor's range, so that nothing is clipped."""
     ranges = FloatNetwork(graph, images).ranges(plain(graph))
@@ -131,7 +137,7 @@ def device_objective(
     """
     images = reference.images
     logits = reference.logits(plain(graph))
-    sample = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)
+    sample = _spread(len(images), SAMPLE)
     choices = _start(graph, images[sample])
     start = table(graph, choices)
     judge = Judge(graph, images[sample], labels[sample], logits[sample], target)
@@ -139,7 +145,9 @@ def device_objective(
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
-        "weights adapted": Candidate(*rounding.refine(graph, formats, images[sample], target)),
+        "weights adapted": Candidate(
+            *rounding.refine(graph, formats, images[_spread(len(images), FIT_SAMPLE)], target)
+        ),
     }
     accuracies = {"float": accuracy_caffe(logits, labels)}
     best: tuple[Verdict, Candidate] | None = None
