@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What each step of the search is worth: device accuracy (dsp core, nearest rounding), and loss on held-out images.
+
+Run from the project's root: python -m tests.benchmarks.accuracy [NETWORK ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import nn_quantizer
+from q7 import device, engines
+from q7.device import DeviceNetwork
+from q7.engines import FloatNetwork
+from q7.search import Candidate
+from tests.support import MODELS, SHARED
+
+SEEDS = range(5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained network and its test images."""
+
+    model: Path
+    weights: Path
+    accuracy: str = "accuracy"
+
+
+def cases() -> dict[str, Case]:
+    """The networks whose files are here."""
+    data = SHARED / "data"
+    found = {
+        "LeNet": Case(MODELS / "lenet_train_test.prototxt", next(MODELS.glob("lenet_iter_*.caffemodel.h5"))),
+        "arm_m4": Case(
+            data / "arm_m4" / "cifar10_m4_train_test.prototxt",
+            data / "arm_m4" / "cifar10_m4_iter_70000.caffemodel.h5",
+        ),
+        "resnet20": Case(
+            data / "resnet20" / "res20_cifar_train_test.prototxt",
+            data / "resnet20" / "cifar10_res20_iter_64000.caffemodel",
+            "Accuracy1",
+        ),
+    }
+    if (MODELS / "cifar10_test_lmdb").exists():
+        for name in ("m4", "m7"):
+            weights = next(MODELS.glob(f"cifar10_{name}_iter_*.caffemodel.h5"))
+            found[name] = Case(MODELS / f"cifar10_{name}_train_test.prototxt", weights)
+    return {name: case for name, case in found.items() if case.model.exists()}
+
+
+def search(case: Case, folder: Path, *options: str) -> tuple[nn_quantizer.Job, nn_quantizer.Found, float]:
+    """The inputs, what the search found, and its seconds."""
+    arguments = ["--model", str(case.model), "--weights", str(case.weights), "--accuracy", case.accuracy]
+    args = nn_quantizer.parse_arguments([*arguments, "--save", str(folder / "net.pkl"), *options])
+    args.providers = engines.CPU
+    with contextlib.redirect_stderr(io.StringIO()):
+        job = nn_quantizer.prepare(args)
+    start = time.perf_counter()
+    found = nn_quantizer.find_formats(job, args)
+    return job, found, time.perf_counter() - start
+
+
+def on_device(job: nn_quantizer.Job, candidate: Candidate) -> float:
+    """Percent of the reported images."""
+    target = nn_quantizer.Target()
+    layers = device.quantize(candidate.graph, candidate.formats, target)
+    logits = DeviceNetwork(candidate.graph, job.images[job.reported], target).logits(layers)
+    return engines.accuracy_first(logits, job.labels[job.reported])
+
+
+def in_float(job: nn_quantizer.Job) -> float:
+    logits = FloatNetwork(job.graph, job.images[job.reported]).logits(engines.plain(job.graph))
+    return engines.accuracy_caffe(logits, job.labels[job.reported])
+
+
+def all_images(name: str, case: Case, folder: Path) -> str:
+    """A row: float, the original's formats on the device, ours, loss, seconds."""
+    job, original, _ = search(case, folder, "--objective", "caffe")
+    _, ours, seconds = search(case, folder)
+    reference, theirs, accuracy = in_float(job), on_device(job, original.chosen), on_device(job, ours.chosen)
+    return f"| {name} | {reference:.2f} | {theirs:.2f} | {accuracy:.2f} | {reference - accuracy:+.2f} | {seconds:.0f} |"
+
+
+def held_out(name: str, case: Case, folder: Path) -> str:
+    """A row: mean loss on held-out halves over the seeds, of each of the search's steps and of its choice."""
+    losses: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        job, found, _ = search(case, folder, "--holdout", "0.5", "--seed", str(seed))
+        reference = in_float(job)
+        for step, candidate in {**found.candidates, "chosen": found.chosen}.items():
+            losses.setdefault(step, []).append(reference - on_device(job, candidate))
+    return f"| {name} | " + " | ".join(f"{np.mean(values):+.2f}" for values in losses.values()) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", nargs="*", help="names (default: all that are here)")
+    names = parser.parse_args().network
+    chosen = {name: case for name, case in cases().items() if not names or name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        print("| network | float % | original's formats % | ours % | loss | seconds |\n|---|---|---|---|---|---|")
+        for name, case in chosen.items():
+            print(all_images(name, case, Path(folder)), flush=True)
+        print("\nMean loss in percentage points on held-out halves, over", len(SEEDS), "splits:\n")
+        print("| network | formats from ranges | formats searched | weights adapted | chosen |\n|---|---|---|---|---|")
+        for name, case in chosen.items():
+            print(held_out(name, case, Path(folder)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
