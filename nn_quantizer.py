@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 import q7
-from q7 import caffe_files, device, engines, files, graph, record
+from q7 import caffe_files, device, engines, files, graph, passes, record
 from q7.device import DeviceNetwork
 from q7.engines import FloatNetwork
 from q7.errors import Q7Error
@@ -82,7 +82,7 @@ def prepare(args: argparse.Namespace) -> Job:
     lmdb = source.find_lmdb()
     image_shape = caffe_files.read_lmdb(lmdb, limit=1)[0].shape[1:]
     network = graph.parse(prototxt, args.accuracy, source, image_shape)
-    network = graph.fold_input_scale(graph.attach_weights(network, caffe_files.read_weights(weights)))
+    network = passes.simplify(graph.attach_weights(network, caffe_files.read_weights(weights)))
     device.check_kernels(network, args.target)
 
     quantized = weights.with_name(f"quantized_{weights.name[:-3] if weights.name.endswith('.h5') else weights.name}")

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7 import caffe_files, engines, graph, kernels
+from q7 import caffe_files, engines, exact, graph, kernels
 from q7.device import DeviceNetwork, IntegerLayer
-from q7.kernels import Integers, Kernel, WeightedKernel
+from q7.kernel import Integers, Kernel, WeightedKernel
 from q7.layers import Pixels
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import Core, Rounding, Shifts, Target
@@ -217,7 +217,7 @@ def test_sums_that_float32_cannot_hold_stay_exact(rows: int, out_rshift: int) ->
     g.output(kernels.FULLY_CONNECTED[1].build(g, xs, layer, integers, Target()))
     (result,) = g.session().run(None, {"in_x": x})
     sums = x.astype(np.int64) @ weights.T.astype(np.int64) + (bias.astype(np.int64) << 3)
-    assert np.abs(sums).max() > kernels.EXACT_FLOAT32
+    assert np.abs(sums).max() > exact.EXACT_FLOAT32
     np.testing.assert_array_equal(result, np.clip((sums + ((1 << out_rshift) >> 1)) >> out_rshift, -128, 127))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import caffe_files, graph
+from q7 import caffe_files, graph, passes
 from q7.engines import FloatNetwork, Simulation
 from q7.errors import Q7Error
 from q7.graph import Graph
@@ -311,7 +311,7 @@ def test_a_mean_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_scale_is_folded_into_the_first_weights(tmp_path: Path, scale: float, power: float) -> None:
     network = parse(tmp_path, ip("ip1", "data"), "ip1", f"mean_value: 9 scale: {scale!r}")
     network = graph.attach_weights(network, random_weights(network))
-    folded = graph.fold_input_scale(network)
+    folded = passes.fold_input_scale(network)
     assert folded.input.scale == power
     images = np.random.default_rng(0).integers(0, 256, (4, *IMAGE), dtype=np.uint8)
     before, after = (FloatNetwork(n, images).logits([Simulation()] * 2) for n in (network, folded))
@@ -322,7 +322,7 @@ def test_scale_cannot_be_folded_past_a_pooling(tmp_path: Path) -> None:
     layers = pool("p", "data", "kernel_size: 2") + ip("ip1", "p")
     network = parse(tmp_path, layers, "ip1", "scale: 0.017")
     with pytest.raises(Q7Error, match=r"layer 'p' reads the data, whose scale 0\.017 is no power of two"):
-        graph.fold_input_scale(graph.attach_weights(network, random_weights(network)))
+        passes.fold_input_scale(graph.attach_weights(network, random_weights(network)))
 
 
 # --- accuracy layers --------------------------------------------------------------------------------------------------
