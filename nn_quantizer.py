@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import q7
 from q7 import caffe_files, device, engines, files, graph, passes, record
-from q7.device import DeviceNetwork
+from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import FloatNetwork
 from q7.errors import Q7Error
 from q7.graph import DataSource, Graph
@@ -60,7 +60,8 @@ class Job:
     lmdb: Path
     images: np.ndarray  # (N, C, H, W) uint8, cropped
     labels: np.ndarray
-    iterations: int
+    swept: np.ndarray  # indices of the images that the search sees
+    reported: np.ndarray  # indices of those that the printed accuracies are from
     save: Path
     quantized: Path  # the caffemodel with quantized weights
 
@@ -76,6 +77,8 @@ def prepare(args: argparse.Namespace) -> Job:
         raise Q7Error(f"--iterations {args.iterations} must be at least 1")
     if not args.tolerance >= 0:
         raise Q7Error(f"--tolerance {args.tolerance} must be 0 or more")
+    if not 0 <= args.holdout < 1:
+        raise Q7Error(f"--holdout {args.holdout} must be 0 or more and below 1")
     prototxt = caffe_files.read_prototxt(model)
     graph.find_accuracy(prototxt, args.accuracy)
     source = graph.data_source(prototxt)
@@ -102,19 +105,31 @@ def prepare(args: argparse.Namespace) -> Job:
             f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
             f"{network.classes} outputs"
         )
-    iterations = -(-len(images) // source.batch_size)
     images = np.ascontiguousarray(source.crop_image(images))
-    return Job(network, source, lmdb, images, labels, iterations, save, quantized)
+    swept, reported = split(len(images), args.holdout, args.seed)
+    return Job(network, source, lmdb, images, labels, swept, reported, save, quantized)
+
+
+def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to search with and of those to report on: all for both, or a random part held out."""
+    if not holdout:
+        return np.arange(count), np.arange(count)
+    held = round(count * holdout)
+    if not 0 < held < count:
+        raise Q7Error(f"--holdout {holdout} of {count} images leaves none to search with or to report on")
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def find_formats(job: Job, args: argparse.Namespace) -> Found:
     """Runs the search behind a progress bar."""
-    network = FloatNetwork(job.graph, job.images, args.providers)
+    network = FloatNetwork(job.graph, job.images[job.swept], args.providers)
+    labels = job.labels[job.swept]
     if args.objective == "caffe":
-        simulation = CaffeSimulation(network, job.labels)
+        simulation = CaffeSimulation(network, labels)
         trials = caffe_objective(job.graph, simulation.accuracy, simulation.largest, args.tolerance)
     else:
-        trials = device_objective(job.graph, network, job.labels, args.target, args.tolerance)
+        trials = device_objective(job.graph, network, labels, args.target, args.tolerance)
     with tqdm(unit="trial", disable=None, leave=False) as bar:
         while True:
             try:
@@ -143,17 +158,25 @@ def summary(network: QuantizedNetwork) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
+def accuracies(job: Job, found: Found, layers: list[IntegerLayer], args: argparse.Namespace) -> tuple[float, float]:
+    """Percent of the reported images that the float network and the device have right."""
+    images, labels = job.images[job.reported], job.labels[job.reported]
+    on_device = DeviceNetwork(found.chosen.graph, images, args.target).logits(layers)
+    in_float = found.accuracies["float"]
+    if args.holdout:
+        in_float = engines.accuracy_caffe(FloatNetwork(job.graph, images).logits(engines.plain(job.graph)), labels)
+    return in_float, engines.accuracy_first(on_device, labels)
+
+
 def run(args: argparse.Namespace) -> None:
     job = prepare(args)
     found = find_formats(job, args)
-    formats = found.formats
-    layers = device.quantize(found.graph, formats, args.target)
-    logits = DeviceNetwork(job.graph, job.images, args.target).logits(layers)
-    on_device = engines.accuracy_first(logits, job.labels)
-    accuracies = {**found.accuracies, "device": on_device}
+    chosen, formats = found.chosen.graph, found.chosen.formats
+    layers = device.quantize(chosen, formats, args.target)
+    in_float, on_device = accuracies(job, found, layers, args)
 
     caffe_files.write_weights(
-        job.quantized, job.graph.name, graph.quantized_blobs(found.graph, formats), graph.caffe_types(job.graph)
+        job.quantized, chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen)
     )
     sources = {
         "model": {"name": args.model, "sha256": files.sha256(Path(args.model))},
@@ -163,20 +186,26 @@ def run(args: argparse.Namespace) -> None:
     if job.source.mean_file:
         mean = job.source.find_mean()
         sources["mean"] = {"name": str(mean), "sha256": files.sha256(mean)}
-    facts = {"objective": args.objective, "images": len(job.images), "accuracy": accuracies}
+    facts = {
+        "objective": args.objective,
+        "images": len(job.reported),
+        "held out": bool(args.holdout),
+        "accuracy": {"float": in_float, "device": on_device},
+        "search": found.accuracies,
+    }
     network = QuantizedNetwork(
-        found.graph, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts
+        chosen, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts
     )
-    attributes = record.attributes(network, job.source.batch_size, job.iterations, args.gpu)
-    record.save(job.save, Record(attributes, network))
+    iterations = -(-len(job.images) // job.source.batch_size)
+    record.save(job.save, Record(record.attributes(network, job.source.batch_size, iterations, args.gpu), network))
 
     print("\n".join(summary(network)))
-    for what, accuracy in accuracies.items():
-        print(f"Accuracy, {what}: {accuracy:.2f} %")
+    for what, accuracy in found.accuracies.items():
+        print(f"Accuracy, {what}: {accuracy:.2f} %" + (f" ({len(job.swept)} images searched)" if args.holdout else ""))
     print(f"Saved '{job.save}' and '{job.quantized}'")
+    held = "held-out " if args.holdout else ""
     print(
-        f"Accuracy: float {accuracies['float']:.2f} %, device {on_device:.2f} % "
-        f"({len(job.images)} images, {args.target})"
+        f"Accuracy: float {in_float:.2f} %, device {on_device:.2f} % ({len(job.reported)} {held}images, {args.target})"
     )
 
 
@@ -192,6 +221,10 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--tolerance", type=float, default=0.001, help="accuracy tolerance in percentage points")
     parser.add_argument("--gpu", action="store_true", help="run the sweeps on a GPU")
     parser.add_argument("--objective", choices=["device", "caffe"], default="device", help="what the sweeps look at")
+    parser.add_argument(
+        "--holdout", type=float, default=0.0, help="fraction of the images to keep from the search and to report on"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random choice of held-out images")
     parser.add_argument(
         "--core", choices=[c.value for c in Core], default="dsp", help="dsp: M4, M7, M33; plain: M0, M3"
     )

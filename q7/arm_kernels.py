@@ -112,7 +112,7 @@ def interleave(matrix: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Relu(Kernel):
-    """max(x, 0) in place, of a copy where others read the input; the size is a uint16_t: large tensors take more calls."""
+    """max(x, 0) in place, of a copy where others read the input; sizes are 16 bits: large tensors take more calls."""
 
     LARGEST = 65535
 

@@ -155,6 +155,11 @@ class Simulation:
     y: Grid | None = None
 
 
+def plain(graph: Graph) -> list[Simulation]:
+    """Settings of the float network as it was trained."""
+    return [Simulation()] * len(graph.layers)
+
+
 class FloatNetwork(Network):
     """The network as Caffe computes it, with any tensor put on a grid: the original's simulation of 8 bits."""
 

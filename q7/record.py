@@ -22,7 +22,7 @@ import q7
 from q7 import files
 from q7.device import IntegerLayer
 from q7.errors import Q7Error
-from q7.graph import Graph
+from q7.graph import Graph, mark_shared
 from q7.kernel import Integers
 from q7.layers import LAYERS, Input, Layer, Shape
 from q7.qformat import MOST_FRACTION_BITS, Core, LayerFormats, QFormat, Rounding, Target, shifts
@@ -184,6 +184,8 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
         if i and tuple(seen[name].out_shape for name in layer.inputs) != layer.in_shapes:
             raise ValueError(f"layer '{layer.name}' does not fit its inputs")
         seen[layer.name] = layer
+    if [layer.shared_input for layer in mark_shared(layers)] != [layer.shared_input for layer in layers]:
+        raise ValueError("its layers do not know who shares their inputs")
     tops, bottoms = ({k: tuple(v) for k, v in value[key].items()} for key in ("tops", "bottoms"))
     graph = Graph(value["name"], layers, {}, value["accuracy"], tops, bottoms)
     w, b, y = ({name: _format(entry[tensor]) for name, entry in value["formats"].items()} for tensor in "wby")

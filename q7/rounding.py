@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from q7 import device
-from q7.engines import FloatNetwork, Simulation
+from q7.engines import FloatNetwork, plain
 from q7.graph import Graph
 from q7.layers import Layer
 from q7.qformat import MAX_BIAS_LSHIFT, LayerFormats, QFormat, Rounding, Target
@@ -105,12 +105,11 @@ def refine(
     """
     formats, fitted = dict(formats), graph
     reference = FloatNetwork(graph, images)
-    plain = [Simulation()] * len(graph.layers)
     position, x_float, x_device = 0, reference.start(), reference.start()
     for index, layer in enumerate(graph.layers):
         if not layer.weighted:
             continue
-        x_float = reference.advance(position, index, x_float, plain)
+        x_float = reference.advance(position, index, x_float, plain(graph))
         network = device.DeviceNetwork(fitted, images, target)
         x_device = network.advance(position, index, x_device, device.quantize(fitted, formats, target))
         position = index

@@ -33,11 +33,19 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What a search ends with: the graph, its weights perhaps adapted, formats by layer, and accuracies (percent)."""
+class Candidate:
+    """A network that could be taken: the graph, its weights perhaps adapted, and the formats by layer."""
 
     graph: Graph
     formats: Mapping[str, LayerFormats]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search ends with: the candidate it chose, those it looked at by name, and accuracies (percent)."""
+
+    chosen: Candidate
+    candidates: Mapping[str, Candidate]
     accuracies: Mapping[str, float]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from q7.engines import FloatNetwork, Grid, Simulation, accuracy_caffe
 from q7.graph import Graph
 from q7.qformat import QFormat
-from q7.search import Found, Search, Tensor, Trial, largest, table
+from q7.search import Candidate, Found, Search, Tensor, Trial, largest, table
 
 STEPS = 3  # how far below the range's format the original looks
 
@@ -96,4 +96,5 @@ def caffe_objective(
             yield Trial(layer.name, Tensor.BIAS, accumulator, accuracy(grids))
 
     accuracies["quantized weights, activations and biases"] = accuracy(grids)
-    return Found(graph, table(graph, {key: grid.format for key, grid in grids.items()}), accuracies)
+    chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in grids.items()}))
+    return Found(chosen, {"original's sweeps": chosen}, accuracies)

@@ -11,10 +11,10 @@ import numpy as np
 
 from q7 import device, rounding
 from q7.device import DeviceNetwork, IntegerLayer
-from q7.engines import FloatNetwork, Simulation, accuracy_caffe
+from q7.engines import FloatNetwork, accuracy_caffe, plain
 from q7.graph import Graph
 from q7.qformat import LayerFormats, QFormat, Target
-from q7.search import Choices, Found, Search, Tensor, Trial, largest, table, tensors
+from q7.search import Candidate, Choices, Found, Search, Tensor, Trial, largest, table, tensors
 
 SAMPLE = 2000  # images that judge single trials; the finalists are judged by all
 TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain
@@ -87,7 +87,7 @@ class Judge:
 
 def _start(graph: Graph, images: np.ndarray) -> Choices:
     """Formats that cover every tensor's range, so that nothing is clipped."""
-    ranges = FloatNetwork(graph, images).ranges([Simulation()] * len(graph.layers))
+    ranges = FloatNetwork(graph, images).ranges(plain(graph))
     choices: Choices = {}
     for name, tensor in tensors(graph):
         values = ranges[name] if tensor is Tensor.ACTIVATIONS else graph.weights[name][tensor is Tensor.BIAS]
@@ -125,25 +125,28 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
 def device_objective(
     graph: Graph, reference: FloatNetwork, labels: np.ndarray, target: Target, tolerance: float
 ) -> Search:
-    """Searches formats on a sample of the images, adapts the weights, and lets all images decide what pays.
+    """Searches formats on a sample of the images, adapts the weights, and lets all images decide what is taken.
 
     `tolerance` is in percentage points: smaller differences of accuracy than this do not count.
     """
     images = reference.images
-    logits = reference.logits([Simulation()] * len(graph.layers))
+    logits = reference.logits(plain(graph))
     sample = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)
     choices = _start(graph, images[sample])
+    start = table(graph, choices)
     judge = Judge(graph, images[sample], labels[sample], logits[sample], target)
     formats = yield from _descend(judge, choices, tolerance)
-
-    adapted, adapted_formats = rounding.refine(graph, formats, images[sample], target)
-    nearest = Judge(graph, images, labels, logits, target).judge(formats)
-    adaptive = Judge(adapted, images, labels, logits, target).judge(adapted_formats)
-    accuracies = {
-        "float": accuracy_caffe(logits, labels),
-        "weights rounded to nearest": nearest.accuracy,
-        "weights rounded adaptively": adaptive.accuracy,
+    candidates = {
+        "formats from ranges": Candidate(graph, start),
+        "formats searched": Candidate(graph, formats),
+        "weights adapted": Candidate(*rounding.refine(graph, formats, images[sample], target)),
     }
-    if adaptive.beats(nearest, tolerance, FINAL_DEVIATIONS):
-        return Found(adapted, adapted_formats, accuracies)
-    return Found(graph, formats, accuracies)
+    accuracies = {"float": accuracy_caffe(logits, labels)}
+    best: tuple[Verdict, Candidate] | None = None
+    for name, candidate in candidates.items():
+        verdict = Judge(candidate.graph, images, labels, logits, target).judge(candidate.formats)
+        accuracies[name] = verdict.accuracy
+        if best is None or verdict.beats(best[0], tolerance, FINAL_DEVIATIONS):
+            best = verdict, candidate
+    assert best
+    return Found(best[1], candidates, accuracies)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that are quantized once for all tests."""
+"""Networks that are quantized once for all tests, and how many damaged files are tried."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 import nn_quantizer
 from tests.support import MODELS, shared
 
-# An example that takes longer than the deadline is a failure: readers must not hang.
+# HYPOTHESIS_PROFILE=long tries many more. An example that takes longer than the deadline (ms) is a failure.
 for profile, examples in (("ci", 200), ("long", 20000)):
     settings.register_profile(
         profile,

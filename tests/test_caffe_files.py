@@ -152,7 +152,7 @@ def test_unknown_fields_are_reported_with_their_place(tmp_path: Path) -> None:
         tmp_path,
         'layer { name: "a"\n  relu_param { gain: 1 } }\n'
         'layer { name: "b" layer { name: "x" } }\n'
-        'layer { name: "c" type: "Warp" warp_param { by { more: [1, 2] } } }\n'
+        'layer { name: "c" type: "Warp" warp_param { by { more: 1 } } }\n'
         'layer { name: "d" }',
     )
     assert names(network) == ["a", "b", "c", "d"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_the_original_s_class(net: list[str], tmp_path: Path) -> None:
         m.wt_dec_bits["conv1"] + m.act_dec_bits["data"] - m.act_dec_bits["conv1"]  # type: ignore[attr-defined]
     )
     m.save_quant_params(str(tmp_path / "again.pkl"))
-    assert (tmp_path / "again.pkl").read_bytes() == Path(net[-1]).read_bytes()
+    assert pickle.loads((tmp_path / "again.pkl").read_bytes()) == pickle.loads(Path(net[-1]).read_bytes())
 
 
 def test_default_flags_name_files_that_exist() -> None:

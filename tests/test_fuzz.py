@@ -140,7 +140,7 @@ def _read_pickle(path: Path) -> object:
     loaded = record.load(path)
     network = loaded.network or legacy.rebuild(loaded.attributes, path.parent, Target())
     plan = memory.plan(network.graph, network.layers, network.target)
-    return emit.render(network, plan, "mbed", False), emit.table(network, plan)
+    return emit.render(network, plan, emit.Options()), emit.table(network, plan, emit.Options())
 
 
 Reader = Callable[[Path], object]

@@ -64,7 +64,7 @@ def test_one_trial_each_where_nothing_is_lost() -> None:
         "ip bias Q3.4",
     ]
     assert len(search.tensors(_graph())) == len(trials)
-    assert found.formats["pool"] == LayerFormats(QFormat(2), None, None, QFormat(2))
+    assert found.chosen.formats["pool"] == LayerFormats(QFormat(2), None, None, QFormat(2))
     assert set(found.accuracies.values()) == {90.0}
 
 
@@ -75,7 +75,7 @@ def test_three_steps_down_at_most_and_the_first_best_wins() -> None:
 
     trials, found = _search(accuracy)
     assert _order(trials)[:4] == [f"conv weights Q{m}.{7 - m}" for m in (0, -1, -2, -3)]
-    assert found.formats["conv"].w == QFormat(8)
+    assert found.chosen.formats["conv"].w == QFormat(8)
     assert found.accuracies["quantized weights"] == 85.0
 
 
@@ -149,7 +149,6 @@ def test_the_original_s_formats_on_arm_m4(arm_m4_pickle: Path) -> None:
         "conv3": "Q-2.9 Q8.-1 Q1.6",
         "ip1": "Q-4.11 Q4.3 Q2.5",
     }
-    accuracy = network.summary["accuracy"]
-    assert accuracy["float"] == pytest.approx(76.46)
-    assert accuracy["quantized weights, activations and biases"] == pytest.approx(75.70)
-    assert accuracy["device"] == pytest.approx(76.37)
+    assert network.summary["accuracy"]["float"] == pytest.approx(76.46)
+    assert network.summary["search"]["quantized weights, activations and biases"] == pytest.approx(75.70)
+    assert network.summary["accuracy"]["device"] == pytest.approx(76.37)

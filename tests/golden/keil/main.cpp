@@ -30,8 +30,9 @@
 #include "parameter.h"
 #include "weights.h"
 
-#if !defined(ARM_MATH_DSP)
-#error "This network was quantized for a core with the DSP extension: quantize it with --core plain for this one"
+/* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */
+#if !defined(ARM_MATH_DSP) || defined(ARM_MATH_MVEI)
+#error "This network was quantized for Cortex-M4, M7 or M33: quantize it with --core plain for this core"
 #endif
 #if defined(ARM_NN_TRUNCATE)
 #error "This network was quantized for kernels built without ARM_NN_TRUNCATE"
@@ -253,7 +254,8 @@ static int known_answer_test(void)
         printf("image %d: label %d, ", i, (int)test_labels[i]);
         print_result(logits);
         if (answer.differs < NN_LAYERS) {
-            printf("FAIL: layer %s is the first that differs from the prediction, which is ", layer_names[answer.differs]);
+            const char *const layer = layer_names[answer.differs];
+            printf("FAIL: layer %s is the first that differs from the prediction, which is ", layer);
             print_result(test_logits + i * NN_CLASSES);
             failures++;
         }

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweep against the device: what beats what, the order of trials, adapted weights, and degenerate networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nn_quantizer
+from q7 import caffe_files, device, record, rounding, search
+from q7.engines import FloatNetwork, plain
+from q7.graph import Graph
+from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
+from q7.qformat import LayerFormats, QFormat, Rounding, Target, shifts
+from q7.search import Choices, Trial
+from q7.search_device import Verdict, _descend, device_objective
+from tests.support import prototxt, write_dataset
+
+
+def _verdict(right: str, divergence: float) -> Verdict:
+    return Verdict(np.array([c == "1" for c in right]), divergence)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "tolerance", "beats"),
+    [
+        (_verdict("1" * 90 + "0" * 10, 9), _verdict("1" * 80 + "0" * 20, 1), 0, True),  # 10 more: beyond sqrt(10)
+        (_verdict("1" * 80 + "0" * 20, 1), _verdict("1" * 90 + "0" * 10, 9), 0, False),
+        (_verdict("1" * 90 + "0" * 10, 9), _verdict("1" * 80 + "0" * 20, 1), 10, False),  # 10 more: as many as 10 %
+        (_verdict("1" * 81 + "0" * 19, 9), _verdict("1" * 80 + "0" * 20, 1), 0, False),  # 1 more: noise
+        (_verdict("1" * 80 + "0" * 20, 1), _verdict("1" * 81 + "0" * 19, 9), 0, True),
+        (_verdict("10", 1), _verdict("10", 1), 0, False),  # a tie keeps what there is
+    ],
+)
+def test_what_beats_what(new: Verdict, old: Verdict, tolerance: float, beats: bool) -> None:
+    assert new.beats(old, tolerance, deviations=1.0) is beats
+
+
+def _graph(seed: int = 0) -> Graph:
+    """Data, convolution, ReLU, average pooling, inner product."""
+    shape = (3, 8, 8)
+    layers = (
+        Input("data", (), "data", (shape,), mean=np.full((3, 1, 1), 128, np.float32), scale=2.0**-7),
+        Convolution("conv", ("data",), "conv", (shape,), kernel=(3, 3), pad=(1, 1), num_output=8),
+        ReLU("relu", ("conv",), "conv", ((8, 8, 8),)),
+        Pooling("pool", ("relu",), "pool", ((8, 8, 8),), kernel=(2, 2), stride=(2, 2), average=True),
+        InnerProduct("ip", ("pool",), "ip", ((8, 4, 4),), num_output=5),
+    )
+    rng = np.random.default_rng(seed)
+    weights = {
+        "conv": (rng.normal(0, 0.3, (8, 3, 3, 3)).astype(np.float32), rng.normal(0, 0.2, 8).astype(np.float32)),
+        "ip": (rng.normal(0, 0.2, (5, 128)).astype(np.float32), rng.normal(0, 0.5, 5).astype(np.float32)),
+    }
+    return Graph("net", layers, weights, "accuracy")
+
+
+class FakeJudge:
+    """Judges by a made-up divergence; all images are always right."""
+
+    def __init__(self, divergence: Callable[[Mapping[str, LayerFormats]], float]) -> None:
+        self.graph = _graph()
+        self.divergence = divergence
+
+    def judge(self, formats: Mapping[str, LayerFormats]) -> Verdict:
+        return Verdict(np.ones(4, bool), self.divergence(formats))
+
+
+def _bits(q: QFormat | None) -> int:
+    assert q
+    return q.fraction_bits
+
+
+def _trials(judge: FakeJudge, choices: Choices) -> tuple[list[Trial], dict[str, LayerFormats]]:
+    trials, steps = [], _descend(judge, choices, 0.0)  # type: ignore[arg-type]
+    while True:
+        try:
+            trials.append(next(steps))
+        except StopIteration as stop:
+            return trials, stop.value
+
+
+def test_order_of_trials() -> None:
+    """Finer first, on while it pays, else coarser; then all over again until nothing changes."""
+    choices = {key: QFormat(5) for key in search.tensors(_graph())}
+    judge = FakeJudge(lambda f: abs(_bits(f["conv"].w) - 7) + abs(_bits(f["ip"].y) - 4))
+    trials, formats = _trials(judge, choices)
+    order = [f"{t.layer} {t.tensor.value} {t.format.fraction_bits}" for t in trials]
+    assert order[:5] == [
+        "data activations 6",
+        "data activations 4",
+        "conv weights 6",
+        "conv weights 7",
+        "conv weights 8",
+    ]
+    assert order[-2:] == ["ip activations 5", "ip activations 3"]
+    assert (_bits(formats["conv"].w), _bits(formats["ip"].y), _bits(formats["data"].y)) == (7, 4, 5)
+
+
+def test_the_search_ends_where_every_step_pays() -> None:
+    choices = {key: QFormat(5) for key in search.tensors(_graph())}
+    trials, formats = _trials(FakeJudge(lambda f: -_bits(f["ip"].y)), choices)
+    assert len(trials) < 500
+    assert shifts(formats["ip"]).out_rshift == 0
+
+
+def _search(graph: Graph, count: int = 300) -> search.Found:
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+    steps = device_objective(graph, FloatNetwork(graph, images), rng.integers(0, 5, count), Target(), 0.0)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value
+
+
+def test_deterministic() -> None:
+    first, second = _search(_graph()), _search(_graph())
+    assert first.chosen.formats == second.chosen.formats
+    assert first.accuracies == second.accuracies
+    for name, (w, b) in first.chosen.graph.weights.items():
+        np.testing.assert_array_equal(w, second.chosen.graph.weights[name][0])
+        np.testing.assert_array_equal(b, second.chosen.graph.weights[name][1])
+
+
+@pytest.mark.parametrize("mode", Rounding)
+def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> None:
+    """Logits on images that the fit did not see, against rounding to nearest; half the error at the most."""
+    graph, target = _graph(), Target(rounding=mode)
+    images = np.random.default_rng(3).integers(0, 256, (1200, 3, 8, 8), dtype=np.uint8)
+    formats = search.table(graph, {key: QFormat(4) for key in search.tensors(graph)})
+    adapted = rounding.refine(graph, formats, images[:800], target)
+    expected = FloatNetwork(graph, images[800:]).logits(plain(graph))
+
+    def error(network: Graph, table: Mapping[str, LayerFormats]) -> float:
+        integers = device.quantize(network, table, target)
+        logits = device.DeviceNetwork(network, images[800:], target).logits(integers)
+        return float(np.mean((np.ldexp(logits.astype(float), -4) - expected) ** 2))
+
+    assert error(*adapted) < 0.5 * error(graph, formats)
+    for name, (w, b) in adapted[0].weights.items():
+        for values, q in ((w, adapted[1][name].w), (b, adapted[1][name].b)):
+            assert q
+            np.testing.assert_array_equal(q.dequantize(q.quantize(values)), values)
+
+
+NET = """
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 4 kernel_size: 3 pad: 1 } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+layer { name: "ip1" type: "InnerProduct" bottom: "conv1" top: "ip1" inner_product_param { num_output: %d } }
+"""
+
+
+@pytest.mark.parametrize("objective", ["device", "caffe"])
+@pytest.mark.parametrize(
+    ("name", "factors", "images", "classes"),
+    [
+        ("zero weights", (0, 1, 1, 1), 30, 3),
+        ("zero biases", (1, 0, 1, 0), 30, 3),
+        ("all zero", (0, 0, 0, 0), 30, 3),
+        ("constant activation", (0, 1, 0, 1), 30, 3),
+        ("tiny weights", (1e-30, 1, 1, 1), 30, 3),
+        ("huge weights", (1e30, 1, 1, 1), 30, 3),
+        ("tiny everything", (1e-30, 1e-30, 1e-30, 1e-30), 30, 3),
+        ("huge biases", (1, 1e30, 1, 1e30), 30, 3),
+        ("one class", (1, 1, 1, 1), 30, 1),
+        ("one image", (1, 1, 1, 1), 1, 3),
+    ],
+)
+def test_degenerate_networks(
+    tmp_path: Path, objective: str, name: str, factors: tuple[float, ...], images: int, classes: int
+) -> None:
+    rng = np.random.default_rng(1)
+    write_dataset(tmp_path, (3, 6, 6), images, classes)
+    shapes = [(4, 3, 3, 3), (4,), (classes, 144), (classes,)]
+    w1, b1, w2, b2 = (rng.normal(0, 0.3, shape) * factor for shape, factor in zip(shapes, factors))
+    types = {"conv1": "Convolution", "ip1": "InnerProduct"}
+    caffe_files.write_weights(tmp_path / "n.caffemodel", "net", {"conv1": [w1, b1], "ip1": [w2, b2]}, types)
+    model = prototxt(tmp_path, NET % classes, "ip1", "mean_value: 120")
+    arguments = ["--model", str(model), "--weights", str(tmp_path / "n.caffemodel"), "--objective", objective]
+    assert nn_quantizer.main([*arguments, "--save", str(tmp_path / "n.pkl")]) == 0
+    network = record.load(tmp_path / "n.pkl").network
+    assert network is not None
+    if images == 30 and classes == 1:
+        assert network.summary["accuracy"]["device"] == 100.0
+
+
+def test_held_out_images_are_not_searched() -> None:
+    swept, reported = nn_quantizer.split(1000, 0.3, seed=7)
+    assert (len(swept), len(reported)) == (700, 300)
+    assert not set(swept) & set(reported)
+    assert not np.array_equal(reported, nn_quantizer.split(1000, 0.3, seed=8)[1])
+    everything, same = nn_quantizer.split(10, 0.0, seed=7)
+    assert everything.tolist() == same.tolist() == list(range(10))
