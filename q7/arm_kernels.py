@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from q7.constraints import padding_below_stride, short_window
-from q7.exact import crop, divide, weighted_sum, window_attributes, window_cells, window_sum
+from q7.exact import convolution, crop, divide, weighted_sum, window_attributes, window_cells, window_sum
 from q7.kernel import CNames, Kernel, WeightedKernel
 from q7.onnx_graph import OnnxGraph
-from q7.qformat import Core, Target
+from q7.qformat import INT8_MAX, INT8_MIN, Core, Target
 
 DSP_LANES = 4
 
@@ -38,10 +38,7 @@ class Convolution(WeightedKernel):
         return self.overread
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        def convolve(weights: np.ndarray, constants: np.ndarray) -> str:
-            return g.add("Conv", xs[0], weights, constants, group=layer.group, **window_attributes(layer))
-
-        return crop(g, weighted_sum(g, integers, target, convolve), layer)
+        return convolution(g, xs[0], layer, integers, target)
 
     def calls(self, layer: Any, c: CNames) -> list[str]:
         pairs = [c.sizes(layer, what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
@@ -111,24 +108,64 @@ def interleave(matrix: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Relu(Kernel):
-    """max(x, 0) in place, of a copy where others read the input; sizes are 16 bits: large tensors take more calls."""
+class InPlace(Kernel):
+    """Works in place, in a copy where others read the input; a size is 16 bits, so large tensors take several calls."""
 
     LARGEST = 65535
 
     def in_place(self, layer: Any, promised_only: bool) -> bool:
         return True
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        return g.add("Relu", xs[0])
+    def _arguments(self, c: CNames) -> list[str]:
+        """What follows the data and their size."""
+        return []
 
     def calls(self, layer: Any, c: CNames) -> list[str]:
         size = int(np.prod(layer.out_shape))
-        copy = [] if c.in_place else [f"memcpy({c.output}, {c.input}, {size})"]
+        calls = [] if c.in_place else [f"memcpy({c.output}, {c.input}, {size})"]
         if size <= self.LARGEST:
-            return [*copy, f"{self.name}({c.output}, {layer.size_expression(c.prefix)})"]
-        starts = range(0, size, self.LARGEST)
-        return [*copy, *(f"{self.name}({c.output} + {start}, {min(self.LARGEST, size - start)})" for start in starts)]
+            parts = [(c.output, layer.size_expression(c.prefix))]
+        else:
+            starts = range(0, size, self.LARGEST)
+            parts = [(f"{c.output} + {start}", str(min(self.LARGEST, size - start))) for start in starts]
+        return [*calls, *(f"{self.name}({', '.join([*part, *self._arguments(c)])})" for part in parts)]
+
+
+@dataclass(frozen=True)
+class Relu(InPlace):
+    """max(x, 0)."""
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        return g.add("Relu", xs[0])
+
+
+def sigmoid_table() -> np.ndarray:
+    """round(128 / (1 + exp(-k / 16))) for k = -128 to 127."""
+    return np.minimum(np.floor(128 / (1 + np.exp(np.arange(-128, 128) / -16)) + 0.5), INT8_MAX)
+
+
+def tanh_table() -> np.ndarray:
+    """round(128 * tanh(k / 16)) for k = -128 to 127."""
+    return np.minimum(np.floor(128 * np.tanh(np.arange(-128, 128) / 16) + 0.5), INT8_MAX)
+
+
+@dataclass(frozen=True)
+class Activation(InPlace):
+    """table[x >> (3 - int_width)], in Q0.7: the last bits of inputs finer than Q3.4 are dropped."""
+
+    c_type: str = ""
+    table: Callable[[], np.ndarray] = sigmoid_table
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        shifted = g.add("Floor", g.add("Mul", xs[0], np.array(2.0 ** (integers.int_width - 3), np.float32)))
+        index = g.cast(g.add("Add", shifted, np.array(-INT8_MIN, np.float32)), np.int64)
+        return g.add("Gather", self.table().astype(np.float32), index)
+
+    def _arguments(self, c: CNames) -> list[str]:
+        return [f"{c.prefix}_INT_WIDTH", self.c_type]
+
+    def defines(self, integers: Any) -> dict[str, int]:
+        return {"INT_WIDTH": integers.int_width}
 
 
 def _sum_int16(g: OnnxGraph, cells: list[str], saturates: np.ndarray) -> str:

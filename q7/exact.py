@@ -83,6 +83,15 @@ def weighted_sum(
     return g.cast(g.clip(total, INT8_MIN, INT8_MAX, np.float64), np.float32)
 
 
+def convolution(g: OnnxGraph, x: str, layer: Any, integers: Integers, target: Target) -> str:
+    """The weighted sum of a convolution layer."""
+
+    def convolve(weights: np.ndarray, constants: np.ndarray) -> str:
+        return g.add("Conv", x, weights, constants, group=layer.group, **window_attributes(layer))
+
+    return crop(g, weighted_sum(g, integers, target, convolve), layer)
+
+
 def divide(g: OnnxGraph, total: str, count: np.ndarray) -> str:
     """C's division, which truncates toward zero; float32 divides integers below 2**24 without crossing one."""
     return g.cast(g.cast(g.add("Div", total, count.astype(np.float32)), np.int32), np.float32)

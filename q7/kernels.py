@@ -3,7 +3,17 @@
 
 from __future__ import annotations
 
-from q7.arm_kernels import AveragePool, Convolution, Depthwise, FullyConnected, MaxPool, Relu
+from q7.arm_kernels import (
+    Activation,
+    AveragePool,
+    Convolution,
+    Depthwise,
+    FullyConnected,
+    MaxPool,
+    Relu,
+    sigmoid_table,
+    tanh_table,
+)
 from q7.constraints import (
     channels_of_four_and_two,
     countable,
@@ -25,7 +35,7 @@ from q7.constraints import (
     vector_sizes,
 )
 from q7.kernel import Kernel, WeightedKernel
-from q7.own_kernels import Concatenate, Merge, OwnAveragePool, OwnMaxPool
+from q7.own_kernels import Clamp, Concatenate, GroupConvolution, Merge, OwnAveragePool, OwnMaxPool
 
 _CONVOLUTION = (indexable, short_column)
 _FAST = (one_group, channels_of_four_and_two, output_covers_padding, *_CONVOLUTION)
@@ -38,12 +48,16 @@ CONVOLUTION: tuple[WeightedKernel, ...] = (
     Depthwise("arm_depthwise_separable_conv_HWC_q7_nonsquare", (depthwise, *_CONVOLUTION), nonsquare=True),
     Convolution("arm_convolve_HWC_q7_basic", (one_group, square, *_CONVOLUTION)),
     Convolution("arm_convolve_HWC_q7_basic_nonsquare", (one_group, *_CONVOLUTION), nonsquare=True),
+    GroupConvolution("convolve_group_q7", _CONVOLUTION),
 )
 FULLY_CONNECTED: tuple[WeightedKernel, ...] = (
     FullyConnected("arm_fully_connected_q7_opt", (vector_sizes,), interleaved=True),
     FullyConnected("arm_fully_connected_q7", (vector_sizes,)),
 )
 RELU = (Relu("arm_relu_q7"),)
+SIGMOID = (Activation("arm_nn_activations_direct_q7", c_type="ARM_SIGMOID", table=sigmoid_table),)
+TANH = (Activation("arm_nn_activations_direct_q7", c_type="ARM_TANH", table=tanh_table),)
+CLIP = (Clamp("clip_q7"),)
 _WINDOWS = (no_empty_window, indexable)
 _POOL = (square, *_WINDOWS, output_within_input, pooled_row, padding_below_stride, input_may_be_lost)
 MAX_POOL: tuple[Kernel, ...] = (MaxPool("arm_maxpool_q7_HWC", _POOL), OwnMaxPool("maxpool_q7", _WINDOWS))
@@ -60,6 +74,9 @@ ALL: tuple[Kernel, ...] = (
     *CONVOLUTION,
     *FULLY_CONNECTED,
     *RELU,
+    *SIGMOID,
+    *TANH,
+    *CLIP,
     *MAX_POOL,
     *AVERAGE_POOL,
     *SUM,

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from q7 import constraints, exact, kernels
+from q7.activations import Clip, ReLU, ReLU6, Sigmoid, TanH
 from q7.affine import BatchNorm, Bias, Scale
 from q7.input_layer import Input, Pixels
 from q7.kernel import Integers, Kernel
-from q7.layer import Declined, Layer, Shape, Weights, extents
+from q7.layer import Declined, Layer, Shape, Weights
 from q7.merges import Concat, Eltwise
 from q7.onnx_graph import OnnxGraph
 from q7.own_kernels import MOST_POOLED_SHIFT, Ratio
@@ -149,7 +150,8 @@ class Convolution(_Windowed, _Weighted):
         return exact.crop(g, g.add("Conv", xs[0], *weights, group=self.group, **attributes), self)
 
     def defines(self) -> dict[str, int]:
-        return {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **self._window_defines()}
+        sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **self._window_defines()}
+        return {**sizes, "GROUPS": self.group} if self.group > 1 else sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,36 +305,6 @@ class Pooling(_Windowed):
 
 
 @dataclass(frozen=True, eq=False)
-class ReLU(Layer):
-    """max(x, 0)."""
-
-    caffe_type = "ReLU"
-    elementwise = True
-    kernels = kernels.RELU
-
-    @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
-        if message.relu_param.negative_slope != 0:
-            raise Declined(f"negative_slope {message.relu_param.negative_slope:g}, allowed is 0")
-        return super().parse(message, inputs, in_shapes)
-
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add("Relu", xs[0])
-
-    def defines(self) -> dict[str, int]:
-        if len(self.out_shape) == 1:
-            return {"OUT_DIM": self.out_shape[0]}
-        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
-
-    def size_expression(self, prefix: str) -> str:
-        """The number of elements, in the layer's macros."""
-        if len(self.out_shape) == 1:
-            return f"{prefix}_OUT_DIM"
-        factors = ["OUT_DIM", "OUT_DIM"] if self.square else ["OUT_DIM_X", "OUT_DIM_Y"]
-        return "*".join(f"{prefix}_{factor}" for factor in ["OUT_CH", *factors])
-
-
-@dataclass(frozen=True, eq=False)
 class Softmax(Layer):
     """At the end of a network it does not change which class is the largest, and is dropped."""
 
@@ -348,7 +320,22 @@ class Softmax(Layer):
 
 LAYERS: dict[str, type[Layer]] = {
     cls.caffe_type: cls
-    for cls in (Convolution, InnerProduct, Pooling, ReLU, BatchNorm, Scale, Bias, Eltwise, Concat, Softmax)
+    for cls in (
+        Convolution,
+        InnerProduct,
+        Pooling,
+        ReLU,
+        ReLU6,
+        Clip,
+        Sigmoid,
+        TanH,
+        BatchNorm,
+        Scale,
+        Bias,
+        Eltwise,
+        Concat,
+        Softmax,
+    )
 }
 
 

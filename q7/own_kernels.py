@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from q7 import exact
-from q7.kernel import CNames, Kernel
+from q7.kernel import CNames, Kernel, WeightedKernel
 from q7.onnx_graph import OnnxGraph
-from q7.qformat import Target
+from q7.qformat import Rounding, Target
 
 MOST_ALIGNMENT = 16  # bits that operands are shifted left
 MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
@@ -174,3 +174,47 @@ class OwnAveragePool(WindowKernel):
 
     def _arguments(self, c: CNames) -> list[str]:
         return [f"{c.prefix}_{what}" for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
+
+
+@dataclass(frozen=True)
+class GroupConvolution(WindowKernel, WeightedKernel):
+    """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
+
+    def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
+        return weights.transpose(0, 2, 3, 1).ravel()
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        return exact.convolution(g, xs[0], layer, integers, Target(target.core, Rounding.NEAREST))
+
+    def defines(self, integers: Any) -> dict[str, int]:
+        return WeightedKernel.defines(self, integers)
+
+    def _arguments(self, c: CNames) -> list[str]:
+        sizes = [f"{c.prefix}_{what}" for what in ("IN_CH", "GROUPS", "OUT_CH")]
+        return [*sizes, c.weights, c.bias, f"{c.prefix}_BIAS_LSHIFT", f"{c.prefix}_OUT_RSHIFT"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The smallest and the largest integer that pass."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Clamp(OwnKernel):
+    """max(low, min(x, high))."""
+
+    def in_place(self, layer: Any, promised_only: bool) -> bool:
+        return True
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        return g.clip(xs[0], integers.low, integers.high)
+
+    def calls(self, layer: Any, c: CNames) -> list[str]:
+        p = c.prefix
+        return [f"{self.name}({c.input}, {layer.size_expression(p)}, {p}_LOW, {p}_HIGH, {c.output})"]
+
+    def defines(self, integers: Any) -> dict[str, int]:
+        return {"LOW": integers.low, "HIGH": integers.high}

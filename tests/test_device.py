@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from q7 import caffe_files, engines, exact, graph, kernels
+from q7.activations import IntWidth
 from q7.device import DeviceNetwork, IntegerLayer
 from q7.kernel import Integers, Kernel, WeightedKernel
 from q7.layers import Pixels
@@ -22,6 +23,7 @@ from q7.qformat import Core, Rounding, Shifts, Target
 from tests.support import ROOT, run, shared, tool
 
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in kernels.ALL}
+CURVES = (*kernels.SIGMOID, *kernels.TANH)  # by the kernel's argument
 SCRATCH = np.zeros(1 << 16, np.int16)
 CORES = {Core.DSP: "m4", Core.PLAIN: "m3"}
 
@@ -70,7 +72,9 @@ class Vector:
         return w.reshape(layer.out_shape[0], *layer.kernel, layer.in_shape[0]).transpose(0, 3, 1, 2)
 
     @property
-    def integers(self) -> Integers | None:
+    def integers(self) -> Any:
+        if "int_width" in self.args:
+            return IntWidth(self.args["int_width"])
         if "weights" not in self.arrays:
             return None
         shifts = Shifts(self.args["bias_shift"], self.args["out_shift"])
@@ -108,7 +112,7 @@ def vectors() -> list[Vector]:
             names = case["arrays"]
             result.append(
                 Vector(
-                    KERNELS[case["kernel"]],
+                    CURVES[case["args"]["type"]] if "type" in case["args"] else KERNELS[case["kernel"]],
                     _layer(case["id"], case["args"]),
                     case["args"],
                     bool(case["truncate"]),

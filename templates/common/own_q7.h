@@ -96,6 +96,43 @@ static inline void maxpool_q7(const q7_t *in, const window_t *w, int channels, q
     }
 }
 
+/* `groups` groups of channels; weights O,KH,KW,C, where C counts the channels of one group. */
+static inline void convolve_group_q7(const q7_t *in, const window_t *w, int channels, int groups, int out_channels,
+                                     const q7_t *weights, const q7_t *bias, int bias_lshift, int out_rshift, q7_t *out)
+{
+    const int depth = channels / groups, group_outputs = out_channels / groups;
+    for (int oy = 0; oy < w->out_y; oy++) {
+        const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
+        const int top = oy * w->stride_y - w->padding_y;
+        for (int ox = 0; ox < w->out_x; ox++) {
+            const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
+            const int left = ox * w->stride_x - w->padding_x;
+            for (int o = 0; o < out_channels; o++) {
+                const q7_t *const image = in + o / group_outputs * depth;
+                q31_t sum = bias[o] * (1 << bias_lshift) + ((1 << out_rshift) >> 1);
+                for (int y = rows.begin; y < rows.end; y++) {
+                    for (int x = columns.begin; x < columns.end; x++) {
+                        const int tap = (o * w->kernel_y + y - top) * w->kernel_x + x - left;
+                        const q7_t *const cell = image + (y * w->in_x + x) * channels;
+                        for (int c = 0; c < depth; c++) {
+                            sum += cell[c] * weights[tap * depth + c];
+                        }
+                    }
+                }
+                *out++ = saturate_q7(sum >> out_rshift);
+            }
+        }
+    }
+}
+
+/* max(low, min(x, high)); the output may be the input. */
+static inline void clip_q7(const q7_t *in, int size, q7_t low, q7_t high, q7_t *out)
+{
+    for (int i = 0; i < size; i++) {
+        out[i] = in[i] < low ? low : in[i] > high ? high : in[i];
+    }
+}
+
 /* sum * multiplier / (cells * divisor); leaves the image alone, and takes any window. */
 static inline void avepool_q7(const q7_t *in, const window_t *w, int channels, int multiplier, int divisor, q7_t *out)
 {
