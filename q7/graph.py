@@ -6,17 +6,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from q7 import caffe_files, files
 from q7.affine import Affine
 from q7.caffe_files import Blobs, Prototxt
+from q7.dataset import DataSource, find_output
 from q7.errors import Q7Error
 from q7.layers import IDENTITIES, LAYERS, Declined, Input, Layer, Shape, Weights
-from q7.qformat import LayerFormats, QFormat
+from q7.qformat import LayerFormats, QFormat, Target
+
+DSP_TARGET = Target()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,120 +70,6 @@ class Graph:
         return table
 
 
-def crop_centre(images: np.ndarray, size: int) -> np.ndarray:
-    """(..., size, size) out of (..., height, width), as Caffe's data_transformer.cpp does at TEST; 0 crops nothing."""
-    if not size:
-        return images
-    top, left = ((extent - size) // 2 for extent in images.shape[-2:])
-    return images[..., top : top + size, left : left + size]
-
-
-@dataclass(frozen=True, eq=False)
-class DataSource:
-    """What the TEST phase's data layer says: where the images are, batch size, and how they are transformed."""
-
-    layer: str
-    top: str
-    label: str
-    folder: Path  # the prototxt's, where relative paths are looked for second
-    lmdb: str
-    batch_size: int
-    mean_file: str = ""
-    mean_values: tuple[float, ...] = ()
-    scale: float = 1.0
-    crop: int = 0
-
-    def find_lmdb(self) -> Path:
-        return files.find(self.lmdb, self.folder, f"layer '{self.layer}': the LMDB")
-
-    def find_mean(self) -> Path:
-        return files.find(self.mean_file, self.folder, f"layer '{self.layer}': the mean file")
-
-    def crop_image(self, images: np.ndarray) -> np.ndarray:
-        """Cuts the centre out of (..., height, width) arrays, where there is a crop_size."""
-        height, width = images.shape[-2:]
-        if self.crop > min(height, width):
-            raise Q7Error(f"layer '{self.layer}': crop_size {self.crop} is larger than the image, {height}x{width}")
-        return crop_centre(images, self.crop)
-
-    def _mean(self, image_shape: Shape) -> np.ndarray:
-        """CHW or (C, 1, 1)."""
-        if not self.mean_file:
-            values = self.mean_values or (0.0,)
-            if len(values) not in (1, image_shape[0]):
-                raise Q7Error(f"layer '{self.layer}': {len(values)} mean values for {image_shape[0]} channels")
-            return np.broadcast_to(np.array(values, np.float32)[:, None, None], (image_shape[0], 1, 1)).copy()
-        mean = caffe_files.read_mean(self.find_mean())
-        if mean.shape != image_shape:
-            raise Q7Error(f"layer '{self.layer}': the mean has shape {mean.shape}, the images have {image_shape}")
-        return np.ascontiguousarray(self.crop_image(mean))
-
-    def input(self, image_shape: Shape) -> Input:
-        """The input layer for CHW images of a shape; raises Q7Error where the mean does not fit them."""
-        mean = self._mean(image_shape)
-        if not (mean.min() >= -0.5 and mean.max() <= 255.5):
-            raise Q7Error(f"layer '{self.layer}': the mean must lie within a pixel's range, 0 to 255")
-        shape = self.crop_image(np.broadcast_to(np.uint8(0), image_shape)).shape
-        return Input(self.layer, (), self.top, (shape,), mean=mean, scale=self.scale)
-
-
-def _check_known(prototxt: Prototxt, index: int) -> None:
-    if index in prototxt.unknown:
-        name, field = prototxt.layers[index].name, prototxt.unknown[index]
-        raise Q7Error(f"layer '{name}' has a field that this tool does not know: {field}")
-
-
-def find_accuracy(prototxt: Prototxt, name: str) -> Any:
-    """The Accuracy layer that `name` or its top blob names; raises Q7Error that lists those that exist."""
-    layers = {i: layer for i, layer in enumerate(prototxt.layers) if layer.type == "Accuracy"}
-    for index, layer in layers.items():
-        if name == layer.name or name in layer.top:
-            _check_known(prototxt, index)
-            param = layer.accuracy_param
-            if (param.top_k, param.axis, param.HasField("ignore_label"), len(layer.bottom)) != (1, 1, False, 2):
-                raise Q7Error(
-                    f"accuracy layer '{layer.name}': it must have top_k 1, axis 1, no ignore_label and 2 bottoms"
-                )
-            return layer
-    known = ", ".join(f"'{layer.name}'" for layer in layers.values()) or "none"
-    raise Q7Error(f"'{prototxt.path}' has no accuracy layer '{name}' in the TEST phase; it has: {known}")
-
-
-def data_source(prototxt: Prototxt) -> DataSource:
-    """What the TEST phase's data layer says; raises Q7Error where it asks for what cannot be done."""
-    index = next((i for i, message in enumerate(prototxt.layers) if message.type == "Data"), None)
-    if index is None:
-        raise Q7Error(f"'{prototxt.path}' has no layer of type Data in the TEST phase")
-    _check_known(prototxt, index)
-    message = prototxt.layers[index]
-    where = f"layer '{message.name}'"
-    transform, param = message.transform_param, message.data_param
-    if transform.mirror or param.rand_skip:
-        raise Q7Error(f"{where}: mirror and rand_skip are random, and refused in the TEST phase")
-    if transform.force_color or transform.force_gray or param.force_encoded_color:
-        raise Q7Error(f"{where}: force_color and force_gray are not supported: the device gets the pixels as they are")
-    if not (math.isfinite(transform.scale) and transform.scale > 0):
-        raise Q7Error(f"{where}: scale {transform.scale:g} must be positive")
-    if transform.mean_file and transform.mean_value:
-        raise Q7Error(f"{where}: mean_file and mean_value exclude each other")
-    if param.backend != param.LMDB:
-        raise Q7Error(f"{where}: backend LEVELDB, allowed is LMDB")
-    if param.batch_size < 1 or not message.top:
-        raise Q7Error(f"{where}: batch_size {param.batch_size} and {len(message.top)} tops must be at least 1")
-    return DataSource(
-        layer=message.name,
-        top=message.top[0],
-        label=message.top[1] if len(message.top) > 1 else "",
-        folder=prototxt.path.parent,
-        lmdb=param.source,
-        batch_size=param.batch_size,
-        mean_file=transform.mean_file,
-        mean_values=tuple(transform.mean_value),
-        scale=transform.scale,
-        crop=transform.crop_size,
-    )
-
-
 def _ancestors(layers: Sequence[Any], blob: str) -> list[int]:
     """Indices of the layers that a blob's final value depends on, in file order."""
     wanted, found = {blob}, []
@@ -231,18 +118,20 @@ class _Parser:
         return layer
 
 
-def parse(prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Shape) -> Graph:
+def parse(
+    prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Shape, target: Target = DSP_TARGET
+) -> Graph:
     """The layers between the data and the accuracy layer, without weights yet.
 
-    Raises Q7Error that lists every layer that cannot be taken.
+    Raises Q7Error that lists every layer that cannot be taken, or that no kernel can compute on the target.
     """
-    target = find_accuracy(prototxt, accuracy)
-    if target.bottom[1] != source.label:
-        raise Q7Error(f"accuracy layer '{target.name}' reads '{target.bottom[1]}', which is not the data layer's label")
+    output = find_output(prototxt, accuracy, source)
     input_layer = source.input(image_shape)
     parser = _Parser([input_layer], {source.top: input_layer})
-    tops, bottoms, problems = {source.layer: (source.top, source.label)}, {source.layer: ()}, []
-    for index in _ancestors(prototxt.layers, target.bottom[0]):
+    tops: dict[str, tuple[str, ...]] = {source.layer: (source.top, source.label) if source.label else (source.top,)}
+    bottoms: dict[str, tuple[str, ...]] = {source.layer: ()}
+    problems: list[str] = []
+    for index in _ancestors(prototxt.layers, output.blob):
         message = prototxt.layers[index]
         if message.name == source.layer and source.top in message.top:
             continue
@@ -259,15 +148,18 @@ def parse(prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Sh
         if layer:
             tops[layer.name], bottoms[layer.name] = tuple(message.top), tuple(message.bottom)
     problems += [f"layer '{layer.name}' ({layer.caffe_type}): {why}" for layer, why in _misplaced(parser.layers)]
+    problems += _without_kernel(parser.layers, target)
     if problems:
         raise Q7Error("; ".join(problems))
     layers = parser.layers
     if layers[-1].last_only:
         layers = layers[:-1]
     if not any(layer.weighted for layer in layers):
-        raise Q7Error(f"accuracy layer '{target.name}' reads '{target.bottom[0]}', which no weighted layer leads to")
-    tops[target.name], bottoms[target.name] = tuple(target.top), tuple(target.bottom)
-    return Graph(prototxt.name, mark_shared(layers), {}, target.name, tops, bottoms)
+        raise Q7Error(f"accuracy layer '{output.name}' reads '{output.blob}', which no weighted layer leads to")
+    if math.prod(layers[-1].out_shape[1:]) > 1:
+        raise Q7Error(f"'{output.blob}' has shape {layers[-1].out_shape}, allowed is one value for each class")
+    tops[output.name], bottoms[output.name] = output.tops, output.bottoms
+    return Graph(prototxt.name, mark_shared(layers), {}, output.name, tops, bottoms)
 
 
 def _misplaced(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
@@ -287,6 +179,15 @@ def _misplaced(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
                 yield layer, f"it cannot be folded into '{producer.name}', since {others} reads that, too"
         elif layer.last_only and layer is not layers[-1]:
             yield layer, "allowed as the last layer only"
+
+
+def _without_kernel(layers: Sequence[Layer], target: Target) -> Iterator[str]:
+    for layer in layers:
+        if layer.kernels or not (layer.folds or layer.last_only):
+            try:
+                layer.kernel_for(target)
+            except Q7Error as error:
+                yield str(error)
 
 
 def mark_shared(layers: Iterable[Layer]) -> tuple[Layer, ...]:

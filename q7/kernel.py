@@ -126,4 +126,4 @@ def choose(kernels: Sequence[Kernel], layer: Any, target: Target) -> Kernel:
         if objection is None:
             return kernel
         objections.append(objection)
-    raise Q7Error(f"layer '{layer.name}': no kernel can compute it: {'; '.join(objections)}")
+    raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {'; '.join(objections)}")

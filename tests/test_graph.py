@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import caffe_files, graph, passes
+from q7 import caffe_files, dataset, graph, passes
 from q7.engines import FloatNetwork, Simulation
 from q7.errors import Q7Error
 from q7.graph import Graph
@@ -44,7 +44,7 @@ def plain(kind: str, name: str, bottom: str, top: str) -> str:
 
 def parse(folder: Path, layers: str, bottom: str, transform: str = "", shape: tuple[int, ...] = IMAGE) -> Graph:
     network = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform))
-    return graph.parse(network, "accuracy", graph.data_source(network), shape)
+    return graph.parse(network, "accuracy", dataset.data_source(network), shape)
 
 
 def random_weights(network: Graph, seed: int = 0) -> caffe_files.Blobs:
@@ -154,7 +154,7 @@ def write_net(folder: Path, name: str) -> tuple[Graph, np.ndarray]:
     caffe_files.write_mean(folder / "mean.binaryproto", rng.uniform(90, 140, IMAGE).astype(np.float32))
     layers, bottom, transform = NETS[name]
     read = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform, batch=4))
-    source = graph.data_source(read)
+    source = dataset.data_source(read)
     network = graph.parse(read, "accuracy", source, IMAGE)
     blobs = random_weights(network)
     caffe_files.write_weights(folder / "net.caffemodel", name, blobs, graph.caffe_types(network))
@@ -259,7 +259,7 @@ def test_a_network_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_crop_takes_the_centre(tmp_path: Path) -> None:
-    source = graph.data_source(caffe_files.read_prototxt(prototxt(tmp_path, "", "x", "crop_size: 5")))
+    source = dataset.data_source(caffe_files.read_prototxt(prototxt(tmp_path, "", "x", "crop_size: 5")))
     image = np.arange(8 * 9).reshape(1, 8, 9)
     np.testing.assert_array_equal(source.crop_image(image), image[:, 1:6, 2:7])
     with pytest.raises(Q7Error, match="crop_size 5 is larger than the image, 4x9"):
@@ -336,15 +336,15 @@ layer { name: "rest" type: "Accuracy" bottom: "ip1" bottom: "label" accuracy_par
 
 def test_accuracy_layers_by_name_or_top(tmp_path: Path) -> None:
     network = caffe_files.read_prototxt(prototxt(tmp_path, ip("ip1", "data") + SECOND, "ip1"))
-    assert graph.find_accuracy(network, "accuracy").name == "accuracy"
-    assert graph.find_accuracy(network, "out").name == "other"
+    assert dataset.find_accuracy(network, "accuracy").name == "accuracy"
+    assert dataset.find_accuracy(network, "out").name == "other"
     for name in ("five", "rest"):
         with pytest.raises(Q7Error, match="it must have top_k 1, axis 1, no ignore_label and 2 bottoms"):
-            graph.find_accuracy(network, name)
+            dataset.find_accuracy(network, name)
     with pytest.raises(Q7Error, match=r"no accuracy layer 'acc'.* it has: 'top5', 'other', 'rest', 'accuracy'$"):
-        graph.find_accuracy(network, "acc")
+        dataset.find_accuracy(network, "acc")
     with pytest.raises(Q7Error, match="accuracy layer 'other' reads 'data', which is not the data layer's label"):
-        graph.parse(network, "other", graph.data_source(network), IMAGE)
+        graph.parse(network, "other", dataset.data_source(network), IMAGE)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
