@@ -42,6 +42,16 @@ def plain(kind: str, name: str, bottom: str, top: str) -> str:
     return f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top}" }}\n'
 
 
+def layer(kind: str, name: str, bottoms: list[str], param: str = "") -> str:
+    blobs = " ".join(f'bottom: "{bottom}"' for bottom in bottoms)
+    return f'layer {{ name: "{name}" type: "{kind}" {blobs} top: "{name}" {param} }}\n'
+
+
+def scale(name: str, bottom: str, top: str, bias: bool = True) -> str:
+    param = "scale_param { bias_term: true }" if bias else ""
+    return f'layer {{ name: "{name}" type: "Scale" bottom: "{bottom}" top: "{top}" {param} }}\n'
+
+
 def parse(folder: Path, layers: str, bottom: str, transform: str = "", shape: tuple[int, ...] = IMAGE) -> Graph:
     network = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform))
     return graph.parse(network, "accuracy", dataset.data_source(network), shape)
@@ -50,9 +60,12 @@ def parse(folder: Path, layers: str, bottom: str, transform: str = "", shape: tu
 def random_weights(network: Graph, seed: int = 0) -> caffe_files.Blobs:
     rng = np.random.default_rng(seed)
     return {
-        layer.name: [rng.normal(0, 0.3, shape).astype(np.float32) for shape in layer.weight_shapes()]
+        layer.name: [
+            (rng.uniform(0.5, 2, shape) if layer.folds else rng.normal(0, 0.3, shape)).astype(np.float32)
+            for shape in layer.weight_shapes()
+        ]
         for layer in network.layers
-        if layer.weighted
+        if layer.weight_shapes()
     }
 
 
@@ -138,6 +151,27 @@ NETS = {
     ),
 }
 
+
+def _branches() -> str:
+    """Batch normalisation in place and not, a residual sum, a pooling of every kind, Inception's concatenation."""
+    text = conv("c1", "data", "num_output: 4 kernel_size: 3 pad: 1 bias_term: false")
+    text += plain("BatchNorm", "c1/bn", "c1", "c1") + scale("c1/scale", "c1", "c1") + plain("ReLU", "r1", "c1", "c1")
+    text += conv("c2", "c1", "num_output: 4 kernel_size: 1") + plain("BatchNorm", "c2/bn", "c2", "c2/bn")
+    text += plain("Bias", "c2/bias", "c2/bn", "c2/b")
+    text += layer("Eltwise", "sum", ["c1", "c2/b"], "eltwise_param { operation: SUM coeff: 1 coeff: -1 }")
+    text += conv("b1", "sum", "num_output: 2 kernel_size: 1") + plain("Sigmoid", "s1", "b1", "b1")
+    text += pool("b2", "sum", "pool: MAX kernel_size: 3 stride: 1 pad: 1") + plain("TanH", "t2", "b2", "t2")
+    text += pool("b3", "sum", "pool: AVE kernel_size: 3 stride: 1 pad: 1")
+    text += layer("Concat", "cat", ["b1", "t2", "b3"]) + layer("Eltwise", "max", ["b2", "b3"], MAX)
+    text += layer("Concat", "both", ["cat", "max"]) + conv("c3", "both", "num_output: 7 group: 7 kernel_size: 2")
+    text += plain("Reshape", "flat", "c3", "flat")[:-2] + "reshape_param { shape { dim: 0 dim: -1 } } }\n"
+    text += ip("ip1", "flat", 5) + scale("ip1/scale", "ip1", "ip1s", bias=False) + ip("ip2", "ip1s")
+    return text + layer("Eltwise", "last", ["ip2", "ip2"], MAX)
+
+
+MAX = "eltwise_param { operation: MAX }"
+NETS["branches"] = (_branches(), "last", "mean_value: 120 scale: 0.0078125")
+
 # data/caffe_blobs.npz holds the blobs that BVLC Caffe 1.0 computes; run with pycaffe in the folder of write_net():
 #
 #   net = caffe.Net("net.prototxt", "net.caffemodel", caffe.TEST)
@@ -158,7 +192,7 @@ def write_net(folder: Path, name: str) -> tuple[Graph, np.ndarray]:
     network = graph.parse(read, "accuracy", source, IMAGE)
     blobs = random_weights(network)
     caffe_files.write_weights(folder / "net.caffemodel", name, blobs, graph.caffe_types(network))
-    return graph.attach_weights(network, blobs), np.ascontiguousarray(source.crop_image(images))
+    return passes.fold_affine(graph.attach_weights(network, blobs)), np.ascontiguousarray(source.crop_image(images))
 
 
 @pytest.mark.parametrize("name", NETS)
