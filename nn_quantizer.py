@@ -14,11 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 import q7
-from q7 import caffe_files, device, engines, files, graph, record
+from q7 import caffe_files, dataset, device, engines, files, graph, passes, record
+from q7.dataset import DataSource
 from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import FloatNetwork
 from q7.errors import Q7Error
-from q7.graph import DataSource, Graph
+from q7.graph import Graph
 from q7.qformat import Core, Rounding, Target
 from q7.record import QuantizedNetwork, Record
 from q7.search import Found
@@ -80,13 +81,12 @@ def prepare(args: argparse.Namespace) -> Job:
     if not 0 <= args.holdout < 1:
         raise Q7Error(f"--holdout {args.holdout} must be 0 or more and below 1")
     prototxt = caffe_files.read_prototxt(model)
-    graph.find_accuracy(prototxt, args.accuracy)
-    source = graph.data_source(prototxt)
+    source = dataset.override(dataset.data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
+    dataset.find_output(prototxt, args.accuracy, source)
     lmdb = source.find_lmdb()
     image_shape = caffe_files.read_lmdb(lmdb, limit=1)[0].shape[1:]
-    network = graph.parse(prototxt, args.accuracy, source, image_shape)
-    network = graph.fold_input_scale(graph.attach_weights(network, caffe_files.read_weights(weights)))
-    device.check_kernels(network, args.target)
+    network = graph.parse(prototxt, args.accuracy, source, image_shape, args.target)
+    network = passes.simplify(graph.attach_weights(network, caffe_files.read_weights(weights)))
 
     quantized = weights.with_name(f"quantized_{weights.name[:-3] if weights.name.endswith('.h5') else weights.name}")
     if not files.writable(quantized):
@@ -234,6 +234,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         default="nearest",
         help="truncate: for kernels built with ARM_NN_TRUNCATE",
     )
+    replaced = parser.add_argument_group("in place of what the prototxt says")
+    replaced.add_argument("--lmdb", help="test images and labels")
+    replaced.add_argument("--mean", help="mean image (.binaryproto), or one value or one for each channel: 104,117,123")
+    replaced.add_argument("--scale", type=float, help="what pixels are multiplied with once the mean is subtracted")
+    replaced.add_argument("--crop", type=int, help="cut this many rows and columns out of the centre of each image")
     parser.add_argument("--version", action="version", version=q7.__version__)
     args = parser.parse_args(arguments)
     args.target = Target(Core(args.core), Rounding(args.rounding))

@@ -39,18 +39,6 @@ class DeviceNetwork(Network):
         return setting.kernel.build(g, xs, layer, setting.integers, self.target)
 
 
-def check_kernels(graph: Graph, target: Target) -> None:
-    """Raises Q7Error that lists every layer that no kernel can compute."""
-    problems = []
-    for layer in graph.layers:
-        try:
-            layer.kernel_for(target)
-        except Q7Error as error:
-            problems.append(str(error))
-    if problems:
-        raise Q7Error("; ".join(problems))
-
-
 def quantize_layer(graph: Graph, layer: Layer, formats: LayerFormats, target: Target) -> IntegerLayer:
     """One layer with its kernel and integers; raises Q7Error that names it where its shifts do not fit."""
     try:

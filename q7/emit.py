@@ -16,7 +16,7 @@ import numpy as np
 import q7
 from q7 import files
 from q7.errors import Q7Error
-from q7.kernels import Array, CNames
+from q7.kernel import Array, CNames
 from q7.known_answers import KnownAnswers
 from q7.memory import MemoryPlan
 from q7.qformat import Core, Rounding
@@ -63,10 +63,11 @@ def c_array(values: np.ndarray) -> str:
 
 
 def c_statement(call: str) -> str:
-    """A call broken at its commas, aligned behind the opening bracket."""
-    name, arguments = call.split("(", 1)
+    """A call, or an initializer, broken at its commas, aligned behind the opening bracket."""
+    opening = "(" if "(" in call else "{"
+    name, arguments = call.split(opening, 1)
     lines = _lines(arguments.split(", "), LINE - len(name))
-    return f"{name}(" + ("\n" + " " * (4 + len(name) + 1)).join(lines)
+    return f"{name}{opening}" + ("\n" + " " * (4 + len(name) + 1)).join(lines)
 
 
 def comment(text: str) -> str:
@@ -109,11 +110,12 @@ def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> lis
         macro, scratch = identifier.upper(), plan.scratch.get(layer.name)
         c = CNames(
             prefix=macro,
-            input=f"{names[layer.inputs[0]]}_out" if layer.inputs else "image",
+            inputs=tuple(f"{names[name]}_out" for name in layer.inputs) or ("image",),
             output=f"{identifier}_out",
             scratch=f"(arena + {macro}_SCRATCH)" if scratch else "NULL",
             weights=f"{identifier}_wt",
             bias=f"{identifier}_bias",
+            in_place=layer.name in plan.in_place,
         )
         offsets = {"OFFSET": plan.outputs[layer.name].offset}
         if scratch:
@@ -175,10 +177,10 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _templates(target: str, with_answers: bool) -> list[Path]:
+def _templates(target: str, with_answers: bool, own: bool) -> list[Path]:
     """The files of a target: templates, except the included ones (_*), and files to copy."""
     paths = [path for folder in ("common", target) for path in sorted((TEMPLATES / folder).iterdir())]
-    unwanted = () if with_answers else ("test_images.h.jinja",)
+    unwanted = [*([] if with_answers else ["test_images.h.jinja"]), *([] if own else ["own_q7.h"])]
     return [path for path in paths if not path.name.startswith("_") and path.name not in unwanted]
 
 
@@ -199,11 +201,12 @@ def render(
         "answers": answers,
         "sample": "test_pixels" if answers else "nn_input",  # what to time
         "dsp": network.target.core is Core.DSP,
+        "own": any(layer.kernel.own for layer in network.layers),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
     environment = _environment()
     contents = {}
-    for path in _templates(options.target, answers is not None):
+    for path in _templates(options.target, answers is not None, context["own"]):
         if path.suffix == ".jinja":
             contents[path.stem] = environment.get_template(f"{path.parent.name}/{path.name}").render(context)
         else:
@@ -232,7 +235,7 @@ class Totals:
 
 def _constant_bytes(network: QuantizedNetwork) -> list[int]:
     """Bytes of each layer's constants."""
-    names = CNames("", "", "", "", "", "")
+    names = CNames("", ("",), "", "", "", "")
     return [
         sum(array.values.nbytes for array in integer.kernel.arrays(layer, integer.integers, names))
         for layer, integer in zip(network.graph.layers, network.layers)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from q7 import caffe_files
+from q7.dataset import crop_centre
 from q7.device import DeviceNetwork
 from q7.errors import Q7Error
-from q7.graph import crop_centre
 from q7.record import QuantizedNetwork
 
 NO_LABEL = -1

@@ -1,169 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's layers: what each computes in float, its output shape, cost, macros, and the kernels that can compute it.
-
-Shapes are Caffe's without the batch axis: (channels, height, width) or (features,).
-"""
+"""Caffe's layers: what each computes in float, its output shape, cost, macros, and the kernels that can compute it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from q7 import kernels
-from q7.errors import Q7Error
-from q7.kernels import Array, CNames, Integers, Kernel
+from q7 import constraints, exact, kernels
+from q7.activations import Clip, ReLU, ReLU6, Sigmoid, TanH
+from q7.affine import BatchNorm, Bias, Scale
+from q7.input_layer import Input, Pixels
+from q7.kernel import Integers, Kernel
+from q7.layer import Declined, Layer, Shape, Weights
+from q7.merges import Concat, Eltwise
 from q7.onnx_graph import OnnxGraph
-from q7.qformat import LayerFormats, Target, shifts
+from q7.own_kernels import MOST_POOLED_SHIFT, Ratio
+from q7.qformat import LayerFormats, QFormat, Target, shifts
 
-Shape = tuple[int, ...]
-Weights = tuple[np.ndarray, np.ndarray]  # OIHW or (rows, columns), and the bias (O,); float32
-
-
-class Declined(Q7Error):
-    """A layer that the tool cannot take; the message is the reason alone."""
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One layer: its name, the layers whose outputs it reads, their shapes, and the Caffe blob that it writes."""
-
-    caffe_type: ClassVar[str]
-    kernels: ClassVar[tuple[Kernel, ...]] = ()
-    weighted: ClassVar[bool] = False
-    own_format: ClassVar[bool] = False  # the output's Q-format is chosen, not inherited from the input
-    floors: ClassVar[bool] = False  # the original's simulation puts the output on its grid
-
-    name: str
-    inputs: tuple[str, ...]
-    blob: str
-    in_shapes: tuple[Shape, ...]
-
-    @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
-        """From a LayerParameter; raises Declined where the layer asks for what cannot be done."""
-        return cls(message.name, inputs, message.top[0], in_shapes)
-
-    @property
-    def in_shape(self) -> Shape:
-        return self.in_shapes[0]
-
-    @property
-    def out_shape(self) -> Shape:
-        return self.in_shape
-
-    @property
-    def square(self) -> bool:
-        return len(self.out_shape) < 3 or self.in_shape[1] == self.in_shape[2]
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulate operations for one image."""
-        return 0
-
-    def check(self) -> None:
-        """Raises Declined where the sizes make no sense."""
-
-    def weight_shapes(self) -> tuple[Shape, ...]:
-        """Shapes of the trained blobs; the bias, where there is one, comes second."""
-        return ()
-
-    def kernel_for(self, target: Target) -> Kernel:
-        """The fastest kernel that can compute the layer; raises Q7Error where there is none."""
-        return kernels.choose(self.kernels, self, target)
-
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        """Adds Caffe's computation to a graph."""
-        raise NotImplementedError
-
-    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Any:
-        """What the layer's kernel holds as integers; None where it holds nothing."""
-        return None
-
-    def defines(self) -> dict[str, int]:
-        """The layer's macros in parameter.h without its prefix, named as the original tool names them."""
-        return {}
-
-    def describe(self) -> str:
-        """The layer's sizes in a few characters."""
-        return "x".join(map(str, self.out_shape))
-
-
-def _extents(what: str, pair: tuple[int, int]) -> dict[str, int]:
-    """One macro for equal (height, width), else _X for the width and _Y for the height."""
-    return {what: pair[0]} if pair[0] == pair[1] else {f"{what}_X": pair[1], f"{what}_Y": pair[0]}
-
-
-MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
-
-
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """The input layer on the device: integer mean to subtract, CHW or (C, 1, 1); shift right (bits, may be < 0)."""
-
-    mean: np.ndarray
-    rshift: int
-
-
-@dataclass(frozen=True)
-class ReadPixels(Kernel):
-    """Our own loop: clamp((pixel - mean) >> rshift, -128, 127); a negative shift goes to the left."""
-
-    def build(
-        self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Pixels | Integers | None, target: Target
-    ) -> str:
-        assert isinstance(integers, Pixels)
-        x = g.add("Sub", xs[0], integers.mean.astype(np.float32))
-        x = g.add("Mul", x, np.array(2.0**-integers.rshift, np.float32))
-        return kernels.saturate(g, g.add("Floor", x))
-
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        return [f"{self.name}({c.input}, {c.output})"]
-
-    def defines(self, integers: Any) -> dict[str, int]:
-        return {"RSHIFT": max(integers.rshift, 0), "LSHIFT": max(-integers.rshift, 0)}
-
-    def arrays(self, layer: Any, integers: Any, c: CNames) -> list[Array]:
-        mean = integers.mean if integers.mean.any() else np.zeros((1, 1, 1))
-        return [Array("MEAN_DATA", "mean", "uint8_t", mean.transpose(1, 2, 0).astype(np.uint8).ravel())]
-
-
-@dataclass(frozen=True, eq=False)
-class Input(Layer):
-    """8-bit pixels; Caffe's transform_param makes (pixel - mean) * scale of them. `mean` is CHW or (C, 1, 1)."""
-
-    caffe_type = "Data"
-    kernels = (ReadPixels("read_pixels"),)
-    own_format = True
-    floors = True
-
-    mean: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1), np.float32))
-    scale: float = 1.0
-
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        x = g.add("Sub", xs[0], self.mean.astype(np.float32))
-        return g.add("Mul", x, np.array(self.scale, np.float32))
-
-    @property
-    def integer_mean(self) -> np.ndarray:
-        """The mean rounded half to even, as the device subtracts it."""
-        return np.clip(np.rint(self.mean), 0, 255).astype(np.int32)
-
-    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Pixels:
-        """The scale is a power of two here: the graph has put what is left of it into the first layer's weights."""
-        assert formats.y
-        mantissa, exponent = math.frexp(self.scale)
-        assert mantissa == 0.5, "the scale is folded before"
-        rshift = -(exponent - 1) - formats.y.fraction_bits
-        if abs(rshift) > MOST_PIXEL_SHIFT:
-            raise Q7Error(f"its pixels would be shifted by {rshift}, allowed are {MOST_PIXEL_SHIFT} bits either way")
-        return Pixels(self.integer_mean, rshift)
-
-    def defines(self) -> dict[str, int]:
-        return {"OUT_CH": self.out_shape[0], **_extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
+__all__ = ["IDENTITIES", "LAYERS", "Declined", "Input", "Layer", "Pixels", "Shape", "Weights"]
 
 
 def _pair(what: str, values: Sequence[int], param: Any, prefix: str, default: int | None) -> tuple[int, int]:
@@ -223,6 +81,10 @@ class _Weighted(Layer):
     weighted = True
     own_format = True
     floors = True
+
+    def load(self, blobs: Sequence[np.ndarray]) -> Weights:
+        """A missing bias becomes zeros, since kernels always read one."""
+        return blobs[0], blobs[1] if len(blobs) > 1 else np.zeros(len(blobs[0]), np.float32)
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Integers:
         assert weights and formats.w and formats.b
@@ -284,11 +146,12 @@ class Convolution(_Windowed, _Weighted):
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         assert weights
-        attributes = kernels.window_attributes(self)
-        return kernels.crop(g, g.add("Conv", xs[0], *weights, group=self.group, **attributes), self)
+        attributes = exact.window_attributes(self)
+        return exact.crop(g, g.add("Conv", xs[0], *weights, group=self.group, **attributes), self)
 
     def defines(self) -> dict[str, int]:
-        return {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **self._window_defines()}
+        sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **self._window_defines()}
+        return {**sizes, "GROUPS": self.group} if self.group > 1 else sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,6 +160,7 @@ class InnerProduct(_Weighted):
 
     caffe_type = "InnerProduct"
     kernels = kernels.FULLY_CONNECTED
+    flattens = True
 
     num_output: int = 1
     bias_term: bool = True
@@ -309,7 +173,15 @@ class InnerProduct(_Weighted):
             raise Declined(f"axis {param.axis}, allowed is 1")
         if param.num_output < 1:
             raise Declined("num_output is missing")
-        return cls(message.name, inputs, message.top[0], in_shapes, param.num_output, param.bias_term, param.transpose)
+        return cls(
+            message.name,
+            inputs,
+            message.top[0],
+            in_shapes,
+            num_output=param.num_output,
+            bias_term=param.bias_term,
+            transpose=param.transpose,
+        )
 
     @property
     def out_shape(self) -> Shape:
@@ -323,6 +195,10 @@ class InnerProduct(_Weighted):
         weights = (self.num_output, math.prod(self.in_shape))
         weights = weights[::-1] if self.transpose else weights
         return (weights, (self.num_output,)) if self.bias_term else (weights,)
+
+    def load(self, blobs: Sequence[np.ndarray]) -> Weights:
+        w = np.ascontiguousarray(blobs[0].T) if self.transpose else blobs[0]
+        return super().load([w, *blobs[1:]])
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         assert weights
@@ -362,20 +238,40 @@ class Pooling(_Windowed):
             inputs,
             message.top[0],
             in_shapes,
-            kernel,
-            stride,
-            pad,
+            kernel=kernel,
+            stride=stride,
+            pad=pad,
             average=param.pool == param.AVE,
             round_up=param.round_mode == param.CEIL,
         )
         layer.check()
-        if not kernels.no_empty_window(layer, Target()):
+        if not constraints.no_empty_window(layer, Target()):
             raise Declined(f"the last window lies outside the image: kernel {kernel}, stride {stride}")
         return layer
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:  # type: ignore[override]
+        if self.own_format:
+            return kernels.OWN_AVERAGE_POOL
         return kernels.AVERAGE_POOL if self.average else kernels.MAX_POOL
+
+    @property
+    def covers_image(self) -> bool:
+        """One window that is the whole image."""
+        whole = all(k >= d for k, d in zip(self.kernel, self.in_shape[1:]))
+        return whole and self.out_shape[1:] == (1, 1) and self.pad == (0, 0)
+
+    @property
+    def own_format(self) -> bool:  # type: ignore[override]
+        """The mean of a whole image has a far smaller range than its pixels."""
+        return self.average and self.covers_image
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        return xs[0].fraction_bits - MOST_POOLED_SHIFT, xs[0].fraction_bits + MOST_POOLED_SHIFT
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Ratio | None:
+        assert formats.x and formats.y
+        return Ratio.shift(formats.y.fraction_bits - formats.x.fraction_bits) if self.average else None
 
     @property
     def floors(self) -> bool:  # type: ignore[override]
@@ -390,15 +286,18 @@ class Pooling(_Windowed):
             sizes.append(out - 1 if max(self.pad) > 0 and (out - 1) * s >= d + p else out)
         return self.in_shape[0], *sizes
 
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        attributes = kernels.window_attributes(self)
-        if not self.average:
-            return kernels.crop(g, g.add("MaxPool", xs[0], **attributes), self)
-        # Caffe divides by the window clipped to the padded image, padding included.
+    def divisors(self) -> np.ndarray:
+        """(height, width) cells of each window clipped to the padded image: what Caffe divides a sum by."""
         geometry = zip(self.in_shape[1:], self.out_shape[1:], self.kernel, self.stride, self.pad)
-        rows, columns = (kernels.window_cells(d + 2 * p, o, k, s, 0) for d, o, k, s, p in geometry)
-        correction = math.prod(self.kernel) / (rows[:, None] * columns)
-        mean = kernels.crop(g, g.add("AveragePool", xs[0], count_include_pad=1, **attributes), self)
+        rows, columns = (exact.window_cells(d + 2 * p, o, k, s, 0) for d, o, k, s, p in geometry)
+        return rows[:, None] * columns
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        attributes = exact.window_attributes(self)
+        if not self.average:
+            return exact.crop(g, g.add("MaxPool", xs[0], **attributes), self)
+        correction = math.prod(self.kernel) / self.divisors()
+        mean = exact.crop(g, g.add("AveragePool", xs[0], count_include_pad=1, **attributes), self)
         return mean if (correction == 1).all() else g.add("Mul", mean, correction.astype(np.float32))
 
     def defines(self) -> dict[str, int]:
@@ -406,37 +305,64 @@ class Pooling(_Windowed):
 
 
 @dataclass(frozen=True, eq=False)
-class ReLU(Layer):
-    """max(x, 0)."""
+class Softmax(Layer):
+    """At the end of a network it does not change which class is the largest, and is dropped."""
 
-    caffe_type = "ReLU"
-    kernels = kernels.RELU
+    caffe_type = "Softmax"
+    last_only = True
 
     @classmethod
     def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
-        if message.relu_param.negative_slope != 0:
-            raise Declined(f"negative_slope {message.relu_param.negative_slope:g}, allowed is 0")
+        if message.softmax_param.axis != 1:
+            raise Declined(f"axis {message.softmax_param.axis}, allowed is 1")
         return super().parse(message, inputs, in_shapes)
 
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add("Relu", xs[0])
 
-    def defines(self) -> dict[str, int]:
-        if len(self.out_shape) == 1:
-            return {"OUT_DIM": self.out_shape[0]}
-        return {"OUT_CH": self.out_shape[0], **_extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
+LAYERS: dict[str, type[Layer]] = {
+    cls.caffe_type: cls
+    for cls in (
+        Convolution,
+        InnerProduct,
+        Pooling,
+        ReLU,
+        ReLU6,
+        Clip,
+        Sigmoid,
+        TanH,
+        BatchNorm,
+        Scale,
+        Bias,
+        Eltwise,
+        Concat,
+        Softmax,
+    )
+}
 
-    def size_expression(self, prefix: str) -> str:
-        """The number of elements, in the layer's macros."""
-        if len(self.out_shape) == 1:
-            return f"{prefix}_OUT_DIM"
-        factors = ["OUT_DIM", "OUT_DIM"] if self.square else ["OUT_DIM_X", "OUT_DIM_Y"]
-        return "*".join(f"{prefix}_{factor}" for factor in ["OUT_CH", *factors])
+
+def _keeps(message: Any, shape: Shape) -> bool:
+    """Dropout scales while training only; Split hands one blob to several layers."""
+    return False
 
 
-LAYERS: dict[str, type[Layer]] = {cls.caffe_type: cls for cls in (Convolution, InnerProduct, Pooling, ReLU)}
-IDENTITIES = {
-    "Dropout": "scales while training only",
-    "Flatten": "the order of the data does not change; the inner product after it takes the image",
-    "Split": "one blob read by several layers",
+def _flatten(message: Any, shape: Shape) -> bool:
+    param = message.flatten_param
+    if param.axis != 1 or param.end_axis not in (-1, len(shape)):
+        raise Declined(f"axis {param.axis} and end_axis {param.end_axis}, allowed are 1 and -1")
+    return math.prod(shape[1:]) > 1
+
+
+def _reshape(message: Any, shape: Shape) -> bool:
+    param = message.reshape_param
+    dims = tuple(param.shape.dim)
+    if (param.axis, param.num_axes) != (0, -1) or dims not in ((0, -1), (-1, math.prod(shape)), (0, math.prod(shape))):
+        raise Declined(f"shape {list(dims)}, allowed is [0, -1]")
+    return math.prod(shape[1:]) > 1
+
+
+# Layers that change nothing on the device; whether the output counts as an image in Caffe's flat order.
+IDENTITIES: dict[str, Callable[[Any, Shape], bool]] = {
+    "Dropout": _keeps,
+    "Split": _keeps,
+    "Flatten": _flatten,
+    "Reshape": _reshape,
 }

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from q7 import caffe_files, device, files, graph
+from q7 import caffe_files, dataset, device, files, graph, passes
 from q7.errors import Q7Error
-from q7.qformat import QFormat, Target
-from q7.record import MOST_FRACTION_BITS, QuantizedNetwork
+from q7.qformat import MOST_FRACTION_BITS, QFormat, Target
+from q7.record import QuantizedNetwork
 
 
 def _formats(attributes: Mapping[str, Any], key: str) -> dict[str, QFormat]:
@@ -33,7 +33,7 @@ def rebuild(
         model = files.find(attributes["model_file"], folder, "the network definition")
         weight_file = files.find(weights or attributes["quant_weight_file"], folder, "the quantized weights file")
         prototxt = caffe_files.read_prototxt(model)
-        source = replace(graph.data_source(prototxt), folder=folder)
+        source = replace(dataset.data_source(prototxt), folder=folder)
         if math.frexp(source.scale)[0] != 0.5:
             raise Q7Error(
                 f"'{model}' has scale {source.scale:g}: of old pickles' networks, powers of two are supported"
@@ -41,8 +41,8 @@ def rebuild(
         if source.mean_file or mean:
             source = replace(source, mean_file=mean or attributes["mean_file"], mean_values=())
         shape = tuple(int(extent) for extent in attributes["layer_shape"][attributes["data_layer"]][1:])
-        network = graph.parse(prototxt, attributes["accuracy_layer"], source, shape)
-        network = graph.attach_weights(network, caffe_files.read_weights(weight_file))
+        network = graph.parse(prototxt, attributes["accuracy_layer"], source, shape, target)
+        network = passes.fold_affine(graph.attach_weights(network, caffe_files.read_weights(weight_file)))
         formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))
         layers = device.quantize(network, formats, target)
     return QuantizedNetwork(

@@ -36,6 +36,7 @@ class MemoryPlan:
     buffers: tuple[Buffer, ...]
     outputs: dict[str, Buffer]  # by layer
     scratch: dict[str, Buffer]  # by layer, where its kernel needs any
+    in_place: dict[str, str]  # by layer that works in place, the layer whose output it takes the memory of
 
     @property
     def arena_bytes(self) -> int:
@@ -72,19 +73,25 @@ def _place(groups: Sequence[Sequence[Buffer]]) -> None:
 def plan(graph: Graph, layers: Sequence[IntegerLayer], target: Target, promised_only: bool = False) -> MemoryPlan:
     """Gives each layer's output and scratch a place; the output of a layer that works in place starts at its input.
 
+    No layer works in place of an input that another one reads later.
+
     With `promised_only`, those layers alone that the kernel library promises to work in place.
     """
     outputs: dict[str, Buffer] = {}
     scratch: dict[str, Buffer] = {}
     groups: dict[str, list[Buffer]] = {}
+    taken: dict[str, str] = {}
+    last_reader = {name: index for index, layer in enumerate(graph.layers) for name in layer.inputs}
     for index, (layer, integer) in enumerate(zip(graph.layers, layers)):
         for name, shape in zip(layer.inputs, layer.in_shapes):
             source = outputs[name]
             source.last = index
             source.size = max(source.size, _aligned(math.prod(shape) + integer.kernel.overread_bytes()))
         output = outputs[layer.name] = Buffer(layer.name, _aligned(math.prod(layer.out_shape)), index, index)
-        if integer.kernel.in_place(layer, promised_only):
-            groups[layer.name] = groups[layer.inputs[0]]
+        over = [name for name in layer.inputs if last_reader[name] == index]
+        if over and integer.kernel.in_place(layer, promised_only):
+            taken[layer.name] = over[0]
+            groups[layer.name] = groups[over[0]]
             groups[layer.name].append(output)
         else:
             groups[layer.name] = [output]
@@ -95,4 +102,6 @@ def plan(graph: Graph, layers: Sequence[IntegerLayer], target: Target, promised_
     outputs[graph.output.name].last = len(graph.layers)
     unique = list({id(group): group for group in groups.values()}.values())
     _place(unique)
-    return MemoryPlan(tuple(sorted((b for group in unique for b in group), key=lambda b: b.first)), outputs, scratch)
+    return MemoryPlan(
+        tuple(sorted((b for group in unique for b in group), key=lambda b: b.first)), outputs, scratch, taken
+    )

@@ -15,6 +15,7 @@ INT8_MIN, INT8_MAX = -128, 127
 
 # 22 and less can never overflow the kernels' 32-bit accumulator, whatever the 8-bit bias.
 MAX_BIAS_LSHIFT = 22
+MOST_FRACTION_BITS = 200  # either way: more than any float32 needs
 # At 31 the rounding term of CMSIS 5.9.0 overflows.
 MAX_OUT_RSHIFT = 30
 
@@ -95,6 +96,11 @@ class LayerFormats:
     w: QFormat | None = None
     b: QFormat | None = None
     y: QFormat | None = None
+    others: tuple[QFormat, ...] = ()  # of the second and later inputs
+
+    @property
+    def inputs(self) -> tuple[QFormat, ...]:
+        return (self.x, *self.others) if self.x else ()
 
 
 @dataclass(frozen=True)

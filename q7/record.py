@@ -22,10 +22,10 @@ import q7
 from q7 import files
 from q7.device import IntegerLayer
 from q7.errors import Q7Error
-from q7.graph import Graph
-from q7.kernels import Integers
+from q7.graph import Graph, mark_shared
+from q7.kernel import Integers
 from q7.layers import LAYERS, Input, Layer, Shape
-from q7.qformat import Core, LayerFormats, QFormat, Rounding, Target, shifts
+from q7.qformat import MOST_FRACTION_BITS, Core, LayerFormats, QFormat, Rounding, Target, shifts
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 1
 LARGEST_FILE = 1 << 28  # bytes
@@ -86,7 +86,6 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
 
 # --- and back ---------------------------------------------------------------------------------------------------------
 
-MOST_FRACTION_BITS = 200  # either way: more than any float32 needs
 _HINTS = {
     "name": str,
     "accuracy": str,
@@ -150,7 +149,7 @@ def _unpack_integers(layer: Layer, value: Any, formats: LayerFormats) -> Any:
         shape = layer.weight_shapes()[0]
         w = _array(value["weights"], "int8", shape[::-1] if getattr(layer, "transpose", False) else shape)
         integers = Integers(w, _array(value["bias"], "int8", layer.out_shape[:1]), shifts(formats))
-    elif isinstance(layer, Input):
+    else:
         integers = layer.quantize(None, formats)
     if _plain(integers) != value:
         raise ValueError(f"layer '{layer.name}': its integers do not follow from its formats")
@@ -175,11 +174,18 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     seen: dict[str, Layer] = {}
     for i, layer in enumerate(layers):
         sizes = min(layer.out_shape) > 0 and math.prod(layer.out_shape) < 1 << 31
-        if layer.name in seen or (i == 0) != isinstance(layer, Input) or len(layer.in_shapes) != 1 or not sizes:
+        if (
+            layer.name in seen
+            or (i == 0) != isinstance(layer, Input)
+            or len(layer.in_shapes) != max(i and len(layer.inputs), 1)
+            or not sizes
+        ):
             raise ValueError(f"layer '{layer.name}' is out of place")
-        if tuple(seen[name].out_shape for name in layer.inputs) != layer.in_shapes[:i]:
+        if i and tuple(seen[name].out_shape for name in layer.inputs) != layer.in_shapes:
             raise ValueError(f"layer '{layer.name}' does not fit its inputs")
         seen[layer.name] = layer
+    if [layer.shared_input for layer in mark_shared(layers)] != [layer.shared_input for layer in layers]:
+        raise ValueError("its layers do not know who shares their inputs")
     tops, bottoms = ({k: tuple(v) for k, v in value[key].items()} for key in ("tops", "bottoms"))
     graph = Graph(value["name"], layers, {}, value["accuracy"], tops, bottoms)
     w, b, y = ({name: _format(entry[tensor]) for name, entry in value["formats"].items()} for tensor in "wby")

@@ -9,8 +9,9 @@ from enum import Enum
 
 import numpy as np
 
+from q7.errors import Q7Error
 from q7.graph import Graph
-from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat
+from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, MOST_FRACTION_BITS, LayerFormats, QFormat
 
 
 class Tensor(Enum):
@@ -79,25 +80,63 @@ def table(graph: Graph, choices: Mapping[tuple[str, Tensor], QFormat]) -> dict[s
     return legal(graph, graph.formats(*(by_tensor[tensor] for tensor in Tensor)))
 
 
+ROUNDS = 100  # of making formats fit; each moves at least one of them, and few are ever needed
+
+
 def legal(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, LayerFormats]:
-    """The nearest formats whose shifts the kernels can carry.
+    """The nearest formats whose shifts the kernels can carry; raises Q7Error where there are none.
 
     An output finer than the accumulator holds nothing more than one on the accumulator's grid, and so does a bias.
     """
+    limits = {layer.name: (-MOST_FRACTION_BITS, MOST_FRACTION_BITS) for layer in graph.layers}
+    for _ in range(ROUNDS):
+        table = _clamped(graph, formats, limits)
+        if not _tighten(graph, table, limits):
+            return table
+    raise Q7Error("no Q-formats fit all layers at once")
+
+
+def _clamp(q: QFormat, low: int, high: int) -> QFormat:
+    return QFormat(min(max(q.fraction_bits, low), high))
+
+
+def _clamped(
+    graph: Graph, formats: Mapping[str, LayerFormats], limits: Mapping[str, tuple[int, int]]
+) -> dict[str, LayerFormats]:
+    """Formats within their limits and within what their layers can carry, in network order."""
     w: dict[str, QFormat] = {}
     b: dict[str, QFormat] = {}
     y: dict[str, QFormat] = {}
     output: dict[str, QFormat] = {}
     for layer in graph.layers:
-        own = formats[layer.name]
-        assert own.y
-        output[layer.name] = own.y if layer.own_format else output[layer.inputs[0]]
+        own, xs = formats[layer.name], [output[name] for name in layer.inputs]
+        low, high = limits[layer.name]
         if layer.weighted:
             assert own.w and own.b
-            accumulator = output[layer.inputs[0]].fraction_bits + own.w.fraction_bits
-            w[layer.name] = own.w
-            b[layer.name] = QFormat(min(max(own.b.fraction_bits, accumulator - MAX_BIAS_LSHIFT), accumulator))
-            output[layer.name] = QFormat(min(max(own.y.fraction_bits, accumulator - MAX_OUT_RSHIFT), accumulator))
+            x = xs[0].fraction_bits
+            w[layer.name] = _clamp(own.w, low - x, MOST_FRACTION_BITS)
+            accumulator = x + w[layer.name].fraction_bits
+            b[layer.name] = _clamp(own.b, accumulator - MAX_BIAS_LSHIFT, accumulator)
+            low, high = max(low, accumulator - MAX_OUT_RSHIFT), min(high, accumulator)
         if layer.own_format:
-            y[layer.name] = output[layer.name]
+            assert own.y
+            kernels_low, kernels_high = layer.output_limits(xs)
+            y[layer.name] = _clamp(_clamp(own.y, low, high), kernels_low, kernels_high)
+        output[layer.name] = y[layer.name] if layer.own_format else layer.inherited(xs[0])
     return graph.formats(w, b, y)
+
+
+def _tighten(graph: Graph, table: Mapping[str, LayerFormats], limits: dict[str, tuple[int, int]]) -> bool:
+    """Limits the outputs that a later layer cannot take; whether there were any."""
+    layers = {layer.name: layer for layer in graph.layers}
+    found = False
+    for layer in graph.layers:
+        for name, x in zip(layer.inputs, table[layer.name].inputs):
+            low, high = layer.input_limits(table[layer.name].inputs)
+            if not low <= x.fraction_bits <= high:
+                root = name
+                while not layers[root].own_format:
+                    root = layers[root].inputs[0]
+                limits[root] = (max(low, limits[root][0]), min(high, limits[root][1]))
+                found = True
+    return found

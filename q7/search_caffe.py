@@ -80,7 +80,7 @@ def caffe_objective(
             start = QFormat.covering(ranges[layer.name])
             output[layer.name] = yield from sweep(layer.name, Tensor.ACTIVATIONS, start, target)
         else:
-            output[layer.name] = output[layer.inputs[0]]
+            output[layer.name] = layer.inherited(output[layer.inputs[0]])
             if layer.floors:
                 grids[layer.name, Tensor.ACTIVATIONS] = Grid(output[layer.name])
 

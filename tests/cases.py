@@ -32,7 +32,6 @@ def pool(parameters: str, **names: str) -> str:
 DECLINED = [
     Declined("dilation", conv("num_output: 4 kernel_size: 3 dilation: 2"), "dilation [2], allowed is 1"),
     Declined("group does not divide", conv("num_output: 4 kernel_size: 3 group: 3"), "group 3 does not divide 4"),
-    Declined("group without kernel", conv("num_output: 4 kernel_size: 3 group: 2"), "needs one group"),
     Declined("empty output", conv("num_output: 4 kernel_size: 9"), "its output would be empty"),
     Declined("no kernel size", conv("num_output: 4"), "kernel_size is missing"),
     Declined("no num_output", conv("kernel_size: 3"), "num_output is missing"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from q7 import caffe_files, device, graph, record
+from q7 import caffe_files, dataset, device, graph, record
 from q7.device import IntegerLayer
 from q7.engines import FloatNetwork, Simulation
 from q7.qformat import LayerFormats, QFormat, Target
@@ -74,7 +74,7 @@ def quantized(
     """The network for a target, with a test LMDB in the folder."""
     write_dataset(folder, shape, IMAGES, CLASSES)
     definition = caffe_files.read_prototxt(prototxt(folder, layers, top, "mean_value: 127"))
-    source = graph.data_source(definition)
+    source = dataset.data_source(definition)
     images, _ = caffe_files.read_lmdb(source.find_lmdb())
     network = graph.parse(definition, "accuracy", source, shape)
     network = graph.attach_weights(network, _weights(network))

@@ -15,7 +15,7 @@ import pytest
 from google.protobuf import text_format
 from PIL import Image
 
-from q7 import caffe_files, files, graph
+from q7 import caffe_files, dataset, files
 from q7 import caffe_pb2 as pb
 from q7.caffe_files import Prototxt
 from q7.errors import Q7Error
@@ -207,7 +207,7 @@ def test_deploy_inputs(tmp_path: Path) -> None:
         network = read(tmp_path, text)
         assert network.inputs == {"data": [1, 3, 8, 9]}
         with pytest.raises(Q7Error, match="has no layer of type Data in the TEST phase"):
-            graph.data_source(network)
+            dataset.data_source(network)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

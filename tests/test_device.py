@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7 import caffe_files, engines, graph, kernels
+from q7 import caffe_files, dataset, engines, exact, graph, kernels
+from q7.activations import IntWidth
 from q7.device import DeviceNetwork, IntegerLayer
-from q7.kernels import Integers, Kernel, WeightedKernel
+from q7.kernel import Integers, Kernel, WeightedKernel
 from q7.layers import Pixels
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import Core, Rounding, Shifts, Target
 from tests.support import ROOT, run, shared, tool
 
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in kernels.ALL}
+CURVES = (*kernels.SIGMOID, *kernels.TANH)  # by the kernel's argument
 SCRATCH = np.zeros(1 << 16, np.int16)
 CORES = {Core.DSP: "m4", Core.PLAIN: "m3"}
 
@@ -70,7 +72,9 @@ class Vector:
         return w.reshape(layer.out_shape[0], *layer.kernel, layer.in_shape[0]).transpose(0, 3, 1, 2)
 
     @property
-    def integers(self) -> Integers | None:
+    def integers(self) -> Any:
+        if "int_width" in self.args:
+            return IntWidth(self.args["int_width"])
         if "weights" not in self.arrays:
             return None
         shifts = Shifts(self.args["bias_shift"], self.args["out_shift"])
@@ -108,7 +112,7 @@ def vectors() -> list[Vector]:
             names = case["arrays"]
             result.append(
                 Vector(
-                    KERNELS[case["kernel"]],
+                    CURVES[case["args"]["type"]] if "type" in case["args"] else KERNELS[case["kernel"]],
                     _layer(case["id"], case["args"]),
                     case["args"],
                     bool(case["truncate"]),
@@ -217,7 +221,7 @@ def test_sums_that_float32_cannot_hold_stay_exact(rows: int, out_rshift: int) ->
     g.output(kernels.FULLY_CONNECTED[1].build(g, xs, layer, integers, Target()))
     (result,) = g.session().run(None, {"in_x": x})
     sums = x.astype(np.int64) @ weights.T.astype(np.int64) + (bias.astype(np.int64) << 3)
-    assert np.abs(sums).max() > kernels.EXACT_FLOAT32
+    assert np.abs(sums).max() > exact.EXACT_FLOAT32
     np.testing.assert_array_equal(result, np.clip((sums + ((1 << out_rshift) >> 1)) >> out_rshift, -128, 127))
 
 
@@ -235,7 +239,7 @@ def test_arm_m4_as_published(arm_m4: Path, target: Target, file: str, percent: f
     parameters = json.loads((arm_m4 / "published_parameters.json").read_text())
     expected = np.load(arm_m4 / file)
     prototxt = caffe_files.read_prototxt(arm_m4 / "cifar10_m4_train_test.prototxt")
-    source = graph.data_source(prototxt)
+    source = dataset.data_source(prototxt)
     images, labels = caffe_files.read_lmdb(source.find_lmdb(), limit=len(expected))
     network = graph.parse(prototxt, "accuracy", source, images.shape[1:])
     layers = []

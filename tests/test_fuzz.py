@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from q7 import caffe_files, emit, graph, legacy, memory, record
+from q7 import caffe_files, dataset, emit, graph, legacy, memory, record
 from q7.errors import Q7Error
 from q7.qformat import Target
 from tests import tiny
@@ -127,7 +127,7 @@ def _encoded(kind: str) -> bytes:
 
 def _read_prototxt(path: Path) -> object:
     network = caffe_files.read_prototxt(path)
-    source = replace(graph.data_source(network), mean_file="")
+    source = replace(dataset.data_source(network), mean_file="")
     return graph.attach_weights(graph.parse(network, "accuracy", source, tiny.IMAGE), tiny.blobs())
 
 

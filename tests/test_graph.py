@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import caffe_files, graph
+from q7 import caffe_files, dataset, graph, passes
 from q7.engines import FloatNetwork, Simulation
 from q7.errors import Q7Error
 from q7.graph import Graph
@@ -42,17 +42,30 @@ def plain(kind: str, name: str, bottom: str, top: str) -> str:
     return f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top}" }}\n'
 
 
+def layer(kind: str, name: str, bottoms: list[str], param: str = "") -> str:
+    blobs = " ".join(f'bottom: "{bottom}"' for bottom in bottoms)
+    return f'layer {{ name: "{name}" type: "{kind}" {blobs} top: "{name}" {param} }}\n'
+
+
+def scale(name: str, bottom: str, top: str, bias: bool = True) -> str:
+    param = "scale_param { bias_term: true }" if bias else ""
+    return f'layer {{ name: "{name}" type: "Scale" bottom: "{bottom}" top: "{top}" {param} }}\n'
+
+
 def parse(folder: Path, layers: str, bottom: str, transform: str = "", shape: tuple[int, ...] = IMAGE) -> Graph:
     network = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform))
-    return graph.parse(network, "accuracy", graph.data_source(network), shape)
+    return graph.parse(network, "accuracy", dataset.data_source(network), shape)
 
 
 def random_weights(network: Graph, seed: int = 0) -> caffe_files.Blobs:
     rng = np.random.default_rng(seed)
     return {
-        layer.name: [rng.normal(0, 0.3, shape).astype(np.float32) for shape in layer.weight_shapes()]
+        layer.name: [
+            (rng.uniform(0.5, 2, shape) if layer.folds else rng.normal(0, 0.3, shape)).astype(np.float32)
+            for shape in layer.weight_shapes()
+        ]
         for layer in network.layers
-        if layer.weighted
+        if layer.weight_shapes()
     }
 
 
@@ -138,6 +151,27 @@ NETS = {
     ),
 }
 
+
+def _branches() -> str:
+    """Batch normalisation in place and not, a residual sum, a pooling of every kind, Inception's concatenation."""
+    text = conv("c1", "data", "num_output: 4 kernel_size: 3 pad: 1 bias_term: false")
+    text += plain("BatchNorm", "c1/bn", "c1", "c1") + scale("c1/scale", "c1", "c1") + plain("ReLU", "r1", "c1", "c1")
+    text += conv("c2", "c1", "num_output: 4 kernel_size: 1") + plain("BatchNorm", "c2/bn", "c2", "c2/bn")
+    text += plain("Bias", "c2/bias", "c2/bn", "c2/b")
+    text += layer("Eltwise", "sum", ["c1", "c2/b"], "eltwise_param { operation: SUM coeff: 1 coeff: -1 }")
+    text += conv("b1", "sum", "num_output: 2 kernel_size: 1") + plain("Sigmoid", "s1", "b1", "b1")
+    text += pool("b2", "sum", "pool: MAX kernel_size: 3 stride: 1 pad: 1") + plain("TanH", "t2", "b2", "t2")
+    text += pool("b3", "sum", "pool: AVE kernel_size: 3 stride: 1 pad: 1")
+    text += layer("Concat", "cat", ["b1", "t2", "b3"]) + layer("Eltwise", "max", ["b2", "b3"], MAX)
+    text += layer("Concat", "both", ["cat", "max"]) + conv("c3", "both", "num_output: 7 group: 7 kernel_size: 2")
+    text += plain("Reshape", "flat", "c3", "flat")[:-2] + "reshape_param { shape { dim: 0 dim: -1 } } }\n"
+    text += ip("ip1", "flat", 5) + scale("ip1/scale", "ip1", "ip1s", bias=False) + ip("ip2", "ip1s")
+    return text + layer("Eltwise", "last", ["ip2", "ip2"], MAX)
+
+
+MAX = "eltwise_param { operation: MAX }"
+NETS["branches"] = (_branches(), "last", "mean_value: 120 scale: 0.0078125")
+
 # data/caffe_blobs.npz holds the blobs that BVLC Caffe 1.0 computes; run with pycaffe in the folder of write_net():
 #
 #   net = caffe.Net("net.prototxt", "net.caffemodel", caffe.TEST)
@@ -154,11 +188,11 @@ def write_net(folder: Path, name: str) -> tuple[Graph, np.ndarray]:
     caffe_files.write_mean(folder / "mean.binaryproto", rng.uniform(90, 140, IMAGE).astype(np.float32))
     layers, bottom, transform = NETS[name]
     read = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform, batch=4))
-    source = graph.data_source(read)
+    source = dataset.data_source(read)
     network = graph.parse(read, "accuracy", source, IMAGE)
     blobs = random_weights(network)
     caffe_files.write_weights(folder / "net.caffemodel", name, blobs, graph.caffe_types(network))
-    return graph.attach_weights(network, blobs), np.ascontiguousarray(source.crop_image(images))
+    return passes.fold_affine(graph.attach_weights(network, blobs)), np.ascontiguousarray(source.crop_image(images))
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -259,7 +293,7 @@ def test_a_network_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_crop_takes_the_centre(tmp_path: Path) -> None:
-    source = graph.data_source(caffe_files.read_prototxt(prototxt(tmp_path, "", "x", "crop_size: 5")))
+    source = dataset.data_source(caffe_files.read_prototxt(prototxt(tmp_path, "", "x", "crop_size: 5")))
     image = np.arange(8 * 9).reshape(1, 8, 9)
     np.testing.assert_array_equal(source.crop_image(image), image[:, 1:6, 2:7])
     with pytest.raises(Q7Error, match="crop_size 5 is larger than the image, 4x9"):
@@ -311,7 +345,7 @@ def test_a_mean_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_scale_is_folded_into_the_first_weights(tmp_path: Path, scale: float, power: float) -> None:
     network = parse(tmp_path, ip("ip1", "data"), "ip1", f"mean_value: 9 scale: {scale!r}")
     network = graph.attach_weights(network, random_weights(network))
-    folded = graph.fold_input_scale(network)
+    folded = passes.fold_input_scale(network)
     assert folded.input.scale == power
     images = np.random.default_rng(0).integers(0, 256, (4, *IMAGE), dtype=np.uint8)
     before, after = (FloatNetwork(n, images).logits([Simulation()] * 2) for n in (network, folded))
@@ -322,7 +356,7 @@ def test_scale_cannot_be_folded_past_a_pooling(tmp_path: Path) -> None:
     layers = pool("p", "data", "kernel_size: 2") + ip("ip1", "p")
     network = parse(tmp_path, layers, "ip1", "scale: 0.017")
     with pytest.raises(Q7Error, match=r"layer 'p' reads the data, whose scale 0\.017 is no power of two"):
-        graph.fold_input_scale(graph.attach_weights(network, random_weights(network)))
+        passes.fold_input_scale(graph.attach_weights(network, random_weights(network)))
 
 
 # --- accuracy layers --------------------------------------------------------------------------------------------------
@@ -336,15 +370,15 @@ layer { name: "rest" type: "Accuracy" bottom: "ip1" bottom: "label" accuracy_par
 
 def test_accuracy_layers_by_name_or_top(tmp_path: Path) -> None:
     network = caffe_files.read_prototxt(prototxt(tmp_path, ip("ip1", "data") + SECOND, "ip1"))
-    assert graph.find_accuracy(network, "accuracy").name == "accuracy"
-    assert graph.find_accuracy(network, "out").name == "other"
+    assert dataset.find_accuracy(network, "accuracy").name == "accuracy"
+    assert dataset.find_accuracy(network, "out").name == "other"
     for name in ("five", "rest"):
         with pytest.raises(Q7Error, match="it must have top_k 1, axis 1, no ignore_label and 2 bottoms"):
-            graph.find_accuracy(network, name)
+            dataset.find_accuracy(network, name)
     with pytest.raises(Q7Error, match=r"no accuracy layer 'acc'.* it has: 'top5', 'other', 'rest', 'accuracy'$"):
-        graph.find_accuracy(network, "acc")
+        dataset.find_accuracy(network, "acc")
     with pytest.raises(Q7Error, match="accuracy layer 'other' reads 'data', which is not the data layer's label"):
-        graph.parse(network, "other", graph.data_source(network), IMAGE)
+        graph.parse(network, "other", dataset.data_source(network), IMAGE)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

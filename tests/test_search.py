@@ -25,8 +25,8 @@ def _graph() -> Graph:
         Input("data", (), "data", (shape,)),
         Convolution("conv", ("data",), "conv", (shape,), num_output=4),
         ReLU("relu", ("conv",), "conv", (shape,)),
-        Pooling("pool", ("relu",), "pool", (shape,), (2, 2), (2, 2), average=True),
-        InnerProduct("ip", ("pool",), "ip", ((4, 2, 2),), 3),
+        Pooling("pool", ("relu",), "pool", (shape,), kernel=(2, 2), stride=(2, 2), average=True),
+        InnerProduct("ip", ("pool",), "ip", ((4, 2, 2),), num_output=3),
     )
     weights = {
         "conv": (np.full((4, 4, 1, 1), 0.9, np.float32), np.full(4, 0.1, np.float32)),

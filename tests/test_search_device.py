@@ -46,8 +46,8 @@ def _graph(seed: int = 0) -> Graph:
         Input("data", (), "data", (shape,), mean=np.full((3, 1, 1), 128, np.float32), scale=2.0**-7),
         Convolution("conv", ("data",), "conv", (shape,), kernel=(3, 3), pad=(1, 1), num_output=8),
         ReLU("relu", ("conv",), "conv", ((8, 8, 8),)),
-        Pooling("pool", ("relu",), "pool", ((8, 8, 8),), (2, 2), (2, 2), average=True),
-        InnerProduct("ip", ("pool",), "ip", ((8, 4, 4),), 5),
+        Pooling("pool", ("relu",), "pool", ((8, 8, 8),), kernel=(2, 2), stride=(2, 2), average=True),
+        InnerProduct("ip", ("pool",), "ip", ((8, 4, 4),), num_output=5),
     )
     rng = np.random.default_rng(seed)
     weights = {

@@ -19,6 +19,7 @@
 #include <time.h>
 
 #include <stddef.h>
+#include <string.h>
 
 #include "arm_math.h"
 #include "arm_nnfunctions.h"

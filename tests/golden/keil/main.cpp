@@ -21,6 +21,7 @@
 #include CMSIS_device_header
 
 #include <stddef.h>
+#include <string.h>
 
 #include "arm_math.h"
 #include "arm_nnfunctions.h"

@@ -21,6 +21,7 @@
 #include "hal/us_ticker_api.h"
 
 #include <stddef.h>
+#include <string.h>
 
 #include "arm_math.h"
 #include "arm_nnfunctions.h"

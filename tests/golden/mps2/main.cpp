@@ -18,6 +18,7 @@
 #include <stdio.h>
 
 #include <stddef.h>
+#include <string.h>
 
 #include "arm_math.h"
 #include "arm_nnfunctions.h"

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a prototxt says about its two ends: the images and how they are transformed, and where the logits are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q7 import caffe_files, files
+from q7.caffe_files import Prototxt
+from q7.errors import Q7Error
+from q7.input_layer import Input
+from q7.layer import Shape
+
+
+def crop_centre(images: np.ndarray, size: int) -> np.ndarray:
+    """(..., size, size) out of (..., height, width), as Caffe's data_transformer.cpp does at TEST; 0 crops nothing."""
+    if not size:
+        return images
+    top, left = ((extent - size) // 2 for extent in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
+
+
+@dataclass(frozen=True, eq=False)
+class DataSource:
+    """What the TEST phase's data layer says: where the images are, batch size, and how they are transformed."""
+
+    layer: str
+    top: str
+    label: str  # the blob; none in a deploy prototxt
+    folder: Path  # the prototxt's, where relative paths are looked for second
+    lmdb: str
+    batch_size: int
+    mean_file: str = ""
+    mean_values: tuple[float, ...] = ()
+    scale: float = 1.0
+    crop: int = 0
+    shape: Shape = ()  # CHW that the prototxt asks for, where it does
+
+    def find_lmdb(self) -> Path:
+        if not self.lmdb:
+            raise Q7Error(f"layer '{self.layer}' names no data: give the test images with --lmdb")
+        return files.find(self.lmdb, self.folder, f"layer '{self.layer}': the LMDB")
+
+    def find_mean(self) -> Path:
+        return files.find(self.mean_file, self.folder, f"layer '{self.layer}': the mean file")
+
+    def crop_image(self, images: np.ndarray) -> np.ndarray:
+        """Cuts the centre out of (..., height, width) arrays, where there is a crop_size."""
+        height, width = images.shape[-2:]
+        if self.crop > min(height, width):
+            raise Q7Error(f"layer '{self.layer}': crop_size {self.crop} is larger than the image, {height}x{width}")
+        return crop_centre(images, self.crop)
+
+    def _mean(self, image_shape: Shape) -> np.ndarray:
+        """CHW or (C, 1, 1)."""
+        if not self.mean_file:
+            values = self.mean_values or (0.0,)
+            if len(values) not in (1, image_shape[0]):
+                raise Q7Error(f"layer '{self.layer}': {len(values)} mean values for {image_shape[0]} channels")
+            return np.broadcast_to(np.array(values, np.float32)[:, None, None], (image_shape[0], 1, 1)).copy()
+        mean = caffe_files.read_mean(self.find_mean())
+        if mean.shape != image_shape:
+            raise Q7Error(f"layer '{self.layer}': the mean has shape {mean.shape}, the images have {image_shape}")
+        return np.ascontiguousarray(self.crop_image(mean))
+
+    def input(self, image_shape: Shape) -> Input:
+        """The input layer for CHW images of a shape; raises Q7Error where the mean does not fit them."""
+        mean = self._mean(image_shape)
+        if not (mean.min() >= -0.5 and mean.max() <= 255.5):
+            raise Q7Error(f"layer '{self.layer}': the mean must lie within a pixel's range, 0 to 255")
+        shape = self.crop_image(np.broadcast_to(np.uint8(0), image_shape)).shape
+        if self.shape not in ((), shape):
+            raise Q7Error(f"layer '{self.layer}': the images have shape {shape}, the prototxt asks for {self.shape}")
+        return Input(self.layer, (), self.top, (shape,), mean=mean, scale=self.scale)
+
+
+def _check_known(prototxt: Prototxt, index: int) -> None:
+    if index in prototxt.unknown:
+        name, field = prototxt.layers[index].name, prototxt.unknown[index]
+        raise Q7Error(f"layer '{name}' has a field that this tool does not know: {field}")
+
+
+def find_accuracy(prototxt: Prototxt, name: str) -> Any:
+    """The Accuracy layer that `name` or its top blob names; raises Q7Error that lists those that exist."""
+    layers = {i: layer for i, layer in enumerate(prototxt.layers) if layer.type == "Accuracy"}
+    for index, layer in layers.items():
+        if name == layer.name or name in layer.top:
+            _check_known(prototxt, index)
+            param = layer.accuracy_param
+            if (param.top_k, param.axis, param.HasField("ignore_label"), len(layer.bottom)) != (1, 1, False, 2):
+                raise Q7Error(
+                    f"accuracy layer '{layer.name}': it must have top_k 1, axis 1, no ignore_label and 2 bottoms"
+                )
+            return layer
+    known = ", ".join(f"'{layer.name}'" for layer in layers.values()) or "none"
+    raise Q7Error(f"'{prototxt.path}' has no accuracy layer '{name}' in the TEST phase; it has: {known}")
+
+
+def _check_scale(layer: str, scale: float) -> None:
+    if not (math.isfinite(scale) and scale > 0):
+        raise Q7Error(f"layer '{layer}': scale {scale:g} must be positive")
+
+
+def _from_data(prototxt: Prototxt, message: Any) -> DataSource:
+    where = f"layer '{message.name}'"
+    transform, param = message.transform_param, message.data_param
+    if transform.mirror or param.rand_skip:
+        raise Q7Error(f"{where}: mirror and rand_skip are random, and refused in the TEST phase")
+    if transform.force_color or transform.force_gray or param.force_encoded_color:
+        raise Q7Error(f"{where}: force_color and force_gray are not supported: the device gets the pixels as they are")
+    _check_scale(message.name, transform.scale)
+    if transform.mean_file and transform.mean_value:
+        raise Q7Error(f"{where}: mean_file and mean_value exclude each other")
+    if param.backend != param.LMDB:
+        raise Q7Error(f"{where}: backend LEVELDB, allowed is LMDB")
+    if param.batch_size < 1 or not message.top:
+        raise Q7Error(f"{where}: batch_size {param.batch_size} and {len(message.top)} tops must be at least 1")
+    return DataSource(
+        layer=message.name,
+        top=message.top[0],
+        label=message.top[1] if len(message.top) > 1 else "",
+        folder=prototxt.path.parent,
+        lmdb=param.source,
+        batch_size=param.batch_size,
+        mean_file=transform.mean_file,
+        mean_values=tuple(transform.mean_value),
+        scale=transform.scale,
+        crop=transform.crop_size,
+    )
+
+
+def _from_shape(prototxt: Prototxt, name: str, top: str, dims: Sequence[int]) -> DataSource:
+    """The input of a deploy prototxt: a shape (N, C, H, W), or none."""
+    if len(dims) not in (0, 4) or min(dims, default=1) < 1:
+        raise Q7Error(f"layer '{name}': the input has shape {list(dims)}, allowed is (images, channels, height, width)")
+    return DataSource(name, top, "", prototxt.path.parent, "", dims[0] if dims else 1, shape=tuple(dims[1:]))
+
+
+def _from_input(prototxt: Prototxt, message: Any) -> DataSource:
+    shapes = message.input_param.shape
+    if not message.top:
+        raise Q7Error(f"layer '{message.name}' has no top")
+    return _from_shape(prototxt, message.name, message.top[0], tuple(shapes[0].dim) if shapes else ())
+
+
+SOURCES: dict[str, Callable[[Prototxt, Any], DataSource]] = {"Data": _from_data, "Input": _from_input}
+
+
+def data_source(prototxt: Prototxt) -> DataSource:
+    """What the TEST phase's data layer or a deploy prototxt's input says; raises Q7Error where it cannot be done."""
+    for name, dims in prototxt.inputs.items():
+        return _from_shape(prototxt, name, name, dims)
+    index = next((i for i, message in enumerate(prototxt.layers) if message.type in SOURCES), None)
+    if index is None:
+        others = [f"'{m.name}' ({m.type})" for m in prototxt.layers if not m.bottom]
+        found = f"; it begins with {', '.join(others)}" if others else ""
+        raise Q7Error(f"'{prototxt.path}' has no layer of type {' or '.join(SOURCES)} in the TEST phase{found}")
+    _check_known(prototxt, index)
+    return SOURCES[prototxt.layers[index].type](prototxt, prototxt.layers[index])
+
+
+def override(
+    source: DataSource, lmdb: str | None, mean: str | None, scale: float | None, crop: int | None
+) -> DataSource:
+    """What the prototxt says, replaced by what is given; `mean` is a file, or values with commas between them."""
+    if mean is not None:
+        try:
+            source = replace(source, mean_values=tuple(map(float, mean.split(","))), mean_file="")
+        except ValueError:
+            source = replace(source, mean_values=(), mean_file=mean)
+    if scale is not None:
+        _check_scale(source.layer, scale)
+        source = replace(source, scale=scale)
+    if crop is not None:
+        if crop < 0:
+            raise Q7Error(f"crop {crop} must be 0 or more")
+        source = replace(source, crop=crop)
+    return replace(source, lmdb=lmdb) if lmdb else source
+
+
+@dataclass(frozen=True)
+class Output:
+    """The blob that holds the logits, and the Accuracy layer that reads it: its name, tops and bottoms."""
+
+    blob: str
+    name: str
+    tops: tuple[str, ...] = ()
+    bottoms: tuple[str, ...] = ()
+
+
+def find_output(prototxt: Prototxt, accuracy: str, source: DataSource) -> Output:
+    """What the Accuracy layer reads; where a deploy prototxt has none, the last layer's top."""
+    if not source.label and not any(layer.type == "Accuracy" for layer in prototxt.layers):
+        last = next((layer for layer in reversed(prototxt.layers) if layer.top and layer.bottom), None)
+        if last is None:
+            raise Q7Error(f"'{prototxt.path}' has no layer behind its input")
+        return Output(last.top[0], accuracy, (), (last.top[0],))
+    layer = find_accuracy(prototxt, accuracy)
+    if layer.bottom[1] != source.label:
+        raise Q7Error(f"accuracy layer '{layer.name}' reads '{layer.bottom[1]}', which is not the data layer's label")
+    return Output(layer.bottom[0], layer.name, tuple(layer.top), tuple(layer.bottom))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random small networks of every supported layer, as prototxt text, and random legal formats for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import text_format
+from hypothesis import strategies as st
+
+from q7 import caffe_files, dataset, device, graph, passes, search
+from q7 import caffe_pb2 as pb
+from q7.layers import LAYERS, Declined
+from q7.qformat import Core, QFormat, Rounding, Target
+from q7.record import QuantizedNetwork
+from tests.support import prototxt
+
+CLASSES = 3
+TARGETS = [Target(core, rounding) for core in Core for rounding in Rounding]
+
+
+@dataclass
+class Builder:
+    """Layers so far, and the shapes of the blobs that may be read."""
+
+    draw: st.DrawFn
+    shapes: dict[str, tuple[int, ...]]
+    text: list[str] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+
+    def integer(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def flag(self) -> bool:
+        return self.draw(st.booleans())
+
+    def add(self, kind: str, bottoms: list[str], parameters: str = "", top: str = "") -> str | None:
+        """Adds a layer, and gives its top; None where it would be declined."""
+        name = f"{kind.lower()}/{len(self.text)}"
+        blobs = " ".join(f'bottom: "{bottom}"' for bottom in bottoms)
+        text = f'name: "{name}" type: "{kind}" {blobs} top: "{top or name}" {parameters}'
+        try:
+            message = text_format.Parse(text, pb.LayerParameter())
+            in_shapes = tuple(self.shapes[bottom] for bottom in bottoms)
+            layer = LAYERS[kind].parse(message, tuple(bottoms), in_shapes)
+            layer.kernel_for(Target()) if layer.kernels else None
+        except Declined:
+            return None
+        self.text.append(f"layer {{ {text} }}")
+        self.read.update(bottom for bottom in bottoms if bottom != top)
+        self.shapes[top or name] = layer.out_shape
+        return top or name
+
+    # What may follow a blob:
+
+    def window(self) -> str:
+        kernels, strides = st.sampled_from([2, 3, 1]), st.sampled_from([1, 1, 2, 3])
+        sizes = {what: (self.draw(s), self.draw(s)) for what, s in (("kernel", kernels), ("stride", strides))}
+        sizes["pad"] = (self.integer(0, sizes["kernel"][0] - 1), self.integer(0, sizes["kernel"][1] - 1))
+        if self.integer(0, 3):
+            return " ".join(f"{what if what != 'kernel' else 'kernel_size'}: {pair[0]}" for what, pair in sizes.items())
+        return " ".join(f"{what}_h: {pair[0]} {what}_w: {pair[1]}" for what, pair in sizes.items())
+
+    def convolution(self, blob: str) -> None:
+        channels = self.shapes[blob][0]
+        group = self.draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
+        count = group * self.integer(1, 4) if group < channels else channels * self.draw(st.sampled_from([1, 4, 2]))
+        bias = "true" if self.flag() else "false"
+        param = f"num_output: {count} group: {group} bias_term: {bias} {self.window()}"
+        self.affine(self.add("Convolution", [blob], f"convolution_param {{ {param} }}"))
+
+    def inner_product(self, blob: str) -> None:
+        count = self.integer(1, 9)
+        self.affine(self.add("InnerProduct", [blob], f"inner_product_param {{ num_output: {count} }}"))
+
+    def affine(self, blob: str | None) -> None:
+        kinds = self.draw(st.sampled_from([[], [], ["BatchNorm"], ["BatchNorm", "Scale"], ["Scale", "Bias"]]))
+        for kind in kinds if blob else []:
+            param = "scale_param { bias_term: true }" if kind == "Scale" and self.flag() else ""
+            assert blob
+            folded = self.add(kind, [blob], param, top=blob if self.flag() else "")
+            if folded != blob:
+                del self.shapes[blob]  # with another reader, it could not be folded
+            blob = folded
+
+    def pooling(self, blob: str) -> None:
+        method = self.draw(st.sampled_from(["MAX", "AVE"]))
+        window = "global_pooling: true" if self.integer(0, 4) == 0 else self.window()
+        self.add("Pooling", [blob], f"pooling_param {{ pool: {method} {window} }}")
+
+    def elementwise(self, blob: str) -> None:
+        kind = self.draw(st.sampled_from(["ReLU", "ReLU", "ReLU6", "Clip", "Sigmoid", "TanH"]))
+        in_place = blob not in self.read and blob != "data" and self.flag()
+        param = "clip_param { min: -1 max: 2.5 }" if kind == "Clip" else ""
+        self.add(kind, [blob], param, top=blob if in_place else "")
+
+    def _partners(self, blob: str, fits: Callable[[tuple[int, ...]], bool]) -> list[str]:
+        others = [name for name, shape in self.shapes.items() if len(shape) == len(self.shapes[blob]) and fits(shape)]
+        return [blob, *self.draw(st.lists(st.sampled_from(others), min_size=1, max_size=3))]
+
+    def eltwise(self, blob: str) -> None:
+        bottoms = self._partners(blob, lambda shape: shape == self.shapes[blob])
+        coefficients = " ".join(f"coeff: {self.draw(st.sampled_from([1, -1]))}" for _ in bottoms)
+        param = "operation: MAX" if self.flag() else (coefficients if self.flag() else "")
+        self.add("Eltwise", bottoms, f"eltwise_param {{ {param} }}")
+
+    def concat(self, blob: str) -> None:
+        bottoms = self._partners(blob, lambda shape: shape[1:] == self.shapes[blob][1:])
+        self.add("Concat", bottoms)
+
+
+@st.composite
+def prototxts(draw: st.DrawFn) -> tuple[str, tuple[int, int, int], str]:
+    """Layers as text, the images' shape, and the blob of the logits."""
+    shape = (draw(st.sampled_from([3, 4, 1, 2])), draw(st.integers(3, 9)), draw(st.integers(3, 9)))
+    if draw(st.booleans()):
+        shape = (shape[0], shape[1], shape[1])  # most kernels of the library are for squares
+    builder = Builder(draw, {"data": shape})
+    images = [builder.convolution, builder.pooling]
+    always = [builder.elementwise, builder.eltwise, builder.concat, builder.inner_product]
+    for _ in range(draw(st.integers(4, 10))):
+        names = list(builder.shapes)
+        blob = draw(st.sampled_from(names[-1:] * len(names) * 3 + names))
+        deep = len(builder.shapes[blob]) == 3 and max(builder.shapes[blob][1:]) > 1
+        draw(st.sampled_from(images * 4 + always[:3] * 2 + always[3:] if deep else always))(blob)
+    top = builder.add("InnerProduct", [list(builder.shapes)[-1]], f"inner_product_param {{ num_output: {CLASSES} }}")
+    assert top
+    return "\n".join(builder.text), shape, top
+
+
+def random_blobs(network: graph.Graph, rng: np.random.Generator) -> caffe_files.Blobs:
+    """Trained blobs; positive ones, as variances are, for layers that are folded."""
+    return {
+        layer.name: [
+            (rng.uniform(0.5, 2, shape) if layer.folds else rng.normal(0, 0.5, shape)).astype(np.float32)
+            for shape in layer.weight_shapes()
+        ]
+        for layer in network.layers
+        if layer.weight_shapes()
+    }
+
+
+def quantize(
+    folder: Path, text: str, shape: tuple[int, int, int], top: str, target: Target, seed: int
+) -> QuantizedNetwork:
+    """The network with random weights in random formats that the kernels can carry."""
+    rng = np.random.default_rng(seed)
+    definition = caffe_files.read_prototxt(prototxt(folder, text, top, "mean_value: 120"))
+    network = graph.parse(definition, "accuracy", dataset.data_source(definition), shape, target)
+    network = passes.simplify(graph.attach_weights(network, random_blobs(network, rng)))
+    middles = {search.Tensor.WEIGHTS: 6, search.Tensor.BIAS: 5, search.Tensor.ACTIVATIONS: 2}
+    choices = {
+        (name, tensor): QFormat(int(middles[tensor] + rng.integers(-4, 5))) for name, tensor in search.tensors(network)
+    }
+    choices[network.input.name, search.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
+    formats = search.table(network, choices)
+    layers = tuple(device.quantize(network, formats, target))
+    return QuantizedNetwork(network, formats, layers, target, {"model": {"name": "net.prototxt", "sha256": "0" * 64}})

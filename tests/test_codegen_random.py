@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random networks of all layers: the compiled program computes every layer as the device model does."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from q7 import emit, known_answers, memory, record
+from q7.emit import Options
+from q7.qformat import Core, Rounding, Target
+from q7.record import Record
+from tests.generated import PORTABLE, STRICT
+from tests.networks import TARGETS, prototxts, quantize
+from tests.support import run, tool
+
+IMAGES = 3
+EXAMPLES = int(os.environ.get("RANDOM_NETWORKS", "200"))
+# Undefined behaviour stops the program.
+CHECKED = ("-O0", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
+
+
+def _flags(target: Target) -> list[str]:
+    core = ["-DARM_MATH_DSP"] if target.core is Core.DSP else []
+    return [*core, *(["-DARM_NN_TRUNCATE"] if target.rounding is Rounding.TRUNCATE else [])]
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
+    """Our portable kernels, built for each target."""
+    built = {}
+    for target in TARGETS:
+        built[target] = tmp_path_factory.mktemp("kernels") / "kernels.o"
+        source = PORTABLE / "arm_nnfunctions.c"
+        done = run(tool("gcc", "cc"), "-O1", *_flags(target), "-c", source, "-o", built[target])
+        assert done.returncode == 0, done.stderr
+    return built
+
+
+@given(prototxts(), st.sampled_from(TARGETS), st.booleans(), st.integers(0, 1 << 30))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_program_computes_what_the_model_predicts(
+    kernels: dict[Target, Path],
+    network: tuple[str, tuple[int, int, int], str],
+    target: Target,
+    promised_only: bool,
+    seed: int,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        quantized = quantize(folder, *network, target, seed)
+        record.save(folder / "net.pkl", Record({}, quantized))
+        loaded = record.load(folder / "net.pkl").network
+        assert loaded
+        images = np.random.default_rng(seed).integers(0, 256, (IMAGES, *network[1]), dtype=np.uint8)
+        answers = known_answers.compute(quantized, images, np.zeros(IMAGES, np.int32))
+        plan = memory.plan(loaded.graph, loaded.layers, target, promised_only)
+        emit.write(folder, emit.render(loaded, plan, Options("host"), answers))
+        compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), f"-I{PORTABLE}", "-x", "c++"]
+        done = run(*compiler, folder / "main.cpp", "-x", "none", kernels[target], "-o", folder / "network")
+        assert done.returncode == 0, done.stderr
+        done = run(folder / "network")
+        assert done.returncode == 0, done.stdout
+        assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in done.stdout
