@@ -16,19 +16,20 @@ from q7.graph import Graph
 from q7.qformat import LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Search, Tensor, Trial, largest, table, tensors
 
-SAMPLE = 2000  # images that judge single trials; the finalists are judged by all
+PROBE = 250  # images that see every trial, and stop those that are beaten beyond doubt
+SAMPLE = 2000  # images that judge the other trials; the finalists are judged by all
 FIT_SAMPLE = 5000  # images that weights are fitted to
-TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain
+TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain or a loss
 FINAL_DEVIATIONS = 1.0
 PASSES = 3  # over all tensors, since the best format of one depends on those of others
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Which images are right, and the mean Kullback-Leibler divergence (nats) from the float network's softmax."""
+    """Which images are right, and their Kullback-Leibler divergences (nats) from the float network's softmax."""
 
     right: np.ndarray
-    divergence: float
+    divergences: np.ndarray
 
     @property
     def accuracy(self) -> float:
@@ -46,7 +47,12 @@ class Verdict:
         noise = max(deviations * math.sqrt(gained + lost), tolerance / 100 * len(self.right))
         if abs(gained - lost) > noise:
             return gained > lost
-        return self.divergence < other.divergence
+        return float(self.divergences.mean()) < float(other.divergences.mean())
+
+    def beaten_beyond_doubt(self, other: Verdict) -> bool:
+        """Whether the mean divergence is larger by many standard errors of the differences, image by image."""
+        worse = self.divergences - other.divergences
+        return float(worse.mean()) > TRIAL_DEVIATIONS * float(worse.std()) / math.sqrt(len(worse))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -82,8 +88,8 @@ class Judge:
         y = formats[self.graph.output.name].y
         assert y
         log_probabilities = _log_softmax(np.ldexp(logits.astype(np.float64), -y.fraction_bits))
-        divergence = (np.exp(self.reference) * (self.reference - log_probabilities)).sum(axis=1).mean()
-        return Verdict(logits.argmax(axis=1) == self.labels, float(divergence))
+        divergences = (np.exp(self.reference) * (self.reference - log_probabilities)).sum(axis=1)
+        return Verdict(logits.argmax(axis=1) == self.labels, divergences)
 
 
 def _spread(count: int, most: int) -> np.ndarray:
@@ -101,10 +107,15 @@ def _start(graph: Graph, images: np.ndarray) -> Choices:
     return choices
 
 
-def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Trial, None, dict[str, LayerFormats]]:
-    """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better."""
+def _descend(
+    probe: Judge, judge: Judge, choices: Choices, tolerance: float
+) -> Generator[Trial, None, dict[str, LayerFormats]]:
+    """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better.
+
+    `probe` has few images, and spares `judge` the trials that are beaten beyond doubt.
+    """
     formats = table(judge.graph, choices)
-    best = judge.judge(formats)
+    best, best_probed = judge.judge(formats), probe.judge(formats)
     for _ in range(PASSES):
         before = formats
         for name, tensor in tensors(judge.graph):
@@ -115,11 +126,15 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
                     tried = table(judge.graph, {**choices, (name, tensor): q})
                     if tried == formats:  # the kernels cannot carry it
                         break
+                    probed = probe.judge(tried)
+                    if probed.beaten_beyond_doubt(best_probed):
+                        yield Trial(name, tensor, q, probed.accuracy)
+                        break
                     verdict = judge.judge(tried)
                     yield Trial(name, tensor, q, verdict.accuracy)
                     if not verdict.beats(best, tolerance, TRIAL_DEVIATIONS):
                         break
-                    moved, best, formats = True, verdict, tried
+                    moved, best, best_probed, formats = True, verdict, probed, tried
                     choices[name, tensor] = q
                 if moved:
                     break
@@ -137,11 +152,14 @@ def device_objective(
     """
     images = reference.images
     logits = reference.logits(plain(graph))
-    sample = _spread(len(images), SAMPLE)
-    choices = _start(graph, images[sample])
+
+    def judge(count: int) -> Judge:
+        some = _spread(len(images), count)
+        return Judge(graph, images[some], labels[some], logits[some], target)
+
+    choices = _start(graph, images[_spread(len(images), SAMPLE)])
     start = table(graph, choices)
-    judge = Judge(graph, images[sample], labels[sample], logits[sample], target)
-    formats = yield from _descend(judge, choices, tolerance)
+    formats = yield from _descend(judge(PROBE), judge(SAMPLE), choices, tolerance)
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),

@@ -21,7 +21,7 @@ from tests.support import prototxt, write_dataset
 
 
 def _verdict(right: str, divergence: float) -> Verdict:
-    return Verdict(np.array([c == "1" for c in right]), divergence)
+    return Verdict(np.array([c == "1" for c in right]), np.full(len(right), divergence))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ class FakeJudge:
         self.divergence = divergence
 
     def judge(self, formats: Mapping[str, LayerFormats]) -> Verdict:
-        return Verdict(np.ones(4, bool), self.divergence(formats))
+        return Verdict(np.ones(4, bool), np.full(4, self.divergence(formats)))
 
 
 def _bits(q: QFormat | None) -> int:
@@ -74,7 +74,7 @@ def _bits(q: QFormat | None) -> int:
 
 
 def _trials(judge: FakeJudge, choices: Choices) -> tuple[list[Trial], dict[str, LayerFormats]]:
-    trials, steps = [], _descend(judge, choices, 0.0)  # type: ignore[arg-type]
+    trials, steps = [], _descend(judge, judge, choices, 0.0)  # type: ignore[arg-type]
     while True:
         try:
             trials.append(next(steps))
