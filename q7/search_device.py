@@ -16,10 +16,11 @@ from q7.graph import Graph
 from q7.qformat import LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Search, Tensor, Trial, largest, table, tensors
 
-PROBE = 250  # images that see every trial, and stop those that are beaten beyond doubt
+PROBE = 250  # images that see every trial, and stop those that do worse
 SAMPLE = 2000  # images that judge the other trials; the finalists are judged by all
 FIT_SAMPLE = 5000  # images that weights are fitted to
 TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain or a loss
+PROBE_DEVIATIONS = 1.0  # a trial that is no better costs eight times as much when it gets through
 FINAL_DEVIATIONS = 1.0
 PASSES = 3  # over all tensors, since the best format of one depends on those of others
 
@@ -49,10 +50,10 @@ class Verdict:
             return gained > lost
         return float(self.divergences.mean()) < float(other.divergences.mean())
 
-    def beaten_beyond_doubt(self, other: Verdict) -> bool:
-        """Whether the mean divergence is larger by many standard errors of the differences, image by image."""
+    def does_worse(self, other: Verdict) -> bool:
+        """Whether the mean divergence is larger by more than a standard error of the differences, image by image."""
         worse = self.divergences - other.divergences
-        return float(worse.mean()) > TRIAL_DEVIATIONS * float(worse.std()) / math.sqrt(len(worse))
+        return float(worse.mean()) > PROBE_DEVIATIONS * float(worse.std()) / math.sqrt(len(worse))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -112,13 +113,16 @@ def _descend(
 ) -> Generator[Trial, None, dict[str, LayerFormats]]:
     """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better.
 
-    `probe` has few images, and spares `judge` the trials that are beaten beyond doubt.
+    `probe` has few images, and spares `judge` the trials that do worse on them. Biases are looked at once: their
+    error is far below the others', and does not depend on them.
     """
     formats = table(judge.graph, choices)
     best, best_probed = judge.judge(formats), probe.judge(formats)
-    for _ in range(PASSES):
+    for turn in range(PASSES):
         before = formats
         for name, tensor in tensors(judge.graph):
+            if turn > 0 and tensor is Tensor.BIAS:
+                continue
             for step in (1, -1):
                 moved = False
                 while True:
@@ -127,7 +131,7 @@ def _descend(
                     if tried == formats:  # the kernels cannot carry it
                         break
                     probed = probe.judge(tried)
-                    if probed.beaten_beyond_doubt(best_probed):
+                    if probed.does_worse(best_probed):
                         yield Trial(name, tensor, q, probed.accuracy)
                         break
                     verdict = judge.judge(tried)
