@@ -50,7 +50,8 @@ class BatchNorm(Affine):
     def load(self, blobs: Sequence[np.ndarray]) -> Weights:
         mean, variance, factor = (blob.astype(np.float64) for blob in blobs)
         unit = 1 / factor if factor[0] != 0 else 0 * factor
-        gain = 1 / np.sqrt(variance * unit + self.eps)
+        with np.errstate(all="ignore"):  # what is no number is refused where it is folded
+            gain = 1 / np.sqrt(variance * unit + self.eps)
         return gain, -mean * unit * gain
 
     def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:

@@ -117,6 +117,11 @@ class _Parser:
             self.flat.add(layer.blob)
         return layer
 
+    def stand_in(self, message: Any) -> None:
+        """Takes a declined layer for one that changes nothing: most of those that are unknown keep the shape."""
+        source = next((self.written[blob] for blob in message.bottom if blob in self.written), self.layers[0])
+        self.written.update(dict.fromkeys(message.top, source))
+
 
 def parse(
     prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Shape, target: Target = DSP_TARGET
@@ -143,7 +148,7 @@ def parse(
             layer = parser.read(message)
         except Declined as reason:
             problems.append(f"layer '{message.name}' ({message.type}): {reason}")
-            parser.written.update(dict.fromkeys(message.top, input_layer))  # go on, to report all layers at once
+            parser.stand_in(message)  # go on, to report all layers at once
             continue
         if layer:
             tops[layer.name], bottoms[layer.name] = tuple(message.top), tuple(message.bottom)

@@ -32,6 +32,7 @@ class Layer:
 
     caffe_type: ClassVar[str]
     kernels: ClassVar[tuple[Kernel, ...]] = ()
+    variants: ClassVar[tuple[Kernel, ...]] = ()  # all kernels, where `kernels` depends on the layer's parameters
     weighted: ClassVar[bool] = False
     own_format: ClassVar[bool] = False  # the output's Q-format is chosen, not inherited from the input
     most_inputs: ClassVar[int] = 1

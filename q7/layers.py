@@ -213,6 +213,7 @@ class Pooling(_Windowed):
     """Caffe's Pooling: the output size rounds up, and windows are clipped (pooling_layer.cpp)."""
 
     caffe_type = "Pooling"
+    variants = (*kernels.MAX_POOL, *kernels.AVERAGE_POOL)
 
     average: bool = False
     round_up: bool = True
@@ -339,12 +340,18 @@ LAYERS: dict[str, type[Layer]] = {
 }
 
 
-def _keeps(message: Any, shape: Shape) -> bool:
-    """Dropout scales while training only; Split hands one blob to several layers."""
+def _dropout(message: Any, shape: Shape) -> bool:
+    """It scales while training only."""
+    return False
+
+
+def _split(message: Any, shape: Shape) -> bool:
+    """One blob for several layers, which may also read it without a Split."""
     return False
 
 
 def _flatten(message: Any, shape: Shape) -> bool:
+    """An image for an inner product, which takes it as it is."""
     param = message.flatten_param
     if param.axis != 1 or param.end_axis not in (-1, len(shape)):
         raise Declined(f"axis {param.axis} and end_axis {param.end_axis}, allowed are 1 and -1")
@@ -352,6 +359,7 @@ def _flatten(message: Any, shape: Shape) -> bool:
 
 
 def _reshape(message: Any, shape: Shape) -> bool:
+    """As Flatten: to the shape [0, -1]."""
     param = message.reshape_param
     dims = tuple(param.shape.dim)
     if (param.axis, param.num_axes) != (0, -1) or dims not in ((0, -1), (-1, math.prod(shape)), (0, math.prod(shape))):
@@ -361,8 +369,8 @@ def _reshape(message: Any, shape: Shape) -> bool:
 
 # Layers that change nothing on the device; whether the output counts as an image in Caffe's flat order.
 IDENTITIES: dict[str, Callable[[Any, Shape], bool]] = {
-    "Dropout": _keeps,
-    "Split": _keeps,
+    "Dropout": _dropout,
+    "Split": _split,
     "Flatten": _flatten,
     "Reshape": _reshape,
 }

@@ -38,6 +38,7 @@ class Eltwise(_Merge):
 
     caffe_type = "Eltwise"
     elementwise = True
+    variants = (*kernels.SUM, *kernels.MAXIMUM)
 
     maximum: bool = False
     negative: tuple[bool, ...] = ()

@@ -120,6 +120,36 @@ def test_gpu_is_no_silent_fall_back(net: list[str], capsys: pytest.CaptureFixtur
     assert not Path(net[-1]).exists()
 
 
+DEPLOY = """input: "data" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 4 kernel_size: 3 } }
+layer { name: "ip1" type: "InnerProduct" bottom: "conv1" top: "ip1" inner_product_param { num_output: 3 } }
+layer { name: "prob" type: "Softmax" bottom: "ip1" top: "prob" }
+"""
+
+
+def test_a_deploy_prototxt_takes_its_data_from_flags(net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    model, weights = Path(net[1]), Path(net[3])
+    model.write_text(DEPLOY)
+    rng = np.random.default_rng(1)
+    blobs = {"conv1": [rng.normal(0, 0.3, (4, 3, 3, 3)), rng.normal(0, 0.1, 4)]}
+    blobs["ip1"] = [rng.normal(0, 0.2, (3, 16)), rng.normal(0, 0.1, 3)]
+    caffe_files.write_weights(weights, "net", blobs, {"conv1": "Convolution", "ip1": "InnerProduct"})
+    assert nn_quantizer.main(net) == 2
+    assert "layer 'data' names no data: give the test images with --lmdb" in capsys.readouterr().err
+    given = ["--lmdb", str(model.parent / "data_lmdb"), "--mean", "100,110,120", "--scale", "0.0078125"]
+    assert nn_quantizer.main([*net, *given]) == 2
+    assert "the images have shape (3, 6, 6), the prototxt asks for (3, 4, 4)" in capsys.readouterr().err
+    assert nn_quantizer.main([*net, *given, "--crop", "4"]) == 0
+    network = record.load(Path(net[-1])).network
+    assert network
+    assert network.graph.input.mean.ravel().tolist() == [100, 110, 120]
+    assert network.graph.input.scale == 0.0078125
+    assert [layer.name for layer in network.graph.layers] == ["data", "conv1", "ip1"]
+    assert network.crop == 4
+    assert code_gen.main(["--model", net[-1], "--out_dir", str(model.parent / "code")]) == 0
+
+
 def test_the_original_s_class(net: list[str], tmp_path: Path) -> None:
     assert nn_quantizer.main(net) == 0
     m = Caffe_Quantizer()

@@ -63,17 +63,19 @@ class FakeGraph:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> FakeGraph:
-    """A chain of layers; those that work in place do not grow."""
+    """Layers that read one or two before them; those that work in place do not grow."""
     layers: list[FakeLayer] = []
     for index in range(draw(st.integers(1, 12))):
         size = draw(st.integers(1, 5000))
-        in_place = bool(layers) and draw(st.booleans())
+        inputs = layers[-1:]
+        if len(layers) > 1:
+            inputs = draw(st.lists(st.sampled_from(layers), min_size=1, max_size=2))
+        in_place = draw(st.booleans()) if inputs else False
         if in_place:
-            size = min(size, layers[-1].out_shape[0])
+            size = min(size, *(layer.out_shape[0] for layer in inputs))
         kernel = FakeKernel(
             draw(st.sampled_from([0, 0, 1, 300, 2001])), draw(st.integers(0, 1)), in_place, draw(st.booleans())
         )
-        inputs = layers[-1:]
         layers.append(
             FakeLayer(
                 f"layer{index}",
@@ -86,23 +88,24 @@ def graphs(draw: st.DrawFn) -> FakeGraph:
     return FakeGraph(tuple(layers))
 
 
-def shares_memory(graph: Any, plan: MemoryPlan, promised_only: bool) -> set[frozenset[int]]:
-    """Pairs of buffers (by id) that one in-place chain holds."""
-    pairs: set[frozenset[int]] = set()
-    chain: list[int] = []
+def shares_memory(graph: Any, plan: MemoryPlan) -> set[frozenset[int]]:
+    """Pairs of buffers (by id) of layers that work in place and those they take the memory of."""
+    pairs = set()
     for layer in graph.layers:
-        in_place = layer.kernel.in_place(layer, promised_only)
-        buffer = id(plan.outputs[layer.name])
-        chain = [*chain, buffer] if in_place else [buffer]
-        pairs |= {frozenset((buffer, other)) for other in chain}
+        if layer.name in plan.in_place:
+            pairs.add(frozenset((id(plan.outputs[layer.name]), id(plan.outputs[plan.in_place[layer.name]]))))
     return pairs
+
+
+def source_bytes(graph: Any, name: str) -> int:
+    return next(math.prod(layer.out_shape) for layer in graph.layers if layer.name == name)
 
 
 @given(graphs(), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_plan(graph: Any, promised_only: bool) -> None:
     plan = memory.plan(graph, graph.layers, Target(), promised_only)
-    together = shares_memory(graph, plan, promised_only)
+    together = shares_memory(graph, plan)
     for buffer in plan.buffers:
         assert buffer.offset % ALIGNMENT == 0 <= buffer.offset
         for other in plan.buffers:
@@ -122,9 +125,15 @@ def test_plan(graph: Any, promised_only: bool) -> None:
         for name in layer.inputs:
             source = plan.outputs[name]
             assert source.last >= index
-            assert source.size >= math.prod(layer.in_shapes[0]) + layer.kernel.overread
-            if layer.kernel.in_place(layer, promised_only):
-                assert output.offset == source.offset
+            assert source.size >= source_bytes(graph, name) + layer.kernel.overread
+        if layer.name in plan.in_place:
+            taken = plan.in_place[layer.name]
+            assert taken in layer.inputs
+            assert layer.kernel.in_place(layer, promised_only)
+            assert not any(taken in later.inputs for later in graph.layers[index + 1 :])
+            assert output.offset == plan.outputs[taken].offset
+        elif layer.kernel.in_place(layer, promised_only):
+            assert all(any(name in later.inputs for later in graph.layers[index + 1 :]) for name in layer.inputs)
     assert plan.outputs[graph.output.name].last == len(graph.layers)
 
 

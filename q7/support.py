@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's table of supported layers, made of what layers, kernels and constraints say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from q7 import kernels
+from q7.constraints import Constraint
+from q7.input_layer import Input
+from q7.layer import Layer
+from q7.layers import IDENTITIES, LAYERS
+
+BEGIN, END = "<!-- layers -->", "<!-- /layers -->"
+
+
+def _sentence(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _how(cls: type[Layer]) -> str:
+    if cls.folds:
+        return "folded into the convolution or inner product before it"
+    if cls.last_only:
+        return "dropped, at the end of the network only"
+    return "<br>".join(f"`{name}`" for name in dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels))
+
+
+def _constraints() -> Iterator[tuple[str, Constraint]]:
+    for kernel in kernels.ALL:
+        for constraint in kernel.constraints:
+            yield kernel.name, constraint
+
+
+def markdown() -> str:
+    """Layers with their kernels, the best first, and what each kernel needs."""
+    lines = ["| Caffe layer | computes | kernels, the first that fits |", "|---|---|---|"]
+    layers: dict[str, type[Layer]] = {Input.caffe_type: Input, **LAYERS}
+    for name, cls in layers.items():
+        lines.append(f"| {name} | {_sentence(cls.__doc__)} | {_how(cls)} |")
+    for name, function in IDENTITIES.items():
+        lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute |")
+    lines += ["", "| kernel | needs |", "|---|---|"]
+    needs: dict[str, list[str]] = {}
+    for name, constraint in _constraints():
+        needs.setdefault(name, []).append(_sentence(constraint.__doc__))
+    lines += [f"| `{name}` | {'; '.join(reasons)} |" for name, reasons in needs.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is folded into weights, what cannot be, and what the quantized weights file then holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from q7 import caffe_files, graph, passes, search
+from q7.engines import FloatNetwork, Simulation
+from q7.errors import Q7Error
+from q7.graph import Graph
+from q7.qformat import QFormat
+from tests.test_graph import conv, ip, layer, parse, plain, random_weights, scale
+
+SHAPE = (2, 5, 5)
+CHAINS = {
+    "BatchNorm": plain("BatchNorm", "bn", "c", "c"),
+    "BatchNorm, Scale": plain("BatchNorm", "bn", "c", "bn") + scale("s", "bn", "c2"),
+    "BatchNorm, Scale without bias": plain("BatchNorm", "bn", "c", "c") + scale("s", "c", "c", bias=False),
+    "Scale": scale("s", "c", "c", bias=False),
+    "Scale, Bias": scale("s", "c", "c", bias=False) + plain("Bias", "b", "c", "b"),
+}
+
+
+def _network(folder: Path, chain: str, bias: bool) -> tuple[Graph, caffe_files.Blobs]:
+    param = f"num_output: 3 kernel_size: 2 bias_term: {'true' if bias else 'false'}"
+    top = chain.rsplit('top: "', 1)[1].split('"', maxsplit=1)[0]
+    network = parse(folder, conv("c", "data", param) + chain + ip("ip", top), "ip", shape=SHAPE)
+    return network, random_weights(network)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_quantized_blobs_give_the_quantized_network_with_the_same_prototxt(
+    tmp_path: Path, chain: str, bias: bool
+) -> None:
+    """Fine formats, so that folding once more what was written for each layer gives what was folded before."""
+    network, blobs = _network(tmp_path, CHAINS[chain], bias)
+    folded = passes.fold_affine(graph.attach_weights(network, blobs))
+    assert [layer.name for layer in folded.layers] == ["data", "c", "ip"]
+    fine = {key: QFormat(4) for key in search.tensors(folded)}
+    formats = search.table(folded, fine)
+    written = graph.quantized_blobs(folded, formats)
+    assert {name: [b.shape for b in bs] for name, bs in written.items()} == {
+        name: [b.shape for b in bs] for name, bs in blobs.items()
+    }
+    assert set(graph.caffe_types(folded)) >= set(written)
+    again = passes.fold_affine(graph.attach_weights(network, written))
+    for name, (w, b) in folded.weights.items():
+        q, own = formats[name], again.weights[name]
+        assert q.w and q.b
+        np.testing.assert_allclose(own[0], q.w.dequantize(q.w.quantize(w)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(own[1], q.b.dequantize(q.b.quantize(b)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_norm_without_samples_counts_nothing(tmp_path: Path) -> None:
+    """Caffe takes the mean and the variance for 0 then."""
+    network, blobs = _network(tmp_path, CHAINS["BatchNorm"], False)
+    blobs["bn"][2][:] = 0
+    folded = passes.fold_affine(graph.attach_weights(network, blobs))
+    np.testing.assert_allclose(folded.weights["c"][0], blobs["c"][0] / np.sqrt(1e-5), rtol=1e-5)
+    assert not folded.weights["c"][1].any()
+
+
+def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
+    network, blobs = _network(tmp_path, CHAINS["BatchNorm"], False)
+    blobs["bn"][1][0] = -1
+    with pytest.raises(Q7Error, match="layer 'c': NaN or infinity, after BatchNorm was folded into it"):
+        passes.fold_affine(graph.attach_weights(network, blobs))
+
+
+BN = plain("BatchNorm", "bn", "c", "bn")
+DECLINED = {
+    "nothing before it": (plain("BatchNorm", "bn", "data", "bn"), "bn", "but it reads 'data'"),
+    "behind a ReLU": (
+        conv("c", "data", "num_output: 2 kernel_size: 1") + plain("ReLU", "r", "c", "c") + BN,
+        "bn",
+        "layer 'bn' (BatchNorm): it can only be folded into a convolution or inner product, but it reads 'r'",
+    ),
+    "others read it": (
+        conv("c", "data", "num_output: 2 kernel_size: 1") + BN + layer("Eltwise", "e", ["c", "bn"]),
+        "e",
+        "layer 'bn' (BatchNorm): it cannot be folded into 'c', since 'e' reads that, too",
+    ),
+    "statistics of the batch": (
+        plain("BatchNorm", "bn", "data", "bn")[:-2] + "batch_norm_param { use_global_stats: false } }\n",
+        "bn",
+        "use_global_stats false in the TEST phase",
+    ),
+    "a scale of two blobs": (layer("Scale", "s", ["data", "data"]), "s", "it has 2 inputs, allowed is 1"),
+    "a scale of pixels": (
+        plain("Scale", "s", "data", "s")[:-2] + "scale_param { axis: 2 } }\n",
+        "s",
+        "axis 2 and num_axes 1, allowed are 1 and 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_what_cannot_be_folded_is_declined(tmp_path: Path, name: str) -> None:
+    layers, top, message = DECLINED[name]
+    with pytest.raises(Q7Error) as caught:
+        parse(tmp_path, layers + ip("ip", top), "ip", shape=SHAPE)
+    assert message in str(caught.value)
+
+
+def test_folding_does_not_change_what_the_network_computes(tmp_path: Path) -> None:
+    chain = CHAINS["BatchNorm, Scale"]
+    network, blobs = _network(tmp_path, chain, True)
+    folded = passes.fold_affine(graph.attach_weights(network, blobs))
+    images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
+    ours = FloatNetwork(folded, images).outputs([Simulation()] * 3)["c"]
+    w, b = (blob.astype(np.float64) for blob in blobs["c"])
+    windows = np.lib.stride_tricks.sliding_window_view(images.astype(np.float64), (2, 2), axis=(2, 3))
+    x = np.einsum("nchwij,ocij->nohw", windows, w) + b[:, None, None]
+    mean, variance, factor = (blob.astype(np.float64)[:, None, None] for blob in blobs["bn"])
+    x = (x - mean / factor) / np.sqrt(variance / factor + 1e-5)
+    gain, offset = (blob.astype(np.float64)[:, None, None] for blob in blobs["s"])
+    np.testing.assert_allclose(ours, x * gain + offset, rtol=1e-4, atol=1e-3)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A residual network with batch normalisation that others trained: float accuracy, and the generated program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from q7 import caffe_files, dataset, device, engines, graph, passes, search
+from q7.dataset import DataSource
+from q7.engines import FloatNetwork, Simulation
+from q7.graph import Graph
+from q7.qformat import QFormat, Target
+from q7.record import QuantizedNetwork
+from q7.search import Tensor
+from tests import small
+from tests.generated import generate, make, on_host, predicted
+from tests.support import shared, tool
+
+IMAGES = 300
+
+
+@pytest.fixture(scope="module")
+def resnet20() -> tuple[Graph, DataSource, np.ndarray, np.ndarray]:
+    """The network, its data source, and all test images with their labels."""
+    folder = shared("data", "resnet20")
+    prototxt = caffe_files.read_prototxt(folder / "res20_cifar_train_test.prototxt")
+    mean = shared("data", "cifar10", "mean.binaryproto")
+    lmdb = shared("data", "cifar10", "cifar10_test_lmdb")
+    source = dataset.override(dataset.data_source(prototxt), str(lmdb), str(mean), None, None)
+    images, labels = caffe_files.read_lmdb(lmdb)
+    network = graph.parse(prototxt, "Accuracy1", source, images.shape[1:])
+    blobs = caffe_files.read_weights(folder / "cifar10_res20_iter_64000.caffemodel")
+    return passes.simplify(graph.attach_weights(network, blobs)), source, images, labels
+
+
+def test_float_accuracy_is_caffes(resnet20: tuple[Graph, DataSource, np.ndarray, np.ndarray]) -> None:
+    network, _, images, labels = resnet20
+    logits = FloatNetwork(network, images).logits([Simulation()] * len(network.layers))
+    assert engines.accuracy_caffe(logits, labels) == pytest.approx(79.71, abs=0.05)
+
+
+def test_the_program_computes_what_the_model_predicts(
+    resnet20: tuple[Graph, DataSource, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """In formats that cover what some images need, which cost no accuracy here."""
+    for names in (("make",), ("cc", "gcc"), ("c++", "g++")):
+        tool(*names)
+    network, source, images, labels = resnet20
+    images, labels = images[:IMAGES], labels[:IMAGES]
+    ranges = FloatNetwork(network, images).ranges([Simulation()] * len(network.layers))
+    choices = {}
+    for name, tensor in search.tensors(network):
+        values = ranges[name] if tensor is Tensor.ACTIVATIONS else network.weights[name][tensor is Tensor.BIAS]
+        choices[name, tensor] = QFormat.covering(search.largest(values))
+    formats = search.table(network, choices)
+    layers = tuple(device.quantize(network, formats, Target()))
+    sources = {"model": {"name": "resnet20.prototxt", "sha256": "0" * 64}}
+    quantized = QuantizedNetwork(network, formats, layers, Target(), sources, str(source.find_lmdb()))
+    expected = predicted(quantized, images)
+    assert engines.accuracy_first(expected, labels) > 79
+    folder = generate(small.save(quantized, tmp_path / "net.pkl"), tmp_path / "code", "--target", "host")
+    assert "PASS" in make(folder, "run")
+    np.testing.assert_array_equal(on_host(folder, images), expected)
