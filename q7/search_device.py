@@ -136,7 +136,7 @@ def _descend(
                         break
                     verdict = judge.judge(tried)
                     yield Trial(name, tensor, q, verdict.accuracy)
-                    if not verdict.beats(best, tolerance, TRIAL_DEVIATIONS):
+                    if not (verdict.beats(best, tolerance, TRIAL_DEVIATIONS) and best.does_worse(verdict)):
                         break
                     moved, best, best_probed, formats = True, verdict, probed, tried
                     choices[name, tensor] = q
