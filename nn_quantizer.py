@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import q7
 from q7 import caffe_files, dataset, device, engines, files, graph, passes, record
+from q7.caffe_files import Prototxt
 from q7.dataset import DataSource
 from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import FloatNetwork
@@ -56,6 +57,7 @@ class Caffe_Quantizer:
 class Job:
     """Everything read and checked, before any long work."""
 
+    prototxt: Prototxt
     graph: Graph
     source: DataSource
     lmdb: Path
@@ -107,7 +109,7 @@ def prepare(args: argparse.Namespace) -> Job:
         )
     images = np.ascontiguousarray(source.crop_image(images))
     swept, reported = split(len(images), args.holdout, args.seed)
-    return Job(network, source, lmdb, images, labels, swept, reported, save, quantized)
+    return Job(prototxt, network, source, lmdb, images, labels, swept, reported, save, quantized)
 
 
 def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,9 +123,28 @@ def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray
     return np.sort(order[held:]), np.sort(order[:held])
 
 
+def check_engine(args: argparse.Namespace) -> None:
+    """Raises Q7Error where the engine asked for cannot be used."""
+    if args.engine == "caffe":
+        from q7 import pycaffe_engine
+
+        pycaffe_engine.load(args.gpu)
+    else:
+        args.providers = engines.providers(args.gpu)
+
+
+def float_network(job: Job, images: np.ndarray, args: argparse.Namespace) -> FloatNetwork:
+    """The network as it was trained, on the engine asked for."""
+    if args.engine != "caffe":
+        return FloatNetwork(job.graph, images, args.providers)
+    from q7.pycaffe_engine import PycaffeNetwork
+
+    return PycaffeNetwork(job.graph, images, job.prototxt, args.gpu)
+
+
 def find_formats(job: Job, args: argparse.Namespace) -> Found:
     """Runs the search behind a progress bar."""
-    network = FloatNetwork(job.graph, job.images[job.swept], args.providers)
+    network = float_network(job, job.images[job.swept], args)
     labels = job.labels[job.swept]
     if args.objective == "caffe":
         simulation = CaffeSimulation(network, labels)
@@ -164,7 +185,7 @@ def accuracies(job: Job, found: Found, layers: list[IntegerLayer], args: argpars
     on_device = DeviceNetwork(found.chosen.graph, images, args.target).logits(layers)
     in_float = found.accuracies["float"]
     if args.holdout:
-        in_float = engines.accuracy_caffe(FloatNetwork(job.graph, images).logits(engines.plain(job.graph)), labels)
+        in_float = engines.accuracy_caffe(float_network(job, images, args).logits(engines.plain(job.graph)), labels)
     return in_float, engines.accuracy_first(on_device, labels)
 
 
@@ -220,6 +241,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--iterations", type=int, help="number of test batches (default: all images once)")
     parser.add_argument("--tolerance", type=float, default=0.001, help="accuracy tolerance in percentage points")
     parser.add_argument("--gpu", action="store_true", help="run the sweeps on a GPU")
+    parser.add_argument(
+        "--engine",
+        choices=["auto", "onnxruntime", "caffe"],
+        default="auto",
+        help="what runs the float network; auto: onnxruntime",
+    )
     parser.add_argument("--objective", choices=["device", "caffe"], default="device", help="what the sweeps look at")
     parser.add_argument(
         "--holdout", type=float, default=0.0, help="fraction of the images to keep from the search and to report on"
@@ -248,7 +275,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
-        args.providers = engines.providers(args.gpu)
+        check_engine(args)
         run(args)
     except Q7Error as error:
         note(str(error))

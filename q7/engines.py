@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,6 +52,30 @@ class Network:
         """Adds one layer to a graph; values are float32."""
         raise NotImplementedError
 
+    def runner(
+        self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], ranges: bool
+    ) -> Callable[[Values], Sequence[np.ndarray]]:
+        """What runs layers first to last - 1 on a batch: takes the outputs live at `first`, gives those of `outputs`.
+
+        With `ranges` it gives, for each of `outputs`, the smallest and then the largest value.
+        """
+        g, names = OnnxGraph(), {}
+        for layer in self.graph.live(first):
+            names[layer.name] = g.cast(g.input(layer.name, self.stored, layer.out_shape), np.float32)
+        for layer, setting in zip(self.graph.layers[first:last], settings[first:last]):
+            xs = [names[name] for name in layer.inputs]
+            if not xs:
+                xs = [g.cast(g.input(layer.name, np.uint8, layer.out_shape), np.float32)]
+            names[layer.name] = self.build(g, layer, xs, setting)
+        for layer in outputs:
+            if ranges:
+                for op in ("ReduceMin", "ReduceMax"):
+                    g.output(g.add(op, names[layer.name], keepdims=0))
+            else:
+                g.output(g.cast(names[layer.name], self.stored))
+        session = g.session(self.providers)
+        return lambda batch: session.run(None, {f"in_{name}": values for name, values in batch.items()})
+
     def advance(
         self,
         first: int,
@@ -65,34 +89,19 @@ class Network:
 
         With `ranges`, instead the smallest and the largest value of each of these layers' outputs.
         """
-        g, names = OnnxGraph(), {}
-        for layer in self.graph.live(first):
-            names[layer.name] = g.cast(g.input(layer.name, self.stored, layer.out_shape), np.float32)
-        for layer, setting in zip(self.graph.layers[first:last], settings[first:last]):
-            xs = [names[name] for name in layer.inputs]
-            if not xs:
-                xs = [g.cast(g.input(layer.name, np.uint8, layer.out_shape), np.float32)]
-            names[layer.name] = self.build(g, layer, xs, setting)
         outputs = self.graph.layers[first:last] if ranges or every else self.graph.live(last)
-        for layer in outputs:
-            if ranges:
-                for op in ("ReduceMin", "ReduceMax"):
-                    g.output(g.add(op, names[layer.name], keepdims=0))
-            else:
-                g.output(g.cast(names[layer.name], self.stored))
-        session = g.session(self.providers)
-        feeds = {f"in_{name}": values for name, values in inputs.items()}
+        run = self.runner(first, last, settings, outputs, ranges)
         count = len(self.images)
         results: Values = {}
         if ranges:
-            batches = np.array([session.run(None, _cut(feeds, i)) for i in range(0, count, BATCH)])
+            batches = np.array([run(_cut(inputs, i)) for i in range(0, count, BATCH)])
             for n, layer in enumerate(outputs):
                 results[layer.name] = np.array([batches[:, 2 * n].min(), batches[:, 2 * n + 1].max()])
             return results
         for layer in outputs:
             results[layer.name] = np.empty((count, *layer.out_shape), self.stored)
         for i in range(0, count, BATCH):
-            for layer, values in zip(outputs, session.run(None, _cut(feeds, i))):
+            for layer, values in zip(outputs, run(_cut(inputs, i))):
                 results[layer.name][i : i + BATCH] = values
         return results
 
@@ -122,8 +131,8 @@ class Network:
         return self.advance(0, len(settings), self.start(), settings, ranges=True)
 
 
-def _cut(feeds: Values, start: int) -> Values:
-    return {name: values[start : start + BATCH] for name, values in feeds.items()}
+def _cut(inputs: Values, start: int) -> Values:
+    return {name: values[start : start + BATCH] for name, values in inputs.items()}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class OnnxGraph:
         """Adds a node and returns its output's name; arrays become constants."""
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         output = f"t{len(self._nodes)}"
-        self._nodes.append(helper.make_node(op, names, [output], **attributes))
+        self._nodes.append(helper.make_node(op, names, [output], name=output, **attributes))
         return output
 
     def constant(self, values: np.ndarray) -> str:

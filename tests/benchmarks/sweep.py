@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds of the original's procedure on Caffe with a full pass for each trial, and of ours, on the same images.
+
+Run from the project's root, where Caffe is installed: python -m tests.benchmarks.sweep [--iterations N] [NETWORK ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import nn_quantizer
+from nn_quantizer import Job
+from q7.engines import FloatNetwork, plain
+from q7.pycaffe_engine import PycaffeNetwork
+from q7.qformat import Target
+from q7.search_caffe import CaffeSimulation, caffe_objective
+from q7.search_device import device_objective
+from tests.benchmarks.accuracy import Case, cases
+
+TOLERANCE = 0.001
+
+
+class FullPasses(FloatNetwork):
+    """Every trial runs every layer."""
+
+    def logits(self, settings: Sequence[Hashable]) -> np.ndarray:
+        everything = self.advance(0, len(settings), self.start(), settings)
+        return everything[self.graph.output.name].reshape(len(self.images), -1)
+
+
+class CaffeFullPasses(FullPasses, PycaffeNetwork):
+    """The original's way: on Caffe, and every trial runs every layer."""
+
+
+def _seconds(job: Job, network: FloatNetwork, device: bool = False) -> float:
+    start = time.perf_counter()
+    if device:
+        trials = device_objective(job.graph, network, job.labels, Target(), TOLERANCE)
+    else:
+        simulation = CaffeSimulation(network, job.labels)
+        trials = caffe_objective(job.graph, simulation.accuracy, simulation.largest, TOLERANCE)
+    deque(trials, maxlen=0)
+    return time.perf_counter() - start
+
+
+def _one_pass(network: FloatNetwork) -> float:
+    start = time.perf_counter()
+    network.logits(plain(network.graph))
+    return time.perf_counter() - start
+
+
+def rows(name: str, case: Case, folder: Path, iterations: str) -> None:
+    """Prints a row for each way: seconds, the same in passes of the float network, times faster than the original."""
+    arguments = ["--model", str(case.model), "--weights", str(case.weights), "--accuracy", case.accuracy]
+    arguments += ["--save", str(folder / "net.pkl"), "--iterations", iterations]
+    job = nn_quantizer.prepare(nn_quantizer.parse_arguments(arguments))
+    original = None
+    for way, network, device in (
+        ("Caffe, full passes (the original)", CaffeFullPasses(job.graph, job.images, job.prototxt), False),
+        ("--engine caffe --objective caffe", PycaffeNetwork(job.graph, job.images, job.prototxt), False),
+        ("onnxruntime, full passes", FullPasses(job.graph, job.images), False),
+        ("--objective caffe", FloatNetwork(job.graph, job.images), False),
+        ("--objective device (default)", FloatNetwork(job.graph, job.images), True),
+    ):
+        one_pass, seconds = _one_pass(network), _seconds(job, network, device)
+        original = original or seconds
+        print(f"| {name} | {way} | {seconds:.1f} | {seconds / one_pass:.1f} | {original / seconds:.1f} |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", nargs="*", help="names (default: LeNet and arm_m4)")
+    parser.add_argument("--iterations", default="100", help="number of test batches")
+    args = parser.parse_args()
+    print("| network | way | seconds | passes | times faster |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, case in cases().items():
+            if name in (args.network or ("LeNet", "arm_m4")):
+                rows(name, case, Path(folder), args.iterations)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

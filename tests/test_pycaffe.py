@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our engine against Caffe itself: blobs, accuracies and formats; and --engine caffe from end to end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nn_quantizer
+from nn_quantizer import Job
+from q7 import pycaffe_engine, record
+from q7.engines import FloatNetwork, Grid, Simulation, accuracy_caffe, plain
+from q7.errors import Q7Error
+from q7.pycaffe_engine import PycaffeNetwork
+from q7.qformat import QFormat
+from tests import tiny
+from tests.support import MODELS, prototxt, write_dataset
+
+IMAGES = 20
+
+
+@pytest.fixture
+def caffe() -> Any:
+    """pycaffe; most machines cannot have it, so that only REQUIRE_CAFFE makes its absence a failure."""
+    try:
+        return pycaffe_engine.load()
+    except Q7Error as error:
+        if os.environ.get("REQUIRE_CAFFE"):
+            pytest.fail(f"REQUIRE_CAFFE is set: {error}")
+        pytest.skip("pycaffe cannot be imported")
+
+
+@pytest.fixture(params=["lenet", "arm_m4"])
+def trained(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    """nn_quantizer's arguments for a trained network."""
+    if request.param == "lenet":
+        folder = tmp_path
+        (weights,) = MODELS.glob("lenet_iter_*.caffemodel.h5")
+        shutil.copy(weights, folder)
+        model = MODELS / "lenet_train_test.prototxt"
+    else:
+        folder = request.getfixturevalue("arm_m4")
+        model, (weights,) = folder / "cifar10_m4_train_test.prototxt", folder.glob("*_iter_*.caffemodel.h5")
+    return ["--model", str(model), "--weights", str(folder / weights.name), "--save", str(tmp_path / "net.pkl")]
+
+
+def prepare(*arguments: str) -> Job:
+    return nn_quantizer.prepare(nn_quantizer.parse_arguments(list(arguments)))
+
+
+def users_net(caffe: Any, job: Job, arguments: list[str], folder: Path) -> Any:
+    """Caffe's network as its user builds it: all layers, its own reader of weights, images and mean."""
+    model = Path(arguments[1]).read_text().replace(job.source.lmdb, str(job.lmdb.resolve()))
+    if job.source.mean_file:
+        model = model.replace(job.source.mean_file, str(job.source.find_mean().resolve()))
+    (folder / "absolute.prototxt").write_text(model)
+    return caffe.Net(str(folder / "absolute.prototxt"), arguments[3], caffe.TEST)
+
+
+def close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Equal to 1e-4, and near zero to 1e-5 of the largest value."""
+    np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def compare_blobs(caffe: Any, job: Job, arguments: list[str], folder: Path) -> None:
+    """Every layer with PycaffeNetwork's, and every blob with that of the network that Caffe's user would build."""
+    net = users_net(caffe, job, arguments, folder)
+    net.forward()
+    images = job.images[: job.source.batch_size]
+    ours = FloatNetwork(job.graph, images).outputs(plain(job.graph))
+    copied = PycaffeNetwork(job.graph, images, job.prototxt).outputs(plain(job.graph))
+    writers = {layer.blob: layer.name for layer in job.graph.layers}
+    for layer in job.graph.layers:
+        close(ours[layer.name], copied[layer.name])
+    ours[job.graph.input.name] *= job.source.scale / job.graph.input.scale  # the rest went into the weights
+    for blob, writer in writers.items():
+        close(ours[writer], net.blobs[blob].data)
+
+
+def test_blobs_of_trained_networks(caffe: Any, trained: list[str], tmp_path: Path) -> None:
+    compare_blobs(caffe, prepare(*trained, "--iterations", "1"), trained, tmp_path)
+
+
+def random_layers(rng: np.random.Generator) -> str:
+    """Convolutions with ReLU and pooling in any order, then two inner products."""
+    filler = 'weight_filler { type: "xavier" } bias_filler { type: "uniform" min: -0.5 max: 0.5 }'
+    text, bottom = "", "data"
+    for i in range(1, 4):
+        kernel, stride = rng.integers(1, 4), rng.choice([1, 1, 2])
+        group = int(rng.choice([1, 4])) if i > 1 else 1
+        text += f"""layer {{ name: "conv{i}" type: "Convolution" bottom: "{bottom}" top: "conv{i}"
+          convolution_param {{ num_output: 4 group: {group} kernel_size: {kernel} stride: {stride} pad: {kernel // 2}
+            bias_term: {rng.choice(["true", "false"])} {filler} }} }}"""
+        top = str(rng.choice([f"conv{i}", f"relu{i}"]))
+        text += f'layer {{ name: "relu{i}" type: "ReLU" bottom: "conv{i}" top: "{top}" }}'
+        bottom = f"pool{i}"
+        pool, pad = [("MAX", 1), ("AVE", 0)][rng.integers(2)]
+        text += f"""layer {{ name: "{bottom}" type: "Pooling" bottom: "{top}" top: "{bottom}"
+          pooling_param {{ pool: {pool} kernel_size: {rng.integers(2, 4)} stride: 2 pad: {pad} }} }}"""
+    return f"""{text}
+layer {{ name: "drop" type: "Dropout" bottom: "{bottom}" top: "{bottom}" }}
+layer {{ name: "ip1" type: "InnerProduct" bottom: "{bottom}" top: "ip1"
+  inner_product_param {{ num_output: 7 transpose: {rng.choice(["true", "false"])} {filler} }} }}
+layer {{ name: "relu" type: "ReLU" bottom: "ip1" top: "ip1" }}
+layer {{ name: "ip2" type: "InnerProduct" bottom: "ip1" top: "ip2" inner_product_param {{ num_output: 5 {filler} }} }}
+"""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_blobs_of_random_networks(caffe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path, (3, int(rng.integers(15, 25)), int(rng.integers(15, 25))), IMAGES, 5)
+    scale = rng.choice(["0.0078125", "0.017"])  # the second goes into the first layer's weights
+    model = prototxt(tmp_path, random_layers(rng), "ip2", f"mean_value: 120 scale: {scale} crop_size: 15", IMAGES)
+    caffe.set_random_seed(seed)
+    caffe.Net(str(model), caffe.TEST).save("net.caffemodel")
+    arguments = ["--model", str(model), "--weights", "net.caffemodel", "--save", "net.pkl"]
+    job = prepare(*arguments)
+    compare_blobs(caffe, job, arguments, tmp_path)
+
+
+def test_accuracy_is_caffes_to_the_image(caffe: Any, trained: list[str], tmp_path: Path) -> None:
+    job = prepare(*trained)
+    net = users_net(caffe, job, trained, tmp_path)
+    batches = len(job.images) // job.source.batch_size
+    right = sum(float(net.forward()["accuracy"]) * job.source.batch_size for _ in range(batches))
+    logits = FloatNetwork(job.graph, job.images).logits(plain(job.graph))
+    assert accuracy_caffe(logits, job.labels) / 100 * len(job.images) == pytest.approx(right, abs=0.01)
+
+
+def test_grids_in_any_order(caffe: Any, tmp_path: Path) -> None:
+    """Trials that go back and forth, a last batch that is not full: what is kept from one to the next is right."""
+    job = prepare(*tiny.write(tmp_path))
+    images = np.concatenate([job.images] * 6)
+    ours, theirs = FloatNetwork(job.graph, images), PycaffeNetwork(job.graph, images, job.prototxt)
+    grids = [Grid(QFormat(3)), Grid(QFormat(1)), Grid(QFormat(2), clip=False)]
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        settings = [Simulation(*rng.choice(np.array([None, *grids]), 3)) for _ in job.graph.layers]
+        settings[0] = Simulation(y=Grid(QFormat(-1)))
+        close(ours.logits(settings), theirs.logits(settings))
+        for name, ends in ours.ranges(settings).items():
+            close(ends, theirs.ranges(settings)[name])
+
+
+def test_the_caffe_objective_chooses_the_same(
+    caffe: Any, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, printed = [], []
+    for engine in ("onnxruntime", "caffe"):
+        assert nn_quantizer.main([*trained, "--objective", "caffe", "--iterations", "10", "--engine", engine]) == 0
+        network = record.load(tmp_path / "net.pkl").network
+        assert network
+        chosen.append(network.formats)
+        printed.append(capsys.readouterr().out)
+    assert chosen[0] == chosen[1]
+    assert printed[0] == printed[1]
+
+
+def test_the_device_objective_chooses_the_same(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = tiny.write(tmp_path)
+    printed = []
+    for options in ([], ["--engine", "caffe"]):
+        assert nn_quantizer.main([*arguments, "--holdout", "0.5", *options]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], reason: str) -> None:
+    """One sentence on stderr, exit code 2, nothing written."""
+    assert nn_quantizer.main([*arguments, "--engine", "caffe"]) == 2
+    out, err = capsys.readouterr()
+    assert reason in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not Path(arguments[5]).exists()
+
+
+def test_no_pycaffe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "caffe", None)
+    refused(tiny.write(tmp_path), capsys, "on Python 3.9, pip install -r requirements-caffe.txt")
+
+
+def test_no_gpu(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = tiny.write(tmp_path)
+    try:
+        pycaffe_engine.load(gpu=True)
+    except Q7Error:
+        refused([*arguments, "--gpu"], capsys, "a pycaffe built with CUDA")
+    else:
+        pytest.skip("this machine has a GPU, and a Caffe that uses it")
+
+
+def test_no_lmdb(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = tiny.write(tmp_path)
+    shutil.rmtree(tmp_path / "data_lmdb")
+    refused(arguments, capsys, "'data_lmdb' does not exist")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('layer { name: "x" type: "Unheard" }', r"layer 'x' \(Unheard\): this Caffe has no such layer"),
+        ('layer { name: "x" unheard: 1 }', "does not know a field"),
+    ],
+)
+def test_what_caffe_would_die_of(caffe: Any, text: str, reason: str) -> None:
+    with pytest.raises(Q7Error, match=reason):
+        pycaffe_engine.build(caffe, text)
