@@ -233,7 +233,7 @@ GENERATOR = {
     "an old pickle of a huge image": (
         write("old.pkl", OLD_PICKLE.replace(b"I6\nI6", b"I600000\nI600000")),
         OLD,
-        "layer 'ip1': the weights file has (3, 18)",
+        "layer 'conv1' (Convolution): no kernel can compute it",
     ),
     "an old pickle of a negative image": (write("old.pkl", OLD_PICKLE.replace(b"I6\nI6", b"I-6\nI6")), OLD, WRONG),
     "an old pickle of a far format": (

@@ -206,8 +206,8 @@ def test_deploy_inputs(tmp_path: Path) -> None:
     for text in (old, new):
         network = read(tmp_path, text)
         assert network.inputs == {"data": [1, 3, 8, 9]}
-        with pytest.raises(Q7Error, match="has no layer of type Data in the TEST phase"):
-            dataset.data_source(network)
+        source = dataset.data_source(network)
+        assert (source.layer, source.shape, source.batch_size, source.lmdb) == ("data", (3, 8, 9), 1, "")
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
