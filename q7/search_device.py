@@ -21,7 +21,7 @@ SAMPLE = 2000  # images that judge the other trials; the finalists are judged by
 FIT_SAMPLE = 5000  # images that weights are fitted to
 TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain or a loss
 PROBE_DEVIATIONS = 1.0  # a trial that is no better costs eight times as much when it gets through
-FINAL_DEVIATIONS = 1.0
+FINAL_DEVIATIONS = 2.0
 PASSES = 3  # over all tensors, since the best format of one depends on those of others
 
 
