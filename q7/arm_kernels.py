@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from q7.constraints import padding_below_stride, short_window
-from q7.exact import convolution, crop, divide, weighted_sum, window_attributes, window_cells, window_sum
+from q7.exact import convolution, divide, max_pool, truncated_mean, weighted_sum
 from q7.kernel import CNames, Kernel, WeightedKernel
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, Core, Target
@@ -235,7 +235,7 @@ class Pool(Kernel):
 class MaxPool(Pool):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         if padding_below_stride(layer, target):
-            return crop(g, g.add("MaxPool", xs[0], **window_attributes(layer)), layer)
+            return max_pool(g, xs[0], layer)
         return _dsp_pool_axis(g, _dsp_pool_axis(g, xs[0], layer, 2, False), layer, 1, False)
 
 
@@ -247,15 +247,8 @@ class AveragePool(Pool):
         return 2 * layer.out_shape[2] * layer.in_shape[0] if target.core is Core.DSP else 0
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        windows = zip(layer.in_shape[1:], layer.out_shape[1:], layer.kernel, layer.stride, layer.pad)
-        rows, columns = (window_cells(*window) for window in windows)
-        attributes = window_attributes(layer)
         if target.core is Core.PLAIN:
-            return divide(g, crop(g, window_sum(g, xs[0], **attributes), layer), rows[:, None] * columns)
+            return truncated_mean(g, xs[0], layer)
         if not (padding_below_stride(layer, target) and short_window(layer, target)):
             return _dsp_pool_axis(g, _dsp_pool_axis(g, xs[0], layer, 2, True), layer, 1, True)
-        (top, left, bottom, right), (k_y, k_x), (s_y, s_x) = attributes["pads"], layer.kernel, layer.stride
-        x = window_sum(g, xs[0], kernel_shape=[1, k_x], strides=[1, s_x], pads=[0, left, 0, right])
-        x = divide(g, g.slice(x, 3, 0, len(columns)), columns)
-        y = window_sum(g, x, kernel_shape=[k_y, 1], strides=[s_y, 1], pads=[top, 0, bottom, 0])
-        return divide(g, g.slice(y, 2, 0, len(rows)), rows[:, None])
+        return truncated_mean(g, truncated_mean(g, xs[0], layer, axes=(1,)), layer, axes=(0,))

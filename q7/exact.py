@@ -24,22 +24,24 @@ def end_padding(extent: int, out: int, kernel: int, stride: int, pad: int) -> in
     return max(0, (out - 1) * stride + kernel - extent - pad)
 
 
-def window_attributes(layer: Any) -> dict[str, list[int]]:
-    """ONNX attributes of a layer's windows; the padding at the end follows from the output shape."""
-    ends = [
-        end_padding(d, o, k, s, p)
-        for d, o, k, s, p in zip(layer.in_shape[1:], layer.out_shape[1:], layer.kernel, layer.stride, layer.pad)
-    ]
-    return {"kernel_shape": list(layer.kernel), "strides": list(layer.stride), "pads": [*layer.pad, *ends]}
+def _windows(layer: Any) -> list[tuple[int, ...]]:
+    """(extent, output extent, kernel, stride, padding before) along y and x."""
+    return list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.kernel, layer.stride, layer.pad))
 
 
-def crop(g: OnnxGraph, y: str, layer: Any) -> str:
-    """Drops rows and columns beyond the layer's output, where the windows allow more than it asks for."""
-    for axis, (d, o, k, s, p) in enumerate(
-        zip(layer.in_shape[1:], layer.out_shape[1:], layer.kernel, layer.stride, layer.pad), 2
-    ):
-        if (d + p + end_padding(d, o, k, s, p) - k) // s + 1 > o:
-            y = g.slice(y, axis, 0, o)
+def window_attributes(layer: Any, axes: tuple[int, ...] = (0, 1)) -> dict[str, list[int]]:
+    """ONNX attributes of a layer's windows along y (0) and x (1); the padding at the end follows from the output."""
+    windows = [window if axis in axes else (1, 1, 1, 1, 0) for axis, window in enumerate(_windows(layer))]
+    kernel, stride, pad = ([window[i] for window in windows] for i in (2, 3, 4))
+    return {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *(end_padding(*window) for window in windows)]}
+
+
+def crop(g: OnnxGraph, y: str, layer: Any, axes: tuple[int, ...] = (0, 1)) -> str:
+    """Drops rows (0) and columns (1) beyond the layer's output, where the windows allow more than it asks for."""
+    for axis in axes:
+        d, o, k, s, p = window = _windows(layer)[axis]
+        if (d + p + end_padding(*window) - k) // s + 1 > o:
+            y = g.slice(y, axis + 2, 0, o)
     return y
 
 
@@ -92,6 +94,11 @@ def convolution(g: OnnxGraph, x: str, layer: Any, integers: Integers, target: Ta
     return crop(g, weighted_sum(g, integers, target, convolve), layer)
 
 
+def max_pool(g: OnnxGraph, x: str, layer: Any) -> str:
+    """The maximum of each window's cells in the image."""
+    return crop(g, g.max_pool(x, **window_attributes(layer)), layer)
+
+
 def divide(g: OnnxGraph, total: str, count: np.ndarray) -> str:
     """C's division, which truncates toward zero; float32 divides integers below 2**24 without crossing one."""
     return g.cast(g.cast(g.add("Div", total, count.astype(np.float32)), np.int32), np.float32)
@@ -102,6 +109,29 @@ def window_sum(g: OnnxGraph, x: str, **windows: Any) -> str:
     cells = float(np.prod(windows["kernel_shape"]))
     mean = g.add("AveragePool", x, count_include_pad=1, **windows)
     return g.add("Round", g.add("Mul", mean, np.array(cells, np.float32)))
+
+
+NUDGE = 2.0**-20  # far above the four roundings of 2**-24 that it makes good
+MOST_NUDGED_CELLS = 4096  # quotients up to 128 are 2**-12 apart from the next integer, and are moved by 2**-13 at most
+
+
+def truncated_mean(g: OnnxGraph, x: str, layer: Any, axes: tuple[int, ...] = (0, 1)) -> str:
+    """C's sum / cells over each window, along both axes, or along x (1) and then y (0); the cells are the image's.
+
+    The float quotient may miss an integer by its rounding; a nudge away from zero makes that good.
+    """
+    rows, columns = (
+        window_cells(*window) if axis in axes else np.ones(1, int) for axis, window in enumerate(_windows(layer))
+    )
+    cells, windows = rows[:, None] * columns, window_attributes(layer, axes)
+    if cells.max() > MOST_NUDGED_CELLS:
+        return divide(g, crop(g, window_sum(g, x, **windows), layer, axes), cells)
+    mean = crop(g, g.add("AveragePool", x, count_include_pad=1, **windows), layer, axes)
+    factor = np.prod(windows["kernel_shape"]) / cells * (1 + NUDGE)
+    height = layer.out_shape[1] if 0 in axes else layer.in_shape[1]
+    # In full, since onnxruntime is slow where it has to repeat short rows.
+    factor = np.broadcast_to(factor, (layer.in_shape[0], height, layer.out_shape[2]))
+    return g.cast(g.cast(g.add("Mul", mean, factor.astype(np.float32)), np.int32), np.float32)
 
 
 def window_cells(extent: int, out: int, kernel: int, stride: int, pad: int) -> np.ndarray:

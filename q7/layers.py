@@ -296,7 +296,7 @@ class Pooling(_Windowed):
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         attributes = exact.window_attributes(self)
         if not self.average:
-            return exact.crop(g, g.add("MaxPool", xs[0], **attributes), self)
+            return exact.max_pool(g, xs[0], self)
         correction = math.prod(self.kernel) / self.divisors()
         mean = exact.crop(g, g.add("AveragePool", xs[0], count_include_pad=1, **attributes), self)
         return mean if (correction == 1).all() else g.add("Mul", mean, correction.astype(np.float32))

@@ -23,7 +23,7 @@ class OnnxGraph:
     """Nodes in the order they were added; tensors are NCHW or (N, features) float32 unless cast."""
 
     def __init__(self) -> None:
-        self._nodes: list[Any] = []
+        self._nodes: dict[str, Any] = {}  # by output
         self._constants: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -32,8 +32,18 @@ class OnnxGraph:
         """Adds a node and returns its output's name; arrays become constants."""
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         output = f"t{len(self._nodes)}"
-        self._nodes.append(helper.make_node(op, names, [output], name=output, **attributes))
+        self._nodes[output] = helper.make_node(op, names, [output], name=output, **attributes)
         return output
+
+    def max_pool(self, x: str, **windows: Any) -> str:
+        """MaxPool, moved before the elementwise steps that made `x` and that never fall, which it commutes with.
+
+        They then have fewer elements to work on. No window may lie in the padding alone.
+        """
+        node = self._nodes.get(x)
+        if node is None or node.op_type not in ("Floor", "Clip", "Relu"):
+            return self.add("MaxPool", x, **windows)
+        return self.add(node.op_type, self.max_pool(node.input[0], **windows), *node.input[1:])
 
     def constant(self, values: np.ndarray) -> str:
         name = f"c{len(self._constants)}"
@@ -57,8 +67,16 @@ class OnnxGraph:
     def output(self, value: str) -> None:
         self._outputs.append(helper.make_empty_tensor_value_info(value))
 
+    def _needed(self) -> list[Any]:
+        """The nodes that the outputs are made of, in their order; onnxruntime would run the others, too."""
+        needed = {output.name for output in self._outputs}
+        for name, node in reversed(self._nodes.items()):
+            if name in needed:
+                needed.update(node.input)
+        return [node for name, node in self._nodes.items() if name in needed]
+
     def session(self, providers: Sequence[str] = ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
-        graph = helper.make_graph(self._nodes, "q7", self._inputs, self._outputs, self._constants)
+        graph = helper.make_graph(self._needed(), "q7", self._inputs, self._outputs, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()

@@ -12,7 +12,7 @@ import numpy as np
 from q7 import exact
 from q7.kernel import CNames, Kernel, WeightedKernel
 from q7.onnx_graph import OnnxGraph
-from q7.qformat import Rounding, Target
+from q7.qformat import INT8_MAX, INT8_MIN, Rounding, Target
 
 MOST_ALIGNMENT = 16  # bits that operands are shifted left
 MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
@@ -60,14 +60,18 @@ class Merge(OwnKernel):
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         scale = 2.0**-integers.out_rshift
-        # Scaled by the power of two from the start, which keeps every number exact that float64 holds.
+        # Scaled by the power of two from the start, which keeps every number exact that its type holds.
+        bound = 128 * sum(abs(factor) for factor in integers.factors) + (1 << integers.out_rshift)
+        dtype = np.float32 if bound < exact.EXACT_FLOAT32 else np.float64
         terms = [
-            g.add("Mul", g.cast(x, np.float64), np.array(factor * scale))
+            g.add("Mul", x if dtype is np.float32 else g.cast(x, dtype), np.array(factor * scale, dtype))
             for x, factor in zip(same_axes(g, xs, layer), integers.factors)
         ]
-        half = np.array(((1 << integers.out_rshift) >> 1) * scale)
-        total = g.add("Floor", g.add("Add", g.add(self.op, *terms), half))
-        return g.cast(g.clip(total, -128, 127, np.float64), np.float32)
+        total = g.add(self.op, *terms)
+        if integers.out_rshift:
+            total = g.add("Floor", g.add("Add", total, np.array(0.5, dtype)))
+        total = g.clip(total, INT8_MIN, INT8_MAX, dtype)
+        return total if dtype is np.float32 else g.cast(total, np.float32)
 
     def calls(self, layer: Any, c: CNames) -> list[str]:
         operands = [f"{{{x}, {c.prefix}_FACTOR_{i}}}" for i, x in enumerate(c.inputs, 1)]
@@ -115,7 +119,7 @@ def _rounded_division(g: OnnxGraph, total: str, multiplier: int, divisors: np.nd
     numerator = g.add("Mul", g.cast(total, np.float64), np.array(2.0 * multiplier))
     halves = divisors.astype(np.float64)
     quotient = g.add("Floor", g.add("Div", g.add("Add", numerator, halves), 2 * halves))
-    return g.cast(g.clip(quotient, -128, 127, np.float64), np.float32)
+    return g.cast(g.clip(quotient, INT8_MIN, INT8_MAX, np.float64), np.float32)
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class OwnMaxPool(WindowKernel):
     """The maximum of the cells in the image."""
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        return exact.crop(g, g.add("MaxPool", xs[0], **exact.window_attributes(layer)), layer)
+        return exact.max_pool(g, xs[0], layer)
 
 
 @dataclass(frozen=True)

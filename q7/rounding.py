@@ -25,7 +25,7 @@ from q7.qformat import MAX_BIAS_LSHIFT, LayerFormats, QFormat, Rounding, Target
 PATCHES = 8  # places sampled in each image for each layer
 CHUNK = 250  # images whose patches are held at once
 LARGEST_COLUMN = 4096  # inputs of one output; beyond, the normal equations take too much memory
-RIDGE = 0.1  # of the mean input power, toward the trained weights; larger values fit less and overfit less
+RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
 DAMPING = 1e-4  # of the mean input power, for a stable inverse
 
 
@@ -54,11 +54,18 @@ class _Equations:
 
 
 def _with_one(x: np.ndarray) -> np.ndarray:
-    return np.hstack([x.astype(np.float64), np.ones((len(x), 1))])
+    """With a column of ones, float32."""
+    return np.hstack([x.astype(np.float32), np.ones((len(x), 1), np.float32)])
 
 
-def _collect(layer: Layer, trained: np.ndarray, x_float: np.ndarray, x_device: np.ndarray) -> _Equations:
-    """The equations of what the float network has behind the layer, from what the device has before it."""
+def _collect(
+    layer: Layer, trained: np.ndarray, x_float: np.ndarray, x_device: np.ndarray, formats: LayerFormats
+) -> _Equations:
+    """The equations of what the float network has behind the layer, from the integers that the device has before it.
+
+    A chunk is added up in units of the formats' steps, where numbers are small and float32 is precise enough.
+    """
+    assert formats.x and formats.y
     size = trained.shape[1]
     equations = _Equations(np.zeros((size, size)), np.zeros((size, len(trained))))
     area = int(np.prod(layer.out_shape[1:]))
@@ -68,11 +75,13 @@ def _collect(layer: Layer, trained: np.ndarray, x_float: np.ndarray, x_device: n
         places = generator.integers(0, area, (len(x_float[i : i + CHUNK]), min(PATCHES, area)))
         reference = _with_one(_patches(x_float[i : i + CHUNK], layer, places)) @ trained.T
         samples = _with_one(_patches(x_device[i : i + CHUNK], layer, places))
-        equations.add(samples, reference)
+        equations.add(samples, formats.y.scaled(reference).astype(np.float32))
         count += len(samples)
-    equations.inputs /= count
-    equations.outputs /= count
-    return equations
+    steps = np.full((size, 1), 2.0**-formats.x.fraction_bits)
+    steps[-1] = 1
+    return _Equations(
+        equations.inputs * steps * steps.T / count, equations.outputs * steps * 2.0**-formats.y.fraction_bits / count
+    )
 
 
 def _round_columns(w: np.ndarray, power: np.ndarray, weights: QFormat, bias: QFormat) -> np.ndarray:
@@ -118,9 +127,9 @@ def refine(
         assert own.x and own.w and own.y
         if getattr(layer, "group", 1) > 1 or w[0].size > LARGEST_COLUMN:
             continue
-        trained = np.hstack([w.reshape(len(w), -1), b[:, None]]).astype(np.float64)
+        trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
         source = layer.inputs[0]
-        equations = _collect(layer, trained, x_float[source], own.x.dequantize(x_device[source]))
+        equations = _collect(layer, trained, x_float[source], x_device[source], own)
         if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
             equations.outputs += equations.inputs[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
         mean_power = max(np.trace(equations.inputs[:-1, :-1]) / w[0].size, 1e-12)

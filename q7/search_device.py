@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from q7.graph import Graph
 from q7.qformat import LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Search, Tensor, Trial, largest, table, tensors
 
-PROBE = 250  # images that see every trial, and stop those that do worse
-SAMPLE = 2000  # images that judge the other trials; the finalists are judged by all
-FIT_SAMPLE = 5000  # images that weights are fitted to
+STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
+PATIENCE = 0.5  # standard errors by which it may do worse and still go on
+SAMPLE = STAGES[-1]
+FIT_SAMPLE = 3000  # images that weights are fitted to
+CLEARLY = 1.0  # standard errors of a difference of divergences
 TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain or a loss
-PROBE_DEVIATIONS = 1.0  # a trial that is no better costs eight times as much when it gets through
-FINAL_DEVIATIONS = 2.0
-PASSES = 3  # over all tensors, since the best format of one depends on those of others
+FINAL_DEVIATIONS = 2.0  # the finalists are judged by all images
+PASSES = 3  # over the tensors, since the best format of one depends on those of others
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +39,33 @@ class Verdict:
         return 100 * float(self.right.mean())
 
     def beats(self, other: Verdict, tolerance: float, deviations: float) -> bool:
-        """More images right, by more than counting noise and the tolerance (percent); else the closer logits.
+        """More images right, by more than counting noise and the tolerance (percent); else clearly closer logits.
 
         A difference has a standard deviation of the root of the number of images that only one of the two has right
-        (the variance behind McNemar's test); the noise is `deviations` of them.
+        (the variance behind McNemar's test); the noise is `deviations` of them. Where neither is clear, more images
+        right, by however few.
         """
         gained = int(np.count_nonzero(self.right & ~other.right))
         lost = int(np.count_nonzero(other.right & ~self.right))
         noise = max(deviations * math.sqrt(gained + lost), tolerance / 100 * len(self.right))
         if abs(gained - lost) > noise:
             return gained > lost
-        return float(self.divergences.mean()) < float(other.divergences.mean())
+        if other.does_worse(self) or self.does_worse(other):
+            return other.does_worse(self)
+        return gained > lost
 
-    def does_worse(self, other: Verdict) -> bool:
-        """Whether the mean divergence is larger by more than a standard error of the differences, image by image."""
-        worse = self.divergences - other.divergences
-        return float(worse.mean()) > PROBE_DEVIATIONS * float(worse.std()) / math.sqrt(len(worse))
+    def does_worse(self, other: Verdict, deviations: float = CLEARLY) -> bool:
+        """Whether the mean divergence is larger by more than so many standard errors of the differences.
+
+        Where the two have seen different numbers of images, those that both have seen are compared.
+        """
+        count = min(len(self.divergences), len(other.divergences))
+        worse = self.divergences[:count] - other.divergences[:count]
+        return float(worse.mean()) > deviations * float(worse.std()) / math.sqrt(count)
+
+    def __add__(self, other: Verdict) -> Verdict:
+        """On the images of both."""
+        return Verdict(*(np.concatenate([getattr(v, f.name) for v in (self, other)]) for f in fields(Verdict)))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -61,17 +73,41 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+class _Images:
+    """A set of images with their labels and the float network's log softmax, and the device network that runs them."""
+
+    def __init__(self, network: DeviceNetwork, labels: np.ndarray, reference: np.ndarray) -> None:
+        self.network = network
+        self.labels = labels
+        self.reference = _log_softmax(reference.astype(np.float64))
+
+    def judge(self, layers: Sequence[IntegerLayer], y: QFormat) -> Verdict:
+        logits = self.network.logits(layers)
+        log_probabilities = _log_softmax(np.ldexp(logits.astype(np.float64), -y.fraction_bits))
+        divergences = (np.exp(self.reference) * (self.reference - log_probabilities)).sum(axis=1)
+        return Verdict(logits.argmax(axis=1) == self.labels, divergences)
+
+
 class Judge:
-    """Judges formats on a set of images, against the float network's logits for them."""
+    """Judges formats against the float network's logits: on all of a set of images, or in stages on more and more."""
 
     def __init__(
-        self, graph: Graph, images: np.ndarray, labels: np.ndarray, reference: np.ndarray, target: Target
+        self,
+        graph: Graph,
+        images: np.ndarray,
+        labels: np.ndarray,
+        reference: np.ndarray,
+        target: Target,
+        stages: Sequence[int] = (),
     ) -> None:
         self.graph = graph
         self.target = target
-        self.labels = labels
-        self.reference = _log_softmax(reference.astype(np.float64))
-        self.network = DeviceNetwork(graph, images, target)
+        # Shuffled, since the images may lie in some order, and each stage is to have some of every kind.
+        order = np.random.default_rng(0).permutation(len(images)) if stages else np.arange(len(images))
+        self._stages = [
+            _Images(DeviceNetwork(graph, images[some], target), labels[some], reference[some])
+            for some in np.split(order, [count for count in stages if count < len(images)])
+        ]
         self._layers: dict[tuple[str, LayerFormats], IntegerLayer] = {}
 
     def _quantize(self, formats: Mapping[str, LayerFormats]) -> list[IntegerLayer]:
@@ -84,13 +120,16 @@ class Judge:
             layers.append(self._layers[key])
         return layers
 
-    def judge(self, formats: Mapping[str, LayerFormats]) -> Verdict:
-        logits = self.network.logits(self._quantize(formats))
-        y = formats[self.graph.output.name].y
+    def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
+        """On all images; or, once it does worse than `best`, on those of the stages until then."""
+        layers, y = self._quantize(formats), formats[self.graph.output.name].y
         assert y
-        log_probabilities = _log_softmax(np.ldexp(logits.astype(np.float64), -y.fraction_bits))
-        divergences = (np.exp(self.reference) * (self.reference - log_probabilities)).sum(axis=1)
-        return Verdict(logits.argmax(axis=1) == self.labels, divergences)
+        verdict = self._stages[0].judge(layers, y)
+        for stage in self._stages[1:]:
+            if best and verdict.does_worse(best, PATIENCE):
+                break
+            verdict += stage.judge(layers, y)
+        return verdict
 
 
 def _spread(count: int, most: int) -> np.ndarray:
@@ -108,21 +147,21 @@ def _start(graph: Graph, images: np.ndarray) -> Choices:
     return choices
 
 
-def _descend(
-    probe: Judge, judge: Judge, choices: Choices, tolerance: float
-) -> Generator[Trial, None, dict[str, LayerFormats]]:
+def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Trial, None, dict[str, LayerFormats]]:
     """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better.
 
-    `probe` has few images, and spares `judge` the trials that do worse on them. Biases are looked at once: their
-    error is far below the others', and does not depend on them.
+    Layers are looked at again where their formats have changed, or those of a layer that they feed. Biases are looked
+    at once: their error is far below the others', and does not depend on them.
     """
+    root: dict[str, str] = {}  # whose format a layer's output has
+    for layer in judge.graph.layers:
+        root[layer.name] = layer.name if layer.own_format else root[layer.inputs[0]]
     formats = table(judge.graph, choices)
-    best, best_probed = judge.judge(formats), probe.judge(formats)
-    for turn in range(PASSES):
+    best = judge.judge(formats)
+    visit = tensors(judge.graph)
+    for _ in range(PASSES):
         before = formats
-        for name, tensor in tensors(judge.graph):
-            if turn > 0 and tensor is Tensor.BIAS:
-                continue
+        for name, tensor in visit:
             for step in (1, -1):
                 moved = False
                 while True:
@@ -130,20 +169,17 @@ def _descend(
                     tried = table(judge.graph, {**choices, (name, tensor): q})
                     if tried == formats:  # the kernels cannot carry it
                         break
-                    probed = probe.judge(tried)
-                    if probed.does_worse(best_probed):
-                        yield Trial(name, tensor, q, probed.accuracy)
-                        break
-                    verdict = judge.judge(tried)
+                    verdict = judge.judge(tried, best)
                     yield Trial(name, tensor, q, verdict.accuracy)
-                    if not (verdict.beats(best, tolerance, TRIAL_DEVIATIONS) and best.does_worse(verdict)):
+                    if not (best.does_worse(verdict) and verdict.beats(best, tolerance, TRIAL_DEVIATIONS)):
                         break
-                    moved, best, best_probed, formats = True, verdict, probed, tried
+                    moved, best, formats = True, verdict, tried
                     choices[name, tensor] = q
                 if moved:
                     break
-        if formats == before:
-            break
+        changed = [layer for layer in judge.graph.layers if formats[layer.name] != before[layer.name]]
+        near = {layer.name for layer in changed} | {root[name] for layer in changed for name in layer.inputs}
+        visit = [(name, t) for name, t in tensors(judge.graph) if name in near and t is not Tensor.BIAS]
     return formats
 
 
@@ -157,13 +193,11 @@ def device_objective(
     images = reference.images
     logits = reference.logits(plain(graph))
 
-    def judge(count: int) -> Judge:
-        some = _spread(len(images), count)
-        return Judge(graph, images[some], labels[some], logits[some], target)
-
-    choices = _start(graph, images[_spread(len(images), SAMPLE)])
+    some = _spread(len(images), SAMPLE)
+    choices = _start(graph, images[some])
     start = table(graph, choices)
-    formats = yield from _descend(judge(PROBE), judge(SAMPLE), choices, tolerance)
+    judge = Judge(graph, images[some], labels[some], logits[some], target, STAGES)
+    formats = yield from _descend(judge, choices, tolerance)
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from q7.graph import Graph
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
 from q7.qformat import LayerFormats, QFormat, Rounding, Target, shifts
 from q7.search import Choices, Trial
-from q7.search_device import Verdict, _descend, device_objective
-from tests.support import prototxt, write_dataset
+from q7.search_device import STAGES, Judge, Verdict, _descend, _start, device_objective
+from tests.support import MODELS, prototxt, write_dataset
 
 
 def _verdict(right: str, divergence: float) -> Verdict:
@@ -32,6 +32,7 @@ def _verdict(right: str, divergence: float) -> Verdict:
         (_verdict("1" * 90 + "0" * 10, 9), _verdict("1" * 80 + "0" * 20, 1), 10, False),  # 10 more: as many as 10 %
         (_verdict("1" * 81 + "0" * 19, 9), _verdict("1" * 80 + "0" * 20, 1), 0, False),  # 1 more: noise
         (_verdict("1" * 80 + "0" * 20, 1), _verdict("1" * 81 + "0" * 19, 9), 0, True),
+        (_verdict("1" * 81 + "0" * 19, 1), _verdict("1" * 80 + "0" * 20, 1), 0, True),  # nothing else to go by
         (_verdict("10", 1), _verdict("10", 1), 0, False),  # a tie keeps what there is
     ],
 )
@@ -64,7 +65,7 @@ class FakeJudge:
         self.graph = _graph()
         self.divergence = divergence
 
-    def judge(self, formats: Mapping[str, LayerFormats]) -> Verdict:
+    def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
         return Verdict(np.ones(4, bool), np.full(4, self.divergence(formats)))
 
 
@@ -73,8 +74,8 @@ def _bits(q: QFormat | None) -> int:
     return q.fraction_bits
 
 
-def _trials(judge: FakeJudge, choices: Choices) -> tuple[list[Trial], dict[str, LayerFormats]]:
-    trials, steps = [], _descend(judge, judge, choices, 0.0)  # type: ignore[arg-type]
+def _trials(judge: FakeJudge | Judge, choices: Choices) -> tuple[list[Trial], dict[str, LayerFormats]]:
+    trials, steps = [], _descend(judge, choices, 0.0)  # type: ignore[arg-type]
     while True:
         try:
             trials.append(next(steps))
@@ -95,6 +96,8 @@ def test_order_of_trials() -> None:
         "conv weights 7",
         "conv weights 8",
     ]
+    again = order.index("conv weights 8", 5)
+    assert "data activations 6" in order[again - 4 : again]  # it feeds the convolution, whose weights changed
     assert order[-2:] == ["ip activations 5", "ip activations 3"]
     assert (_bits(formats["conv"].w), _bits(formats["ip"].y), _bits(formats["data"].y)) == (7, 4, 5)
 
@@ -104,6 +107,32 @@ def test_the_search_ends_where_every_step_pays() -> None:
     trials, formats = _trials(FakeJudge(lambda f: -_bits(f["ip"].y)), choices)
     assert len(trials) < 500
     assert shifts(formats["ip"]).out_rshift == 0
+
+
+def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None:
+    """On a trained network: the same formats as where all images judge every trial, and fewer verdicts on all."""
+    lenet = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--save", str(tmp_path / "lenet.pkl")]
+    weights = next(MODELS.glob("lenet_iter_*.caffemodel.h5"))
+    arguments = [*lenet, "--weights", str(weights), "--iterations", "20"]
+    job = nn_quantizer.prepare(nn_quantizer.parse_arguments(arguments))
+    logits = FloatNetwork(job.graph, job.images).logits(plain(job.graph))
+
+    def descend(stages: Sequence[int]) -> tuple[dict[str, LayerFormats], int]:
+        judge = Judge(job.graph, job.images, job.labels, logits, Target(), stages)
+        whole = 0
+
+        def count(formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
+            nonlocal whole
+            verdict = Judge.judge(judge, formats, best)
+            whole += len(verdict.right) == len(job.images)
+            return verdict
+
+        judge.judge = count  # type: ignore[method-assign]
+        return _trials(judge, _start(job.graph, job.images))[1], whole
+
+    (quick, few), (thorough, many) = descend(STAGES), descend(())
+    assert quick == thorough
+    assert few < many / 2
 
 
 def _search(graph: Graph, count: int = 300) -> search.Found:
