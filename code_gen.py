@@ -10,27 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from q7 import emit, files, known_answers, legacy, memory, record
+from q7 import emit, files, known_answers, legacy, memory
 from q7.emit import Options
 from q7.errors import Q7Error
 from q7.known_answers import KnownAnswers
-from q7.qformat import Target
 from q7.record import QuantizedNetwork
 
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
 TEST_IMAGES = 1
-
-
-def load(args: argparse.Namespace) -> QuantizedNetwork:
-    """The network of the pickle; an old pickle's is rebuilt from the files that it names."""
-    path = Path(args.model)
-    loaded = record.load(path)
-    if loaded.network is None:
-        return legacy.rebuild(loaded.attributes, path.parent, Target(), args.weights, args.mean)
-    if args.weights or args.mean:
-        raise Q7Error(f"--weights and --mean are for pickles of the original tool; '{path}' holds its weights")
-    return loaded.network
 
 
 def note(text: str) -> None:
@@ -62,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if args.test_images is not None and args.test_images < 0:
         raise Q7Error(f"--test_images {args.test_images} must be 0 or more")
     options = Options(args.target, args.profile, args.weights_in == "ram")
-    network = load(args)
+    network = legacy.open_network(Path(args.model), args.weights, args.mean)
     plan = memory.plan(network.graph, network.layers, network.target, promised_only=args.no_inplace_pooling)
     contents = emit.render(network, plan, options, find_answers(network, args))
     emit.write(Path(args.out_dir), contents)

@@ -41,10 +41,13 @@ def compute(network: QuantizedNetwork, images: np.ndarray, labels: np.ndarray) -
     return KnownAnswers(_channels_last(images), labels, logits, np.array(checksums, np.uint32).T)
 
 
-def read_images(network: QuantizedNetwork, lmdb: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images (N, C, H, W) of the test LMDB, cropped, with their labels; raises Q7Error where it cannot."""
+def read_images(network: QuantizedNetwork, lmdb: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first images (N, C, H, W) of the test LMDB, or all, cropped, with their labels.
+
+    Raises Q7Error where there are too few, or they are of another shape.
+    """
     images, labels = caffe_files.read_lmdb(lmdb, count)
-    if len(images) < count:
+    if len(images) < (count or 1):
         raise Q7Error(f"'{lmdb}' holds {len(images)} images, asked for are {count}")
     shape = network.graph.input.out_shape
     if network.crop <= min(images.shape[2:]):
