@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from q7.qformat import INT8_MAX, INT8_MIN, QFormat
 
@@ -31,7 +32,7 @@ RANGE_EDGE = "#2b8a3e"
 TENSORS = {"weights": "#1864ab", "activations": "#d9480f", "bias": "#6741d9"}
 MOST_LABELLED = 20  # classes of a confusion matrix that get names and numbers
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "q7",
     "font.family": "sans-serif",
@@ -72,30 +73,29 @@ def _quiet() -> Iterator[None]:
 
 
 def _svg(size: tuple[float, float], draw: Callable[[Axes], None], label: str) -> Markup:
-    """One figure (inches) with one pair of axes; `label` says to those who cannot see it what it shows."""
+    """One figure (inches) with one pair of axes; `label` says to those who cannot see it what it shows.
+
+    The page scales it with its column, down to where it is readable and up to the size that it was drawn for.
+    """
     with mpl.rc_context(STYLE), _quiet():
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    body = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.S)
-    body = body[body.index("<svg") :].replace(
-        '<style type="text/css">*{stroke-linejoin: round; stroke-linecap: butt}</style>', ""
-    )
+    view = re.search(r'viewBox="[^"]*"', text.getvalue())
+    assert view
+    body = text.getvalue()[text.getvalue().index("<g ") :]
     body = re.sub(r' id="[a-zA-Z.]+_\d+"', "", body)  # many figures share a page
-    # The page scales a figure with its column, up to the size that it was drawn for.
-    width = f"{size[0] * 96:.0f}px"
-    opening = Markup('<svg role="img" aria-label="{}" style="max-width:{}" ').format(label, width)
-    return opening + Markup(
-        re.sub(r'^<svg height="[^"]*"|^<svg ', "", re.sub(r' (height|width)="[\d.]+pt"', "", body, count=2))
-    )
+    width = f"max-width:{size[0] * 96:.0f}px;min-width:{min(size[0] * 72, 600):.0f}px"
+    opening = Markup('<svg role="img" aria-label="{}" style="{}" {}>').format(label, width, Markup(view[0]))
+    return opening + Markup(body)
+
+
+# --- histograms -------------------------------------------------------------------------------------------------------
 
 
 def _number(value: float, _: Any = None) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
-
-
-# --- histograms -------------------------------------------------------------------------------------------------------
 
 
 def _histogram(tensor: Mapping[str, Any], bits: int) -> Callable[[Axes], None]:
@@ -130,28 +130,50 @@ def _histogram(tensor: Mapping[str, Any], bits: int) -> Callable[[Axes], None]:
 # --- the sweep --------------------------------------------------------------------------------------------------------
 
 
+def _changes(trials: Sequence[Mapping[str, Any]], chosen: int) -> dict[int, float]:
+    """Accuracy of each format tried, by its fraction bits, in percentage points from what trials are held against.
+
+    That is the format so far where the device judges, so that what was tried before a format was kept moves with it.
+    """
+    against_kept = trials[0]["divergence"] is not None
+    changes: dict[int, float] = {chosen: 0.0} if against_kept else {}
+    for trial in trials:
+        change = trial["accuracy"] - trial["reference_accuracy"]
+        if against_kept and trial["kept"]:
+            changes = {bits: value - change for bits, value in changes.items()}
+            change = 0.0
+        changes[trial["fraction_bits"]] = change
+    if against_kept:
+        changes[chosen] = 0.0
+    return dict(sorted(changes.items()))
+
+
 def _sweep(trials: Sequence[Mapping[str, Any]], chosen: int, colour: str) -> Callable[[Axes], None]:
-    """Trials of one tensor. A line joins the steps of one visit, from the format so far, to which they are compared."""
+    """The trials of one tensor."""
+    changes = _changes(trials, chosen)
 
     def draw(ax: Axes) -> None:
-        changes = [trial["accuracy"] - trial["reference_accuracy"] for trial in trials]
         ax.axhline(0, color=MUTED, lw=0.8)
-        ax.axvline(chosen, color=RANGE_EDGE, lw=6, alpha=0.25, label="chosen")
-        for kept, marker in ((False, "o"), (True, "D")):
-            points = [(t["fraction_bits"], c) for t, c in zip(trials, changes) if t["kept"] == kept]
-            if points:
-                face = colour if kept else "white"
-                ax.plot(*zip(*points), marker, color=colour, mfc=face, ms=5, mew=1.2, label="kept" if kept else "tried")
-        bits = [chosen, *(trial["fraction_bits"] for trial in trials)]
-        ax.set_xlim(min(bits) - 0.6, max(bits) + 0.6)
-        ax.set_xticks(range(min(bits), max(bits) + 1), [str(QFormat(n)) for n in range(min(bits), max(bits) + 1)])
-        reach = max(0.2, *(abs(change) for change in changes)) * 1.15
-        ax.set_ylim(-reach if min(changes) < 0 else -0.15 * reach, reach if max(changes) > 0 else 0.15 * reach)
+        ax.axvline(chosen, color=RANGE_EDGE, lw=9, alpha=0.2)
+        ax.plot([*changes], [*changes.values()], "-o", color=colour, mfc="white", ms=5, lw=1.3, mew=1.3)
+        if chosen in changes:
+            ax.plot([chosen], [changes[chosen]], "o", color=colour, ms=6)
+        bits = range(min(chosen, *changes), max(chosen, *changes) + 1)
+        ax.set_xlim(bits[0] - 0.5, bits[-1] + 0.5)
+        ax.set_xticks(bits, [str(QFormat(n)) for n in bits])
+        reach = max(0.1, *(abs(change) for change in changes.values())) * 1.2
+        ax.set_ylim(
+            -reach if min(changes.values()) < 0 else -0.2 * reach, reach if max(changes.values()) > 0 else 0.2 * reach
+        )
         ax.yaxis.set_major_locator(MaxNLocator(4))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "\N{MINUS SIGN}")))
+        ax.yaxis.set_major_formatter(FuncFormatter(_signed))
         ax.grid(axis="x", visible=False)
 
     return draw
+
+
+def _signed(value: float, _: Any = None) -> str:
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 # --- confusion and memory ---------------------------------------------------------------------------------------------
@@ -209,6 +231,7 @@ def _memory(values: Mapping[str, Any]) -> Callable[[Axes], None]:
                 color="#fff4e6" if scratch else "#dbe9f9",
                 edgecolor="#e8590c" if scratch else "#1864ab",
                 lw=0.8,
+                alpha=0.85,  # what works in place lies over its input
             )
             room = (last - first + 0.92) * 72 * _memory_size(layers)[0] * 0.88 / len(layers)
             short = "scratch" if scratch else b["name"]
@@ -221,7 +244,7 @@ def _memory(values: Mapping[str, Any]) -> Callable[[Axes], None]:
             for name in (layer["name"] for layer in layers)
         ]
         ax.set_xticks(range(len(layers)), names, rotation=90)
-        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 4, 8]))
+        ax.yaxis.set_major_locator(MultipleLocator(2 ** max(math.ceil(math.log2(top / 6)), 0)))
         ax.yaxis.set_major_formatter(FuncFormatter(_kilobytes))
         ax.grid(axis="x", visible=False)
 

@@ -231,7 +231,7 @@ def page(values: Mapping[str, Any], images: Mapping[int, str]) -> str:
     """One HTML page without scripts that loads nothing; `images` are data URLs by position."""
     import jinja2
 
-    from q7 import plots
+    from q7.plots import draw
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -242,7 +242,7 @@ def page(values: Mapping[str, Any], images: Mapping[int, str]) -> str:
     )
     environment.filters["q"] = lambda bits: "" if bits is None else str(QFormat(bits))
     shown = _printable(dict(values))
-    context = {**shown, "pictures": images, "plots": plots.draw(shown), "edges": _edges(shown["layers"])}
+    context = {**shown, "pictures": images, "plots": draw(shown), "edges": _edges(shown["layers"])}
     return environment.get_template("page.html.jinja").render(context)
 
 

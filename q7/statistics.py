@@ -34,8 +34,8 @@ class Histogram:
 class TensorStatistics:
     """A tensor of the device against the float network's.
 
-    `at_min` and `at_max` are the percentages of the device's values that are -128 and 127; `sqnr` is in dB, and None
-    where the signal or the noise is zero.
+    `at_min` and `at_max` are the percentages of values that are -128 or 127 on the device, and a step or more beyond in
+    float; `sqnr` is in dB, and None where the signal or the noise is zero.
     """
 
     at_min: float
@@ -71,9 +71,10 @@ def _histogram(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> Histogr
 
 def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStatistics:
     """int8 values against the float ones that they stand for."""
+    step = 2.0**-q.fraction_bits
     return TensorStatistics(
-        100 * float(np.mean(integers == INT8_MIN)),
-        100 * float(np.mean(integers == INT8_MAX)),
+        100 * float(np.mean((integers == INT8_MIN) & (trained <= (INT8_MIN - 1) * step))),
+        100 * float(np.mean((integers == INT8_MAX) & (trained >= (INT8_MAX + 1) * step))),
         sqnr(trained, q.dequantize(integers)),
         float(trained.min(initial=0)),
         float(trained.max(initial=0)),

@@ -37,7 +37,7 @@ def _measured(layer: Mapping[str, Any] | None) -> tuple[str, str]:
 
 def table(network: QuantizedNetwork) -> list[str]:
     """Per layer that has a format of its own: formats and factors, shifts, and what quantization did to its output."""
-    header = ("layer", "weights", "activations", "bias", "bias_lshift", "act_rshift", "at -128 / 127", "SQNR")
+    header = ("layer", "weights", "activations", "bias", "bias_lshift", "act_rshift", "saturated -128 / 127", "SQNR")
     rows: list[tuple[str, ...]] = [header]
     measured = network.summary.get("layers", {})
     for layer, integer in zip(network.graph.layers, network.layers):
