@@ -75,7 +75,7 @@ class Journal:
             self.replaced = True
             return answers
         for line in lines:
-            with contextlib.suppress(ValueError, RecursionError):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 question, answer = json.loads(line)
                 answers[str(question)] = answer
         return answers
