@@ -103,14 +103,15 @@ class Journal:
             with contextlib.suppress(Exception):  # a damaged answer is computed again
                 return restore(self._answers[asked])
         answer = compute()
-        self._append(asked, plain(answer))
+        self._answers[asked] = plain(answer)
+        self._append(asked, self._answers[asked])
         self.computed += 1
         return answer
 
     @property
     def kept(self) -> int:
         """Answers that the next run finds."""
-        return self.resumed + self.computed
+        return len(self._answers)
 
     def close(self) -> None:
         """To be called when the results are saved: removes the file, unless another run has replaced it."""

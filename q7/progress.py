@@ -13,7 +13,6 @@ from q7.graph import Graph
 from q7.search import Found, Score, Search, Stage, Tensor, Trial
 
 BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
-REFRESH = 0.1  # seconds
 
 
 def line(trial: Trial) -> str:
@@ -97,7 +96,7 @@ def follow(
     """
     trials: list[Trial] = []
     estimate, best = Estimate(graph, schedule, time.monotonic), Best()
-    bar: Any = tqdm(total=1.0, bar_format=BAR, disable=disable, leave=False, dynamic_ncols=True, mininterval=REFRESH)
+    bar: Any = tqdm(total=1.0, bar_format=BAR, disable=disable, leave=False, dynamic_ncols=True)
     with bar:
         while True:
             try:
@@ -123,4 +122,4 @@ def follow(
             bar.set_description_str(
                 f"{step.layer} {step.tensor.value} {step.format}, best {best.score.accuracy:.2f} %", refresh=False
             )
-            bar.update(0)
+            bar.refresh()
