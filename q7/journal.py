@@ -149,12 +149,10 @@ class RememberedJudge(Judge):
         super().__init__(*arguments)
         self.journal = journal
 
-    def judge(self, formats: Mapping[str, LayerFormats], *best: Verdict) -> Verdict:
+    def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
         bits = {name: [q and q.fraction_bits for q in (own.w, own.b, own.y)] for name, own in formats.items()}
         compute = super().judge
-        return self.journal.remember(
-            [len(self.labels), bits, *map(_plain, best)], lambda: compute(formats, *best), _plain, _verdict
-        )
+        return self.journal.remember([bits, best and _plain(best)], lambda: compute(formats, best), _plain, _verdict)
 
 
 class RememberedSimulation(CaffeSimulation):

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from q7.graph import Graph
-from q7.search import Found, Score, Search, Stage, Tensor, Trial
+from q7.search import Found, Phase, Score, Search, Tensor, Trial
 
 BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
 
@@ -103,7 +103,7 @@ def follow(
                 step = next(search)
             except StopIteration as stop:
                 return stop.value, trials
-            if isinstance(step, Stage):
+            if isinstance(step, Phase):
                 bar.bar_format, bar.n = BAR, bar.total
                 bar.set_description_str(step.what)
                 continue

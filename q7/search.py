@@ -53,7 +53,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Phase:
     """What a search does from here on, where it tries no more formats."""
 
     what: str
@@ -76,7 +76,7 @@ class Found:
     accuracies: Mapping[str, float]
 
 
-Search = Generator[Union[Trial, Stage], None, Found]
+Search = Generator[Union[Trial, Phase], None, Found]
 Choices = dict[tuple[str, Tensor], QFormat]
 
 

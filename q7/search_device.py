@@ -14,7 +14,7 @@ from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import FloatNetwork, accuracy_caffe, plain
 from q7.graph import Graph
 from q7.qformat import LayerFormats, QFormat, Target
-from q7.search import Candidate, Choices, Found, Score, Search, Stage, Tensor, Trial, largest, table, tensors
+from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, largest, table, tensors
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
 PATIENCE = 0.5  # standard errors by which it may do worse and still go on
@@ -219,7 +219,7 @@ def device_objective(
     start = table(graph, choices)
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES)
     formats = yield from _descend(judge, choices, tolerance)
-    yield Stage("adapting the weights")
+    yield Phase("adapting the weights")
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
@@ -227,7 +227,7 @@ def device_objective(
             *rounding.refine(graph, formats, images[_spread(len(images), FIT_SAMPLE)], target)
         ),
     }
-    yield Stage("judging the candidates on all images")
+    yield Phase("judging the candidates on all images")
     accuracies = {"float": accuracy_caffe(logits, labels)}
     best: tuple[Verdict, Candidate] | None = None
     for name, candidate in candidates.items():

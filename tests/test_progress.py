@@ -14,7 +14,7 @@ import nn_quantizer
 from q7 import progress, search_caffe, search_device
 from q7.progress import Best, Estimate
 from q7.qformat import QFormat
-from q7.search import Found, Score, Search, Stage, Tensor, Trial
+from q7.search import Found, Phase, Score, Search, Tensor, Trial
 from tests import tiny
 from tests.test_search_device import _graph
 
@@ -106,8 +106,8 @@ def test_the_best_is_of_the_formats_kept_on_the_most_images() -> None:
 
 
 def _search() -> Search:
-    steps: Iterator[Trial | Stage] = iter(
-        [trial("data", Tensor.ACTIVATIONS, kept=True), trial("conv", Tensor.WEIGHTS), Stage("adapting the weights")]
+    steps: Iterator[Trial | Phase] = iter(
+        [trial("data", Tensor.ACTIVATIONS, kept=True), trial("conv", Tensor.WEIGHTS), Phase("adapting the weights")]
     )
     yield from steps
     return Found(None, {}, {})  # type: ignore[arg-type]
