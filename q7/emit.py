@@ -197,6 +197,7 @@ def render(
         "input_bytes": math.prod(network.graph.input.out_shape),
         "classes": network.graph.classes,
         "output": steps[-1].identifier,
+        "scores": "softmax values" if network.graph.output.last_only else "logits",
         "profile": options.profile,
         "answers": answers,
         "sample": "test_pixels" if answers else "nn_input",  # what to time

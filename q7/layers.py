@@ -307,9 +307,10 @@ class Pooling(_Windowed):
 
 @dataclass(frozen=True, eq=False)
 class Softmax(Layer):
-    """At the end of a network it does not change which class is the largest, and is dropped."""
+    """At the end of a network it does not change which class is the largest."""
 
     caffe_type = "Softmax"
+    kernels = kernels.SOFTMAX
     last_only = True
 
     @classmethod
@@ -317,6 +318,16 @@ class Softmax(Layer):
         if message.softmax_param.axis != 1:
             raise Declined(f"axis {message.softmax_param.axis}, allowed is 1")
         return super().parse(message, inputs, in_shapes)
+
+    @property
+    def out_shape(self) -> Shape:
+        return (math.prod(self.in_shape),)
+
+    def inherited(self, x: QFormat) -> QFormat:
+        return QFormat(7)
+
+    def defines(self) -> dict[str, int]:
+        return {"OUT_DIM": self.out_shape[0]}
 
 
 LAYERS: dict[str, type[Layer]] = {

@@ -19,11 +19,12 @@ def _sentence(text: str | None) -> str:
 
 
 def _how(cls: type[Layer]) -> str:
+    names = "<br>".join(f"`{name}`" for name in dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels))
     if cls.folds:
         return "folded into the convolution or inner product before it"
     if cls.last_only:
-        return "dropped, at the end of the network only"
-    return "<br>".join(f"`{name}`" for name in dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels))
+        return f"dropped, at the end of the network only; {names} with `code_gen.py --softmax`"
+    return names
 
 
 def _constraints() -> Iterator[tuple[str, Constraint]]:

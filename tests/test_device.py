@@ -88,7 +88,7 @@ def _layer(name: str, a: Mapping[str, int]) -> Geometry:
     if "size" in a:
         return Geometry(name, (a["size"],), (a["size"],))
     if "dim_vec" in a:
-        return Geometry(name, (a["dim_vec"],), (a["num_of_rows"],))
+        return Geometry(name, (a["dim_vec"],), (a.get("num_of_rows", a["dim_vec"]),))
     channels = a["ch_im_in"]
     return Geometry(
         name,
@@ -124,7 +124,7 @@ def vectors() -> list[Vector]:
                     {core: case["return"][tag] for core, tag in CORES.items()},
                 )
             )
-    assert len(result) >= 240
+    assert len(result) >= 255
     return result
 
 
