@@ -48,8 +48,8 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
     if count == 0:
         return None
     try:
-        lmdb = files.find(network.dataset, Path(args.model).parent, "the test LMDB")
-        images = known_answers.read_images(network, lmdb, count)
+        path = files.find(network.dataset, Path(args.model).parent, f"the test {network.reader.kind}")
+        images = known_answers.read_images(network, path, count)
     except Q7Error as error:
         if args.test_images is not None:
             raise

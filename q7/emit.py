@@ -251,8 +251,19 @@ def totals(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> Tot
     return Totals(sum(layer.macs for layer in layers), sum(constants), ram)
 
 
+def passed_over(network: QuantizedNetwork) -> list[str]:
+    """Why faster kernels were not taken; layers with the same reasons share a line."""
+    layers: dict[str, list[str]] = {}
+    for layer, integer in zip(network.graph.layers, network.layers):
+        faster = layer.kernels[: layer.kernels.index(integer.kernel)]
+        reasons = "; ".join(str(kernel.objection(layer, network.target)) for kernel in faster)
+        if reasons:
+            layers.setdefault(reasons, []).append(layer.name)
+    return [f"{', '.join(names)}: {reasons}" for reasons, names in layers.items()]
+
+
 def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[str]:
-    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then the arena and the totals."""
+    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals."""
     rows: list[tuple[str, ...]] = [("layer", "kernel", "MACs", "weights", "output", "scratch")]
     for layer, integer, constants in zip(network.graph.layers, network.layers, _constant_bytes(network)):
         scratch = plan.scratch.get(layer.name)
@@ -263,9 +274,11 @@ def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list
         "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
         for row in rows
     ]
+    reasons = passed_over(network)
     total = totals(network, plan, options)
     return [
         *lines,
+        *(["", "Faster kernels that were passed over:", *reasons] if reasons else []),
         "",
         *_memory_lines(plan),
         "",

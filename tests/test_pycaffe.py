@@ -56,7 +56,7 @@ def prepare(*arguments: str) -> Job:
 
 def users_net(caffe: Any, job: Job, arguments: list[str], folder: Path) -> Any:
     """Caffe's network as its user builds it: all layers, its own reader of weights, images and mean."""
-    model = Path(arguments[1]).read_text().replace(job.source.lmdb, str(job.lmdb.resolve()))
+    model = Path(arguments[1]).read_text().replace(job.source.images, str(job.lmdb.resolve()))
     if job.source.mean_file:
         model = model.replace(job.source.mean_file, str(job.source.find_mean().resolve()))
     (folder / "absolute.prototxt").write_text(model)
