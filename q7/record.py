@@ -217,7 +217,7 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
         value["dataset"],
         value["crop"],
         value["summary"],
-        _unpack_reader(value["reader"]),
+        _unpack_reader(value.get("reader", {"type": Lmdb.caffe_type})),
     )
 
 
