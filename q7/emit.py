@@ -16,7 +16,7 @@ import numpy as np
 import q7
 from q7 import files
 from q7.errors import Q7Error
-from q7.kernel import Array, CNames
+from q7.kernel import Array, CNames, consider
 from q7.known_answers import KnownAnswers
 from q7.memory import MemoryPlan
 from q7.qformat import Core, Rounding
@@ -254,9 +254,8 @@ def totals(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> Tot
 def passed_over(network: QuantizedNetwork) -> list[str]:
     """Why faster kernels were not taken; layers with the same reasons share a line."""
     layers: dict[str, list[str]] = {}
-    for layer, integer in zip(network.graph.layers, network.layers):
-        faster = layer.kernels[: layer.kernels.index(integer.kernel)]
-        reasons = "; ".join(str(kernel.objection(layer, network.target)) for kernel in faster)
+    for layer in network.graph.layers:
+        reasons = "; ".join(consider(layer.kernels, layer, network.target)[1])
         if reasons:
             layers.setdefault(reasons, []).append(layer.name)
     return [f"{', '.join(names)}: {reasons}" for reasons, names in layers.items()]

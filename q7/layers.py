@@ -378,10 +378,16 @@ def _reshape(message: Any, shape: Shape) -> bool:
     return math.prod(shape[1:]) > 1
 
 
+def _silence(message: Any, shape: Shape) -> bool:
+    """It reads what nobody else does, and writes nothing."""
+    return False
+
+
 # Layers that change nothing on the device; whether the output counts as an image in Caffe's flat order.
 IDENTITIES: dict[str, Callable[[Any, Shape], bool]] = {
     "Dropout": _dropout,
     "Split": _split,
     "Flatten": _flatten,
     "Reshape": _reshape,
+    "Silence": _silence,
 }

@@ -434,6 +434,7 @@ CASES = {
         detector, declined=("'perm' (Permute): this type is not supported", "'r' (Reshape): shape [0, 2, -1]")
     ),
     "hdf5": Case(hdf5, 2),
+    "silence": Case(lambda: hdf5() + 'layer { name: "quiet" type: "Silence" bottom: "label" bottom: "ip1" }', 2),
     "memory data": Case(
         lambda: hdf5().replace("HDF5Data", "MemoryData"),
         declined=(
