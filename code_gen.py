@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from q7 import emit, files, known_answers, legacy, memory, record
+from q7 import emit, files, known_answers, legacy, memory, passes, record
 from q7.emit import Options
 from q7.errors import Q7Error
 from q7.known_answers import KnownAnswers
@@ -48,8 +48,8 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
     if count == 0:
         return None
     try:
-        lmdb = files.find(network.dataset, Path(args.model).parent, "the test LMDB")
-        images = known_answers.read_images(network, lmdb, count)
+        path = files.find(network.dataset, Path(args.model).parent, f"the test {network.reader.kind}")
+        images = known_answers.read_images(network, path, count)
     except Q7Error as error:
         if args.test_images is not None:
             raise
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
         raise Q7Error(f"--test_images {args.test_images} must be 0 or more")
     options = Options(args.target, args.profile, args.weights_in == "ram")
     network = load(args)
+    if args.softmax:
+        network = passes.add_softmax(network)
     plan = memory.plan(network.graph, network.layers, network.target, promised_only=args.no_inplace_pooling)
     contents = emit.render(network, plan, options, find_answers(network, args))
     emit.write(Path(args.out_dir), contents)
@@ -82,6 +84,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--no-inplace-pooling",
         action="store_true",
         help="give pooling its own output memory, since the library does not promise that it works in place",
+    )
+    parser.add_argument(
+        "--softmax", action="store_true", help="end in arm_softmax_q7: 128ths that tell how sure the network is"
     )
     parser.add_argument(
         "--weights_in",

@@ -60,7 +60,7 @@ class Job:
     prototxt: Prototxt
     graph: Graph
     source: DataSource
-    lmdb: Path
+    lmdb: Path  # or another file that the source reads
     images: np.ndarray  # (N, C, H, W) uint8, cropped
     labels: np.ndarray
     swept: np.ndarray  # indices of the images that the search sees
@@ -85,8 +85,8 @@ def prepare(args: argparse.Namespace) -> Job:
     prototxt = caffe_files.read_prototxt(model)
     source = dataset.override(dataset.data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
     dataset.find_output(prototxt, args.accuracy, source)
-    lmdb = source.find_lmdb()
-    image_shape = caffe_files.read_lmdb(lmdb, limit=1)[0].shape[1:]
+    lmdb = source.find_images()
+    image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     network = graph.parse(prototxt, args.accuracy, source, image_shape, args.target)
     network = passes.simplify(graph.attach_weights(network, caffe_files.read_weights(weights)))
 
@@ -99,7 +99,7 @@ def prepare(args: argparse.Namespace) -> Job:
             raise Q7Error(f"cannot write '{path}'")
 
     limit = None if args.iterations is None else args.iterations * source.batch_size
-    images, labels = caffe_files.read_lmdb(lmdb, limit)
+    images, labels = source.reader.read(lmdb, limit)
     if limit is not None and len(images) < limit:
         note(f"{args.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
     if labels.min() < 0 or labels.max() >= network.classes:
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace) -> None:
         "search": found.accuracies,
     }
     network = QuantizedNetwork(
-        chosen, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts
+        chosen, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts, job.source.reader
     )
     iterations = -(-len(job.images) // job.source.batch_size)
     record.save(job.save, Record(record.attributes(network, job.source.batch_size, iterations, args.gpu), network))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from q7 import caffe_files
 from q7.dataset import crop_centre
 from q7.device import DeviceNetwork
 from q7.errors import Q7Error
@@ -41,16 +40,16 @@ def compute(network: QuantizedNetwork, images: np.ndarray, labels: np.ndarray) -
     return KnownAnswers(_channels_last(images), labels, logits, np.array(checksums, np.uint32).T)
 
 
-def read_images(network: QuantizedNetwork, lmdb: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images (N, C, H, W) of the test LMDB, cropped, with their labels; raises Q7Error where it cannot."""
-    images, labels = caffe_files.read_lmdb(lmdb, count)
+def read_images(network: QuantizedNetwork, path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images (N, C, H, W) of the test data, cropped, with their labels; raises Q7Error where it cannot."""
+    images, labels = network.reader.read(path, count)
     if len(images) < count:
-        raise Q7Error(f"'{lmdb}' holds {len(images)} images, asked for are {count}")
+        raise Q7Error(f"'{path}' holds {len(images)} images, asked for are {count}")
     shape = network.graph.input.out_shape
     if network.crop <= min(images.shape[2:]):
         images = crop_centre(images, network.crop)
     if images.shape[1:] != shape:
-        raise Q7Error(f"'{lmdb}' has images of shape {images.shape[1:]}, the network takes {shape}")
+        raise Q7Error(f"'{path}' has images of shape {images.shape[1:]}, the network takes {shape}")
     return np.ascontiguousarray(images), labels
 
 
