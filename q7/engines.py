@@ -129,7 +129,10 @@ class Network:
         sizes = [len(self.images) * math.prod(layer.out_shape) for layer in live]
         if not position or sum(sizes) * self._slabs[1].itemsize > self.memory:
             return None
+        if self._kept[0] == 0:  # both are free: the smallest that is large enough
+            self._slabs.sort(key=lambda slab: (len(slab) < sum(sizes), len(slab)), reverse=True)
         if len(self._slabs[1]) < sum(sizes):
+            self._slabs[1] = np.empty(0)  # freed before
             self._slabs[1] = np.empty(sum(sizes), self.stored)
         parts = np.split(self._slabs[1], np.cumsum(sizes))
         return position, {layer.name: part.reshape(-1, *layer.out_shape) for layer, part in zip(live, parts)}
