@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from q7 import emit, files, known_answers, legacy, memory, summary
+from q7 import emit, files, known_answers, legacy, memory, passes, summary
 from q7.emit import Options
 from q7.errors import Q7Error
 from q7.known_answers import KnownAnswers
@@ -19,7 +19,15 @@ from q7.record import QuantizedNetwork
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
 TEST_IMAGES = 1
-WITH_DESCRIBE = {"describe", "weights", "mean", "target", "weights_in", "no_inplace_pooling"}  # have a use with it
+WITH_DESCRIBE = {
+    "describe",
+    "weights",
+    "mean",
+    "target",
+    "weights_in",
+    "no_inplace_pooling",
+    "softmax",
+}  # have a use with it
 
 
 def note(text: str) -> None:
@@ -34,14 +42,14 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
         print(f"Test image: '{args.image}', cut about its centre, resized to {size}, channels {args.channel_order}")
         return known_answers.compute(network, *images)
     if args.images:
-        lmdb = files.find(network.dataset, Path(args.model).parent, "the test LMDB")
-        return known_answers.compute(network, *known_answers.read_positions(network, lmdb, args.images))
+        path = files.find(network.dataset, Path(args.model).parent, f"the test {network.reader.kind}")
+        return known_answers.compute(network, *known_answers.read_positions(network, path, args.images))
     count = TEST_IMAGES if args.test_images is None else args.test_images
     if count == 0:
         return None
     try:
-        lmdb = files.find(network.dataset, Path(args.model).parent, "the test LMDB")
-        images = known_answers.read_images(network, lmdb, count)
+        path = files.find(network.dataset, Path(args.model).parent, f"the test {network.reader.kind}")
+        images = known_answers.read_images(network, path, count)
     except Q7Error as error:
         if args.test_images is not None:
             raise
@@ -74,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
         raise Q7Error(f"--test_images {args.test_images} must be 0 or more")
     options = Options(args.target, args.profile, args.weights_in == "ram")
     network = legacy.open_network(Path(args.model), args.weights, args.mean)
+    if args.softmax:
+        network = passes.add_softmax(network)
     plan = memory.plan(network.graph, network.layers, network.target, promised_only=args.no_inplace_pooling)
     if args.describe:
         print("\n".join([*summary.describe(network), "", *emit.table(network, plan, options)]))
@@ -99,6 +109,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         "--no-inplace-pooling",
         action="store_true",
         help="give pooling its own output memory, since the library does not promise that it works in place",
+    )
+    parser.add_argument(
+        "--softmax", action="store_true", help="end in arm_softmax_q7: 128ths that tell how sure the network is"
     )
     parser.add_argument(
         "--weights_in",

@@ -80,7 +80,7 @@ class Job:
     prototxt: Prototxt
     graph: Graph
     source: DataSource
-    lmdb: Path
+    lmdb: Path  # or another file that the source reads
     images: np.ndarray  # (N, C, H, W) uint8, cropped
     labels: np.ndarray
     swept: np.ndarray  # indices of the images that the search sees
@@ -105,8 +105,8 @@ def prepare(args: argparse.Namespace) -> Job:
     prototxt = caffe_files.read_prototxt(model)
     source = dataset.override(dataset.data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
     dataset.find_output(prototxt, args.accuracy, source)
-    lmdb = source.find_lmdb()
-    image_shape = caffe_files.read_lmdb(lmdb, limit=1)[0].shape[1:]
+    lmdb = source.find_images()
+    image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     network = graph.parse(prototxt, args.accuracy, source, image_shape, args.target)
     network = passes.simplify(graph.attach_weights(network, caffe_files.read_weights(weights)))
 
@@ -119,7 +119,7 @@ def prepare(args: argparse.Namespace) -> Job:
             raise Q7Error(f"cannot write '{path}'")
 
     limit = None if args.iterations is None else args.iterations * source.batch_size
-    images, labels = caffe_files.read_lmdb(lmdb, limit)
+    images, labels = source.reader.read(lmdb, limit)
     if limit is not None and len(images) < limit:
         note(f"{args.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
     if labels.min() < 0 or labels.max() >= network.classes:
@@ -232,7 +232,9 @@ def build(job: Job, found: Found, args: argparse.Namespace) -> tuple[QuantizedNe
         "layers": measured.plain(),
     }
     origin = sources(job, args)
-    network = QuantizedNetwork(chosen, formats, layers, args.target, origin, str(job.lmdb), job.source.crop, facts)
+    network = QuantizedNetwork(
+        chosen, formats, layers, args.target, origin, str(job.lmdb), job.source.crop, facts, job.source.reader
+    )
     return network, measured, logits
 
 
@@ -264,7 +266,7 @@ def evaluate(args: argparse.Namespace) -> None:
     path = Path(args.eval)
     network = legacy.open_network(path, args.weights, args.mean)
     facts = network.summary
-    lmdb = files.find(args.lmdb or network.dataset, path.parent, "the test LMDB")
+    lmdb = files.find(args.lmdb or network.dataset, path.parent, f"the test {network.reader.kind}")
     with files.reading("the pickle's summary"):
         images, labels = known_answers.read_images(network, lmdb, facts.get("images read"))
         _, reported = split(len(images), facts.get("holdout", 0), facts.get("seed", 0))

@@ -168,6 +168,34 @@ class Activation(InPlace):
         return {"INT_WIDTH": integers.int_width}
 
 
+@dataclass(frozen=True)
+class Softmax(Kernel):
+    """Powers of two in place of exponentials, Q0.7; the text is 5.9.0's, older releases computed otherwise.
+
+    b = 2**20 / sum(2**e) where e = clamp(x - max + 8, 0, 7); the output is min(127, b >> min(31, 5 + max - x)).
+    """
+
+    SHIFTS = 32
+
+    def in_place(self, layer: Any, promised_only: bool) -> bool:
+        """Not promised, measured exact."""
+        return not promised_only
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        x = g.add("Flatten", xs[0])
+        below = g.add("Sub", g.add("ReduceMax", x, axes=[1]), x)
+        power = g.cast(g.clip(g.add("Sub", np.array(8, np.float32), below), 0, 7), np.int64)
+        powers = g.cast(g.add("Gather", 2 ** np.arange(8), power), np.int64)
+        total = g.add("ReduceSum", powers, np.array([1]))
+        base = g.cast(g.add("Div", np.array(1 << 20), total), np.float32)
+        shift = g.cast(g.clip(g.add("Add", below, np.array(5, np.float32)), 0, self.SHIFTS - 1), np.int64)
+        scale = g.add("Gather", (2.0 ** -np.arange(self.SHIFTS)).astype(np.float32), shift)
+        return g.clip(g.add("Floor", g.add("Mul", base, scale)), 0, INT8_MAX)
+
+    def calls(self, layer: Any, c: CNames) -> list[str]:
+        return [f"{self.name}({c.input}, {c.prefix}_OUT_DIM, {c.output})"]
+
+
 def _sum_int16(g: OnnxGraph, cells: list[str], saturates: np.ndarray) -> str:
     """Adds cells one after the other in int16, which saturates where `saturates` and wraps elsewhere."""
     if len(cells) <= 256:

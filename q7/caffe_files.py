@@ -245,6 +245,32 @@ def _read_hdf5(path: Path) -> Blobs:
     return {layer: [blobs[i] for i in sorted(blobs)] for layer, blobs in found.items()}
 
 
+def read_hdf5_images(path: Path, data: str, label: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32; at most `limit` rows."""
+
+    def rows(file: h5py.File, name: str) -> np.ndarray:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+            raise Q7Error(f"the HDF5 file '{path}' has no data set '{name}'; it has: {', '.join(file)}")
+        item = file[name]
+        if item.dtype.kind not in "fiu" or item.external or item.is_virtual or not item.shape:
+            raise ValueError(f"data set '{name}' is no array of numbers in this file")
+        if item.nbytes > COMPRESSION * path.stat().st_size:
+            raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
+        return np.asarray(item[:limit], np.float32)
+
+    with files.reading(f"the HDF5 file '{path}'"), h5py.File(path, "r") as file:
+        images, labels = rows(file, data), rows(file, label)
+    if images.ndim != 4 or min(images.shape[1:]) < 1:
+        raise Q7Error(
+            f"'{path}': data set '{data}' has shape {images.shape}, allowed is (images, channels, height, width)"
+        )
+    if len(images) != labels.size or not (labels == np.rint(labels)).all() or np.abs(labels).max(initial=0) > 1e6:
+        raise Q7Error(
+            f"'{path}': data set '{label}' of shape {labels.shape} is not one class for each of {len(images)} images"
+        )
+    return images, labels.ravel().astype(np.int32)
+
+
 def read_weights(path: Path) -> Blobs:
     """The trained blobs of each layer by name, float32, from HDF5 (told by its signature) or a binary caffemodel.
 
@@ -317,6 +343,28 @@ def _decode_image(data: bytes, where: str) -> np.ndarray:
         if image.mode not in ("RGB", "P", "CMYK", "YCbCr") or "transparency" in image.info:
             raise Q7Error(f"{where}: an image of mode {image.mode}, allowed are 8-bit grey and colours without alpha")
         return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1].transpose(2, 0, 1))
+
+
+GREY = np.array([4899, 9617, 1868])  # of red, green and blue, in 2**-14: OpenCV's
+
+
+def decode_picture(path: Path, color: bool) -> np.ndarray:
+    """A picture file as uint8 (H, W, C): blue, green, red, or grey, upright, without alpha, as OpenCV reads it."""
+    from PIL import Image, ImageOps
+
+    where = f"the image '{path}'"
+    with files.reading(where), Image.open(path, formats=("BMP", "JPEG", "PNG", "PPM")) as image:
+        if image.width * image.height > LARGEST_IMAGE:
+            raise Q7Error(f"{where}: {image.width}x{image.height} pixels are too many")
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            raise Q7Error(f"{where} has mode {image.mode}, allowed are 8-bit grey and colours")
+        if not color:
+            image.draft("L", image.size)  # a JPEG's brightness, not that of its decoded colours
+        upright = ImageOps.exif_transpose(image)
+        if not color and upright.mode == "L":
+            return np.asarray(upright)[..., None]
+        pixels = np.asarray(upright.convert("RGB"))
+        return pixels[..., ::-1] if color else ((pixels @ GREY + (1 << 13)) >> 14).astype(np.uint8)[..., None]
 
 
 def _pixels(datum: Any, where: str) -> np.ndarray:

@@ -63,6 +63,11 @@ def vector_sizes(layer: Any, target: Target) -> bool:
     return max(int(np.prod(layer.in_shape)), *layer.out_shape) <= 65535
 
 
+def short_vector(layer: Any, target: Target) -> bool:
+    """at most 32767 elements"""
+    return int(np.prod(layer.in_shape)) <= 32767
+
+
 def output_within_input(layer: Any, target: Target) -> bool:
     """an output no larger than the input"""
     return all(o <= d for o, d in zip(layer.out_shape[1:], layer.in_shape[1:]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from q7 import caffe_files, files
 from q7.caffe_files import Prototxt
 from q7.errors import Q7Error
+from q7.images import Hdf5List, ImageList, Lmdb, Reader
 from q7.input_layer import Input
 from q7.layer import Shape
 
@@ -34,18 +35,19 @@ class DataSource:
     top: str
     label: str  # the blob; none in a deploy prototxt
     folder: Path  # the prototxt's, where relative paths are looked for second
-    lmdb: str
+    images: str  # the path of what the reader reads
     batch_size: int
     mean_file: str = ""
     mean_values: tuple[float, ...] = ()
     scale: float = 1.0
     crop: int = 0
     shape: Shape = ()  # CHW that the prototxt asks for, where it does
+    reader: Reader = field(default_factory=Lmdb)
 
-    def find_lmdb(self) -> Path:
-        if not self.lmdb:
+    def find_images(self) -> Path:
+        if not self.images:
             raise Q7Error(f"layer '{self.layer}' names no data: give the test images with --lmdb")
-        return files.find(self.lmdb, self.folder, f"layer '{self.layer}': the LMDB")
+        return files.find(self.images, self.folder, f"layer '{self.layer}': the {self.reader.kind}")
 
     def find_mean(self) -> Path:
         return files.find(self.mean_file, self.folder, f"layer '{self.layer}': the mean file")
@@ -108,17 +110,40 @@ def _check_scale(layer: str, scale: float) -> None:
 
 
 def _from_data(prototxt: Prototxt, message: Any) -> DataSource:
-    where = f"layer '{message.name}'"
-    transform, param = message.transform_param, message.data_param
-    if transform.mirror or param.rand_skip:
+    where, param = f"layer '{message.name}'", message.data_param
+    if param.force_encoded_color:
+        raise Q7Error(f"{where}: force_encoded_color is not supported: the device gets the pixels as they are")
+    if param.backend != param.LMDB:
+        raise Q7Error(f"{where}: backend LEVELDB, allowed is LMDB")
+    return _from_source(prototxt, message, param, param.rand_skip, Lmdb())
+
+
+def _from_image_data(prototxt: Prototxt, message: Any) -> DataSource:
+    """In the list's order, also where it says shuffle."""
+    param = message.image_data_param
+    if bool(param.new_height) != bool(param.new_width):
+        raise Q7Error(f"layer '{message.name}': new_height and new_width go together")
+    reader = ImageList(param.root_folder, param.new_height, param.new_width, param.is_color)
+    return _from_source(prototxt, message, param, param.rand_skip, reader)
+
+
+def _from_hdf5_data(prototxt: Prototxt, message: Any) -> DataSource:
+    """The data sets have the names of the tops; in the list's order, also where it says shuffle."""
+    if message.HasField("transform_param"):
+        raise Q7Error(f"layer '{message.name}': Caffe's HDF5Data takes no transform_param")
+    return _from_source(prototxt, message, message.hdf5_data_param, 0, Hdf5List(*message.top[:2]))
+
+
+def _from_source(prototxt: Prototxt, message: Any, param: Any, rand_skip: int, reader: Reader) -> DataSource:
+    """What the layers with a source, batch_size and transform_param have in common."""
+    where, transform = f"layer '{message.name}'", message.transform_param
+    if transform.mirror or rand_skip:
         raise Q7Error(f"{where}: mirror and rand_skip are random, and refused in the TEST phase")
-    if transform.force_color or transform.force_gray or param.force_encoded_color:
+    if transform.force_color or transform.force_gray:
         raise Q7Error(f"{where}: force_color and force_gray are not supported: the device gets the pixels as they are")
     _check_scale(message.name, transform.scale)
     if transform.mean_file and transform.mean_value:
         raise Q7Error(f"{where}: mean_file and mean_value exclude each other")
-    if param.backend != param.LMDB:
-        raise Q7Error(f"{where}: backend LEVELDB, allowed is LMDB")
     if param.batch_size < 1 or not message.top:
         raise Q7Error(f"{where}: batch_size {param.batch_size} and {len(message.top)} tops must be at least 1")
     return DataSource(
@@ -126,12 +151,13 @@ def _from_data(prototxt: Prototxt, message: Any) -> DataSource:
         top=message.top[0],
         label=message.top[1] if len(message.top) > 1 else "",
         folder=prototxt.path.parent,
-        lmdb=param.source,
+        images=param.source,
         batch_size=param.batch_size,
         mean_file=transform.mean_file,
         mean_values=tuple(transform.mean_value),
         scale=transform.scale,
         crop=transform.crop_size,
+        reader=reader,
     )
 
 
@@ -149,7 +175,12 @@ def _from_input(prototxt: Prototxt, message: Any) -> DataSource:
     return _from_shape(prototxt, message.name, message.top[0], tuple(shapes[0].dim) if shapes else ())
 
 
-SOURCES: dict[str, Callable[[Prototxt, Any], DataSource]] = {"Data": _from_data, "Input": _from_input}
+SOURCES: dict[str, Callable[[Prototxt, Any], DataSource]] = {
+    "Data": _from_data,
+    "ImageData": _from_image_data,
+    "HDF5Data": _from_hdf5_data,
+    "Input": _from_input,
+}
 
 
 def data_source(prototxt: Prototxt) -> DataSource:
@@ -160,7 +191,7 @@ def data_source(prototxt: Prototxt) -> DataSource:
     if index is None:
         others = [f"'{m.name}' ({m.type})" for m in prototxt.layers if not m.bottom]
         found = f"; it begins with {', '.join(others)}" if others else ""
-        raise Q7Error(f"'{prototxt.path}' has no layer of type {' or '.join(SOURCES)} in the TEST phase{found}")
+        raise Q7Error(f"'{prototxt.path}' has no layer of type {', '.join(SOURCES)} in the TEST phase{found}")
     _check_known(prototxt, index)
     return SOURCES[prototxt.layers[index].type](prototxt, prototxt.layers[index])
 
@@ -181,7 +212,15 @@ def override(
         if crop < 0:
             raise Q7Error(f"crop {crop} must be 0 or more")
         source = replace(source, crop=crop)
-    return replace(source, lmdb=lmdb) if lmdb else source
+    if lmdb:
+        return replace(source, images=lmdb, reader=Lmdb())
+    if isinstance(source.reader, Hdf5List):
+        if source.mean_file:
+            raise Q7Error(
+                f"layer '{source.layer}': for HDF5Data, --mean takes values, not the file '{source.mean_file}'"
+            )
+        return replace(source, reader=replace(source.reader, mean=source.mean_values, scale=source.scale))
+    return source
 
 
 @dataclass(frozen=True)

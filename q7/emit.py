@@ -15,7 +15,7 @@ import numpy as np
 import q7
 from q7 import files
 from q7.errors import Q7Error
-from q7.kernel import Array, CNames
+from q7.kernel import Array, CNames, consider
 from q7.known_answers import KnownAnswers
 from q7.memory import MemoryPlan
 from q7.qformat import Core, Rounding
@@ -202,6 +202,7 @@ def render(
         "input_bytes": math.prod(network.graph.input.out_shape),
         "classes": network.graph.classes,
         "output": steps[-1].identifier,
+        "scores": "softmax values" if network.graph.output.last_only else "logits",
         "profile": options.profile,
         "answers": answers,
         "sample": "test_pixels" if answers else "nn_input",  # what to time
@@ -255,16 +256,28 @@ def totals(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> Tot
     return Totals(sum(layer.macs for layer in layers), sum(constants), ram)
 
 
+def passed_over(network: QuantizedNetwork) -> list[str]:
+    """Why faster kernels were not taken; layers with the same reasons share a line."""
+    layers: dict[str, list[str]] = {}
+    for layer in network.graph.layers:
+        reasons = "; ".join(consider(layer.kernels, layer, network.target)[1])
+        if reasons:
+            layers.setdefault(reasons, []).append(layer.name)
+    return [f"{', '.join(names)}: {reasons}" for reasons, names in layers.items()]
+
+
 def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[str]:
-    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then the arena and the totals."""
+    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals."""
     rows: list[tuple[str, ...]] = [("layer", "kernel", "MACs", "weights", "output", "scratch")]
     for layer, integer, constants in zip(network.graph.layers, network.layers, constant_bytes(network)):
         scratch = plan.scratch.get(layer.name)
         sizes = (layer.macs, constants, math.prod(layer.out_shape), scratch.size if scratch else 0)
         rows.append((layer.name, integer.kernel.name, *map(str, sizes)))
+    reasons = passed_over(network)
     total = totals(network, plan, options)
     return [
         *columns(rows, left=2),
+        *(["", "Faster kernels that were passed over:", *reasons] if reasons else []),
         "",
         *_memory_lines(plan),
         "",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, QFormat
 
 BATCH = 100  # images at once: enough to fill the cores, and few enough for the caches
+MEMORY = 1 << 30  # bytes of layers' outputs to keep
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
 Values = dict[str, np.ndarray]
@@ -34,19 +36,22 @@ def providers(gpu: bool) -> Sequence[str]:
 class Network:
     """A network and its images (N, C, H, W) uint8; each layer behaves as its setting says.
 
-    Evaluations that share their first settings share their first layers: the outputs that cross the first layer
-    whose setting changed are kept, and the next evaluation goes on from there.
+    Evaluations that share their first settings share their first layers. Each goes on from outputs that were kept of
+    an earlier one, and keeps those that enter the layer behind the first whose setting changed, where the next one is
+    likely to differ, unless they are larger than `memory` (bytes).
     """
 
     stored: ClassVar[Any]  # how layers' outputs are kept between evaluations
+    memory = MEMORY
 
     def __init__(self, graph: Graph, images: np.ndarray, providers: Sequence[str] = CPU) -> None:
         self.graph = graph
         self.images = images
         self.providers = providers
         self._settings: Sequence[Hashable] = ()
-        self._position = 0
-        self._kept: Values = {}
+        self._logits: np.ndarray = np.empty(0)
+        self._kept = self._ahead = (0, self.start())  # what enters layers with that index and behind, before and now
+        self._slabs = [np.empty(0, self.stored)] * 2  # what the two lie in
 
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Any) -> str:
         """Adds one layer to a graph; values are float32."""
@@ -84,22 +89,26 @@ class Network:
         settings: Sequence[Any],
         ranges: bool = False,
         every: bool = False,
+        also: Values | None = None,
     ) -> Values:
         """Layers first to last - 1: from the outputs live at `first` to those live at `last`, or `every` one's.
 
+        `also` has arrays to fill with other layers' outputs.
+
         With `ranges`, instead the smallest and the largest value of each of these layers' outputs.
         """
-        outputs = self.graph.layers[first:last] if ranges or every else self.graph.live(last)
+        outputs = list(self.graph.layers[first:last] if ranges or every else self.graph.live(last))
+        results = dict(also or {})
+        outputs += [layer for layer in self.graph.layers if layer.name in results and layer not in outputs]
         run = self.runner(first, last, settings, outputs, ranges)
         count = len(self.images)
-        results: Values = {}
         if ranges:
             batches = np.array([run(_cut(inputs, i)) for i in range(0, count, BATCH)])
             for n, layer in enumerate(outputs):
                 results[layer.name] = np.array([batches[:, 2 * n].min(), batches[:, 2 * n + 1].max()])
             return results
         for layer in outputs:
-            results[layer.name] = np.empty((count, *layer.out_shape), self.stored)
+            results.setdefault(layer.name, np.empty((count, *layer.out_shape), self.stored))
         for i in range(0, count, BATCH):
             for layer, values in zip(outputs, run(_cut(inputs, i))):
                 results[layer.name][i : i + BATCH] = values
@@ -109,18 +118,42 @@ class Network:
         """What `advance` takes at the first layer."""
         return {self.graph.input.name: self.images}
 
+    def _to_keep(self, changed: int) -> tuple[int, Values] | None:
+        """Where the next evaluation is likely to differ, and arrays for what enters there; None where too large.
+
+        They lie in memory that was used before: to get fresh memory takes longer than to compute what goes in.
+        """
+        layers = self.graph.layers
+        position = next((i for i in range(changed + 1, len(layers)) if layers[i].weighted or layers[i].own_format), 0)
+        live = self.graph.live(position)
+        sizes = [len(self.images) * math.prod(layer.out_shape) for layer in live]
+        if not position or sum(sizes) * self._slabs[1].itemsize > self.memory:
+            return None
+        if self._kept[0] == 0:  # both are free: the smallest that is large enough
+            self._slabs.sort(key=lambda slab: (len(slab) < sum(sizes), len(slab)), reverse=True)
+        if len(self._slabs[1]) < sum(sizes):
+            self._slabs[1] = np.empty(0)  # freed before
+            self._slabs[1] = np.empty(sum(sizes), self.stored)
+        parts = np.split(self._slabs[1], np.cumsum(sizes))
+        return position, {layer.name: part.reshape(-1, *layer.out_shape) for layer, part in zip(live, parts)}
+
     def logits(self, settings: Sequence[Hashable]) -> np.ndarray:
         """The output layer's values, (N, classes), in the type that this network stores."""
+        settings = tuple(settings)
+        if settings == self._settings:
+            return self._logits
         changed = next((i for i, (a, b) in enumerate(zip(settings, self._settings)) if a != b), 0)
-        if changed < self._position or not self._kept:
-            self._position, self._kept = 0, self.start()
-        if changed > self._position:
-            self._kept = self.advance(self._position, changed, self._kept, settings)
-            self._position = changed
-        self._settings = tuple(settings)
-        return self.advance(self._position, len(settings), self._kept, settings)[self.graph.output.name].reshape(
-            len(self.images), -1
-        )
+        if changed >= self._ahead[0] > self._kept[0]:
+            self._kept, self._slabs = self._ahead, self._slabs[::-1]
+        if changed < self._kept[0]:
+            self._kept = (0, self.start())
+        position, inputs = self._kept
+        ahead = self._to_keep(changed)
+        outputs = self.advance(position, len(settings), inputs, settings, also=ahead[1] if ahead else None)
+        self._ahead = ahead or self._kept
+        self._settings = settings
+        self._logits = outputs[self.graph.output.name].reshape(len(self.images), -1)
+        return self._logits
 
     def outputs(self, settings: Sequence[Hashable]) -> Values:
         """Every layer's output by name, (N, C, H, W) or (N, features), in the type that this network stores."""
@@ -150,9 +183,9 @@ class Grid:
 
     def floor(self, g: OnnxGraph, x: str) -> str:
         """Toward minus infinity, in a graph."""
-        x = g.add("Floor", g.add("Mul", x, np.array(2.0**self.format.fraction_bits, np.float32)))
+        x = g.add("Floor", g.scale(x, 2.0**self.format.fraction_bits))
         x = g.clip(x, INT8_MIN, INT8_MAX) if self.clip else x
-        return g.add("Mul", x, np.array(2.0**-self.format.fraction_bits, np.float32))
+        return g.scale(x, 2.0**-self.format.fraction_bits)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def _misplaced(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
 
 def _without_kernel(layers: Sequence[Layer], target: Target) -> Iterator[str]:
     for layer in layers:
-        if layer.kernels or not (layer.folds or layer.last_only):
+        if not (layer.folds or layer.last_only):
             try:
                 layer.kernel_for(target)
             except Q7Error as error:

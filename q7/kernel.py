@@ -118,12 +118,20 @@ class WeightedKernel(Kernel):
         ]
 
 
-def choose(kernels: Sequence[Kernel], layer: Any, target: Target) -> Kernel:
-    """The first kernel whose constraints the layer meets; raises Q7Error with every objection."""
-    objections = []
+def consider(kernels: Sequence[Kernel], layer: Any, target: Target) -> tuple[Kernel | None, list[str]]:
+    """The first kernel whose constraints the layer meets, and the objections of those before it."""
+    objections: list[str] = []
     for kernel in kernels:
         objection = kernel.objection(layer, target)
         if objection is None:
-            return kernel
+            return kernel, objections
         objections.append(objection)
-    raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {'; '.join(objections)}")
+    return None, objections
+
+
+def choose(kernels: Sequence[Kernel], layer: Any, target: Target) -> Kernel:
+    """The first kernel whose constraints the layer meets; raises Q7Error with every objection."""
+    kernel, objections = consider(kernels, layer, target)
+    if kernel is None:
+        raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {'; '.join(objections)}")
+    return kernel

@@ -11,6 +11,7 @@ from q7.arm_kernels import (
     FullyConnected,
     MaxPool,
     Relu,
+    Softmax,
     sigmoid_table,
     tanh_table,
 )
@@ -28,6 +29,7 @@ from q7.constraints import (
     pointwise,
     pooled_row,
     short_column,
+    short_vector,
     short_window,
     square,
     three_channels,
@@ -69,6 +71,7 @@ AVERAGE_POOL: tuple[Kernel, ...] = (
 SUM = (Merge("add_q7"),)
 MAXIMUM = (Merge("max_q7", op="Max"),)
 CONCAT = (Concatenate("concat_q7"),)
+SOFTMAX = (Softmax("arm_softmax_q7", (short_vector,)),)
 
 ALL: tuple[Kernel, ...] = (
     *CONVOLUTION,
@@ -82,4 +85,5 @@ ALL: tuple[Kernel, ...] = (
     *SUM,
     *MAXIMUM,
     *CONCAT,
+    *SOFTMAX,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from q7 import caffe_files, files
+from q7 import files
 from q7.dataset import crop_centre
 from q7.device import DeviceNetwork
 from q7.errors import Q7Error
@@ -71,19 +71,19 @@ def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path) ->
     return list(contents)
 
 
-def read_images(network: QuantizedNetwork, lmdb: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The first images (N, C, H, W) of the test LMDB, or all, cropped, with their labels.
+def read_images(network: QuantizedNetwork, path: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first images (N, C, H, W) of the test data, or all, cropped, with their labels.
 
     Raises Q7Error where there are too few, or they are of another shape.
     """
-    images, labels = caffe_files.read_lmdb(lmdb, count)
+    images, labels = network.reader.read(path, count)
     if len(images) < (count or 1):
-        raise Q7Error(f"'{lmdb}' holds {len(images)} images, asked for are {count}")
+        raise Q7Error(f"'{path}' holds {len(images)} images, asked for are {count}")
     shape = network.graph.input.out_shape
     if network.crop <= min(images.shape[2:]):
         images = crop_centre(images, network.crop)
     if images.shape[1:] != shape:
-        raise Q7Error(f"'{lmdb}' has images of shape {images.shape[1:]}, the network takes {shape}")
+        raise Q7Error(f"'{path}' has images of shape {images.shape[1:]}, the network takes {shape}")
     return np.ascontiguousarray(images), labels
 
 

@@ -307,9 +307,10 @@ class Pooling(_Windowed):
 
 @dataclass(frozen=True, eq=False)
 class Softmax(Layer):
-    """At the end of a network it does not change which class is the largest, and is dropped."""
+    """At the end of a network it does not change which class is the largest."""
 
     caffe_type = "Softmax"
+    kernels = kernels.SOFTMAX
     last_only = True
 
     @classmethod
@@ -317,6 +318,16 @@ class Softmax(Layer):
         if message.softmax_param.axis != 1:
             raise Declined(f"axis {message.softmax_param.axis}, allowed is 1")
         return super().parse(message, inputs, in_shapes)
+
+    @property
+    def out_shape(self) -> Shape:
+        return (math.prod(self.in_shape),)
+
+    def inherited(self, x: QFormat) -> QFormat:
+        return QFormat(7)
+
+    def defines(self) -> dict[str, int]:
+        return {"OUT_DIM": self.out_shape[0]}
 
 
 LAYERS: dict[str, type[Layer]] = {
@@ -367,10 +378,16 @@ def _reshape(message: Any, shape: Shape) -> bool:
     return math.prod(shape[1:]) > 1
 
 
+def _silence(message: Any, shape: Shape) -> bool:
+    """It reads what nobody else does, and writes nothing."""
+    return False
+
+
 # Layers that change nothing on the device; whether the output counts as an image in Caffe's flat order.
 IDENTITIES: dict[str, Callable[[Any, Shape], bool]] = {
     "Dropout": _dropout,
     "Split": _split,
     "Flatten": _flatten,
     "Reshape": _reshape,
+    "Silence": _silence,
 }

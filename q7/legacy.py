@@ -54,8 +54,9 @@ def rebuild(
             "model": {"name": model.name, "sha256": files.sha256(model)},
             "weights": {"name": weight_file.name, "sha256": files.sha256(weight_file)},
         },
-        source.lmdb,
+        source.images,
         source.crop,
+        reader=source.reader,
     )
 
 

@@ -24,6 +24,7 @@ class OnnxGraph:
 
     def __init__(self) -> None:
         self._nodes: dict[str, Any] = {}  # by output
+        self._scaled: set[str] = set()
         self._constants: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -41,7 +42,7 @@ class OnnxGraph:
         They then have fewer elements to work on. No window may lie in the padding alone.
         """
         node = self._nodes.get(x)
-        if node is None or node.op_type not in ("Floor", "Clip", "Relu"):
+        if node is None or not (node.op_type in ("Floor", "Clip", "Relu") or x in self._scaled):
             return self.add("MaxPool", x, **windows)
         return self.add(node.op_type, self.max_pool(node.input[0], **windows), *node.input[1:])
 
@@ -55,6 +56,12 @@ class OnnxGraph:
 
     def clip(self, x: str, low: float, high: float, dtype: Any = np.float32) -> str:
         return self.add("Clip", x, np.array(low, dtype), np.array(high, dtype))
+
+    def scale(self, x: str, factor: float) -> str:
+        """Times a positive number."""
+        scaled = self.add("Mul", x, np.array(factor, np.float32))
+        self._scaled.add(scaled)
+        return scaled
 
     def slice(self, x: str, axis: int, start: int, stop: int) -> str:
         return self.add("Slice", x, *(np.array([v], np.int64) for v in (start, stop, axis)))

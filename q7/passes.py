@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simplifies a graph with weights: what can be computed beforehand is put into the weights."""
+"""Changes to a whole network: what can be computed beforehand is put into the weights; a softmax is added."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +11,13 @@ from dataclasses import replace
 import numpy as np
 
 from q7.affine import Affine
+from q7.device import IntegerLayer
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.layer import Layer
+from q7.layers import Softmax
+from q7.qformat import LayerFormats
+from q7.record import QuantizedNetwork
 
 
 def _without(layers: Sequence[Layer], folded: Affine, producer: Layer) -> list[Layer]:
@@ -71,6 +76,22 @@ def fold_input_scale(graph: Graph) -> Graph:
             weights[layer.name] = ((w * rest).astype(np.float32), b)
     data = replace(graph.input, scale=2.0**exponent)
     return replace(graph, layers=(data, *graph.layers[1:]), weights=weights)
+
+
+def add_softmax(network: QuantizedNetwork) -> QuantizedNetwork:
+    """The network with a Softmax behind its output."""
+    graph, output = network.graph, network.graph.output
+    names = {layer.name for layer in graph.layers}
+    name = next(n for n in itertools.chain(["softmax"], map("softmax_{}".format, itertools.count(2))) if n not in names)
+    softmax = Softmax(name, (output.name,), name, (output.out_shape,))
+    x = network.formats[output.name].y
+    assert x
+    return replace(
+        network,
+        graph=replace(graph, layers=(*graph.layers, softmax)),
+        formats={**network.formats, name: LayerFormats(x, y=softmax.inherited(x))},
+        layers=(*network.layers, IntegerLayer(softmax.kernel_for(network.target), None)),
+    )
 
 
 def simplify(graph: Graph) -> Graph:

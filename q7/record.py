@@ -23,6 +23,7 @@ from q7 import files
 from q7.device import IntegerLayer
 from q7.errors import Q7Error
 from q7.graph import Graph, mark_shared
+from q7.images import READERS, Lmdb, Reader
 from q7.kernel import Integers
 from q7.layers import LAYERS, Input, Layer, Shape
 from q7.qformat import MOST_FRACTION_BITS, Core, LayerFormats, QFormat, Rounding, Target, shifts
@@ -42,9 +43,10 @@ class QuantizedNetwork:
     layers: tuple[IntegerLayer, ...]
     target: Target
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # "model", "weights": {"name", "sha256"}
-    dataset: str = ""  # the test LMDB's path
+    dataset: str = ""  # the test images' path
     crop: int = 0
     summary: Mapping[str, Any] = field(default_factory=dict)  # accuracies in percent, images, objective
+    reader: Reader = field(default_factory=Lmdb)  # of the dataset
 
 
 # --- to plain values --------------------------------------------------------------------------------------------------
@@ -81,6 +83,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
         "dataset": network.dataset,
         "crop": network.crop,
         "summary": _plain(network.summary),
+        "reader": {"type": network.reader.caffe_type, **_plain(network.reader)},
     }
 
 
@@ -140,6 +143,14 @@ def _unpack_layer(value: dict[str, Any]) -> Layer:
             raise ValueError(f"layer {layer.name!r}: its {name} cannot be {arguments[name]!r}")
     layer.check()
     return layer
+
+
+def _unpack_reader(value: dict[str, Any]) -> Reader:
+    cls = READERS[value["type"]]
+    arguments = {k: _tuples(v) for k, v in value.items() if k != "type"}
+    if not all(_matches(arguments[f.name], get_type_hints(cls)[f.name]) for f in fields(cls)):
+        raise ValueError("its reader of images has fields of another type")
+    return cls(**arguments)
 
 
 def _unpack_integers(layer: Layer, value: Any, formats: LayerFormats) -> Any:
@@ -206,6 +217,7 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
         value["dataset"],
         value["crop"],
         value["summary"],
+        _unpack_reader(value.get("reader", {"type": Lmdb.caffe_type})),
     )
 
 

@@ -68,7 +68,10 @@ def caffe_objective(
         best, best_accuracy = start, -1.0
         for step in range(STEPS + 1):
             tried = QFormat(start.fraction_bits + step)
-            reached = accuracy({**grids, (layer, tensor): Grid(tried, clip=step > 0)})
+            trained = graph.weights[layer][tensor is Tensor.BIAS] if tensor is not Tensor.ACTIVATIONS else None
+            # To clip what fits changes nothing; it is the same grid then, and not computed again.
+            fits = trained is not None and np.array_equal(Grid(tried).round(trained), Grid(tried, False).round(trained))
+            reached = accuracy({**grids, (layer, tensor): Grid(tried, clip=step > 0 or fits)})
             better = reached > best_accuracy
             yield Trial(layer, tensor, tried, Score(reached), Score(target), better)
             if better:

@@ -17,7 +17,7 @@ from q7.qformat import LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, largest, table, tensors
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
-PATIENCE = 0.5  # standard errors by which it may do worse and still go on
+PATIENCE = 1.0  # standard errors by which it may do worse and still go on; with fewer, other formats were seen to win
 SAMPLE = STAGES[-1]
 FIT_SAMPLE = 3000  # images that weights are fitted to
 CLEARLY = 1.0  # standard errors of a difference of divergences

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from q7 import kernels
 from q7.constraints import Constraint
+from q7.images import READERS
 from q7.input_layer import Input
 from q7.layer import Layer
 from q7.layers import IDENTITIES, LAYERS
@@ -19,11 +20,12 @@ def _sentence(text: str | None) -> str:
 
 
 def _how(cls: type[Layer]) -> str:
+    names = "<br>".join(f"`{name}`" for name in dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels))
     if cls.folds:
         return "folded into the convolution or inner product before it"
     if cls.last_only:
-        return "dropped, at the end of the network only"
-    return "<br>".join(f"`{name}`" for name in dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels))
+        return f"dropped, at the end of the network only; {names} with `code_gen.py --softmax`"
+    return names
 
 
 def _constraints() -> Iterator[tuple[str, Constraint]]:
@@ -35,8 +37,9 @@ def _constraints() -> Iterator[tuple[str, Constraint]]:
 def markdown() -> str:
     """Layers with their kernels, the best first, and what each kernel needs."""
     lines = ["| Caffe layer | computes | kernels, the first that fits |", "|---|---|---|"]
-    layers: dict[str, type[Layer]] = {Input.caffe_type: Input, **LAYERS}
-    for name, cls in layers.items():
+    for name, reader in READERS.items():
+        lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_how(Input)} |")
+    for name, cls in LAYERS.items():
         lines.append(f"| {name} | {_sentence(cls.__doc__)} | {_how(cls)} |")
     for name, function in IDENTITIES.items():
         lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute |")

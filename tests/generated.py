@@ -16,7 +16,7 @@ from q7.record import QuantizedNetwork
 from tests.support import ROOT, run, tool
 
 PORTABLE = ROOT / "templates" / "portable"
-STRICT = ("-Wall", "-Wextra", "-Werror")
+STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 
 def generate(pickle: Path, folder: Path, *flags: str) -> Path:

@@ -75,7 +75,7 @@ def quantized(
     write_dataset(folder, shape, IMAGES, CLASSES)
     definition = caffe_files.read_prototxt(prototxt(folder, layers, top, "mean_value: 127"))
     source = dataset.data_source(definition)
-    images, _ = caffe_files.read_lmdb(source.find_lmdb())
+    images, _ = caffe_files.read_lmdb(source.find_images())
     network = graph.parse(definition, "accuracy", source, shape)
     network = graph.attach_weights(network, _weights(network))
     formats = _formats(network, images)

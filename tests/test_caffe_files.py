@@ -207,7 +207,7 @@ def test_deploy_inputs(tmp_path: Path) -> None:
         network = read(tmp_path, text)
         assert network.inputs == {"data": [1, 3, 8, 9]}
         source = dataset.data_source(network)
-        assert (source.layer, source.shape, source.batch_size, source.lmdb) == ("data", (3, 8, 9), 1, "")
+        assert (source.layer, source.shape, source.batch_size, source.images) == ("data", (3, 8, 9), 1, "")
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

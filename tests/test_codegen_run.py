@@ -39,7 +39,7 @@ from tests.support import prototxt, run, shared, tool
 
 TARGETS = [Target(core, rounding) for core in Core for rounding in Rounding]
 CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m7": Core.DSP}
-EMULATED_IMAGES = 17  # for each of two networks and three cores
+EMULATED_IMAGES = 100  # for each of two networks and three cores
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +241,23 @@ def test_board_names_the_layer_that_differs(arm_m4_pickle: Path, tmp_path: Path)
     assert done.returncode != 0
     assert "FAIL: layer conv2 is the first that differs" in done.stdout
     assert "PASS" not in done.stdout
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_boards_trap_unaligned_access(core: str, tmp_path: Path) -> None:
+    """So all programs that pass on them are free of it."""
+    need_emulator()
+    pickle = small.save(small.quantized(tmp_path, Target(CORES[core])), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code", "--target", "mps2")
+    for offset, printed in ((0, "PASS"), (1, "FAULT: unaligned access at 0x")):
+        main = (folder / "main.cpp").read_text()
+        before, after = main.split("int main()\n{\n")
+        access = f"volatile uintptr_t at = (uintptr_t)arena_words + {offset};\n*(volatile uint32_t *)at = 0;\n"
+        (folder / "main.cpp").write_text(f"{before}int main()\n{{\n{access}{after}")
+        done = run(tool("make"), "-s", "-B", "run", f"CORE={core}", cwd=folder)
+        assert printed in done.stdout
+        assert (done.returncode == 0) == (offset == 0)
+        (folder / "main.cpp").write_text(main)
 
 
 def test_a_board_of_the_other_core_is_refused(small_pickle: Path, tmp_path: Path) -> None:

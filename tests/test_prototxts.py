@@ -433,8 +433,13 @@ CASES = {
     "detector": Case(
         detector, declined=("'perm' (Permute): this type is not supported", "'r' (Reshape): shape [0, 2, -1]")
     ),
-    "hdf5": Case(
-        hdf5, declined=("no layer of type Data or Input in the TEST phase; it begins with 'data' (HDF5Data)",)
+    "hdf5": Case(hdf5, 2),
+    "silence": Case(lambda: hdf5() + 'layer { name: "quiet" type: "Silence" bottom: "label" bottom: "ip1" }', 2),
+    "memory data": Case(
+        lambda: hdf5().replace("HDF5Data", "MemoryData"),
+        declined=(
+            "no layer of type Data, ImageData, HDF5Data, Input in the TEST phase; it begins with 'data' (MemoryData)",
+        ),
     ),
 }
 

@@ -6,27 +6,30 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import nn_quantizer
 from nn_quantizer import Job
-from q7 import pycaffe_engine, record
+from q7 import caffe_files, dataset, pycaffe_engine, record
 from q7.engines import FloatNetwork, Grid, Simulation, accuracy_caffe, plain
 from q7.errors import Q7Error
 from q7.pycaffe_engine import PycaffeNetwork
 from q7.qformat import QFormat
-from tests import tiny
+from tests import networks, test_images, tiny
 from tests.support import MODELS, prototxt, write_dataset
 
 IMAGES = 20
+RANDOM_NETWORKS = int(os.environ.get("RANDOM_NETWORKS", "200"))
 
 
-@pytest.fixture
-def caffe() -> Any:
+def load_or_skip() -> Any:
     """pycaffe; most machines cannot have it, so that only REQUIRE_CAFFE makes its absence a failure."""
     try:
         return pycaffe_engine.load()
@@ -34,6 +37,11 @@ def caffe() -> Any:
         if os.environ.get("REQUIRE_CAFFE"):
             pytest.fail(f"REQUIRE_CAFFE is set: {error}")
         pytest.skip("pycaffe cannot be imported")
+
+
+@pytest.fixture
+def caffe() -> Any:
+    return load_or_skip()
 
 
 @pytest.fixture(params=["lenet", "arm_m4"])
@@ -56,19 +64,20 @@ def prepare(*arguments: str) -> Job:
 
 def users_net(caffe: Any, job: Job, arguments: list[str], folder: Path) -> Any:
     """Caffe's network as its user builds it: all layers, its own reader of weights, images and mean."""
-    model = Path(arguments[1]).read_text().replace(job.source.lmdb, str(job.lmdb.resolve()))
+    model = Path(arguments[1]).read_text().replace(job.source.images, str(job.lmdb.resolve()))
     if job.source.mean_file:
         model = model.replace(job.source.mean_file, str(job.source.find_mean().resolve()))
     (folder / "absolute.prototxt").write_text(model)
     return caffe.Net(str(folder / "absolute.prototxt"), arguments[3], caffe.TEST)
 
 
-def close(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Equal to 1e-4, and near zero to 1e-5 of the largest value."""
-    np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+def close(ours: np.ndarray, theirs: np.ndarray, terms: float = 0) -> None:
+    """Equal to 1e-4, and near zero to 1e-5 of the largest value, or of the `terms` that cancelled out."""
+    atol = 1e-5 * max(float(np.abs(theirs).max()), terms)
+    np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=atol)
 
 
-def compare_blobs(caffe: Any, job: Job, arguments: list[str], folder: Path) -> None:
+def compare_blobs(caffe: Any, job: Job, arguments: list[str], folder: Path, terms: float = 0) -> None:
     """Every layer with PycaffeNetwork's, and every blob with that of the network that Caffe's user would build."""
     net = users_net(caffe, job, arguments, folder)
     net.forward()
@@ -77,10 +86,10 @@ def compare_blobs(caffe: Any, job: Job, arguments: list[str], folder: Path) -> N
     copied = PycaffeNetwork(job.graph, images, job.prototxt).outputs(plain(job.graph))
     writers = {layer.blob: layer.name for layer in job.graph.layers}
     for layer in job.graph.layers:
-        close(ours[layer.name], copied[layer.name])
+        close(ours[layer.name], copied[layer.name], terms)
     ours[job.graph.input.name] *= job.source.scale / job.graph.input.scale  # the rest went into the weights
     for blob, writer in writers.items():
-        close(ours[writer], net.blobs[blob].data)
+        close(ours[writer], net.blobs[blob].data, terms)
 
 
 def test_blobs_of_trained_networks(caffe: Any, trained: list[str], tmp_path: Path) -> None:
@@ -214,3 +223,59 @@ def test_no_lmdb(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_what_caffe_would_die_of(caffe: Any, text: str, reason: str) -> None:
     with pytest.raises(Q7Error, match=reason):
         pycaffe_engine.build(caffe, text)
+
+
+def random_blobs_for(caffe: Any, model: Path, weights: Path, seed: int) -> None:
+    """Weights for Caffe's network; positive ones where a variance must be."""
+    rng = np.random.default_rng(seed)
+    net = caffe.Net(str(model), caffe.TEST)
+    kinds = dict(zip(net._layer_names, (layer.type for layer in net.layers)))
+    for name, blobs in net.params.items():
+        for blob in blobs:
+            folded = kinds[name] in ("BatchNorm", "Scale", "Bias")
+            blob.data[...] = rng.uniform(0.5, 2, blob.data.shape) if folded else rng.normal(0, 0.4, blob.data.shape)
+    net.save(str(weights))
+
+
+@given(networks.prototxts(), st.integers(0, 1 << 30))
+@settings(max_examples=RANDOM_NETWORKS, deadline=None)
+def test_random_networks_of_all_layers(network: tuple[str, tuple[int, int, int], str], seed: int) -> None:
+    """Folded normalisation, branches, groups and padded pooling: every blob is Caffe's."""
+    text, shape, top = network
+    caffe = load_or_skip()
+    assume(not any(f'type: "{kind}"' in text for kind in ("ReLU6", "Clip")))  # not in this Caffe
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_dataset(folder, shape, IMAGES, networks.CLASSES, seed)
+        model, weights = (
+            prototxt(folder, text, top, "mean_value: 120 scale: 0.0078125", IMAGES),
+            folder / "net.caffemodel",
+        )
+        model.write_text(model.read_text().replace('"data_lmdb"', f'"{folder}/data_lmdb"'))
+        random_blobs_for(caffe, model, weights, seed)
+        arguments = ["--model", str(model), "--weights", str(weights), "--save", str(folder / "net.pkl")]
+        compare_blobs(caffe, prepare(*arguments), arguments, folder, terms=1)
+
+
+@pytest.mark.parametrize("form", ["pictures", "resized", "whole numbers"])
+def test_caffe_reads_the_same_images(caffe: Any, form: str, tmp_path: Path) -> None:
+    data = {**test_images.DATA, "resized": test_images.LISTED + " new_height: 9 new_width: 5 }"}[form]
+    text = data.replace('source: "', f'source: "{tmp_path}/').replace('root_folder: "', f'root_folder: "{tmp_path}/')
+    arguments = test_images.write(tmp_path, text)[:6]
+    model = Path(arguments[1]).read_text()
+    (tmp_path / "list.txt").write_text(
+        (tmp_path / "list.txt").read_text().strip()
+    )  # Caffe takes an empty line for a path
+    for name in ("whole_1.h5", "whole_2.h5"):  # Caffe looks for them in the current directory
+        (tmp_path / "whole.txt").write_text((tmp_path / "whole.txt").read_text().replace(name, f"{tmp_path}/{name}"))
+    if form == "resized":
+        source = dataset.data_source(caffe_files.read_prototxt(Path(arguments[1])))
+        images, labels = source.reader.read(source.find_images(), 5)
+    else:
+        job = prepare(*arguments, "--iterations", "1")
+        images, labels = job.images, job.labels
+    (tmp_path / "data.prototxt").write_text(model[: model.index("\n")])
+    net = caffe.Net(str(tmp_path / "data.prototxt"), caffe.TEST)
+    net.forward()
+    np.testing.assert_array_equal(net.blobs["data"].data, images)
+    np.testing.assert_array_equal(net.blobs["label"].data.ravel(), labels)

@@ -58,7 +58,7 @@ def test_the_program_computes_what_the_model_predicts(
     formats = search.table(network, choices)
     layers = tuple(device.quantize(network, formats, Target()))
     sources = {"model": {"name": "resnet20.prototxt", "sha256": "0" * 64}}
-    quantized = QuantizedNetwork(network, formats, layers, Target(), sources, str(source.find_lmdb()))
+    quantized = QuantizedNetwork(network, formats, layers, Target(), sources, str(source.find_images()))
     expected = predicted(quantized, images)
     assert engines.accuracy_first(expected, labels) > 79
     folder = generate(small.save(quantized, tmp_path / "net.pkl"), tmp_path / "code", "--target", "host")

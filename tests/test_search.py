@@ -19,7 +19,7 @@ from q7.search_caffe import Grids
 
 
 def _graph() -> Graph:
-    """Data, convolution, ReLU, average pooling, inner product; ranges 0.9, 3 (weights) and 0.1, 5 (biases)."""
+    """Data, convolution, ReLU, average pooling, inner product; ranges 1, 3 (weights) and 0.1, 5 (biases)."""
     shape = (4, 4, 4)
     layers = (
         Input("data", (), "data", (shape,)),
@@ -29,7 +29,7 @@ def _graph() -> Graph:
         InnerProduct("ip", ("pool",), "ip", ((4, 2, 2),), num_output=3),
     )
     weights = {
-        "conv": (np.full((4, 4, 1, 1), 0.9, np.float32), np.full(4, 0.1, np.float32)),
+        "conv": (np.ones((4, 4, 1, 1), np.float32), np.full(4, 0.1, np.float32)),
         "ip": (np.full((3, 16), -3, np.float32), np.full(3, 5, np.float32)),
     }
     return Graph("net", layers, weights, "accuracy")

@@ -16,7 +16,7 @@ from q7.graph import Graph
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
 from q7.qformat import LayerFormats, QFormat, Rounding, Target, shifts
 from q7.search import Choices, Trial
-from q7.search_device import STAGES, Judge, Verdict, _descend, _start, device_objective
+from q7.search_device import SAMPLE, STAGES, Judge, Verdict, _descend, _spread, _start, device_objective
 from tests.support import MODELS, prototxt, write_dataset
 
 
@@ -113,22 +113,23 @@ def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None
     """On a trained network: the same formats as where all images judge every trial, and fewer verdicts on all."""
     lenet = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--save", str(tmp_path / "lenet.pkl")]
     weights = next(MODELS.glob("lenet_iter_*.caffemodel.h5"))
-    arguments = [*lenet, "--weights", str(weights), "--iterations", "20"]
-    job = nn_quantizer.prepare(nn_quantizer.parse_arguments(arguments))
-    logits = FloatNetwork(job.graph, job.images).logits(plain(job.graph))
+    job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*lenet, "--weights", str(weights)]))
+    some = _spread(len(job.images), SAMPLE)
+    images, labels = job.images[some], job.labels[some]
+    logits = FloatNetwork(job.graph, images).logits(plain(job.graph))
 
     def descend(stages: Sequence[int]) -> tuple[dict[str, LayerFormats], int]:
-        judge = Judge(job.graph, job.images, job.labels, logits, Target(), stages)
+        judge = Judge(job.graph, images, labels, logits, Target(), stages)
         whole = 0
 
         def count(formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
             nonlocal whole
             verdict = Judge.judge(judge, formats, best)
-            whole += len(verdict.right) == len(job.images)
+            whole += len(verdict.right) == len(images)
             return verdict
 
         judge.judge = count  # type: ignore[method-assign]
-        return _trials(judge, _start(job.graph, job.images))[1], whole
+        return _trials(judge, _start(job.graph, images))[1], whole
 
     (quick, few), (thorough, many) = descend(STAGES), descend(())
     assert quick == thorough

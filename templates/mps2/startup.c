@@ -2,6 +2,7 @@
  * Start-up code for the Arm MPS2 boards, and what the C library needs: output and exit through semihosting. */
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/stat.h>
 
 extern uint32_t data_load, data_begin, data_end, bss_begin, bss_end, heap_begin, heap_end, stack_top;
@@ -9,6 +10,7 @@ extern uint32_t data_load, data_begin, data_end, bss_begin, bss_end, heap_begin,
 int main(void);
 void reset(void);
 void fault(void);
+void report_fault(const uint32_t *frame);
 int _write(int file, const char *text, int length);
 int _read(int file, char *text, int length);
 int _close(int file);
@@ -21,6 +23,11 @@ void *_sbrk(ptrdiff_t bytes);
 void _exit(int status);
 
 enum { SYS_OPEN = 0x01, SYS_WRITE = 0x05, SYS_EXIT_EXTENDED = 0x20 };
+/* System control block: what to trap, and what was trapped. */
+#define CCR (*(volatile uint32_t *)0xE000ED14u)
+#define CFSR (*(volatile uint32_t *)0xE000ED28u)
+enum { UNALIGN_TRP = 1 << 3 };
+
 enum { APPLICATION_EXIT = 0x20026 };
 
 static uint32_t semihost(uint32_t operation, const void *argument)
@@ -45,11 +52,28 @@ void reset(void)
     for (uint32_t *to = &bss_begin; to < &bss_end;) {
         *to++ = 0;
     }
+#ifdef TRAP_UNALIGNED
+    CCR |= UNALIGN_TRP; /* QEMU honours it */
+#endif
     _exit(main());
 }
 
-void fault(void)
+/* Hands the frame that the core stacked to report_fault. */
+__attribute__((naked)) void fault(void)
 {
+    __asm__ volatile("mov r0, sp\n b report_fault");
+}
+
+/* `frame` holds r0 to r3, r12, lr, pc and psr of what was interrupted. */
+void report_fault(const uint32_t *frame)
+{
+    const uint32_t usage = CFSR >> 16;
+    const char *const reason = (usage & 0x100) != 0   ? "unaligned access"
+                               : (usage & 0x200) != 0 ? "division by zero"
+                               : usage != 0           ? "illegal instruction"
+                                                      : "illegal address";
+    printf("FAULT: %s at 0x%08lx\n", reason, (unsigned long)frame[6]);
+    fflush(stdout);
     _exit(3);
 }
 

@@ -249,6 +249,25 @@ void arm_nn_activations_direct_q7(q7_t *data, uint16_t size, uint16_t int_width,
     }
 }
 
+/* Powers of two in place of exponentials; the maximum counts as much as what is one below it. */
+void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out)
+{
+    int most = -128;
+    for (int i = 0; i < dim_vec; i++) {
+        most = vec_in[i] > most ? vec_in[i] : most;
+    }
+    int sum = 0;
+    for (int i = 0; i < dim_vec; i++) {
+        const int power = vec_in[i] - (most - 8);
+        sum += 1 << (power > 7 ? 7 : power < 0 ? 0 : power);
+    }
+    for (int i = 0; i < dim_vec; i++) {
+        const int shift = 5 + most - vec_in[i];
+        const int value = (1 << 20) / sum >> (shift > 31 ? 31 : shift);
+        p_out[i] = (q7_t)(value > 127 ? 127 : value);
+    }
+}
+
 #ifdef ARM_MATH_DSP
 
 /* Sums of the DSP path are 16 bits wide: whole groups of four lanes saturate, the left-over lanes wrap. */

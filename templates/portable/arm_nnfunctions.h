@@ -48,6 +48,9 @@ typedef enum { ARM_SIGMOID = 0, ARM_TANH = 1 } arm_nn_activation_type;
 
 void arm_nn_activations_direct_q7(q7_t *data, uint16_t size, uint16_t int_width, arm_nn_activation_type type);
 
+/* As 5.9.0 has it; older releases compute other values. */
+void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out);
+
 void arm_maxpool_q7_HWC(q7_t *Im_in, const uint16_t dim_im_in, const uint16_t ch_im_in, const uint16_t dim_kernel,
                         const uint16_t padding, const uint16_t stride, const uint16_t dim_im_out, q7_t *bufferA,
                         q7_t *Im_out);

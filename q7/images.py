@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where test images come from: what Caffe's Data, ImageData and HDF5Data layers read, as 8-bit pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from q7 import caffe_files, files
+from q7.errors import Q7Error
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads (N, C, H, W) uint8 images and (N,) int32 labels, at most `limit` of them."""
+
+    caffe_type: ClassVar[str]
+    kind: ClassVar[str]  # of what `path` names
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Raises Q7Error where the images are missing, damaged or no 8-bit pixels of one shape."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Lmdb(Reader):
+    """8-bit pixels of an LMDB; Caffe's transform_param makes (pixel - mean) * scale of them."""
+
+    caffe_type = "Data"
+    kind = "LMDB"
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        return caffe_files.read_lmdb(path, limit)
+
+
+def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers."""
+    with files.reading(f"{what} '{path}'"):
+        text = path.read_text("utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+@dataclass(frozen=True)
+class ImageList(Reader):
+    """Pictures whose paths and labels a text file lists, decoded and resized as OpenCV does it for Caffe."""
+
+    caffe_type = "ImageData"
+    kind = "list of images"
+
+    root_folder: str = ""
+    height: int = 0  # 0: as they are
+    width: int = 0
+    color: bool = True
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        if self.height * self.width > caffe_files.LARGEST_IMAGE:
+            raise Q7Error(f"'{path}': new_height {self.height} and new_width {self.width} are too large")
+        entries = []
+        for number, line in _lines(path, "the list of images"):
+            name, _, label = line.rpartition(" ")
+            if not (name and label.isdecimal() and len(label) < 10):
+                raise Q7Error(f"'{path}', line {number}: '{line[:100]}' is no path, a space and a label")
+            entries.append((name.strip(), int(label)))
+        entries = entries[:limit]
+        images: np.ndarray | None = None
+        for i, (name, _) in enumerate(entries):
+            file = files.find(self.root_folder + name, path.parent, f"'{path}': the image")
+            image = self._decode(file)
+            if images is None:
+                images = np.empty((len(entries), *image.shape), np.uint8)
+            if image.shape != images.shape[1:]:
+                raise Q7Error(
+                    f"'{file}': image shape {image.shape}, but the first has {images.shape[1:]}: "
+                    "new_height and new_width would make them equal"
+                )
+            images[i] = image
+        if images is None:
+            raise Q7Error(f"the list of images '{path}' is empty")
+        return images, np.array([label for _, label in entries], np.int32)
+
+    def _decode(self, file: Path) -> np.ndarray:
+        pixels = caffe_files.decode_picture(file, self.color)
+        if self.height and self.width:
+            pixels = resize(pixels, self.height, self.width)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _neighbours(extent: int, size: int, at_edges: bool) -> tuple[np.ndarray, ...]:
+    """Of each of `size` cells: the two of `extent` that it is made of, and their weights in 2048ths.
+
+    `at_edges` says that what lies at an edge is made of one cell.
+    """
+    centre = ((np.arange(size) + 0.5) * (extent / size) - 0.5).astype(np.float32)
+    first = np.floor(centre).astype(int)
+    part = centre - first.astype(np.float32)
+    if at_edges:
+        part[(first < 0) | (first >= extent - 1)] = 0
+    weights = (np.rint(w * np.float32(2048)).astype(np.int64) for w in (1 - part, part))
+    return np.clip(first, 0, extent - 1), np.clip(first + 1, 0, extent - 1), *weights
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, C) uint8 as OpenCV's cv::resize with INTER_LINEAR has it, to the last bit (compared with 4.8).
+
+    Two neighbours along each axis, whatever the factor; a factor of exactly 2 takes the mean of 2x2 pixels.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    if image.shape[:2] == (2 * height, 2 * width):
+        cells = image.astype(np.int64).reshape(height, 2, width, 2, -1).sum(axis=(1, 3))
+        return ((cells + 2) >> 2).astype(np.uint8)
+    left, right, *across = _neighbours(image.shape[1], width, at_edges=True)
+    top, bottom, *down = _neighbours(image.shape[0], height, at_edges=False)
+    (to_left, to_right), (to_top, to_bottom) = (w[:, None] for w in across), (w[:, None, None] for w in down)
+    rows = (image[:, left] * to_left + image[:, right] * to_right) >> 4
+    total = (rows[top] * to_top >> 16) + (rows[bottom] * to_bottom >> 16)
+    return ((total + 2) >> 2).astype(np.uint8)
+
+
+WHOLE = 0.01  # how far from a whole number a pixel may be, which covers float32's rounding many times
+
+
+@dataclass(frozen=True)
+class Hdf5List(Reader):
+    """Data sets of HDF5 files that a text file lists; they hold (pixel - mean) * scale, and the device gets the pixels.
+
+    What was done to the pixels is for --mean and --scale to say: HDF5Data has no transform_param.
+    """
+
+    caffe_type = "HDF5Data"
+    kind = "list of HDF5 files"
+
+    data: str = "data"
+    label: str = "label"
+    mean: tuple[float, ...] = ()  # one value, or one for each channel
+    scale: float = 1.0
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        images: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        count = 0
+        for _, line in _lines(path, "the list of HDF5 files"):
+            if limit is not None and count >= limit:
+                break
+            file = files.find(line, path.parent, f"'{path}': the file")
+            left = None if limit is None else limit - count
+            values, truth = caffe_files.read_hdf5_images(file, self.data, self.label, left)
+            if images and values.shape[1:] != images[0].shape[1:]:
+                raise Q7Error(f"'{file}': image shape {values.shape[1:]}, but the first has {images[0].shape[1:]}")
+            images.append(self._pixels(values, file))
+            labels.append(truth)
+            count += len(values)
+        if not count:
+            raise Q7Error(f"the list of HDF5 files '{path}' leads to no images")
+        return np.concatenate(images), np.concatenate(labels)
+
+    def _pixels(self, values: np.ndarray, file: Path) -> np.ndarray:
+        mean = np.array(self.mean or (0.0,))[:, None, None]
+        if len(mean) not in (1, values.shape[1]):
+            raise Q7Error(f"{len(mean)} mean values for {values.shape[1]} channels of '{file}'")
+        pixels = values / self.scale + mean
+        nearest = np.rint(pixels)
+        if not ((np.abs(pixels - nearest) < WHOLE) & (nearest >= 0) & (nearest <= 255)).all():
+            raise Q7Error(
+                f"'{file}': data set '{self.data}' has values from {values.min():g} to {values.max():g} that are not "
+                f"(pixel - mean) * scale of 8-bit pixels, which the device reads: say with --mean and --scale what was "
+                f"done to them (now: mean {','.join(f'{v:g}' for v in mean.ravel())}, scale {self.scale:g})"
+            )
+        return nearest.astype(np.uint8)
+
+
+READERS: dict[str, type[Reader]] = {cls.caffe_type: cls for cls in (Lmdb, ImageList, Hdf5List)}
