@@ -19,15 +19,7 @@ from q7.record import QuantizedNetwork
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
 TEST_IMAGES = 1
-WITH_DESCRIBE = {
-    "describe",
-    "weights",
-    "mean",
-    "target",
-    "weights_in",
-    "no_inplace_pooling",
-    "softmax",
-}  # have a use with it
+WITH_DESCRIBE = {"describe", "weights", "mean", "target", "weights_in", "no_inplace_pooling", "softmax"}
 
 
 def note(text: str) -> None:
