@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +95,14 @@ def prepare(args: argparse.Namespace) -> Job:
     if not files.writable(quantized):
         quantized = save.with_name(quantized.name)
         note(f"'{weights.parent}' cannot be written: the quantized weights go to '{quantized}'")
+    inputs = [model, weights, *([source.find_mean()] if source.mean_file else [])]
     for path in (save, quantized):
         if not files.writable(path):
             raise Q7Error(f"cannot write '{path}'")
+        if path.exists() and any(path.samefile(other) for other in inputs):
+            raise Q7Error(f"cannot write '{path}': it is read, too")
+    if save.resolve() == quantized.resolve():
+        raise Q7Error(f"--save '{save}' is where the quantized weights go")
 
     limit = None if args.iterations is None else args.iterations * source.batch_size
     images, labels = source.reader.read(lmdb, limit)
@@ -196,13 +202,11 @@ def run(args: argparse.Namespace) -> None:
     layers = device.quantize(chosen, formats, args.target)
     in_float, on_device = accuracies(job, found, layers, args)
 
-    caffe_files.write_weights(
-        job.quantized, chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen)
-    )
+    weights = caffe_files.caffemodel(chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen))
     sources = {
         "model": {"name": args.model, "sha256": files.sha256(Path(args.model))},
         "weights": {"name": args.weights, "sha256": files.sha256(Path(args.weights))},
-        "quantized weights": {"name": str(job.quantized), "sha256": files.sha256(job.quantized)},
+        "quantized weights": {"name": str(job.quantized), "sha256": hashlib.sha256(weights).hexdigest()},
     }
     if job.source.mean_file:
         mean = job.source.find_mean()
@@ -218,7 +222,8 @@ def run(args: argparse.Namespace) -> None:
         chosen, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts, job.source.reader
     )
     iterations = -(-len(job.images) // job.source.batch_size)
-    record.save(job.save, Record(record.attributes(network, job.source.batch_size, iterations, args.gpu), network))
+    attributes = record.attributes(network, job.source.batch_size, iterations, args.gpu)
+    files.write_all({job.quantized: weights, job.save: record.dump(Record(attributes, network))})
 
     print("\n".join(summary(network)))
     for what, accuracy in found.accuracies.items():

@@ -284,24 +284,27 @@ def read_weights(path: Path) -> Blobs:
     return _read_hdf5(path) if signature == b"\x89HDF\r\n\x1a\n" else _read_caffemodel(path)
 
 
-def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) -> None:
-    """Writes blobs as Caffe does: HDF5 where the name ends with .h5, else a binary caffemodel.
-
-    `types` gives each layer's Caffe type, which a caffemodel carries.
-    """
-    if path.suffix == ".h5":
-        with files.replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            for layer, blobs in weights.items():
-                for i, blob in enumerate(blobs):
-                    file.create_dataset(f"data/{layer}/{i}", data=blob.astype(np.float32), track_times=False)
-        return
+def caffemodel(name: str, weights: Blobs, types: dict[str, str]) -> bytes:
+    """Blobs as a binary caffemodel, which carries each layer's Caffe type, too."""
     network = pb.NetParameter(name=name)
     for layer, blobs in weights.items():
         message = network.layer.add(name=layer, type=types[layer])
         for blob in blobs:
             entry = message.blobs.add(data=blob.ravel().astype(np.float32))
             entry.shape.dim.extend(blob.shape)
-    files.write(path, network.SerializeToString(deterministic=True))
+    content: bytes = network.SerializeToString(deterministic=True)
+    return content
+
+
+def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) -> None:
+    """Writes blobs as Caffe does: HDF5 where the name ends with .h5, else a binary caffemodel."""
+    if path.suffix != ".h5":
+        files.write(path, caffemodel(name, weights, types))
+        return
+    with files.replacing(path) as (temporary,), h5py.File(temporary, "w") as file:
+        for layer, blobs in weights.items():
+            for i, blob in enumerate(blobs):
+                file.create_dataset(f"data/{layer}/{i}", data=blob.astype(np.float32), track_times=False)
 
 
 def read_mean(path: Path) -> np.ndarray:
@@ -422,10 +425,14 @@ def write_lmdb(path: Path, images: Iterable[np.ndarray], labels: Iterable[int]) 
 
     The folder is replaced only when all of it is written; it holds data.mdb alone.
     """
-    with files.replacing(path / "data.mdb") as temporary:
-        database = lmdb.open(str(temporary), map_size=1 << 40, subdir=False, lock=False)
-        with database, database.begin(write=True) as transaction:
-            for i, (image, label) in enumerate(zip(images, labels)):
-                channels, height, width = image.shape
-                datum = pb.Datum(channels=channels, height=height, width=width, data=image.tobytes(), label=int(label))
-                transaction.put(b"%08d" % i, datum.SerializeToString(), append=True)
+    try:
+        with files.replacing(path / "data.mdb") as (temporary,):
+            database = lmdb.open(str(temporary), map_size=1 << 40, subdir=False, lock=False)
+            with database, database.begin(write=True) as transaction:
+                for i, (image, label) in enumerate(zip(images, labels)):
+                    channels, height, width = image.shape
+                    datum = pb.Datum(channels=channels, height=height, width=width, data=image.tobytes())
+                    datum.label = int(label)
+                    transaction.put(b"%08d" % i, datum.SerializeToString(), append=True)
+    except lmdb.Error as error:
+        raise Q7Error(f"cannot write the LMDB '{path}': {error}") from error

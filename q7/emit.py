@@ -219,10 +219,11 @@ def render(
 
 
 def write(out_dir: Path, contents: Mapping[str, str]) -> list[str]:
-    """Writes the files that changed, each in one step; returns their names."""
+    """Replaces the files that changed, together; returns their names. Other files in the folder are left alone."""
     if out_dir.exists() and not out_dir.is_dir():
         raise Q7Error(f"'{out_dir}' is not a folder")
-    return [name for name, content in contents.items() if files.write(out_dir / name, content.encode())]
+    paths = {out_dir / name: content.encode() for name, content in contents.items()}
+    return [str(path.relative_to(out_dir)) for path in files.write_all(paths)]
 
 
 @dataclass(frozen=True)
