@@ -62,12 +62,19 @@ class Job:
     graph: Graph
     source: DataSource
     lmdb: Path  # or another file that the source reads
-    images: np.ndarray  # (N, C, H, W) uint8, cropped
+    version: object  # of the LMDB, before it was read
+    images: Any  # (N, C, H, W) uint8, cropped: an array, or StoredImages
     labels: np.ndarray
     swept: np.ndarray  # indices of the images that the search sees
     reported: np.ndarray  # indices of those that the printed accuracies are from
     save: Path
     quantized: Path  # the caffemodel with quantized weights
+
+    def pick(self, which: np.ndarray) -> Any:
+        """Some of the images; no copy of them where it is all, or where they stay in their file."""
+        if len(which) == len(self.images):
+            return self.images
+        return self.images[which] if isinstance(self.images, np.ndarray) else self.images.pick(which)
 
 
 def note(text: str) -> None:
@@ -87,6 +94,7 @@ def prepare(args: argparse.Namespace) -> Job:
     source = dataset.override(dataset.data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
     dataset.find_output(prototxt, args.accuracy, source)
     lmdb = source.find_images()
+    version = caffe_files.lmdb_version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     network = graph.parse(prototxt, args.accuracy, source, image_shape, args.target)
     network = passes.simplify(graph.attach_weights(network, caffe_files.read_weights(weights)))
@@ -105,7 +113,9 @@ def prepare(args: argparse.Namespace) -> Job:
         raise Q7Error(f"--save '{save}' is where the quantized weights go")
 
     limit = None if args.iterations is None else args.iterations * source.batch_size
-    images, labels = source.reader.read(lmdb, limit)
+    images, labels = source.reader.open(lmdb, limit, source.crop_image)
+    if images.shape[1:] != network.input.out_shape:
+        raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")
     if limit is not None and len(images) < limit:
         note(f"{args.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
     if labels.min() < 0 or labels.max() >= network.classes:
@@ -113,9 +123,8 @@ def prepare(args: argparse.Namespace) -> Job:
             f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
             f"{network.classes} outputs"
         )
-    images = np.ascontiguousarray(source.crop_image(images))
     swept, reported = split(len(images), args.holdout, args.seed)
-    return Job(prototxt, network, source, lmdb, images, labels, swept, reported, save, quantized)
+    return Job(prototxt, network, source, lmdb, version, images, labels, swept, reported, save, quantized)
 
 
 def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +148,7 @@ def check_engine(args: argparse.Namespace) -> None:
         args.providers = engines.providers(args.gpu)
 
 
-def float_network(job: Job, images: np.ndarray, args: argparse.Namespace) -> FloatNetwork:
+def float_network(job: Job, images: Any, args: argparse.Namespace) -> FloatNetwork:
     """The network as it was trained, on the engine asked for."""
     if args.engine != "caffe":
         return FloatNetwork(job.graph, images, args.providers)
@@ -150,7 +159,7 @@ def float_network(job: Job, images: np.ndarray, args: argparse.Namespace) -> Flo
 
 def find_formats(job: Job, args: argparse.Namespace) -> Found:
     """Runs the search behind a progress bar."""
-    network = float_network(job, job.images[job.swept], args)
+    network = float_network(job, job.pick(job.swept), args)
     labels = job.labels[job.swept]
     if args.objective == "caffe":
         simulation = CaffeSimulation(network, labels)
@@ -187,7 +196,7 @@ def summary(network: QuantizedNetwork) -> list[str]:
 
 def accuracies(job: Job, found: Found, layers: list[IntegerLayer], args: argparse.Namespace) -> tuple[float, float]:
     """Percent of the reported images that the float network and the device have right."""
-    images, labels = job.images[job.reported], job.labels[job.reported]
+    images, labels = job.pick(job.reported), job.labels[job.reported]
     on_device = DeviceNetwork(found.chosen.graph, images, args.target).logits(layers)
     in_float = found.accuracies["float"]
     if args.holdout:
@@ -202,6 +211,8 @@ def run(args: argparse.Namespace) -> None:
     layers = device.quantize(chosen, formats, args.target)
     in_float, on_device = accuracies(job, found, layers, args)
 
+    if caffe_files.lmdb_version(job.lmdb) != job.version:
+        note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
     weights = caffe_files.caffemodel(chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen))
     sources = {
         "model": {"name": args.model, "sha256": files.sha256(Path(args.model))},
