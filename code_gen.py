@@ -117,9 +117,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         run(args)
+        sys.stdout.flush()
     except Q7Error as error:
-        print(f"code_gen: {error}", file=sys.stderr)
+        note(str(error))
         return 2
+    except OSError as error:  # a full disk, or a pipe that nobody reads
+        sys.stdout = None  # type: ignore[assignment]
+        note(f"cannot write to standard output: {error.strerror}")
+        return 2
+    except KeyboardInterrupt:
+        note("interrupted")
+        return 130
     return 0
 
 

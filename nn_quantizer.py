@@ -293,8 +293,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_engine(args)
         run(args)
+        sys.stdout.flush()
     except Q7Error as error:
         note(str(error))
+        return 2
+    except OSError as error:  # a full disk, or a pipe that nobody reads
+        sys.stdout = None  # type: ignore[assignment]
+        note(f"cannot write to standard output: {error.strerror}")
         return 2
     except KeyboardInterrupt:
         note("interrupted: nothing was written")
