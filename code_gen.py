@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         run(args)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except Q7Error as error:
         note(str(error))
         return 2

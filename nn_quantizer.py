@@ -292,8 +292,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         check_engine(args)
-        run(args)
-        sys.stdout.flush()
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows has no Q-format, which is said
+            run(args)
+        print(end="", flush=True)
     except Q7Error as error:
         note(str(error))
         return 2

@@ -71,9 +71,12 @@ def c_statement(call: str) -> str:
 
 
 def comment(text: str) -> str:
-    """Text that cannot end or continue a comment: other than printable ASCII, and * / \\, become spaces or '?'."""
+    """Text that cannot end or continue a comment: other than printable ASCII becomes '?', and so does a backslash.
+
+    Spaces come between * and /, and into the trigraph that stands for a backslash.
+    """
     text = "".join(c if " " <= c <= "~" else "?" for c in text)
-    return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *")
+    return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *").replace("??/", "?? /")
 
 
 @dataclass(frozen=True)
