@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         note(str(error))
         return 2
     except OSError as error:  # a full disk, or a pipe that nobody reads
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         note(f"cannot write to standard output: {error.strerror}")
         return 2
     except KeyboardInterrupt:

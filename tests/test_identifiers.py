@@ -104,9 +104,11 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
             return [renamed(v) for v in value]
         return names.get(value, value) if isinstance(value, str) else value
 
-    network = {key: renamed(content["network"][key]) for key in ("layers", "formats", "tops", "bottoms")}
-    for layer, old in zip(network["layers"], content["network"]["layers"]):
-        layer["type"] = old["type"]
+    network = {key: renamed(content["network"][key]) for key in ("formats", "tops", "bottoms")}
+    network["layers"] = [
+        {key: renamed(value) if key in ("name", "blob", "inputs") else value for key, value in layer.items()}
+        for layer in content["network"]["layers"]
+    ]
     network["sources"] = {origin: {"name": origin, "sha256": origin}}
     path.write_bytes(pickle.dumps({**content, "network": {**content["network"], **network, "name": origin}}))
     loaded = record.load(path).network

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import multiprocessing
 import resource
 import sys
@@ -94,7 +95,7 @@ def _step(
 ) -> None:
     """One step in a process of its own: peak memory does not go down again."""
     start = time.perf_counter()
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         if what == "write":
             caffe_files.write_lmdb(folder / "data_lmdb", images(count, shape), (i % CLASSES for i in range(count)))
         elif what == "read":
