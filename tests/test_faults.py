@@ -19,7 +19,7 @@ from PIL import Image
 
 from q7 import caffe_files, files
 from q7.errors import Q7Error
-from tests import children, tiny
+from tests import children, test_datasets, tiny
 from tests.children import bound_by_permissions, killed_at, little_disk, writes_below
 from tests.support import ROOT, run
 
@@ -66,7 +66,7 @@ def generator(folder: Path) -> Case:
     return Case("code_gen", folder, (arguments, [*arguments, "--profile", "--weights_in", "ram", "--test_images", "3"]))
 
 
-def datasets(folder: Path) -> Case:
+def pictures(folder: Path) -> Case:
     for name in ("cat", "dog"):
         (folder / "pictures" / name).mkdir(parents=True)
         for i in range(4):
@@ -77,7 +77,17 @@ def datasets(folder: Path) -> Case:
     return Case("make_lmdb", folder, (arguments, [*arguments, "--gray"]))
 
 
-CASES = (quantizer, generator, datasets)
+def cifar10(folder: Path) -> Case:
+    arguments = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        batches = {name: (rng.integers(0, 256, (4, 3072), np.uint8), [0, 1, 2, 3]) for name in test_datasets.BATCHES}
+        archive = test_datasets.binary_archive(folder / f"{seed}.tar.gz", batches)
+        arguments.append(["--archive", str(archive), "--out", str(folder / "out")])
+    return Case("get_cifar10", folder, (arguments[0], arguments[1]))
+
+
+CASES = (quantizer, generator, pictures, cifar10)
 
 
 def test_what_is_killed_leaves_old_or_new_files(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -205,8 +205,9 @@ TELLING = [
     b'"',
     b"\n",
 ]
+WAYS = ["replace", "insert", "delete", "cut", "copy"]
 EDITS = st.tuples(
-    st.sampled_from(["replace", "insert", "delete", "cut", "copy"]),
+    st.sampled_from(WAYS),
     st.floats(0, 1, exclude_max=True),
     st.sampled_from(TELLING) | st.binary(min_size=1, max_size=8),
 )
