@@ -483,9 +483,10 @@ def lmdb_version(path: Path) -> object:
 
 
 def open_lmdb(
-    path: Path, limit: int | None = None, crop: Crop = lambda image: image, in_memory: float = LARGEST_IN_MEMORY
+    path: Path, limit: int | None = None, crop: Crop = lambda image: image, in_memory: float | None = None
 ) -> tuple[Images, np.ndarray]:
     """As read_lmdb, with each image cropped; images of more bytes than `in_memory` stay in the file."""
+    in_memory = LARGEST_IN_MEMORY if in_memory is None else in_memory
     data = _data_file(path)
     if not data.is_file():
         raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")

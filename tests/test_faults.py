@@ -11,12 +11,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
 import pytest
 from PIL import Image
 
+import nn_quantizer
 from q7 import caffe_files, files
 from q7.errors import Q7Error
 from tests import children, test_datasets, tiny
@@ -245,6 +247,37 @@ def test_a_data_set_that_changes_while_it_is_read(tmp_path: Path, in_memory: int
     with pytest.raises(Q7Error, match="was changed while it was read"):
         caffe_files.open_lmdb(tmp_path, crop=crop, in_memory=in_memory)[0][:]
     assert len(seen) >= 3
+
+
+def test_a_data_set_that_changes_during_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was read is reported, and that it has changed since."""
+    arguments, search = tiny.write(tmp_path), nn_quantizer.find_formats
+
+    def change_and_search(*arguments: Any) -> Any:
+        add_image(tmp_path / "data_lmdb")
+        return search(*arguments)
+
+    monkeypatch.setattr(nn_quantizer, "find_formats", change_and_search)
+    assert nn_quantizer.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "(20 images," in out
+    assert err.count("\n") == 1 and "data_lmdb' was changed during the run: the accuracies are those of the" in err
+
+
+def test_a_search_over_images_that_stay_in_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It gives the same pickle as one in memory, with held-out images, too."""
+    arguments = [*tiny.write(tmp_path), "--crop", "6", "--holdout", "0.5"]
+    pickles = []
+    for most in (caffe_files.LARGEST_IN_MEMORY, 0):
+        monkeypatch.setattr(caffe_files, "LARGEST_IN_MEMORY", most)
+        assert nn_quantizer.main(arguments) == 0
+        pickles.append((tmp_path / "net.pkl").read_bytes())
+    assert pickles[0] == pickles[1]
+    assert capsys.readouterr().err == ""
 
 
 def test_images_that_stay_in_their_file(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ Run from the project's root: python -m tests.benchmarks.fuzz [--count N] [READER
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import random
 import resource
 import sys
@@ -49,7 +51,8 @@ def main() -> int:
     args = parser.parse_args()
     print("| reader | files | read | refused | slowest (s) | memory (MB, most so far) |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
-        sound = samples(Path(name))
+        with contextlib.redirect_stdout(io.StringIO()):
+            sound = samples(Path(name))
         for reader in args.reader:
             print(fuzz(reader, args.count, Path(name), sound[reader]), flush=True)
     return 0
