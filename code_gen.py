@@ -143,9 +143,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         run(args)
+        print(end="", flush=True)
     except Q7Error as error:
-        print(f"code_gen: {error}", file=sys.stderr)
+        note(str(error))
         return 2
+    except OSError as error:  # a full disk, or a pipe that nobody reads
+        sys.stdout = None
+        note(f"cannot write to standard output: {error.strerror}")
+        return 2
+    except KeyboardInterrupt:
+        note("interrupted")
+        return 130
     return 0
 
 

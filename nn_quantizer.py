@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import shlex
 import sys
 from dataclasses import dataclass
@@ -81,12 +82,19 @@ class Job:
     graph: Graph
     source: DataSource
     lmdb: Path  # or another file that the source reads
-    images: np.ndarray  # (N, C, H, W) uint8, cropped
+    version: object  # of the LMDB, before it was read
+    images: Any  # (N, C, H, W) uint8, cropped: an array, or StoredImages
     labels: np.ndarray
     swept: np.ndarray  # indices of the images that the search sees
     reported: np.ndarray  # indices of those that the printed accuracies are from
     save: Path
     quantized: Path  # the caffemodel with quantized weights
+
+    def pick(self, which: np.ndarray) -> Any:
+        """Some of the images; no copy of them where it is all, or where they stay in their file."""
+        if len(which) == len(self.images):
+            return self.images
+        return self.images[which] if isinstance(self.images, np.ndarray) else self.images.pick(which)
 
 
 def note(text: str) -> None:
@@ -106,6 +114,7 @@ def prepare(args: argparse.Namespace) -> Job:
     source = dataset.override(dataset.data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
     dataset.find_output(prototxt, args.accuracy, source)
     lmdb = source.find_images()
+    version = caffe_files.lmdb_version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     network = graph.parse(prototxt, args.accuracy, source, image_shape, args.target)
     network = passes.simplify(graph.attach_weights(network, caffe_files.read_weights(weights)))
@@ -114,12 +123,22 @@ def prepare(args: argparse.Namespace) -> Job:
     if not files.writable(quantized):
         quantized = save.with_name(quantized.name)
         note(f"'{weights.parent}' cannot be written: the quantized weights go to '{quantized}'")
-    for path in (save, quantized, *(Path(name) for name in (args.report, args.json) if name)):
+    inputs = [model, weights, *([source.find_mean()] if source.mean_file else [])]
+    outputs = [save, quantized, *(Path(name) for name in (args.report, args.json) if name)]
+    for path in outputs:
         if not files.writable(path):
             raise Q7Error(f"cannot write '{path}'")
+        if path.exists() and any(path.samefile(other) for other in inputs):
+            raise Q7Error(f"cannot write '{path}': it is read, too")
+    if save.resolve() == quantized.resolve():
+        raise Q7Error(f"--save '{save}' is where the quantized weights go")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise Q7Error("--save, --report and --json must name files of their own")
 
     limit = None if args.iterations is None else args.iterations * source.batch_size
-    images, labels = source.reader.read(lmdb, limit)
+    images, labels = source.reader.open(lmdb, limit, source.crop_image)
+    if images.shape[1:] != network.input.out_shape:
+        raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")
     if limit is not None and len(images) < limit:
         note(f"{args.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
     if labels.min() < 0 or labels.max() >= network.classes:
@@ -127,9 +146,8 @@ def prepare(args: argparse.Namespace) -> Job:
             f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
             f"{network.classes} outputs"
         )
-    images = np.ascontiguousarray(source.crop_image(images))
     swept, reported = split(len(images), args.holdout, args.seed)
-    return Job(prototxt, network, source, lmdb, images, labels, swept, reported, save, quantized)
+    return Job(prototxt, network, source, lmdb, version, images, labels, swept, reported, save, quantized)
 
 
 def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +171,7 @@ def check_engine(args: argparse.Namespace) -> None:
         args.providers = engines.providers(args.gpu)
 
 
-def float_network(job: Job, images: np.ndarray, args: argparse.Namespace) -> FloatNetwork:
+def float_network(job: Job, images: Any, args: argparse.Namespace) -> FloatNetwork:
     """The network as it was trained, on the engine asked for."""
     if args.engine != "caffe":
         return FloatNetwork(job.graph, images, args.providers)
@@ -178,7 +196,7 @@ def open_journal(job: Job, args: argparse.Namespace) -> Journal:
 
 def find_formats(job: Job, args: argparse.Namespace) -> tuple[Found, list[Trial]]:
     """Runs the search behind a progress bar; returns what it found, and its trials."""
-    network = float_network(job, job.images[job.swept], args)
+    network = float_network(job, job.pick(job.swept), args)
     labels = job.labels[job.swept]
     if args.objective == "caffe":
         simulation = RememberedSimulation(args.journal, network, labels)
@@ -198,28 +216,35 @@ def find_formats(job: Job, args: argparse.Namespace) -> tuple[Found, list[Trial]
     )
 
 
-def sources(job: Job, args: argparse.Namespace) -> dict[str, dict[str, str]]:
-    """Names and hashes of the files that the network is made of."""
-    paths = {"model": Path(args.model), "weights": Path(args.weights), "quantized weights": job.quantized}
+def sources(job: Job, weights: bytes, args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Names and hashes of the files that the network is made of; `weights` are the quantized ones."""
+    found = {
+        "model": {"name": args.model, "sha256": files.sha256(Path(args.model))},
+        "weights": {"name": args.weights, "sha256": files.sha256(Path(args.weights))},
+        "quantized weights": {"name": str(job.quantized), "sha256": hashlib.sha256(weights).hexdigest()},
+    }
     if job.source.mean_file:
-        paths["mean"] = job.source.find_mean()
-    return {what: {"name": str(path), "sha256": files.sha256(path)} for what, path in paths.items()}
+        mean = job.source.find_mean()
+        found["mean"] = {"name": str(mean), "sha256": files.sha256(mean)}
+    return found
 
 
-def build(job: Job, found: Found, args: argparse.Namespace) -> tuple[QuantizedNetwork, Statistics, report.Logits]:
-    """The chosen network with all that is known about it; writes its weights."""
+def build(
+    job: Job, found: Found, args: argparse.Namespace
+) -> tuple[QuantizedNetwork, bytes, Statistics, report.Logits]:
+    """The chosen network with all that is known about it, and the caffemodel with its weights."""
     chosen, formats = found.chosen.graph, found.chosen.formats
     layers = tuple(device.quantize(chosen, formats, args.target))
-    images, labels = job.images[job.reported], job.labels[job.reported]
+    images, labels = job.pick(job.reported), job.labels[job.reported]
     logits = report.Logits(DeviceNetwork(chosen, images, args.target).logits(layers))
     accuracy = {"float": found.accuracies["float"], "device": engines.accuracy_first(logits.on_device, labels)}
     if args.holdout or args.report or args.json:
         logits.in_float = float_network(job, images, args).logits(engines.plain(job.graph))
         accuracy["float"] = engines.accuracy_caffe(logits.in_float, labels)
     measured = statistics.collect(job.graph, layers, formats, statistics.sample(chosen, images), args.target)
-    caffe_files.write_weights(
-        job.quantized, chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen)
-    )
+    if caffe_files.lmdb_version(job.lmdb) != job.version:
+        note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
+    weights = caffe_files.caffemodel(chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen))
     facts = {
         "objective": args.objective,
         "images": len(job.reported),
@@ -231,25 +256,26 @@ def build(job: Job, found: Found, args: argparse.Namespace) -> tuple[QuantizedNe
         "search": found.accuracies,
         "layers": measured.plain(),
     }
-    origin = sources(job, args)
+    origin = sources(job, weights, args)
     network = QuantizedNetwork(
         chosen, formats, layers, args.target, origin, str(job.lmdb), job.source.crop, facts, job.source.reader
     )
-    return network, measured, logits
+    return network, weights, measured, logits
 
 
 def run(args: argparse.Namespace) -> None:
     job = prepare(args)
     args.journal = open_journal(job, args)
     found, trials = find_formats(job, args)
-    network, measured, logits = build(job, found, args)
+    network, weights, measured, logits = build(job, found, args)
     iterations = -(-len(job.images) // job.source.batch_size)
-    record.save(job.save, Record(record.attributes(network, job.source.batch_size, iterations, args.gpu), network))
-    saved = [job.save, job.quantized]
+    attributes = record.attributes(network, job.source.batch_size, iterations, args.gpu)
+    outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, network))}
     if args.report or args.json:
-        images, labels = job.images[job.reported], job.labels[job.reported]
+        images, labels = job.pick(job.reported), job.labels[job.reported]
         told = report.Run(args.command, network, trials, measured, job.reported, images, labels, logits)
-        saved += report.write(told, args.report, args.json, args.channel_order)
+        outputs.update(report.render(told, args.report, args.json, args.channel_order))
+    files.write_all(outputs)
     args.journal.close()
 
     *details, last = summary.recorded(network)
@@ -257,7 +283,7 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join([*summary.table(network), *details]))
         if args.holdout:
             print(f"Searched with {len(job.swept)} images")
-        print("Saved " + ", ".join(f"'{path}'" for path in saved))
+        print("Saved " + ", ".join(f"'{path}'" for path in outputs))
     print(last)
 
 
@@ -345,13 +371,19 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
-        if args.eval:
-            evaluate(args)
-        else:
-            check_engine(args)
-            run(args)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows has no Q-format, which is said
+            if args.eval:
+                evaluate(args)
+            else:
+                check_engine(args)
+                run(args)
+        print(end="", flush=True)
     except Q7Error as error:
         note(str(error))
+        return 2
+    except OSError as error:  # a full disk, or a pipe that nobody reads
+        sys.stdout = None
+        note(f"cannot write to standard output: {error.strerror}")
         return 2
     except KeyboardInterrupt:
         kept = args.journal.kept if args.journal else 0

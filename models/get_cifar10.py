@@ -27,6 +27,7 @@ import numpy as np
 from pictures import list_folders, read_pictures, shuffled, write
 from tqdm import tqdm
 
+from q7 import files
 from q7.errors import Q7Error
 
 HERE = Path(__file__).resolve().parent
@@ -72,13 +73,13 @@ def _fetch(url: str, part: Path) -> None:
 def download(url: str, path: Path, md5: str) -> None:
     """Puts the file at `url` to `path`, by way of a .part file that a later run resumes; raises Q7Error otherwise."""
     part = path.with_name(f"{path.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    _fetch(url, part)
-    found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
-    if found != md5:
-        part.unlink()
-        raise Q7Error(f"what came from '{url}' has md5 {found}, not {md5}, and was deleted")
-    os.replace(part, path)
+    with files.locked(path.parent):
+        _fetch(url, part)
+        found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
+        if found != md5:
+            part.unlink()
+            raise Q7Error(f"what came from '{url}' has md5 {found}, not {md5}, and was deleted")
+        os.replace(part, path)
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import math
+import os
 import re
-from collections.abc import Iterable
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Union
 
 import h5py
 import lmdb
@@ -284,24 +288,27 @@ def read_weights(path: Path) -> Blobs:
     return _read_hdf5(path) if signature == b"\x89HDF\r\n\x1a\n" else _read_caffemodel(path)
 
 
-def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) -> None:
-    """Writes blobs as Caffe does: HDF5 where the name ends with .h5, else a binary caffemodel.
-
-    `types` gives each layer's Caffe type, which a caffemodel carries.
-    """
-    if path.suffix == ".h5":
-        with files.replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            for layer, blobs in weights.items():
-                for i, blob in enumerate(blobs):
-                    file.create_dataset(f"data/{layer}/{i}", data=blob.astype(np.float32), track_times=False)
-        return
+def caffemodel(name: str, weights: Blobs, types: dict[str, str]) -> bytes:
+    """Blobs as a binary caffemodel, which carries each layer's Caffe type, too."""
     network = pb.NetParameter(name=name)
     for layer, blobs in weights.items():
         message = network.layer.add(name=layer, type=types[layer])
         for blob in blobs:
             entry = message.blobs.add(data=blob.ravel().astype(np.float32))
             entry.shape.dim.extend(blob.shape)
-    files.write(path, network.SerializeToString(deterministic=True))
+    content: bytes = network.SerializeToString(deterministic=True)
+    return content
+
+
+def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) -> None:
+    """Writes blobs as Caffe does: HDF5 where the name ends with .h5, else a binary caffemodel."""
+    if path.suffix != ".h5":
+        files.write(path, caffemodel(name, weights, types))
+        return
+    with files.replacing(path) as (temporary,), h5py.File(temporary, "w") as file:
+        for layer, blobs in weights.items():
+            for i, blob in enumerate(blobs):
+                file.create_dataset(f"data/{layer}/{i}", data=blob.astype(np.float32), track_times=False)
 
 
 def read_mean(path: Path) -> np.ndarray:
@@ -367,6 +374,11 @@ def decode_picture(path: Path, color: bool) -> np.ndarray:
         return pixels[..., ::-1] if color else ((pixels @ GREY + (1 << 13)) >> 14).astype(np.uint8)[..., None]
 
 
+def _datum(value: bytes, where: str) -> Any:
+    with files.reading(f"{where}: its Datum"):
+        return pb.Datum.FromString(value)
+
+
 def _pixels(datum: Any, where: str) -> np.ndarray:
     """A Datum's image, uint8 CHW."""
     if datum.encoded:
@@ -386,35 +398,116 @@ def _pixels(datum: Any, where: str) -> np.ndarray:
     return values.reshape(shape)
 
 
+LARGEST_IN_MEMORY = 1 << 29  # bytes of images; as much again for those that a search or a report picks out
+
+Crop = Callable[[np.ndarray], np.ndarray]
+
+
+class StoredImages:
+    """Images (N, C, H, W) uint8, too many for the memory: an index reads those that it asks for from their LMDB."""
+
+    def __init__(self, path: Path, file: BinaryIO, database: LmdbFile, places: np.ndarray, crop: Crop) -> None:
+        """`places` (N, 2) holds the offset and the size of each value in the file."""
+        self._path, self._file, self._database, self._places, self._crop = path, file, database, places, crop
+        self.shape = (len(places), *self[:1].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        images, where = [], f"'{self._path}'"
+        with _unchanged(self._path, self._database):
+            for offset, size in self._places[which].tolist():
+                self._file.seek(offset)
+                images.append(self._crop(_pixels(_datum(self._file.read(size), where), where)))
+        return np.stack(images)
+
+    def pick(self, which: np.ndarray) -> StoredImages:
+        """Some of the images, which stay where they are."""
+        return StoredImages(self._path, self._file, self._database, self._places[which], self._crop)
+
+
+Images = Union[np.ndarray, StoredImages]
+
+
+@contextlib.contextmanager
+def _unchanged(path: Path, database: LmdbFile) -> Iterator[None]:
+    """Raises Q7Error where another process has written to a database, which makes what was read of it worth nothing."""
+    try:
+        yield
+    finally:
+        if database.changed:
+            raise Q7Error(f"the LMDB '{path}' was changed while it was read: run again when nothing writes to it")
+
+
+def _read_images(
+    path: Path, database: LmdbFile, limit: int | None, crop: Crop, in_memory: float
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """Images, unless they are too many for the memory, their labels, and each one's (offset, size) in the file."""
+    count = database.entries if limit is None else min(database.entries, limit)
+    images, shape = None, None
+    labels, places = np.empty(count, np.int32), np.empty((count, 2), np.int64)
+    done = 0
+    for key, offset, value in itertools.islice(database, count):
+        where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
+        datum = _datum(value, where)
+        pixels = _pixels(datum, where)
+        if shape is None:
+            shape, cropped = pixels.shape, crop(pixels)
+            if count * cropped.size <= in_memory:
+                images = np.empty((count, *cropped.shape), np.uint8)
+        if pixels.shape != shape:
+            raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {shape}")
+        if images is not None:
+            images[done] = crop(pixels)
+        labels[done], places[done] = datum.label, (offset, len(value))
+        done += 1
+    if done != count:
+        raise ValueError(f"it says that it has {database.entries} entries")
+    if not count:
+        raise Q7Error(f"the LMDB '{path}' holds no images")
+    return images, labels, places
+
+
+def _data_file(path: Path) -> Path:
+    return path / "data.mdb" if path.is_dir() else path
+
+
+def lmdb_version(path: Path) -> object:
+    """What differs once a database has been written to, or replaced; None where it cannot be read."""
+    try:
+        with open(_data_file(path), "rb") as file:
+            return os.fstat(file.fileno()).st_ino, LmdbFile(file).version()
+    except (OSError, ValueError, struct.error):
+        return None
+
+
+def open_lmdb(
+    path: Path, limit: int | None = None, crop: Crop = lambda image: image, in_memory: float | None = None
+) -> tuple[Images, np.ndarray]:
+    """As read_lmdb, with each image cropped; images of more bytes than `in_memory` stay in the file."""
+    in_memory = LARGEST_IN_MEMORY if in_memory is None else in_memory
+    data = _data_file(path)
+    if not data.is_file():
+        raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")
+    with files.reading(f"the LMDB '{path}'"), contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(data, "rb"))
+        database = LmdbFile(file)
+        with _unchanged(path, database):
+            images, labels, places = _read_images(path, database, limit, crop, in_memory)
+        if images is not None:
+            return images, labels
+        stack.pop_all()  # the file stays open
+        return StoredImages(path, file, database, places, crop), labels
+
+
 def read_lmdb(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, C, H, W) as uint8 and labels (N,) as int32, in key order; at most `limit` of them.
 
-    Raises Q7Error where the database is missing, damaged or empty, or its images differ in shape.
+    Raises Q7Error where the database is missing, damaged, empty or changed meanwhile, or its images differ in shape.
     """
-    data = path / "data.mdb" if path.is_dir() else path
-    if not data.is_file():
-        raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")
-    images: np.ndarray | None = None
-    labels: list[int] = []
-    with files.reading(f"the LMDB '{path}'"), open(data, "rb") as file:
-        database = LmdbFile(file)
-        count = database.entries if limit is None else min(database.entries, limit)
-        for key, value in itertools.islice(database, count):
-            where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
-            with files.reading(f"{where}: its Datum"):
-                datum = pb.Datum.FromString(value)
-            pixels = _pixels(datum, where)
-            if images is None:
-                images = np.empty((count, *pixels.shape), np.uint8)
-            if pixels.shape != images.shape[1:]:
-                raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {images.shape[1:]}")
-            images[len(labels)] = pixels
-            labels.append(datum.label)
-        if len(labels) != count:
-            raise ValueError(f"it says that it has {database.entries} entries")
-    if images is None:
-        raise Q7Error(f"the LMDB '{path}' holds no images")
-    return images, np.array(labels, np.int32)
+    images, labels = open_lmdb(path, limit, in_memory=math.inf)
+    return images[:], labels
 
 
 def write_lmdb(path: Path, images: Iterable[np.ndarray], labels: Iterable[int]) -> None:
@@ -422,10 +515,14 @@ def write_lmdb(path: Path, images: Iterable[np.ndarray], labels: Iterable[int]) 
 
     The folder is replaced only when all of it is written; it holds data.mdb alone.
     """
-    with files.replacing(path / "data.mdb") as temporary:
-        database = lmdb.open(str(temporary), map_size=1 << 40, subdir=False, lock=False)
-        with database, database.begin(write=True) as transaction:
-            for i, (image, label) in enumerate(zip(images, labels)):
-                channels, height, width = image.shape
-                datum = pb.Datum(channels=channels, height=height, width=width, data=image.tobytes(), label=int(label))
-                transaction.put(b"%08d" % i, datum.SerializeToString(), append=True)
+    try:
+        with files.replacing(path / "data.mdb") as (temporary,):
+            database = lmdb.open(str(temporary), map_size=1 << 40, subdir=False, lock=False)
+            with database, database.begin(write=True) as transaction:
+                for i, (image, label) in enumerate(zip(images, labels)):
+                    channels, height, width = image.shape
+                    datum = pb.Datum(channels=channels, height=height, width=width, data=image.tobytes())
+                    datum.label = int(label)
+                    transaction.put(b"%08d" % i, datum.SerializeToString(), append=True)
+    except lmdb.Error as error:
+        raise Q7Error(f"cannot write the LMDB '{path}': {error}") from error

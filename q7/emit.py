@@ -74,9 +74,12 @@ def c_statement(call: str) -> str:
 
 
 def comment(text: str) -> str:
-    """Text that cannot end or continue a comment: other than printable ASCII, and * / \\, become spaces or '?'."""
+    """Text that cannot end or continue a comment: other than printable ASCII becomes '?', and so does a backslash.
+
+    Spaces come between * and /, and into the trigraph that stands for a backslash.
+    """
     text = "".join(c if " " <= c <= "~" else "?" for c in text)
-    return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *")
+    return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *").replace("??/", "?? /")
 
 
 @dataclass(frozen=True)
@@ -224,10 +227,11 @@ def render(
 
 
 def write(out_dir: Path, contents: Mapping[str, str]) -> list[str]:
-    """Writes the files that changed, each in one step; returns their names."""
+    """Replaces the files that changed, together; returns their names. Other files in the folder are left alone."""
     if out_dir.exists() and not out_dir.is_dir():
         raise Q7Error(f"'{out_dir}' is not a folder")
-    return [name for name, content in contents.items() if files.write(out_dir / name, content.encode())]
+    paths = {out_dir / name: content.encode() for name, content in contents.items()}
+    return [str(path.relative_to(out_dir)) for path in files.write_all(paths)]
 
 
 @dataclass(frozen=True)

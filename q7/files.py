@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where files are looked for, and how they are replaced: wholly or not at all."""
+"""Where files are looked for, and how they are replaced: wholly or not at all, and by one run at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from q7.errors import Q7Error
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl: Any = None  # type: ignore[no-redef]
 
 
 def find(path: str, beside: Path, what: str) -> Path:
@@ -51,11 +58,77 @@ def reading(what: str) -> Iterator[None]:
 
 
 def writable(path: Path) -> bool:
-    """Whether `path` could be replaced: it is no folder, and its folder, or the next one that exists, takes files."""
+    """Whether `path` could be replaced: it is nothing or a file, and its folder, or the next that exists, takes files.
+
+    Root may write to a device, which is not to be replaced by a file.
+    """
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and not path.is_dir()
+    takes_files = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return takes_files and (path.is_file() or not path.exists())
+
+
+# --- replacing --------------------------------------------------------------------------------------------------------
+
+UNFINISHED = ".q7-unfinished-"  # how folders begin whose content is not in its place yet
+PATIENCE = 10.0  # seconds that another run may take to write to the same folder
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Q7Error(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Keeps other runs from writing to a folder, which is created where missing; no file is left behind.
+
+    Whether it is locked: some file systems, and Windows, lock no folders. The system unlocks it when a run is killed.
+    Raises Q7Error where another run holds it for long.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield False
+        return
+    with _writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise Q7Error(f"another run is writing to '{folder}'") from None
+            time.sleep(0.01)
+        except OSError:
+            return False
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A new folder within a locked one; what runs that were killed have left there is removed."""
+    with locked(folder) as alone:
+        for left in folder.glob(f"{UNFINISHED}*") if alone else ():
+            shutil.rmtree(left, ignore_errors=True)
+        with _writing(folder):
+            stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        try:
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -65,32 +138,51 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new temporary path beside `path` that takes its place when the block ends well, and vanishes when it fails.
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """Temporary paths that take the places of `paths` when the block ends well, and vanish when it fails.
 
-    Raises Q7Error where the folder cannot be written.
+    Paths whose temporary one was not written stay as they are. Two runs at once replace one after the other. Raises
+    Q7Error where a folder cannot be written.
     """
-    temporary = None
+    with contextlib.ExitStack() as stack:
+        folders = {path.parent.resolve(): path.parent for path in paths}
+        # In one order for all runs, so that none waits for another that waits for it.
+        stages = {key: stack.enter_context(_staged(folder)) for key, folder in sorted(folders.items())}
+        temporary = [stages[path.parent.resolve()] / path.name for path in paths]
+        with _writing(paths[0]):
+            yield temporary
+        written = [(new, path) for new, path in zip(temporary, paths) if new.exists()]
+        for new, path in written:
+            with _writing(path):
+                if path.exists() and not path.is_file():
+                    raise Q7Error(f"cannot write '{path}': it is no file")
+                os.chmod(new, 0o666 & ~_umask())
+                with open(new, "rb+") as file:  # a full disk may show only now
+                    os.fsync(file.fileno())
+        for new, path in written:
+            with _writing(path):
+                os.replace(new, path)
+
+
+def _holds(path: Path, content: bytes) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
-        yield temporary / path.name
-        os.chmod(temporary / path.name, 0o666 & ~_umask())
-        os.replace(temporary / path.name, path)
-    except OSError as error:
-        raise Q7Error(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        return path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def write_all(contents: Mapping[Path, bytes]) -> list[Path]:
+    """Replaces files together, none before all are written out; leaves alone those that hold the same; says which."""
+    replaced = []
+    with replacing(*contents) as temporary:
+        for new, (path, content) in zip(temporary, contents.items()):
+            with _writing(path):
+                if not _holds(path, content):
+                    new.write_bytes(content)
+                    replaced.append(path)
+    return replaced
 
 
 def write(path: Path, content: bytes) -> bool:
-    """Replaces a file's content in one step, and leaves it alone where it is the same; says whether it wrote."""
-    try:
-        if path.read_bytes() == content:
-            return False
-    except OSError:
-        pass
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-    return True
+    """Replaces one file, unless it holds the same; says whether it did."""
+    return bool(write_all({path: content}))

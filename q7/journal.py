@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 
 from q7 import files
+from q7.caffe_files import Images
 from q7.engines import Grid
 from q7.errors import Q7Error
 from q7.qformat import LayerFormats
@@ -35,11 +36,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def key(arrays: Sequence[np.ndarray], options: Mapping[str, Any]) -> str:
+def key(arrays: Sequence[Images], options: Mapping[str, Any]) -> str:
     """The hexadecimal SHA-256 of everything that a search depends on."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(f"{array[:1].dtype} {array.shape}".encode())
         for i in range(0, len(array), AT_ONCE):
             digest.update(np.ascontiguousarray(array[i : i + AT_ONCE]).data)
     return digest.hexdigest()

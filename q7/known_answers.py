@@ -66,8 +66,7 @@ def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path) ->
         file = io.BytesIO()
         np.save(file, values)
         contents[f"{name}.npy"] = file.getvalue()
-    for name, content in contents.items():
-        files.write(folder / name, content)
+    files.write_all({folder / name: content for name, content in contents.items()})
     return list(contents)
 
 

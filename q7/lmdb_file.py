@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -23,7 +24,8 @@ class LmdbFile:
         # A sound file makes us read each byte once, and hand out each value once: neither loops nor bombs get further.
         self._budget = 2 * file.seek(0, 2) + 3 * META
         (self._page_size,) = struct.unpack_from("<I", self._read(0, META), 40)
-        *_, (_, self._depth, self.entries, self._root) = sorted(self._meta(i * self._page_size) for i in (0, 1))
+        self._version = self.version()
+        _, self._depth, self.entries, self._root = self._version[0]
         if self.entries > self._budget:
             raise ValueError(f"it says that it has {self.entries} entries")
 
@@ -48,6 +50,17 @@ class LmdbFile:
         depth, entries, root = struct.unpack_from("<6xH24xQQ", meta, 88)
         return struct.unpack_from("<Q", meta, 144)[0], depth, entries, root
 
+    def version(self) -> tuple[tuple[int, int, int, int], int, int]:
+        """What another process changes that writes to the file: its newest meta, its size, and when it was changed."""
+        status = os.fstat(self._file.fileno())
+        return max(self._meta(i * self._page_size) for i in (0, 1)), status.st_size, status.st_mtime_ns
+
+    @property
+    def changed(self) -> bool:
+        """Whether another process has written to the file since it was opened here."""
+        self._budget += 2 * META
+        return self.version() != self._version
+
     def _nodes(self, page: bytes) -> Iterator[tuple[int, int, int, bytes, int]]:
         """Each node's three numbers, its key, and where its value starts."""
         (lower,) = struct.unpack_from("<H", page, 12)
@@ -55,7 +68,7 @@ class LmdbFile:
             low, high, flags, key = struct.unpack_from("<HHHH", page, start)
             yield low, high, flags, page[start + 8 : start + 8 + key], start + 8 + key
 
-    def _walk(self, number: int, depth: int) -> Iterator[tuple[bytes, bytes]]:
+    def _walk(self, number: int, depth: int) -> Iterator[tuple[bytes, int, bytes]]:
         page = self._read(number * self._page_size, self._page_size)
         (kind,) = struct.unpack_from("<H", page, 10)
         if kind != (LEAF if depth == 1 else BRANCH):
@@ -67,15 +80,17 @@ class LmdbFile:
             size = low | high << 16
             if flags == OVERFLOW:
                 (first,) = struct.unpack_from("<Q", page, start)
-                value = self._read(first * self._page_size + PAGE_HEADER, size)
+                offset = first * self._page_size + PAGE_HEADER
+                value = self._read(offset, size)
             else:
+                offset = number * self._page_size + start
                 value = page[start : start + size]
             if flags not in (OVERFLOW, PLAIN) or len(value) != size:
                 raise ValueError(f"page {number} holds no plain values")
             self._spend(size)
-            yield key, value
+            yield key, offset, value
 
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in key order."""
+    def __iter__(self) -> Iterator[tuple[bytes, int, bytes]]:
+        """Keys, and values with where they lie in the file, in key order."""
         if self._root != EMPTY:
             yield from self._walk(self._root, self._depth)

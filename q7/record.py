@@ -367,8 +367,8 @@ class Record:
     network: QuantizedNetwork | None = None
 
 
-def save(path: Path, record: Record) -> None:
-    """Replaces the file in one step."""
+def dump(record: Record) -> bytes:
+    """The pickle's bytes."""
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -376,7 +376,12 @@ def save(path: Path, record: Record) -> None:
         "attributes": record.attributes,
         "network": _pack(record.network) if record.network else None,
     }
-    files.write(path, pickle.dumps(content, protocol=4))
+    return pickle.dumps(content, protocol=4)
+
+
+def save(path: Path, record: Record) -> None:
+    """Replaces the file in one step."""
+    files.write(path, dump(record))
 
 
 def load(path: Path) -> Record:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import q7
-from q7 import emit, files, memory, statistics
+from q7 import emit, memory, statistics
 from q7.qformat import QFormat
 from q7.record import QuantizedNetwork
 from q7.search import Trial
@@ -184,17 +184,15 @@ def to_json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
 
 
-def write(run: Run, page_path: str | None, json_path: str | None, channel_order: str) -> list[Path]:
-    """Replaces the page and the JSON file, where they have a path; returns their paths."""
+def render(run: Run, page_path: str | None, json_path: str | None, channel_order: str) -> dict[Path, bytes]:
+    """The contents of the page and the JSON file by path, where they have one."""
     values = facts(run)
     contents = {}
     if page_path:
         contents[Path(page_path)] = page(values, pictures(run, channel_order)).encode("utf-8", "replace")
     if json_path:
         contents[Path(json_path)] = to_json(values)
-    for path, content in contents.items():
-        files.write(path, content)
-    return list(contents)
+    return contents
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

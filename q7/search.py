@@ -141,7 +141,7 @@ def _clamped(
         if layer.weighted:
             assert own.w and own.b
             x = xs[0].fraction_bits
-            w[layer.name] = _clamp(own.w, low - x, MOST_FRACTION_BITS)
+            w[layer.name] = _clamp(own.w, low - x, min(MOST_FRACTION_BITS - max(x, 0), high + MAX_OUT_RSHIFT - x))
             accumulator = x + w[layer.name].fraction_bits
             b[layer.name] = _clamp(own.b, accumulator - MAX_BIAS_LSHIFT, accumulator)
             low, high = max(low, accumulator - MAX_OUT_RSHIFT), min(high, accumulator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,14 @@ QUANTIZER = {
         ["--accuracy", "top5"],
         "no accuracy layer 'top5' in the TEST phase; it has",
     ),
+    "the network to save to": (nothing, ["--save", "net.prototxt"], "cannot write 'net.prototxt': it is read, too"),
+    "the quantized weights to save to": (
+        nothing,
+        ["--save", "quantized_net.caffemodel"],
+        "--save 'quantized_net.caffemodel' is where the quantized weights go",
+    ),
+    "a device to save to": (nothing, ["--save", os.devnull], f"cannot write '{os.devnull}'"),
+    "more classes than outputs": (data(tiny.IMAGE, 2**31 - 1), [], "has labels from 2147483647 to 2147483647, but"),
     "a folder to save to": (nothing, ["--save", "data_lmdb"], "cannot write 'data_lmdb'"),
     "a file as folder": (nothing, ["--save", "net.prototxt/net.pkl"], "cannot write 'net.prototxt/net.pkl'"),
     "no iterations": (nothing, ["--iterations", "0"], "--iterations 0 must be at least 1"),
@@ -157,6 +166,52 @@ def test_nn_quantizer_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     damage(tmp_path)
     err = fails(capsys, tmp_path, nn_quantizer.main, *arguments, *more)
     assert message in sentence(err, "nn_quantizer")
+
+
+def scaled(factor: float) -> Damage:
+    return weights(**{name: [np.float32(factor) * blob for blob in pair] for name, pair in tiny.blobs().items()})
+
+
+def with_one(value: float, blob: int = 0) -> Damage:
+    """One weight, or one bias."""
+    pair = [np.copy(part) for part in CONV]
+    pair[blob].flat[0] = value
+    return weights(conv1=pair)
+
+
+EXTREMES = {
+    "all denormal": (scaled(1e-42), ""),
+    "all tiny": (scaled(1e-30), ""),
+    "all zero": (scaled(0), ""),
+    "all large": (scaled(1e15), ""),
+    "all huge": (scaled(1e38), "has no Q-format"),
+    "one denormal": (with_one(1e-45), ""),
+    "one large": (with_one(1e10), ""),
+    "one huge": (with_one(1e38), "has no Q-format"),
+    "a denormal bias": (with_one(1e-45, blob=1), ""),
+    "a huge bias": (with_one(1e36, blob=1), ""),
+}
+
+
+@pytest.mark.parametrize("objective", ["device", "caffe"])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_weights_at_the_ends_of_float32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, objective: str
+) -> None:
+    """They give code, or one sentence; no warnings of libraries."""
+    arguments = [*tiny.write(tmp_path), "--objective", objective]
+    damage, message = EXTREMES[name]
+    damage(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if message:
+            err = fails(capsys, tmp_path, nn_quantizer.main, *arguments)
+            assert message in sentence(err, "nn_quantizer")
+            return
+        assert nn_quantizer.main(arguments) == 0
+    assert code_gen.main(["--model", "net.pkl", "--out_dir", "code"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "nan" not in out
 
 
 def test_truncated_caffemodel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,12 +323,3 @@ def test_code_gen_refuses_flags(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_old_pickle_of_the_tiny_network_works(folder: Path) -> None:
     assert code_gen.main([*OLD, "--out_dir", "code"]) == 0
     assert (folder / "code" / "main.cpp").exists()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_folders_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "locked").mkdir(mode=0o500)
-    err = fails(capsys, folder, code_gen.main, "--model", "net.pkl", "--out_dir", "locked")
-    assert "cannot write 'locked" in sentence(err, "code_gen")
-    err = fails(capsys, folder, nn_quantizer.main, *tiny.write(folder), "--save", "locked/net.pkl")
-    assert "cannot write 'locked/net.pkl'" in sentence(err, "nn_quantizer")

@@ -551,7 +551,7 @@ def test_files_are_replaced_wholly_or_not_at_all(tmp_path: Path) -> None:
     assert not files.write(path, b"one")
 
     def fail() -> None:
-        with files.replacing(path) as temporary:
+        with files.replacing(path) as (temporary,):
             temporary.write_bytes(b"tw")
             raise ZeroDivisionError
 

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from pathlib import Path
+from typing import Any
 
-from hypothesis import given
+import numpy as np
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from q7 import emit, known_answers, memory, record
 from q7.emit import comment, identifiers
+from tests import tiny
 
 
 def test_names_that_people_use() -> None:
@@ -52,4 +59,74 @@ def test_identifiers_are_valid_unique_and_stable(names: list[str]) -> None:
 @given(st.text())
 def test_comments_cannot_end(text: str) -> None:
     line = comment(text)
-    assert "*/" not in line and "/*" not in line and "\\" not in line and "\n" not in line
+    assert not any(part in line for part in ("*/", "/*", "\\", "\n", "??/"))
+
+
+NASTY = [
+    "*/",
+    "/*",
+    "//",
+    "\\",
+    "\n",
+    "\r",
+    "\u2028",
+    "\0",
+    '"',
+    "'",
+    "??/",
+    "#error",
+    "${x}",
+    "$(x)",
+    "{{",
+    "%}",
+    "</script>",
+    "*",
+    "/",
+    "é",
+    "a",
+    "_",
+    " ",
+]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return pickle.loads(tiny.quantize(tmp_path_factory.mktemp("plain")).read_bytes())
+
+
+def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> dict[str, str]:
+    """The generated files of the tiny network with other names of layers and files, without their comments."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {renamed(k): renamed(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [renamed(v) for v in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    network = {key: renamed(content["network"][key]) for key in ("formats", "tops", "bottoms")}
+    network["layers"] = [
+        {key: renamed(value) if key in ("name", "blob", "inputs") else value for key, value in layer.items()}
+        for layer in content["network"]["layers"]
+    ]
+    network["sources"] = {origin: {"name": origin, "sha256": origin}}
+    path.write_bytes(pickle.dumps({**content, "network": {**content["network"], **network, "name": origin}}))
+    loaded = record.load(path).network
+    assert loaded
+    plan = memory.plan(loaded.graph, loaded.layers, loaded.target)
+    answers = known_answers.compute(loaded, np.zeros((1, *tiny.IMAGE), np.uint8), np.zeros(1, np.int32))
+    files = {}
+    for target in emit.TARGETS:
+        files.update(emit.render(loaded, plan, emit.Options(target, profile=True), answers))
+    return {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in files.items()}
+
+
+@settings(max_examples=25)
+@given(name=st.lists(st.sampled_from(NASTY), min_size=1, max_size=6).map("".join))
+def test_names_reach_comments_alone(plain: Any, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """Without comments, the code is that of a network whose names are plain, byte for byte."""
+    path = tmp_path_factory.getbasetemp() / "named.pkl"
+    layers = ["data", "conv1", "relu1", "pool1", "ip1"]
+    nasty = {layer: name + layer for layer in layers}
+    harmless = dict(zip(layers, identifiers(nasty.values()).values()))
+    assert rendered(plain, path, nasty, name) == rendered(plain, path, harmless, "net")

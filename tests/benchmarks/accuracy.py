@@ -75,12 +75,12 @@ def on_device(job: nn_quantizer.Job, candidate: Candidate) -> float:
     """Percent of the reported images."""
     target = nn_quantizer.Target()
     layers = device.quantize(candidate.graph, candidate.formats, target)
-    logits = DeviceNetwork(candidate.graph, job.images[job.reported], target).logits(layers)
+    logits = DeviceNetwork(candidate.graph, job.pick(job.reported), target).logits(layers)
     return engines.accuracy_first(logits, job.labels[job.reported])
 
 
 def in_float(job: nn_quantizer.Job) -> float:
-    logits = FloatNetwork(job.graph, job.images[job.reported]).logits(engines.plain(job.graph))
+    logits = FloatNetwork(job.graph, job.pick(job.reported)).logits(engines.plain(job.graph))
     return engines.accuracy_caffe(logits, job.labels[job.reported])
 
 
