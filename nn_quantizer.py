@@ -101,15 +101,22 @@ def note(text: str) -> None:
     print(f"nn_quantizer: {text}", file=sys.stderr)
 
 
-def prepare(args: argparse.Namespace) -> Job:
-    """Reads and checks the inputs, and that the outputs can be written; raises Q7Error."""
-    model, weights, save = Path(args.model), Path(args.weights), Path(args.save)
+def check_options(args: argparse.Namespace) -> None:
+    """Raises Q7Error where a number makes no sense."""
     if args.iterations is not None and args.iterations < 1:
         raise Q7Error(f"--iterations {args.iterations} must be at least 1")
+    if not args.memory > 0:
+        raise Q7Error(f"--memory {args.memory} must be above 0")
     if not args.tolerance >= 0:
         raise Q7Error(f"--tolerance {args.tolerance} must be 0 or more")
     if not 0 <= args.holdout < 1:
         raise Q7Error(f"--holdout {args.holdout} must be 0 or more and below 1")
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Reads and checks the inputs, and that the outputs can be written; raises Q7Error."""
+    model, weights, save = Path(args.model), Path(args.weights), Path(args.save)
+    check_options(args)
     prototxt = caffe_files.read_prototxt(model)
     source = dataset.override(dataset.data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
     dataset.find_output(prototxt, args.accuracy, source)
@@ -136,7 +143,7 @@ def prepare(args: argparse.Namespace) -> Job:
         raise Q7Error("--save, --report and --json must name files of their own")
 
     limit = None if args.iterations is None else args.iterations * source.batch_size
-    images, labels = source.reader.open(lmdb, limit, source.crop_image)
+    images, labels = source.reader.open(lmdb, limit, source.crop_image, args.memory_bytes / engines.SHARES)
     if images.shape[1:] != network.input.out_shape:
         raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")
     if limit is not None and len(images) < limit:
@@ -174,10 +181,10 @@ def check_engine(args: argparse.Namespace) -> None:
 def float_network(job: Job, images: Any, args: argparse.Namespace) -> FloatNetwork:
     """The network as it was trained, on the engine asked for."""
     if args.engine != "caffe":
-        return FloatNetwork(job.graph, images, args.providers)
+        return FloatNetwork(job.graph, images, args.providers, args.memory_bytes)
     from q7.pycaffe_engine import PycaffeNetwork
 
-    return PycaffeNetwork(job.graph, images, job.prototxt, args.gpu)
+    return PycaffeNetwork(job.graph, images, job.prototxt, args.gpu, args.memory_bytes)
 
 
 def open_journal(job: Job, args: argparse.Namespace) -> Journal:
@@ -318,6 +325,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--accuracy", default="accuracy", help="Accuracy layer (or its top blob) to optimise")
     parser.add_argument("--iterations", type=int, help="number of test batches (default: all images once)")
     parser.add_argument("--tolerance", type=float, default=0.001, help="accuracy tolerance in percentage points")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=engines.MEMORY / 2**30,
+        help="GB for images and layers' outputs; what does not fit is read or computed again",
+    )
     parser.add_argument("--gpu", action="store_true", help="run the sweeps on a GPU")
     parser.add_argument(
         "--engine",
@@ -366,6 +379,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         parser.error(f"--{min(useless)} has no use with --eval")
     if args.eval and args.weights == WEIGHTS:
         args.weights = None  # an old pickle names its own
+    args.memory_bytes = int(min(args.memory, 1 << 20) * 2**30) if args.memory > 0 else 0  # also where it is no number
     args.target = Target(Core(args.core), Rounding(args.rounding))
     args.command = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
     args.journal = None

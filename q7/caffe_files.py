@@ -398,8 +398,6 @@ def _pixels(datum: Any, where: str) -> np.ndarray:
     return values.reshape(shape)
 
 
-LARGEST_IN_MEMORY = 1 << 29  # bytes of images; as much again for those that a search or a report picks out
-
 Crop = Callable[[np.ndarray], np.ndarray]
 
 
@@ -483,10 +481,9 @@ def lmdb_version(path: Path) -> object:
 
 
 def open_lmdb(
-    path: Path, limit: int | None = None, crop: Crop = lambda image: image, in_memory: float | None = None
+    path: Path, limit: int | None = None, crop: Crop = lambda image: image, in_memory: float = math.inf
 ) -> tuple[Images, np.ndarray]:
     """As read_lmdb, with each image cropped; images of more bytes than `in_memory` stay in the file."""
-    in_memory = LARGEST_IN_MEMORY if in_memory is None else in_memory
     data = _data_file(path)
     if not data.is_file():
         raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")
@@ -506,7 +503,7 @@ def read_lmdb(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndar
 
     Raises Q7Error where the database is missing, damaged, empty or changed meanwhile, or its images differ in shape.
     """
-    images, labels = open_lmdb(path, limit, in_memory=math.inf)
+    images, labels = open_lmdb(path, limit)
     return images[:], labels
 
 

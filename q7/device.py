@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from q7.engines import Network
+from q7.engines import MEMORY, Network
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.kernels import Kernel
@@ -31,8 +31,8 @@ class DeviceNetwork(Network):
 
     stored = np.int8
 
-    def __init__(self, graph: Graph, images: np.ndarray, target: Target) -> None:
-        super().__init__(graph, images)
+    def __init__(self, graph: Graph, images: np.ndarray, target: Target, memory: int = MEMORY) -> None:
+        super().__init__(graph, images, memory=memory)
         self.target = target
 
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: IntegerLayer) -> str:

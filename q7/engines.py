@@ -18,7 +18,8 @@ from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, QFormat
 
 BATCH = 100  # images at once: enough to fill the cores, and few enough for the caches
-MEMORY = 1 << 30  # bytes of layers' outputs to keep
+MEMORY = 1 << 31  # bytes of layers' outputs that a search may keep in all
+SHARES = 4  # networks whose outputs are kept at the same time, at most
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
 Values = dict[str, np.ndarray]
@@ -38,16 +39,16 @@ class Network:
 
     Evaluations that share their first settings share their first layers. Each goes on from outputs that were kept of
     an earlier one, and keeps those that enter the layer behind the first whose setting changed, where the next one is
-    likely to differ, unless they are larger than `memory` (bytes).
+    likely to differ, unless they are larger than a share of `memory` (bytes).
     """
 
     stored: ClassVar[Any]  # how layers' outputs are kept between evaluations
-    memory = MEMORY
 
-    def __init__(self, graph: Graph, images: np.ndarray, providers: Sequence[str] = CPU) -> None:
+    def __init__(self, graph: Graph, images: np.ndarray, providers: Sequence[str] = CPU, memory: int = MEMORY) -> None:
         self.graph = graph
         self.images = images
         self.providers = providers
+        self.memory = memory
         self._settings: Sequence[Hashable] = ()
         self._logits: np.ndarray = np.empty(0)
         self._kept = self._ahead = (0, self.start())  # what enters layers with that index and behind, before and now
@@ -127,7 +128,7 @@ class Network:
         position = next((i for i in range(changed + 1, len(layers)) if layers[i].weighted or layers[i].own_format), 0)
         live = self.graph.live(position)
         sizes = [len(self.images) * math.prod(layer.out_shape) for layer in live]
-        if not position or sum(sizes) * self._slabs[1].itemsize > self.memory:
+        if not position or sum(sizes) * self._slabs[1].itemsize > self.memory // SHARES:
             return None
         if self._kept[0] == 0:  # both are free: the smallest that is large enough
             self._slabs.sort(key=lambda slab: (len(slab) < sum(sizes), len(slab)), reverse=True)

@@ -25,8 +25,10 @@ class Reader:
         """Raises Q7Error where the images are missing, damaged or no 8-bit pixels of one shape."""
         raise NotImplementedError
 
-    def open(self, path: Path, limit: int | None, crop: caffe_files.Crop) -> tuple[caffe_files.Images, np.ndarray]:
-        """As `read`, with the images cropped; those that are too many for the memory may stay in their file."""
+    def open(
+        self, path: Path, limit: int | None, crop: caffe_files.Crop, in_memory: float
+    ) -> tuple[caffe_files.Images, np.ndarray]:
+        """As `read`, with the images cropped; those of more bytes than `in_memory` may stay in their file."""
         images, labels = self.read(path, limit)
         return np.ascontiguousarray(crop(images)), labels
 
@@ -41,8 +43,10 @@ class Lmdb(Reader):
     def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         return caffe_files.read_lmdb(path, limit)
 
-    def open(self, path: Path, limit: int | None, crop: caffe_files.Crop) -> tuple[caffe_files.Images, np.ndarray]:
-        return caffe_files.open_lmdb(path, limit, crop)
+    def open(
+        self, path: Path, limit: int | None, crop: caffe_files.Crop, in_memory: float
+    ) -> tuple[caffe_files.Images, np.ndarray]:
+        return caffe_files.open_lmdb(path, limit, crop, in_memory)
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:

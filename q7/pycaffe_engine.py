@@ -16,7 +16,7 @@ from google.protobuf import text_format
 
 from q7 import caffe_pb2 as pb
 from q7.caffe_files import Prototxt
-from q7.engines import BATCH, FloatNetwork, Grid, Simulation, Values
+from q7.engines import BATCH, MEMORY, FloatNetwork, Grid, Simulation, Values
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.layers import Layer
@@ -119,8 +119,10 @@ def _floor(grid: Grid, values: np.ndarray) -> None:
 class PycaffeNetwork(FloatNetwork):
     """The float network on pycaffe: weights on grids go into its parameters, outputs are floored between layers."""
 
-    def __init__(self, graph: Graph, images: np.ndarray, prototxt: Prototxt, gpu: bool = False) -> None:
-        super().__init__(graph, images)
+    def __init__(
+        self, graph: Graph, images: np.ndarray, prototxt: Prototxt, gpu: bool = False, memory: int = MEMORY
+    ) -> None:
+        super().__init__(graph, images, memory=memory)
         self._batch = min(BATCH, len(images))
         self._net = build(load(gpu), definition(graph, prototxt, self._batch))
         # Blobs with several readers are copied by Split layers, which share memory once they have run: from then on,

@@ -11,7 +11,7 @@ import numpy as np
 
 from q7 import device, rounding
 from q7.device import DeviceNetwork, IntegerLayer
-from q7.engines import FloatNetwork, accuracy_caffe, plain
+from q7.engines import MEMORY, FloatNetwork, accuracy_caffe, plain
 from q7.graph import Graph
 from q7.qformat import LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, covering, largest, table, tensors
@@ -107,16 +107,20 @@ class Judge:
         reference: np.ndarray,
         target: Target,
         stages: Sequence[int] = (),
+        memory: int = MEMORY,
     ) -> None:
         self.graph = graph
         self.target = target
+        self._layers: dict[tuple[str, LayerFormats], IntegerLayer] = {}
+        if not stages:  # the images stay where they are
+            self._stages = [_Images(DeviceNetwork(graph, images, target, memory), labels, reference)]
+            return
         # Shuffled, since the images may lie in some order, and each stage is to have some of every kind.
-        order = np.random.default_rng(0).permutation(len(images)) if stages else np.arange(len(images))
+        order = np.random.default_rng(0).permutation(len(images))
         self._stages = [
-            _Images(DeviceNetwork(graph, images[some], target), labels[some], reference[some])
+            _Images(DeviceNetwork(graph, images[some], target, memory), labels[some], reference[some])
             for some in np.split(order, [count for count in stages if count < len(images)])
         ]
-        self._layers: dict[tuple[str, LayerFormats], IntegerLayer] = {}
 
     def _quantize(self, formats: Mapping[str, LayerFormats]) -> list[IntegerLayer]:
         """Layers whose formats did not change stay the same objects, so that their results are not computed again."""
@@ -217,21 +221,23 @@ def device_objective(
     some = _spread(len(images), SAMPLE)
     choices = _start(graph, images[some])
     start = table(graph, choices)
-    judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES)
+    judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
     formats = yield from _descend(judge, choices, tolerance)
     yield Phase("adapting the weights")
+    # What enters and what leaves a layer is held for all of these images, as float32 and int8.
+    largest_size = max(graph.live_size(position) for position in range(len(graph.layers)))
+    fit = _spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // (2 * 5 * max(1, largest_size)))))
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
-        "weights adapted": Candidate(
-            *rounding.refine(graph, formats, images[_spread(len(images), FIT_SAMPLE)], target)
-        ),
+        "weights adapted": Candidate(*rounding.refine(graph, formats, images[fit], target)),
     }
     yield Phase("judging the candidates on all images")
     accuracies = {"float": accuracy_caffe(logits, labels)}
     best: tuple[Verdict, Candidate] | None = None
     for name, candidate in candidates.items():
-        verdict = Judge(candidate.graph, images, labels, logits, target).judge(candidate.formats)
+        judge = Judge(candidate.graph, images, labels, logits, target, memory=reference.memory)
+        verdict = judge.judge(candidate.formats)
         accuracies[name] = verdict.accuracy
         if best is None or verdict.beats(best[0], tolerance, FINAL_DEVIATIONS):
             best = verdict, candidate

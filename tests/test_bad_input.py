@@ -288,7 +288,7 @@ GENERATOR = {
     "an old pickle of a huge image": (
         write("old.pkl", OLD_PICKLE.replace(b"I6\nI6", b"I600000\nI600000")),
         OLD,
-        "layer 'conv1' (Convolution): no kernel can compute it",
+        "the pickle's images of shape (3, 600000, 600000) are no images",
     ),
     "an old pickle of a negative image": (write("old.pkl", OLD_PICKLE.replace(b"I6\nI6", b"I-6\nI6")), OLD, WRONG),
     "an old pickle of a far format": (

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import nn_quantizer
-from q7 import caffe_files, files
+from q7 import caffe_files, engines, files
 from q7.errors import Q7Error
 from tests import children, test_datasets, tiny
 from tests.children import bound_by_permissions, killed_at, little_disk, writes_below
@@ -271,11 +271,11 @@ def test_a_data_set_that_changes_during_the_search(
 def test_a_search_over_images_that_stay_in_their_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It gives the same pickle as one in memory, with held-out images, too."""
+    """It gives the same pickle as one in memory that keeps layers' outputs, with held-out images, too."""
     arguments = [*tiny.write(tmp_path), "--crop", "6", "--holdout", "0.5"]
     pickles = []
-    for most in (caffe_files.LARGEST_IN_MEMORY, 0):
-        monkeypatch.setattr(caffe_files, "LARGEST_IN_MEMORY", most)
+    for shares in (4, 1 << 40):
+        monkeypatch.setattr(engines, "SHARES", shares)
         assert nn_quantizer.main(arguments) == 0
         pickles.append((tmp_path / "net.pkl").read_bytes())
     assert pickles[0] == pickles[1]
