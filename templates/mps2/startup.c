@@ -45,6 +45,10 @@ __attribute__((section(".vectors"), used)) static const void *const vectors[16] 
 
 void reset(void)
 {
+#ifdef __ARM_FEATURE_MVE
+    *(volatile uint32_t *)0xe000ed88u |= 0xfu << 20; /* CPACR: full access to the floating-point and vector unit */
+    __asm__ volatile("dsb\nisb" ::: "memory");
+#endif
     const uint32_t *from = &data_load;
     for (uint32_t *to = &data_begin; to < &data_end;) {
         *to++ = *from++;
