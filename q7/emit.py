@@ -68,7 +68,7 @@ def c_statement(call: str) -> str:
     """A call, or an initializer, broken at its commas outside inner braces, aligned behind the opening bracket."""
     start = min(call.index(bracket) for bracket in "({" if bracket in call) + 1
     arguments = re.split(r", (?![^{]*})", call[start:-1])
-    return call[:start] + ("\n" + " " * (4 + start)).join(_lines(arguments, LINE - start)) + call[-1]
+    return call[:start] + ("\n" + " " * (4 + start)).join(_lines(arguments, LINE - start + 1)) + call[-1]
 
 
 def comment(text: str) -> str:

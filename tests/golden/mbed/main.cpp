@@ -26,10 +26,6 @@
 #include "arm_math.h"
 #include "arm_nnfunctions.h"
 
-#include "network.h"
-#include "parameter.h"
-#include "weights.h"
-
 /* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */
 #if !defined(ARM_MATH_DSP) || defined(ARM_MATH_MVEI)
 #error "This network was quantized for Cortex-M4, M7 or M33: quantize it with --core plain for this core"
@@ -37,6 +33,10 @@
 #if defined(ARM_NN_TRUNCATE)
 #error "This network was quantized for kernels built without ARM_NN_TRUNCATE"
 #endif
+
+#include "network.h"
+#include "parameter.h"
+#include "weights.h"
 
 static const uint8_t mean[3] = MEAN_DATA;
 static const q7_t conv1_wt[216] = CONV1_WT;

@@ -23,10 +23,6 @@
 #include "arm_math.h"
 #include "arm_nnfunctions.h"
 
-#include "network.h"
-#include "parameter.h"
-#include "weights.h"
-
 /* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */
 #if !defined(ARM_MATH_DSP) || defined(ARM_MATH_MVEI)
 #error "This network was quantized for Cortex-M4, M7 or M33: quantize it with --core plain for this core"
@@ -34,6 +30,10 @@
 #if defined(ARM_NN_TRUNCATE)
 #error "This network was quantized for kernels built without ARM_NN_TRUNCATE"
 #endif
+
+#include "network.h"
+#include "parameter.h"
+#include "weights.h"
 
 static const uint8_t mean[3] = MEAN_DATA;
 static const q7_t conv1_wt[216] = CONV1_WT;
@@ -170,9 +170,10 @@ const int8_t *run_nn(const uint8_t *image)
 #ifndef NN_NO_MAIN
 #include "test_images.h"
 
-/* The board's timer 0 counts 25 MHz down. Under QEMU's -icount shift=0, an instruction takes 1 ns. */
+/* Under QEMU's -icount shift=0, an instruction takes 1 ns. */
 #define TICK_UNIT "ns"
 
+/* Timer 0 of the MPS2 boards counts 25 MHz down. */
 #define TIMER_CTRL (*(volatile uint32_t *)0x40000000u)
 #define TIMER_VALUE (*(volatile uint32_t *)0x40000004u)
 #define TIMER_RELOAD (*(volatile uint32_t *)0x40000008u)
