@@ -55,7 +55,6 @@ CONVOLUTION: tuple[WeightedKernel, ...] = (
     Convolution("arm_convolve_HWC_q7_basic", (one_group, square, *_CONVOLUTION)),
     Convolution("arm_convolve_HWC_q7_basic_nonsquare", (one_group, *_CONVOLUTION), nonsquare=True),
     GroupConvolution("convolve_group_q7", _CONVOLUTION),
-    s8_kernels.Convolution("arm_convolve_wrapper_s8", (one_group, *_CONVOLUTION)),
     s8_kernels.Depthwise("arm_depthwise_conv_wrapper_s8", (one_channel_groups, *_CONVOLUTION)),
     s8_kernels.Convolution("arm_convolve_wrapper_s8", (indexable, short_image_column)),
 )

@@ -158,6 +158,8 @@ class WindowKernel(OwnKernel):
 class OwnMaxPool(WindowKernel):
     """The maximum of the cells in the image."""
 
+    apis = (Api.Q7,)
+
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         return exact.max_pool(g, xs[0], layer)
 
