@@ -319,6 +319,40 @@ def test_board_code_compiles(
     cross_compile(folder / "main.cpp", tmp_path / "main.o", *flags, *includes)
 
 
+# What tells the releases of CMSIS-NN apart: the guards of their headers.
+RELEASES = {
+    "7": "#define ARM_NNFUNCTIONS_H\n",
+    "5": "#define ARM_NN_MATH_TYPES_H\n",
+    "4": "#define CH_IN_BLOCK_MVE (124)\n",
+    "CMSIS 5.9.0": "",
+}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("release", RELEASES)
+def test_releases_that_do_not_fit_are_refused(release: str, grouped: bool, tmp_path: Path) -> None:
+    layers = small.LAYERS.replace("kernel_size: 2 }", "kernel_size: 2 group: 2 }") if grouped else small.LAYERS
+    pickle = small.save(small.quantized(tmp_path, layers=layers), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code", "--api", "s8", "--target", "mps2", "--test_images", "0")
+    for header in ("arm_nnfunctions.h", "arm_nnsupportfunctions.h"):
+        (folder / header).write_text(f'#include "portable/{header}"\n#undef ARM_NNFUNCTIONS_H\n{RELEASES[release]}')
+    compiler = [tool("arm-none-eabi-g++"), "-mcpu=cortex-m4", "-mthumb", "-fsyntax-only"]
+    done = run(*compiler, folder / "main.cpp")
+    fits = release == "7" or (release in ("4", "5") and not grouped)
+    assert (done.returncode == 0) == fits, done.stderr
+    if not fits:
+        assert ("computes from version 6 on" if release in ("4", "5") else "generate it with --api q7") in done.stderr
+
+
+def test_q7_code_says_where_its_kernels_are_gone(small_pickle: Path, tmp_path: Path) -> None:
+    folder = generate(small_pickle, tmp_path / "code", "--target", "mps2", "--test_images", "0")
+    (folder / "arm_nnfunctions.h").write_text("#define ARM_NNFUNCTIONS_H\n")
+    compiler = [tool("arm-none-eabi-g++"), "-mcpu=cortex-m4", "-mthumb", "-fsyntax-only"]
+    done = run(*compiler, "-I", folder / "portable", folder / "main.cpp")
+    assert done.returncode != 0
+    assert "or generate this network with --api s8" in done.stderr
+
+
 def test_keil_profile_needs_a_cycle_counter(tmp_path: Path) -> None:
     pickle = small.save(small.quantized(tmp_path, Target(Core.PLAIN)), tmp_path / "small.pkl")
     folder = generate(pickle, tmp_path / "code", "--target", "keil", "--profile")

@@ -23,6 +23,10 @@
 #include "arm_math.h"
 #include "arm_nnfunctions.h"
 
+#if defined(ARM_NNFUNCTIONS_H) || defined(ARM_NN_MATH_TYPES_H)
+#error "CMSIS-NN has no q7 kernels from version 4 on: use CMSIS 5.9.0, or generate this network with --api s8"
+#endif
+
 /* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */
 #if !defined(ARM_MATH_DSP) || defined(ARM_MATH_MVEI)
 #error "This network was quantized for Cortex-M4, M7 or M33: quantize it with --core plain for this core"
