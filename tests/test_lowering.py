@@ -97,6 +97,9 @@ def test_refusals(s8_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert code_gen.main(["--model", str(s8_pickle), "--out_dir", str(tmp_path / "x"), "--api", "q7"]) == 2
     assert "has a bias of 32 bits, which the q7 kernels cannot take" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+    command = ["--model", str(s8_pickle), "--out_dir", str(tmp_path / "x"), "--softmax"]
+    assert code_gen.main(command) == 2
+    assert "(Softmax): no kernel can compute it: there is no s8 kernel" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         nn_quantizer.main([*tiny.write(tmp_path), "--api", "s8", "--rounding", "truncate"])
     assert "the s8 kernels round to nearest" in capsys.readouterr().err
