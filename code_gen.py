@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from q7 import emit, files, known_answers, legacy, lowering, memory, passes, record
+from q7 import emit, files, known_answers, legacy, lowering, memory, passes, summary
 from q7.emit import Options
 from q7.errors import Q7Error
 from q7.known_answers import KnownAnswers
@@ -20,17 +20,7 @@ from q7.record import QuantizedNetwork
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
 TEST_IMAGES = 1
-
-
-def load(args: argparse.Namespace) -> QuantizedNetwork:
-    """The network of the pickle; an old pickle's is rebuilt from the files that it names."""
-    path = Path(args.model)
-    loaded = record.load(path)
-    if loaded.network is None:
-        return legacy.rebuild(loaded.attributes, path.parent, Target(), args.weights, args.mean)
-    if args.weights or args.mean:
-        raise Q7Error(f"--weights and --mean are for pickles of the original tool; '{path}' holds its weights")
-    return loaded.network
+WITH_DESCRIBE = {"describe", "api", "core", "weights", "mean", "target", "weights_in", "no_inplace_pooling", "softmax"}
 
 
 def lower(network: QuantizedNetwork, args: argparse.Namespace) -> QuantizedNetwork:
@@ -52,6 +42,9 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
         size = "x".join(map(str, network.graph.input.out_shape[:0:-1]))
         print(f"Test image: '{args.image}', cut about its centre, resized to {size}, channels {args.channel_order}")
         return known_answers.compute(network, *images)
+    if args.images:
+        path = files.find(network.dataset, Path(args.model).parent, f"the test {network.reader.kind}")
+        return known_answers.compute(network, *known_answers.read_positions(network, path, args.images))
     count = TEST_IMAGES if args.test_images is None else args.test_images
     if count == 0:
         return None
@@ -66,15 +59,40 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
     return known_answers.compute(network, *images)
 
 
+def dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path) -> None:
+    """Writes every layer's output, and prints the checksums that the firmware must print."""
+    if answers is None:
+        raise Q7Error("--dump needs images: give --test_images, --images or --image")
+    if folder.exists() and not folder.is_dir():
+        raise Q7Error(f"'{folder}' is not a folder")
+    identifiers = emit.identifiers(layer.name for layer in network.graph.layers)
+    print("\n".join(known_answers.checksum_lines(answers, identifiers)))
+    print(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder))} to '{folder}'")
+
+
+def positions(text: str) -> list[int]:
+    """Whole numbers of 0 or more, with commas between them."""
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 0:
+        raise ValueError
+    return numbers
+
+
 def run(args: argparse.Namespace) -> None:
     if args.test_images is not None and args.test_images < 0:
         raise Q7Error(f"--test_images {args.test_images} must be 0 or more")
     options = Options(args.target, args.profile, args.weights_in == "ram")
-    network = lower(load(args), args)
+    network = lower(legacy.open_network(Path(args.model), args.weights, args.mean), args)
     if args.softmax:
         network = passes.add_softmax(network)
     plan = memory.plan(network.graph, network.layers, network.target, promised_only=args.no_inplace_pooling)
-    contents = emit.render(network, plan, options, find_answers(network, args))
+    if args.describe:
+        print("\n".join([*summary.describe(network), "", *emit.table(network, plan, options)]))
+        return
+    answers = find_answers(network, args)
+    if args.dump:
+        dump(network, answers, Path(args.dump))
+    contents = emit.render(network, plan, options, answers)
     emit.write(Path(args.out_dir), contents)
     print("\n".join(emit.table(network, plan, options)))
     print(f"Wrote {', '.join(contents)} to '{args.out_dir}'")
@@ -118,6 +136,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         type=int,
         help=f"images of the test LMDB to run and check at start-up; {TEST_IMAGES} if not given and the LMDB is found",
     )
+    images.add_argument("--images", type=positions, help="positions of such images in the test LMDB, from 0: 17,203")
     images.add_argument("--image", help="a picture (PNG, JPEG) to run and check instead, cut and resized to fit")
     parser.add_argument(
         "--channel_order",
@@ -125,10 +144,18 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         default=known_answers.CHANNEL_ORDERS[0],
         help="how the channels of --image go: as in the images that the network was trained with",
     )
+    parser.add_argument("--dump", metavar="DIR", help="write what every layer computes for the test images, as .npy")
+    parser.add_argument("--describe", metavar="PICKLE", help="generate nothing: print what is in a pickle")
     parser.add_argument("--weights", help="quantized caffemodel of an old pickle, in place of the one that it names")
     parser.add_argument("--mean", help="mean.binaryproto of an old pickle, in place of the one that it names")
     parser.add_argument("--version", action="version", version=q7.__version__)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.describe:
+        useless = {name for name, value in vars(args).items() if value != parser.get_default(name)} - WITH_DESCRIBE
+        if useless:
+            parser.error(f"--{min(useless)} has no use with --describe")
+        args.model = args.describe
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:

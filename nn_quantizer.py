@@ -5,32 +5,52 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import q7
-from q7 import caffe_files, dataset, device, engines, files, graph, passes, record
+from q7 import (
+    caffe_files,
+    dataset,
+    device,
+    engines,
+    files,
+    graph,
+    journal,
+    known_answers,
+    legacy,
+    passes,
+    progress,
+    record,
+    report,
+    search_caffe,
+    search_device,
+    statistics,
+    summary,
+)
 from q7.caffe_files import Prototxt
 from q7.dataset import DataSource
-from q7.device import DeviceNetwork, IntegerLayer
+from q7.device import DeviceNetwork
 from q7.engines import FloatNetwork
 from q7.errors import Q7Error
 from q7.graph import Graph
+from q7.journal import Journal, RememberedJudge, RememberedSimulation
 from q7.qformat import Api, Core, Rounding, Target
 from q7.record import QuantizedNetwork, Record
-from q7.search import Found
-from q7.search_caffe import CaffeSimulation, caffe_objective
-from q7.search_device import device_objective
+from q7.search import Found, Trial
+from q7.statistics import Statistics
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
 SAVE = "models/cifar10_m4.pkl"
+WITH_EVAL = {"eval", "weights", "mean", "lmdb", "quiet", "verbose"}  # flags that --eval has a use for
 
 
 class Caffe_Quantizer:
@@ -104,13 +124,16 @@ def prepare(args: argparse.Namespace) -> Job:
         quantized = save.with_name(quantized.name)
         note(f"'{weights.parent}' cannot be written: the quantized weights go to '{quantized}'")
     inputs = [model, weights, *([source.find_mean()] if source.mean_file else [])]
-    for path in (save, quantized):
+    outputs = [save, quantized, *(Path(name) for name in (args.report, args.json) if name)]
+    for path in outputs:
         if not files.writable(path):
             raise Q7Error(f"cannot write '{path}'")
         if path.exists() and any(path.samefile(other) for other in inputs):
             raise Q7Error(f"cannot write '{path}': it is read, too")
     if save.resolve() == quantized.resolve():
         raise Q7Error(f"--save '{save}' is where the quantized weights go")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise Q7Error("--save, --report and --json must name files of their own")
 
     limit = None if args.iterations is None else args.iterations * source.batch_size
     images, labels = source.reader.open(lmdb, limit, source.crop_image)
@@ -157,93 +180,128 @@ def float_network(job: Job, images: Any, args: argparse.Namespace) -> FloatNetwo
     return PycaffeNetwork(job.graph, images, job.prototxt, args.gpu)
 
 
-def find_formats(job: Job, args: argparse.Namespace) -> Found:
-    """Runs the search behind a progress bar."""
+def open_journal(job: Job, args: argparse.Namespace) -> Journal:
+    """What a run with the same inputs and options that was stopped has found out."""
+    arrays = [job.images, job.labels, job.swept, job.graph.input.mean]
+    arrays += [array for pair in job.graph.weights.values() for array in pair]
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("engine", "gpu", "objective", "tolerance")}
+    options.update(target=str(args.target), tool=q7.__version__, layers=list(map(repr, job.graph.layers)))
+    opened = Journal(job.save.with_name(f"{job.save.name}.journal"), journal.key(arrays, options))
+    if opened.replaced:
+        note(f"'{opened.path}' is of another model, data or options: starting anew")
+    elif opened.resumed:
+        note(f"going on from '{opened.path}', which holds {opened.resumed} results of a run that was stopped")
+    return opened
+
+
+def find_formats(job: Job, args: argparse.Namespace) -> tuple[Found, list[Trial]]:
+    """Runs the search behind a progress bar; returns what it found, and its trials."""
     network = float_network(job, job.pick(job.swept), args)
     labels = job.labels[job.swept]
     if args.objective == "caffe":
-        simulation = CaffeSimulation(network, labels)
-        trials = caffe_objective(job.graph, simulation.accuracy, simulation.largest, args.tolerance)
+        simulation = RememberedSimulation(args.journal, network, labels)
+        trials = search_caffe.caffe_objective(job.graph, simulation.accuracy, simulation.largest, args.tolerance)
+        schedule = search_caffe.schedule(job.graph)
     else:
-        trials = device_objective(job.graph, network, labels, args.target, args.tolerance)
-    with tqdm(unit="trial", disable=None, leave=False) as bar:
-        while True:
-            try:
-                trial = next(trials)
-            except StopIteration as stop:
-                return stop.value
-            bar.update()
-            bar.set_postfix_str(f"{trial.layer} {trial.tensor.value} {trial.format}: {trial.accuracy:.2f} %")
+        make_judge = functools.partial(RememberedJudge, args.journal)
+        trials = search_device.device_objective(job.graph, network, labels, args.target, args.tolerance, make_judge)
+        schedule = search_device.schedule(job.graph)
+    return progress.follow(
+        trials,
+        job.graph,
+        schedule,
+        computed=lambda: args.journal.computed > 0,
+        show=print if args.verbose else None,
+        disable=args.quiet or None,
+    )
 
 
-def summary(network: QuantizedNetwork) -> list[str]:
-    """The formats with their scaling factors (a value is the integer divided by it) and the shifts, line by line."""
-    header = ("layer", "weights", "factor", "activations", "factor", "bias", "factor", "bias_lshift", "act_rshift")
-    rows: list[tuple[str, ...]] = [header]
-    for layer, integer in zip(network.graph.layers, network.layers):
-        formats = network.formats[layer.name]
-        if not (layer.own_format or layer.floors):
-            continue
-        row = [layer.name]
-        for q in (formats.w, formats.y, formats.b):
-            row += [str(q), f"{2.0**q.fraction_bits:g}"] if q else ["", ""]
-        shifts = integer.integers.shifts if layer.weighted else None
-        row += [str(shifts.bias_lshift), str(shifts.out_rshift)] if shifts else ["", ""]
-        rows.append(tuple(row))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-
-
-def accuracies(job: Job, found: Found, layers: list[IntegerLayer], args: argparse.Namespace) -> tuple[float, float]:
-    """Percent of the reported images that the float network and the device have right."""
-    images, labels = job.pick(job.reported), job.labels[job.reported]
-    on_device = DeviceNetwork(found.chosen.graph, images, args.target).logits(layers)
-    in_float = found.accuracies["float"]
-    if args.holdout:
-        in_float = engines.accuracy_caffe(float_network(job, images, args).logits(engines.plain(job.graph)), labels)
-    return in_float, engines.accuracy_first(on_device, labels)
-
-
-def run(args: argparse.Namespace) -> None:
-    job = prepare(args)
-    found = find_formats(job, args)
-    chosen, formats = found.chosen.graph, found.chosen.formats
-    layers = device.quantize(chosen, formats, args.target)
-    in_float, on_device = accuracies(job, found, layers, args)
-
-    if caffe_files.lmdb_version(job.lmdb) != job.version:
-        note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
-    weights = caffe_files.caffemodel(chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen))
-    sources = {
+def sources(job: Job, weights: bytes, args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Names and hashes of the files that the network is made of; `weights` are the quantized ones."""
+    found = {
         "model": {"name": args.model, "sha256": files.sha256(Path(args.model))},
         "weights": {"name": args.weights, "sha256": files.sha256(Path(args.weights))},
         "quantized weights": {"name": str(job.quantized), "sha256": hashlib.sha256(weights).hexdigest()},
     }
     if job.source.mean_file:
         mean = job.source.find_mean()
-        sources["mean"] = {"name": str(mean), "sha256": files.sha256(mean)}
+        found["mean"] = {"name": str(mean), "sha256": files.sha256(mean)}
+    return found
+
+
+def build(
+    job: Job, found: Found, args: argparse.Namespace
+) -> tuple[QuantizedNetwork, bytes, Statistics, report.Logits]:
+    """The chosen network with all that is known about it, and the caffemodel with its weights."""
+    chosen, formats = found.chosen.graph, found.chosen.formats
+    layers = tuple(device.quantize(chosen, formats, args.target))
+    images, labels = job.pick(job.reported), job.labels[job.reported]
+    logits = report.Logits(DeviceNetwork(chosen, images, args.target).logits(layers))
+    accuracy = {"float": found.accuracies["float"], "device": engines.accuracy_first(logits.on_device, labels)}
+    if args.holdout or args.report or args.json:
+        logits.in_float = float_network(job, images, args).logits(engines.plain(job.graph))
+        accuracy["float"] = engines.accuracy_caffe(logits.in_float, labels)
+    measured = statistics.collect(job.graph, layers, formats, statistics.sample(chosen, images), args.target)
+    if caffe_files.lmdb_version(job.lmdb) != job.version:
+        note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
+    weights = caffe_files.caffemodel(chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen))
     facts = {
         "objective": args.objective,
         "images": len(job.reported),
+        "images read": len(job.images),
         "held out": bool(args.holdout),
-        "accuracy": {"float": in_float, "device": on_device},
+        "holdout": args.holdout,
+        "seed": args.seed,
+        "accuracy": accuracy,
         "search": found.accuracies,
+        "layers": measured.plain(),
     }
+    origin = sources(job, weights, args)
     network = QuantizedNetwork(
-        chosen, formats, tuple(layers), args.target, sources, str(job.lmdb), job.source.crop, facts, job.source.reader
+        chosen, formats, layers, args.target, origin, str(job.lmdb), job.source.crop, facts, job.source.reader
     )
+    return network, weights, measured, logits
+
+
+def run(args: argparse.Namespace) -> None:
+    job = prepare(args)
+    args.journal = open_journal(job, args)
+    found, trials = find_formats(job, args)
+    network, weights, measured, logits = build(job, found, args)
     iterations = -(-len(job.images) // job.source.batch_size)
     attributes = record.attributes(network, job.source.batch_size, iterations, args.gpu)
-    files.write_all({job.quantized: weights, job.save: record.dump(Record(attributes, network))})
+    outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, network))}
+    if args.report or args.json:
+        images, labels = job.pick(job.reported), job.labels[job.reported]
+        told = report.Run(args.command, network, trials, measured, job.reported, images, labels, logits)
+        outputs.update(report.render(told, args.report, args.json, args.channel_order))
+    files.write_all(outputs)
+    args.journal.close()
 
-    print("\n".join(summary(network)))
-    for what, accuracy in found.accuracies.items():
-        print(f"Accuracy, {what}: {accuracy:.2f} %" + (f" ({len(job.swept)} images searched)" if args.holdout else ""))
-    print(f"Saved '{job.save}' and '{job.quantized}'")
-    held = "held-out " if args.holdout else ""
-    print(
-        f"Accuracy: float {in_float:.2f} %, device {on_device:.2f} % ({len(job.reported)} {held}images, {args.target})"
-    )
+    *details, last = summary.recorded(network)
+    if not args.quiet:
+        print("\n".join([*summary.table(network), *details]))
+        if args.holdout:
+            print(f"Searched with {len(job.swept)} images")
+        print("Saved " + ", ".join(f"'{path}'" for path in outputs))
+    print(last)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Prints what is in a pickle, and how many images its network has right on the device."""
+    path = Path(args.eval)
+    network = legacy.open_network(path, args.weights, args.mean)
+    facts = network.summary
+    lmdb = files.find(args.lmdb or network.dataset, path.parent, f"the test {network.reader.kind}")
+    with files.reading("the pickle's summary"):
+        images, labels = known_answers.read_images(network, lmdb, facts.get("images read"))
+        _, reported = split(len(images), facts.get("holdout", 0), facts.get("seed", 0))
+    logits = DeviceNetwork(network.graph, images[reported], network.target).logits(network.layers)
+    accuracy = engines.accuracy_first(logits, labels[reported])
+    if not args.quiet:
+        print("\n".join(summary.describe(network)))
+    held = "held-out " if facts.get("held out") else ""
+    print(f"Accuracy now: device {accuracy:.2f} % ({len(reported)} {held}images of '{lmdb}', {network.target})")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Any:
@@ -288,20 +346,45 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     replaced.add_argument("--mean", help="mean image (.binaryproto), or one value or one for each channel: 104,117,123")
     replaced.add_argument("--scale", type=float, help="what pixels are multiplied with once the mean is subtracted")
     replaced.add_argument("--crop", type=int, help="cut this many rows and columns out of the centre of each image")
+    told = parser.add_argument_group("what is told")
+    amount = told.add_mutually_exclusive_group()
+    amount.add_argument("-v", "--verbose", action="store_true", help="print every trial")
+    amount.add_argument("-q", "--quiet", action="store_true", help="print the result alone")
+    told.add_argument("--report", metavar="HTML", help="write a page with all that was found")
+    told.add_argument("--json", help="write the same for machines, as docs/report.schema.json describes it")
+    told.add_argument(
+        "--channel_order",
+        choices=known_answers.CHANNEL_ORDERS,
+        default=known_answers.CHANNEL_ORDERS[0],
+        help="how the channels of the images go, for the pictures in --report",
+    )
+    told.add_argument(
+        "--eval", metavar="PICKLE", help="quantize nothing: print what is in a pickle, and run its network"
+    )
     parser.add_argument("--version", action="version", version=q7.__version__)
     args = parser.parse_args(arguments)
+    useless = {name for name, value in vars(args).items() if value != parser.get_default(name)} - WITH_EVAL
+    if args.eval and useless:
+        parser.error(f"--{min(useless)} has no use with --eval")
+    if args.eval and args.weights == WEIGHTS:
+        args.weights = None  # an old pickle names its own
     if args.api == "s8" and args.rounding == "truncate":
         parser.error("--rounding truncate is for --api q7: the s8 kernels round to nearest")
     args.target = Target(Core(args.core), Rounding(args.rounding), Api(args.api))
+    args.command = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
+    args.journal = None
     return args
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
-        check_engine(args)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows has no Q-format, which is said
-            run(args)
+            if args.eval:
+                evaluate(args)
+            else:
+                check_engine(args)
+                run(args)
         print(end="", flush=True)
     except Q7Error as error:
         note(str(error))
@@ -311,7 +394,9 @@ def main(arguments: list[str] | None = None) -> int:
         note(f"cannot write to standard output: {error.strerror}")
         return 2
     except KeyboardInterrupt:
-        note("interrupted: nothing was written")
+        kept = args.journal.kept if args.journal else 0
+        where = f"the same command goes on from the {kept} results in '{args.journal.path}'" if kept else ""
+        note(f"interrupted: {where or 'nothing was kept'}")
         return 130
     return 0
 

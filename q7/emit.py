@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 import q7
@@ -21,6 +20,10 @@ from q7.known_answers import KnownAnswers
 from q7.memory import MemoryPlan
 from q7.qformat import Api, Core, Rounding, Target
 from q7.record import QuantizedNetwork
+from q7.summary import columns
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 TARGETS = ("mbed", "keil", "mps2", "host")
@@ -170,6 +173,8 @@ def _memory_lines(plan: MemoryPlan) -> list[str]:
 
 
 def _environment() -> jinja2.Environment:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -251,7 +256,7 @@ class Totals:
     ram: int
 
 
-def _constant_bytes(network: QuantizedNetwork) -> list[int]:
+def constant_bytes(network: QuantizedNetwork) -> list[int]:
     """Bytes of each layer's constants."""
     names = CNames("", ("",), "", "", "", "")
     return [
@@ -262,7 +267,7 @@ def _constant_bytes(network: QuantizedNetwork) -> list[int]:
 
 def totals(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> Totals:
     """Weights that lie in RAM take flash as well, which they are copied from at start-up."""
-    layers, constants = network.graph.layers, _constant_bytes(network)
+    layers, constants = network.graph.layers, constant_bytes(network)
     weights = sum(size for layer, size in zip(layers, constants) if layer.weighted)
     ram = plan.arena_bytes + (weights if options.weights_in_ram else 0)
     return Totals(sum(layer.macs for layer in layers), sum(constants), ram)
@@ -281,19 +286,14 @@ def passed_over(network: QuantizedNetwork) -> list[str]:
 def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[str]:
     """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals."""
     rows: list[tuple[str, ...]] = [("layer", "kernel", "MACs", "weights", "output", "scratch")]
-    for layer, integer, constants in zip(network.graph.layers, network.layers, _constant_bytes(network)):
+    for layer, integer, constants in zip(network.graph.layers, network.layers, constant_bytes(network)):
         scratch = plan.scratch.get(layer.name)
         sizes = (layer.macs, constants, math.prod(layer.out_shape), scratch.size if scratch else 0)
         rows.append((layer.name, integer.kernel.name, *map(str, sizes)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
-        for row in rows
-    ]
     reasons = passed_over(network)
     total = totals(network, plan, options)
     return [
-        *lines,
+        *columns(rows, left=2),
         *(["", "Faster kernels that were passed over:", *reasons] if reasons else []),
         "",
         *_memory_lines(plan),

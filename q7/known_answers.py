@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import io
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from q7 import files
 from q7.dataset import crop_centre
 from q7.device import DeviceNetwork
 from q7.errors import Q7Error
@@ -20,30 +23,60 @@ CHANNEL_ORDERS = ("bgr", "rgb")
 
 @dataclass(frozen=True, eq=False)
 class KnownAnswers:
-    """For each of N images: pixels, label, logits, and the CRC-32 of each layer's output bytes in HWC order."""
+    """For each of N images: pixels, label, logits, each layer's output, and the CRC-32 of its bytes in HWC order."""
 
     pixels: np.ndarray  # (N, H, W, C) uint8
     labels: np.ndarray  # (N,), NO_LABEL where it is not known
     logits: np.ndarray  # (N, classes) int8
+    outputs: dict[str, np.ndarray]  # (N, H, W, C) or (N, features) int8 by layer, as they lie in the device's memory
     checksums: np.ndarray  # (N, layers) uint32
 
 
 def _channels_last(values: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) of (N, C, H, W); (N, features) stays."""
     return np.ascontiguousarray(np.moveaxis(values, 1, -1))
 
 
 def compute(network: QuantizedNetwork, images: np.ndarray, labels: np.ndarray) -> KnownAnswers:
     """The device model's answers for raw pixels (N, C, H, W) uint8."""
-    outputs = DeviceNetwork(network.graph, images, network.target).outputs(network.layers)
-    checksums = [[zlib.crc32(_channels_last(y[None]).tobytes()) for y in ys] for ys in outputs.values()]
+    outputs = {
+        name: _channels_last(values)
+        for name, values in DeviceNetwork(network.graph, images, network.target).outputs(network.layers).items()
+    }
+    checksums = [[zlib.crc32(y.tobytes()) for y in ys] for ys in outputs.values()]
     logits = outputs[network.graph.output.name].reshape(len(images), -1)
-    return KnownAnswers(_channels_last(images), labels, logits, np.array(checksums, np.uint32).T)
+    return KnownAnswers(_channels_last(images), labels, logits, outputs, np.array(checksums, np.uint32).T)
 
 
-def read_images(network: QuantizedNetwork, path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images (N, C, H, W) of the test data, cropped, with their labels; raises Q7Error where it cannot."""
+def checksum_lines(answers: KnownAnswers, identifiers: Mapping[str, str]) -> list[str]:
+    """What the firmware prints where it is built with NN_PRINT_CHECKSUMS; layers go by their C identifiers."""
+    return [
+        f"image {i}: layer {identifiers[name]}: checksum {checksum:08x}"
+        for i, row in enumerate(answers.checksums.tolist())
+        for name, checksum in zip(answers.outputs, row)
+    ]
+
+
+def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path) -> list[str]:
+    """Writes the pixels and every layer's output as .npy files, and the checksums; returns the files' names."""
+    arrays = {"pixels": answers.pixels, "labels": answers.labels}
+    arrays.update({f"{i:02}_{identifiers[name]}": values for i, (name, values) in enumerate(answers.outputs.items())})
+    contents = {"checksums.txt": ("\n".join(checksum_lines(answers, identifiers)) + "\n").encode()}
+    for name, values in arrays.items():
+        file = io.BytesIO()
+        np.save(file, values)
+        contents[f"{name}.npy"] = file.getvalue()
+    files.write_all({folder / name: content for name, content in contents.items()})
+    return list(contents)
+
+
+def read_images(network: QuantizedNetwork, path: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first images (N, C, H, W) of the test data, or all, cropped, with their labels.
+
+    Raises Q7Error where there are too few, or they are of another shape.
+    """
     images, labels = network.reader.read(path, count)
-    if len(images) < count:
+    if len(images) < (count or 1):
         raise Q7Error(f"'{path}' holds {len(images)} images, asked for are {count}")
     shape = network.graph.input.out_shape
     if network.crop <= min(images.shape[2:]):
@@ -51,6 +84,12 @@ def read_images(network: QuantizedNetwork, path: Path, count: int) -> tuple[np.n
     if images.shape[1:] != shape:
         raise Q7Error(f"'{path}' has images of shape {images.shape[1:]}, the network takes {shape}")
     return np.ascontiguousarray(images), labels
+
+
+def read_positions(network: QuantizedNetwork, lmdb: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_images`, of the images at these positions, counted from 0."""
+    images, labels = read_images(network, lmdb, max(positions) + 1)
+    return images[list(positions)], labels[list(positions)]
 
 
 def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from q7 import caffe_files, dataset, device, files, graph, passes
+from q7 import caffe_files, dataset, device, files, graph, passes, record
 from q7.errors import Q7Error
 from q7.qformat import MOST_FRACTION_BITS, QFormat, Target
 from q7.record import QuantizedNetwork
@@ -58,3 +58,13 @@ def rebuild(
         source.crop,
         reader=source.reader,
     )
+
+
+def open_network(path: Path, weights: str | None = None, mean: str | None = None) -> QuantizedNetwork:
+    """The network of a pickle; an old pickle's is rebuilt from the files that it names, or from those given."""
+    loaded = record.load(path)
+    if loaded.network is None:
+        return rebuild(loaded.attributes, path.parent, Target(), weights, mean)
+    if weights or mean:
+        raise Q7Error(f"--weights and --mean are for pickles of the original tool; '{path}' holds its weights")
+    return loaded.network

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Union
 
 import numpy as np
 
@@ -23,13 +24,39 @@ class Tensor(Enum):
 
 
 @dataclass(frozen=True)
+class Score:
+    """How formats did: accuracy in percent, mean divergence from the float network (nats), and on how many images."""
+
+    accuracy: float
+    divergence: float | None = None  # where it is looked at
+    images: int | None = None  # where not all images judge
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One format tried, and its accuracy in percent."""
+    """One format tried, its score, the score on the same images that it is held against, and whether it was kept.
+
+    A format that was kept may be replaced by a later trial of the same tensor.
+    """
 
     layer: str
     tensor: Tensor
     format: QFormat
-    accuracy: float
+    score: Score
+    reference: Score
+    kept: bool
+
+    @property
+    def accuracy(self) -> float:
+        """Percent."""
+        return self.score.accuracy
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a search does from here on, where it tries no more formats."""
+
+    what: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +76,7 @@ class Found:
     accuracies: Mapping[str, float]
 
 
-Search = Generator[Trial, None, Found]
+Search = Generator[Union[Trial, Phase], None, Found]
 Choices = dict[tuple[str, Tensor], QFormat]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from q7.engines import FloatNetwork, Grid, Simulation, accuracy_caffe
 from q7.graph import Graph
 from q7.qformat import QFormat
-from q7.search import Candidate, Found, Search, Tensor, Trial, largest, table
+from q7.search import Candidate, Found, Score, Search, Tensor, Trial, largest, table
 
 STEPS = 3  # how far below the range's format the original looks
 
@@ -38,6 +38,16 @@ class CaffeSimulation:
         return {layer.name: largest(ranges[last_writer[layer.blob]]) for layer in self.network.graph.layers}
 
 
+def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
+    """The tensors in the order in which `caffe_objective` looks at them."""
+    weighted = [layer.name for layer in graph.sweep_order()]
+    return [
+        *((name, Tensor.WEIGHTS) for name in weighted),
+        *((layer.name, Tensor.ACTIVATIONS) for layer in graph.layers if layer.own_format),
+        *((name, Tensor.BIAS) for name in weighted),
+    ]
+
+
 def caffe_objective(
     graph: Graph,
     accuracy: Callable[[Grids], float],
@@ -62,8 +72,9 @@ def caffe_objective(
             # To clip what fits changes nothing; it is the same grid then, and not computed again.
             fits = trained is not None and np.array_equal(Grid(tried).round(trained), Grid(tried, False).round(trained))
             reached = accuracy({**grids, (layer, tensor): Grid(tried, clip=step > 0 or fits)})
-            yield Trial(layer, tensor, tried, reached)
-            if reached > best_accuracy:
+            better = reached > best_accuracy
+            yield Trial(layer, tensor, tried, Score(reached), Score(target), better)
+            if better:
                 best, best_accuracy = tried, reached
             if not target - reached > tolerance:
                 break
@@ -96,7 +107,7 @@ def caffe_objective(
             yield from sweep(layer.name, Tensor.BIAS, start, target)
         else:  # a finer bias would be lost in the accumulator
             grids[layer.name, Tensor.BIAS] = Grid(accumulator)
-            yield Trial(layer.name, Tensor.BIAS, accumulator, accuracy(grids))
+            yield Trial(layer.name, Tensor.BIAS, accumulator, Score(accuracy(grids)), Score(target), kept=True)
 
     accuracies["quantized weights, activations and biases"] = accuracy(grids)
     chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in grids.items()}))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,7 +14,7 @@ from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import FloatNetwork, accuracy_caffe, plain
 from q7.graph import Graph
 from q7.qformat import Api, LayerFormats, QFormat, Target
-from q7.search import Candidate, Choices, Found, Search, Tensor, Trial, largest, table, tensors
+from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, largest, table, tensors
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
 PATIENCE = 1.0  # standard errors by which it may do worse and still go on; with fewer, other formats were seen to win
@@ -37,6 +37,10 @@ class Verdict:
     def accuracy(self) -> float:
         """Percent."""
         return 100 * float(self.right.mean())
+
+    @property
+    def score(self) -> Score:
+        return Score(self.accuracy, float(self.divergences.mean()), len(self.right))
 
     def beats(self, other: Verdict, tolerance: float, deviations: float) -> bool:
         """More images right, by more than counting noise and the tolerance (percent); else clearly closer logits.
@@ -62,6 +66,10 @@ class Verdict:
         count = min(len(self.divergences), len(other.divergences))
         worse = self.divergences[:count] - other.divergences[:count]
         return float(worse.mean()) > deviations * float(worse.std()) / math.sqrt(count)
+
+    def first(self, count: int) -> Verdict:
+        """On the first images alone."""
+        return Verdict(self.right[:count], self.divergences[:count])
 
     def __add__(self, other: Verdict) -> Verdict:
         """On the images of both."""
@@ -149,6 +157,12 @@ def _start(graph: Graph, images: np.ndarray, target: Target) -> Choices:
     return choices
 
 
+def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
+    """The tensors in the order in which `device_objective` looks at them, if it needs all passes."""
+    first = tensors(graph)
+    return first + (PASSES - 1) * [key for key in first if key[1] is not Tensor.BIAS]
+
+
 def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Trial, None, dict[str, LayerFormats]]:
     """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better.
 
@@ -172,8 +186,9 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
                     if tried == formats:  # the kernels cannot carry it
                         break
                     verdict = judge.judge(tried, best)
-                    yield Trial(name, tensor, q, verdict.accuracy)
-                    if not (best.does_worse(verdict) and verdict.beats(best, tolerance, TRIAL_DEVIATIONS)):
+                    better = best.does_worse(verdict) and verdict.beats(best, tolerance, TRIAL_DEVIATIONS)
+                    yield Trial(name, tensor, q, verdict.score, best.first(len(verdict.right)).score, better)
+                    if not better:
                         break
                     moved, best, formats = True, verdict, tried
                     choices[name, tensor] = q
@@ -186,11 +201,17 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
 
 
 def device_objective(
-    graph: Graph, reference: FloatNetwork, labels: np.ndarray, target: Target, tolerance: float
+    graph: Graph,
+    reference: FloatNetwork,
+    labels: np.ndarray,
+    target: Target,
+    tolerance: float,
+    make_judge: Callable[..., Judge] = Judge,
 ) -> Search:
     """Searches formats on a sample of the images, adapts the weights, and lets all images decide what is taken.
 
-    `tolerance` is in percentage points: smaller differences of accuracy than this do not count.
+    `tolerance` is in percentage points: smaller differences of accuracy than this do not count. `make_judge` takes
+    the place of `Judge` for the trials.
     """
     images = reference.images
     logits = reference.logits(plain(graph))
@@ -198,8 +219,9 @@ def device_objective(
     some = _spread(len(images), SAMPLE)
     choices = _start(graph, images[some], target)
     start = table(graph, choices)
-    judge = Judge(graph, images[some], labels[some], logits[some], target, STAGES)
+    judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES)
     formats = yield from _descend(judge, choices, tolerance)
+    yield Phase("adapting the weights")
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
@@ -207,6 +229,7 @@ def device_objective(
             *rounding.refine(graph, formats, images[_spread(len(images), FIT_SAMPLE)], target)
         ),
     }
+    yield Phase("judging the candidates on all images")
     accuracies = {"float": accuracy_caffe(logits, labels)}
     best: tuple[Verdict, Candidate] | None = None
     for name, candidate in candidates.items():

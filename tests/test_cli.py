@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,78 @@ def test_default_flags_name_files_that_exist() -> None:
     assert Path(args.model).name in {path.name for path in MODELS.iterdir()}
     assert Path(args.weights).name in {path.name for path in MODELS.iterdir()}
     assert code_gen.parse_arguments([]).model == args.save
+
+
+def test_eval_says_what_is_in_a_pickle_and_runs_it_again(
+    net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nn_quantizer.main([*net, "--holdout", "0.4", "--seed", "3"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    again = re.search(r"device (\d+\.\d\d) % \(18 held-out images", printed[-1])
+    assert again
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert nn_quantizer.main(["--eval", net[-1]]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[-1].startswith(f"Accuracy now: device {again[1]} % (18 held-out images of ")
+    assert printed[-1] in lines
+    assert {line for line in printed if line.startswith(("layer ", "data ", "conv1 ", "pool1 ", "ip1 "))} <= {*lines}
+    assert err == "" and before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert nn_quantizer.main(["--eval", net[-1], "-q"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_eval_takes_other_images(net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nn_quantizer.main([*net, "--iterations", "2"]) == 0
+    (tmp_path / "other").mkdir()
+    write_dataset(tmp_path / "other", (3, 6, 6), 30, 3, seed=9)
+    assert nn_quantizer.main(["--eval", net[-1], "--lmdb", str(tmp_path / "other" / "data_lmdb")]) == 0
+    assert "(20 images of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "flag"),
+    [
+        (nn_quantizer.main, ["--eval", "net.pkl", "--objective", "caffe"], "--objective has no use with --eval"),
+        (nn_quantizer.main, ["--eval", "net.pkl", "--report", "r.html"], "--report has no use with --eval"),
+        (code_gen.main, ["--describe", "net.pkl", "--out_dir", "x"], "--out_dir has no use with --describe"),
+        (code_gen.main, ["--images", "1,x"], "argument --images: invalid positions value: '1,x'"),
+        (code_gen.main, ["--images=-1"], "argument --images: invalid positions value: '-1'"),
+    ],
+)
+def test_flags_that_have_no_use_are_refused(
+    main: Callable[[list[str]], int], arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_describe_needs_no_data(net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nn_quantizer.main(net) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    shutil.rmtree(tmp_path / "data_lmdb")
+    assert code_gen.main(["--describe", net[-1]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Network: net, for dsp core, nearest rounding"
+    assert last in lines
+    assert lines[-1].startswith("Total: ")
+    assert any(line.startswith("weights: ") and "sha256 " in line for line in lines)
+
+
+def test_a_damaged_summary_is_refused_in_one_sentence(
+    net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nn_quantizer.main(net) == 0
+    content = pickle.loads((tmp_path / "net.pkl").read_bytes())
+    for key, value in (("accuracy", 3), ("search", {"x": "y"}), ("layers", {"conv1": {}}), ("images", [])):
+        damaged = {
+            **content,
+            "network": {**content["network"], "summary": {**content["network"]["summary"], key: value}},
+        }
+        (tmp_path / "damaged.pkl").write_bytes(pickle.dumps(damaged))
+        capsys.readouterr()
+        code = code_gen.main(["--describe", str(tmp_path / "damaged.pkl")])
+        assert code == (0 if key == "images" else 2)
+        assert len(capsys.readouterr().err.splitlines()) == (0 if key == "images" else 1)

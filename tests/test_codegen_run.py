@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,37 @@ def need_host_compiler() -> None:
 def need_emulator() -> None:
     for name in ("make", "arm-none-eabi-g++", "qemu-system-arm"):
         tool(name)
+
+
+def checksums(text: str) -> list[str]:
+    return re.findall(r"^image \d+: layer \w+: checksum [0-9a-f]{8}$", text, re.M)
+
+
+def test_the_program_prints_the_checksums_of_a_dump(
+    small_pickle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of chosen images, each layer of each; and the files hold what the checksums are of."""
+    need_host_compiler()
+    flags = ("--target", "host", "--images", "17,3", "--dump", str(tmp_path / "dump"))
+    folder = generate(small_pickle, tmp_path / "code", *flags)
+    expected = checksums(capsys.readouterr().out)
+    quantized = network(small_pickle)
+    assert len(expected) == 2 * len(quantized.graph.layers)
+    assert (tmp_path / "dump" / "checksums.txt").read_text().splitlines() == expected
+    assert checksums(make(folder, "run")) == []
+    monkeypatch.setenv("CPPFLAGS", "-DNN_PRINT_CHECKSUMS")
+    printed = make(folder, "-B", "run")
+    assert checksums(printed) == expected
+    assert "PASS: every layer as predicted for 2 of 2 images" in printed
+
+    images = lmdb_images(quantized, small_pickle, 18)[[17, 3]]
+    np.testing.assert_array_equal(np.load(tmp_path / "dump" / "pixels.npy"), np.moveaxis(images, 1, -1))
+    files = sorted((tmp_path / "dump").glob("[0-9]*.npy"))
+    assert [path.stem for path in files][:2] == ["00_data", "01_conv1"]
+    outputs = [np.load(path) for path in files]
+    rows = [f"{zlib.crc32(output[i].tobytes()):08x}" for i in range(2) for output in outputs]
+    assert rows == [line[-8:] for line in expected]
+    np.testing.assert_array_equal(outputs[-1], predicted(quantized, images))
 
 
 # --- on this computer -------------------------------------------------------------------------------------------------

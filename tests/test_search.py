@@ -43,7 +43,9 @@ def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple
     steps = search_caffe.caffe_objective(_graph(), accuracy, lambda grids: RANGES, tolerance)
     while True:
         try:
-            trials.append(next(steps))
+            step = next(steps)
+            assert isinstance(step, Trial)
+            trials.append(step)
         except StopIteration as stop:
             return trials, stop.value
 

@@ -70,7 +70,9 @@ def search(case: Case, folder: Path, *options: str) -> tuple[nn_quantizer.Job, n
     with contextlib.redirect_stderr(io.StringIO()):
         job = nn_quantizer.prepare(args)
     start = time.perf_counter()
-    found = nn_quantizer.find_formats(job, args)
+    args.journal = nn_quantizer.open_journal(job, args)
+    found, _ = nn_quantizer.find_formats(job, args)
+    args.journal.close()
     return job, found, time.perf_counter() - start
 
 

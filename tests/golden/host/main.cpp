@@ -221,14 +221,19 @@ static uint32_t crc32(const q7_t *data, int bytes)
     return ~crc;
 }
 
-/* Compares the checksum of each layer's output with the predicted one. */
+/* Compares the checksum of each layer's output with the predicted one; with NN_PRINT_CHECKSUMS, prints all of them. */
 struct KnownAnswer {
     const uint32_t *expected;
+    int image;
     int differs; /* the first layer that does, or NN_LAYERS */
 
     void operator()(int layer, const q7_t *output, int bytes)
     {
-        if (differs == NN_LAYERS && crc32(output, bytes) != expected[layer]) {
+        const uint32_t checksum = crc32(output, bytes);
+#ifdef NN_PRINT_CHECKSUMS
+        printf("image %d: layer %s: checksum %08lx\n", image, layer_names[layer], (unsigned long)checksum);
+#endif
+        if (differs == NN_LAYERS && checksum != expected[layer]) {
             differs = layer;
         }
     }
@@ -239,7 +244,7 @@ static int known_answer_test(void)
 {
     int failures = 0;
     for (int i = 0; i < TEST_IMAGES; i++) {
-        KnownAnswer answer = {test_checksums + i * NN_LAYERS, NN_LAYERS};
+        KnownAnswer answer = {test_checksums + i * NN_LAYERS, i, NN_LAYERS};
         const int8_t *const logits = run_layers(test_pixels + i * NN_INPUT_BYTES, answer);
         printf("image %d: label %d, ", i, (int)test_labels[i]);
         print_result(logits);

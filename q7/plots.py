@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's figures, drawn by matplotlib as SVG to stand within a page.
+
+Text in them stays text, and is ours alone except for short names in the memory map. The same values give the same SVG.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+
+from q7.qformat import INT8_MAX, INT8_MIN, QFormat
+
+INK, MUTED, GRID = "#1d2733", "#5d6b7a", "#dfe5ec"
+TRAINED, DEVICE, RANGE, CLIPPED = "#8aa4c2", "#d9480f", "#e8f3ec", "#c92a2a"
+RANGE_EDGE = "#2b8a3e"
+TENSORS = {"weights": "#1864ab", "activations": "#d9480f", "bias": "#6741d9"}
+MOST_LABELLED = 20  # classes of a confusion matrix that get names and numbers
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "q7",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A browser has the fonts that matplotlib misses."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _svg(size: tuple[float, float], draw: Callable[[Axes], None], label: str) -> Markup:
+    """One figure (inches) with one pair of axes; `label` says to those who cannot see it what it shows.
+
+    The page scales it with its column, down to where it is readable and up to the size that it was drawn for.
+    """
+    with mpl.rc_context(STYLE), _quiet():
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    view = re.search(r'viewBox="[^"]*"', text.getvalue())
+    assert view
+    body = text.getvalue()[text.getvalue().index("<g ") :]
+    body = re.sub(r' id="[a-zA-Z.]+_\d+"', "", body)  # many figures share a page
+    width = f"max-width:{size[0] * 96:.0f}px;min-width:{min(size[0] * 72, 600):.0f}px"
+    opening = Markup('<svg role="img" aria-label="{}" style="{}" {}>').format(label, width, Markup(view[0]))
+    return opening + Markup(body)
+
+
+# --- histograms -------------------------------------------------------------------------------------------------------
+
+
+def _number(value: float, _: Any = None) -> str:
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _histogram(tensor: Mapping[str, Any], bits: int) -> Callable[[Axes], None]:
+    histogram, q = tensor["histogram"], QFormat(bits)
+
+    def draw(ax: Axes) -> None:
+        trained, device = np.array(histogram["float"]), np.array(histogram["device"])
+        edges = histogram["low"] + histogram["width"] * np.arange(len(trained) + 1)
+        low, high = q.dequantize(np.array([INT8_MIN, INT8_MAX])).tolist()
+        ax.axvspan(low, high, color=RANGE, lw=0, label="representable")
+        for end in (low, high):
+            ax.axvline(end, color=RANGE_EDGE, lw=1)
+        ax.stairs(trained, edges, fill=True, color=TRAINED, label="float")
+        outside = (edges[1:] <= low) | (edges[:-1] >= high + 2.0**-bits)
+        if trained[outside].any():
+            ax.stairs(np.where(outside, trained, 0), edges, fill=True, color=CLIPPED, label="clipped")
+        ax.stairs(device, edges, color=DEVICE, lw=1.1, label="device")
+        seen = np.concatenate([trained, device])
+        seen = seen[seen > 0]
+        ax.set_yscale("log")
+        ax.set_ylim(max(seen.min(initial=1) / 2, 1e-6), 1.6)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        ax.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_formatter(FuncFormatter(_number))
+        ax.grid(axis="x", visible=False)
+        ax.margins(x=0.02)
+
+    return draw
+
+
+# --- the sweep --------------------------------------------------------------------------------------------------------
+
+
+def _changes(trials: Sequence[Mapping[str, Any]], chosen: int) -> dict[int, float]:
+    """Accuracy of each format tried, by its fraction bits, in percentage points from what trials are held against.
+
+    That is the format so far where the device judges, so that what was tried before a format was kept moves with it.
+    """
+    against_kept = trials[0]["divergence"] is not None
+    changes: dict[int, float] = {chosen: 0.0} if against_kept else {}
+    for trial in trials:
+        change = trial["accuracy"] - trial["reference_accuracy"]
+        if against_kept and trial["kept"]:
+            changes = {bits: value - change for bits, value in changes.items()}
+            change = 0.0
+        changes[trial["fraction_bits"]] = change
+    if against_kept:
+        changes[chosen] = 0.0
+    return dict(sorted(changes.items()))
+
+
+def _sweep(trials: Sequence[Mapping[str, Any]], chosen: int, colour: str) -> Callable[[Axes], None]:
+    """The trials of one tensor."""
+    changes = _changes(trials, chosen)
+
+    def draw(ax: Axes) -> None:
+        ax.axhline(0, color=MUTED, lw=0.8)
+        ax.axvline(chosen, color=RANGE_EDGE, lw=9, alpha=0.2)
+        ax.plot([*changes], [*changes.values()], "-o", color=colour, mfc="white", ms=5, lw=1.3, mew=1.3)
+        if chosen in changes:
+            ax.plot([chosen], [changes[chosen]], "o", color=colour, ms=6)
+        bits = range(min(chosen, *changes), max(chosen, *changes) + 1)
+        ax.set_xlim(bits[0] - 0.5, bits[-1] + 0.5)
+        ax.set_xticks(bits, [str(QFormat(n)) for n in bits])
+        reach = max(0.1, *(abs(change) for change in changes.values())) * 1.2
+        ax.set_ylim(
+            -reach if min(changes.values()) < 0 else -0.2 * reach, reach if max(changes.values()) > 0 else 0.2 * reach
+        )
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.set_major_formatter(FuncFormatter(_signed))
+        ax.grid(axis="x", visible=False)
+
+    return draw
+
+
+def _signed(value: float, _: Any = None) -> str:
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
+
+
+# --- confusion and memory ---------------------------------------------------------------------------------------------
+
+
+def _confusion(values: Mapping[str, Any]) -> Callable[[Axes], None]:
+    classes = values["classes"]
+    counts = np.zeros((classes, classes))
+    for entry in values["confusion"]:
+        counts[entry["float"], entry["device"]] = entry["count"]
+
+    def draw(ax: Axes) -> None:
+        shown = np.ma.masked_equal(counts, 0)
+        ax.imshow(shown, cmap="Blues", norm=LogNorm(1, max(counts.max(), 2) * 4), interpolation="nearest")
+        ax.set(xlabel="class on the device", ylabel="class of the float network")
+        ax.grid(visible=False)
+        if classes > MOST_LABELLED:
+            return
+        ax.set_xticks(range(classes))
+        ax.set_yticks(range(classes))
+        ax.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+        ax.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+        ax.grid(which="minor", color="white", lw=1.5, visible=True)
+        ax.tick_params(which="both", length=0)
+        ax.spines[:].set_visible(False)
+        size = 8.5 if classes <= 10 else 6
+        for row, column in np.argwhere(counts > 0):
+            count = int(counts[row, column])
+            dark = np.log(count + 1) > 0.55 * np.log(4 * counts.max())
+            colour = "white" if dark and row == column else INK
+            ax.text(column, row, str(count), ha="center", va="center", size=size, color=colour)
+
+    return draw
+
+
+def _kilobytes(size: float, _: Any = None) -> str:
+    return f"{size / 1024:g} kB" if size else "0"
+
+
+def _memory(values: Mapping[str, Any]) -> Callable[[Axes], None]:
+    """Bytes of the arena upwards, layers from left to right: each buffer from its first to its last layer."""
+    layers, buffers = values["layers"], values["memory"]["buffers"]
+
+    def draw(ax: Axes) -> None:
+        top = max(b["offset"] + b["bytes"] for b in buffers)
+        for b in buffers:
+            scratch = b["name"].endswith(" scratch")
+            first, last = b["first"], min(b["last"], len(layers) - 1)
+            ax.bar(
+                first - 0.46,
+                b["bytes"],
+                last - first + 0.92,
+                b["offset"],
+                align="edge",
+                color="#fff4e6" if scratch else "#dbe9f9",
+                edgecolor="#e8590c" if scratch else "#1864ab",
+                lw=0.8,
+                alpha=0.85,  # what works in place lies over its input
+            )
+            room = (last - first + 0.92) * 72 * _memory_size(layers)[0] * 0.88 / len(layers)
+            short = "scratch" if scratch else b["name"]
+            if b["bytes"] > 0.045 * top and len(short) * 4.8 < room:
+                ax.text((first + last) / 2, b["offset"] + b["bytes"] / 2, short, ha="center", va="center", size=8)
+        ax.set_xlim(-0.6, len(layers) - 0.4)
+        ax.set_ylim(0, top * 1.02)
+        names = [
+            name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}"
+            for name in (layer["name"] for layer in layers)
+        ]
+        ax.set_xticks(range(len(layers)), names, rotation=90)
+        ax.yaxis.set_major_locator(MultipleLocator(2 ** max(math.ceil(math.log2(top / 6)), 0)))
+        ax.yaxis.set_major_formatter(FuncFormatter(_kilobytes))
+        ax.grid(axis="x", visible=False)
+
+    return draw
+
+
+def _memory_size(layers: Sequence[Any]) -> tuple[float, float]:
+    """Inches: wide enough for a layer's name each, and no narrower than a phone."""
+    return min(max(3.8, 0.42 * len(layers)), 9.5), 3.6
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def draw(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a report's values: histograms by (layer, tensor), sweeps in their order, confusion, memory."""
+    histograms = {
+        (layer["name"], tensor): _svg(
+            (3.6, 1.75), _histogram(layer[tensor], layer["fraction_bits"][tensor]), f"Histogram of the {tensor}"
+        )
+        for layer in values["layers"]
+        for tensor in ("weights", "activations")
+        if layer[tensor] and (tensor == "weights" or layer["own_format"])
+    }
+    row = {layer["name"]: i for i, layer in enumerate(values["layers"])}
+    order = {"weights": 0, "activations": 1, "bias": 2}
+
+    def place(trial: Mapping[str, Any]) -> tuple[int, int]:
+        return row[trial["layer"]], order[trial["tensor"]]
+
+    sweeps = []
+    for (index, _), group in groupby(sorted(values["trials"], key=place), place):
+        trials = list(group)
+        tensor = trials[0]["tensor"]
+        layer = values["layers"][index]
+        figure = _svg(
+            (3.6, 1.7),
+            _sweep(trials, layer["fraction_bits"][tensor], TENSORS[tensor]),
+            f"Accuracy against the format of the {tensor}",
+        )
+        sweeps.append(
+            {"layer": layer["name"], "tensor": tensor, "figure": figure, "bits": layer["fraction_bits"][tensor]}
+        )
+    return {
+        "histograms": histograms,
+        "sweeps": sweeps,
+        "confusion": _svg((4.6, 4.4), _confusion(values), "Confusion matrix of the float network and the device"),
+        "memory": _svg(_memory_size(values["layers"]), _memory(values), "Memory map over time"),
+    }

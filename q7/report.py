@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run of the quantizer found, as plain values for a JSON file and as one page to look at.
+
+docs/report.schema.json describes the values; the page is made of them, and of the pixels of the images that it shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import q7
+from q7 import emit, memory, statistics
+from q7.qformat import QFormat
+from q7.record import QuantizedNetwork
+from q7.search import Trial
+from q7.statistics import Histogram, Statistics, TensorStatistics
+
+FORMAT, VERSION = "caffe-to-cmsis-nn report", 1
+MOST_PICTURES = 48
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "report"
+
+
+@dataclass(eq=False)
+class Logits:
+    """(N, classes), of the device, and of the float network where somebody asks for them."""
+
+    on_device: np.ndarray
+    in_float: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run of the quantizer knows at its end; images and logits are those that the accuracies are from."""
+
+    command: str
+    network: QuantizedNetwork
+    trials: Sequence[Trial]
+    statistics: Statistics
+    positions: np.ndarray  # (N,) of the images in the LMDB
+    images: np.ndarray  # (N, C, H, W) uint8
+    labels: np.ndarray  # (N,)
+    logits: Logits
+
+    @property
+    def classes(self) -> tuple[list[int], list[int]]:
+        """That the float network and the device give each image."""
+        assert self.logits.in_float is not None
+        return self.logits.in_float.argmax(axis=1).tolist(), self.logits.on_device.argmax(axis=1).tolist()
+
+
+# --- the facts --------------------------------------------------------------------------------------------------------
+
+
+def _bits(q: QFormat | None) -> int | None:
+    return q.fraction_bits if q else None
+
+
+def _histogram(histogram: Histogram) -> dict[str, Any]:
+    shares = {"float": histogram.trained, "device": histogram.device}
+    return {
+        "low": histogram.low,
+        "width": histogram.width,
+        **{what: [round(float(share), 9) for share in values] for what, values in shares.items()},
+    }
+
+
+def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
+    return {
+        "at_min": tensor.at_min,
+        "at_max": tensor.at_max,
+        "sqnr": tensor.sqnr,
+        "range": [tensor.smallest, tensor.largest],
+        "histogram": _histogram(tensor.histogram),
+    }
+
+
+def _layers(run: Run, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
+    network = run.network
+    behind = statistics.settled(network.graph, network.formats)
+    layers = []
+    for layer, integer, size in zip(network.graph.layers, network.layers, emit.constant_bytes(network)):
+        own, weights = network.formats[layer.name], run.statistics.weights.get(layer.name)
+        shifts = integer.integers.shifts if layer.weighted else None
+        scratch = plan.scratch.get(layer.name)
+        layers.append(
+            {
+                "name": layer.name,
+                "type": layer.caffe_type,
+                "inputs": list(layer.inputs),
+                "shape": list(layer.out_shape),
+                "description": layer.describe(),
+                "kernel": integer.kernel.name,
+                "macs": layer.macs,
+                "constant_bytes": size,
+                "scratch_bytes": scratch.size if scratch else 0,
+                "own_format": bool(layer.own_format),
+                "fraction_bits": {"weights": _bits(own.w), "bias": _bits(own.b), "activations": _bits(own.y)},
+                "bias_lshift": shifts.bias_lshift if shifts else None,
+                "act_rshift": shifts.out_rshift if shifts else None,
+                "measured_behind": behind[layer.name],
+                "activations": _tensor(run.statistics.outputs[layer.name]),
+                "weights": _tensor(weights) if weights else None,
+            }
+        )
+    return layers
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "layer": trial.layer,
+        "tensor": trial.tensor.value,
+        "fraction_bits": trial.format.fraction_bits,
+        "accuracy": trial.score.accuracy,
+        "reference_accuracy": trial.reference.accuracy,
+        "divergence": trial.score.divergence,
+        "reference_divergence": trial.reference.divergence,
+        "images": trial.score.images,
+        "kept": trial.kept,
+    }
+
+
+def _confusion(run: Run) -> list[dict[str, int]]:
+    """How many images the float network gives one class and the device another, or the same."""
+    pairs = Counter(zip(*run.classes))
+    return [{"float": f, "device": d, "count": count} for (f, d), count in sorted(pairs.items())]
+
+
+def _changed(run: Run) -> list[dict[str, int]]:
+    """The images that get another class on the device."""
+    classes = zip(run.positions.tolist(), run.labels.tolist(), *run.classes)
+    return [{"image": i, "label": label, "float": f, "device": d} for i, label, f, d in classes if f != d]
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """Everything as plain values, as docs/report.schema.json describes them."""
+    network = run.network
+    plan = memory.plan(network.graph, network.layers, network.target)
+    totals = emit.totals(network, plan, emit.Options())
+    known = network.summary["accuracy"]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "tool": q7.__version__,
+        "command": run.command,
+        "name": network.graph.name,
+        "sources": {what: dict(source) for what, source in network.sources.items()},
+        "target": {"core": network.target.core.value, "rounding": network.target.rounding.value},
+        "objective": network.summary["objective"],
+        "images": {
+            "lmdb": network.dataset,
+            "count": len(run.images),
+            "held_out": network.summary["held out"],
+            "measured": run.statistics.images,
+        },
+        "accuracy": {**known, "loss": known["float"] - known["device"]},
+        "search": dict(network.summary["search"]),
+        "layers": _layers(run, plan),
+        "trials": [_trial(trial) for trial in run.trials],
+        "classes": network.graph.classes,
+        "confusion": _confusion(run),
+        "changed": _changed(run),
+        "memory": {
+            "macs": totals.macs,
+            "flash_bytes": totals.flash,
+            "ram_bytes": totals.ram,
+            "buffers": [
+                {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
+                for b in plan.buffers
+            ],
+        },
+    }
+
+
+def to_json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
+
+
+def render(run: Run, page_path: str | None, json_path: str | None, channel_order: str) -> dict[Path, bytes]:
+    """The contents of the page and the JSON file by path, where they have one."""
+    values = facts(run)
+    contents = {}
+    if page_path:
+        contents[Path(page_path)] = page(values, pictures(run, channel_order)).encode("utf-8", "replace")
+    if json_path:
+        contents[Path(json_path)] = to_json(values)
+    return contents
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def pictures(run: Run, order: str) -> dict[int, str]:
+    """The first images that changed class, by position in the LMDB, as data URLs; `order` is "bgr" or "rgb"."""
+    from PIL import Image
+
+    row = {position: i for i, position in enumerate(run.positions.tolist())}
+    urls = {}
+    for changed in _changed(run)[:MOST_PICTURES]:
+        i = row[changed["image"]]
+        pixels = run.images[i : i + 1][0].transpose(1, 2, 0)
+        if pixels.shape[2] not in (1, 3):
+            break
+        pixels = pixels[..., ::-1] if order == "bgr" else pixels
+        png = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels.squeeze())).save(png, "PNG")
+        urls[changed["image"]] = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    return urls
+
+
+def _printable(value: Any) -> Any:
+    """Names out of a file reach a page here: control characters and the like have no place in it."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else "?" for c in value)
+    if isinstance(value, dict):
+        return {key: _printable(entry) for key, entry in value.items()}
+    return list(map(_printable, value)) if isinstance(value, list) else value
+
+
+def page(values: Mapping[str, Any], images: Mapping[int, str]) -> str:
+    """One HTML page without scripts that loads nothing; `images` are data URLs by position."""
+    import jinja2
+
+    from q7.plots import draw
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+    )
+    environment.filters["q"] = lambda bits: "" if bits is None else str(QFormat(bits))
+    shown = _printable(dict(values))
+    context = {**shown, "pictures": images, "plots": draw(shown), "edges": _edges(shown["layers"])}
+    return environment.get_template("page.html.jinja").render(context)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A connection between layers (rows) that are not neighbours, drawn in a lane beside them."""
+
+    source: int
+    target: int
+    lane: int
+
+
+def _edges(layers: Sequence[Mapping[str, Any]]) -> list[Edge]:
+    """The connections that jump over layers, each in the first lane where it meets no other."""
+    row = {layer["name"]: i for i, layer in enumerate(layers)}
+    edges: list[Edge] = []
+    for target, layer in enumerate(layers):
+        for source in sorted((row[name] for name in layer["inputs"]), reverse=True):
+            if source == target - 1:
+                continue
+            taken = {e.lane for e in edges if source < e.target and e.source < target}
+            edges.append(Edge(source, target, next(lane for lane in range(len(edges) + 1) if lane not in taken)))
+    return edges

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The time left, the best accuracy so far, and what is printed while a search works."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nn_quantizer
+from q7 import progress, search_caffe, search_device
+from q7.progress import Best, Estimate
+from q7.qformat import QFormat
+from q7.search import Found, Phase, Score, Search, Tensor, Trial
+from tests import tiny
+from tests.test_search_device import _graph
+
+SCHEDULE = search_device.schedule(_graph())
+
+
+def trial(layer: str, tensor: Tensor, accuracy: float = 50, kept: bool = False, images: int | None = None) -> Trial:
+    return Trial(layer, tensor, QFormat(3), Score(accuracy, None, images), Score(40, None, images), kept)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_schedules() -> None:
+    """Each pass in network order; the original's by kind."""
+    first = [(name, t.value) for name, t in SCHEDULE[:7]]
+    assert first == [
+        ("data", "activations"),
+        ("conv", "weights"),
+        ("conv", "bias"),
+        ("conv", "activations"),
+        ("ip", "weights"),
+        ("ip", "bias"),
+        ("ip", "activations"),
+    ]
+    assert [key for key in SCHEDULE[7:] if key[1] is Tensor.BIAS] == []
+    assert len(SCHEDULE) == 7 + 2 * 5
+    assert [t.value for _, t in search_caffe.schedule(_graph())] == ["weights"] * 2 + ["activations"] * 3 + ["bias"] * 2
+
+
+def test_time_left_is_the_pace_so_far_over_what_can_still_come() -> None:
+    clock = Clock()
+    estimate = Estimate(_graph(), SCHEDULE, clock)
+    estimate.costs = [1.0] * len(SCHEDULE)
+    estimate.see(trial(*SCHEDULE[0]), computed=True)
+    assert estimate.share == 0 and estimate.seconds_left is None
+    clock.now += 10
+    for i in range(6):
+        estimate.see(trial(*SCHEDULE[i]), computed=True)
+        estimate.see(trial(*SCHEDULE[i]), computed=True)
+    assert estimate.share == pytest.approx(5 / 17)
+    assert estimate.seconds_left == pytest.approx(10 / 5 * 12)
+
+
+def test_tensors_that_are_not_looked_at_again_are_passed_over() -> None:
+    estimate = Estimate(_graph(), SCHEDULE, Clock())
+    for key in (SCHEDULE[0], SCHEDULE[6], SCHEDULE[9]):
+        estimate.see(trial(*key), computed=True)
+    assert estimate.position == 9
+    estimate.see(trial("nobody", Tensor.WEIGHTS), computed=True)
+    assert estimate.position == 9
+
+
+def test_what_comes_out_of_a_journal_tells_no_pace() -> None:
+    clock = Clock()
+    estimate = Estimate(_graph(), SCHEDULE, clock)
+    estimate.costs = [1.0] * len(SCHEDULE)
+    for key in SCHEDULE[:8]:
+        estimate.see(trial(*key), computed=False)
+    assert estimate.seconds_left is None
+    estimate.see(trial(*SCHEDULE[8]), computed=True)
+    clock.now += 3
+    estimate.see(trial(*SCHEDULE[9]), computed=True)
+    assert estimate.seconds_left == pytest.approx(3 * 8)
+
+
+def test_early_layers_cost_more() -> None:
+    costs = dict(zip(SCHEDULE, progress.work(_graph(), SCHEDULE)))
+    assert costs["conv", Tensor.WEIGHTS] > 2 * costs["ip", Tensor.WEIGHTS] > 0
+
+
+def test_the_best_is_of_the_formats_kept_on_the_most_images() -> None:
+    best = Best()
+    seen = []
+    for step in (
+        trial("conv", Tensor.WEIGHTS, 90, images=250),
+        trial("conv", Tensor.WEIGHTS, 55, images=2000, kept=True),
+        trial("conv", Tensor.WEIGHTS, 99, images=250, kept=True),
+        trial("conv", Tensor.WEIGHTS, 60, images=2000, kept=False),
+    ):
+        best.see(step)
+        assert best.score
+        seen.append(best.score.accuracy)
+    assert seen == [40, 55, 55, 40]
+
+
+def _search() -> Search:
+    steps: Iterator[Trial | Phase] = iter(
+        [trial("data", Tensor.ACTIVATIONS, kept=True), trial("conv", Tensor.WEIGHTS), Phase("adapting the weights")]
+    )
+    yield from steps
+    return Found(None, {}, {})  # type: ignore[arg-type]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_says_what_is_tried_the_best_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    found, trials = progress.follow(_search(), _graph(), SCHEDULE, lambda: True)
+    assert len(trials) == 2 and found.accuracies == {}
+    frames = terminal.getvalue().split("\r")
+    assert any("conv weights Q4.3, best " in frame and "of search left" in frame for frame in frames)
+    assert any("adapting the weights" in frame for frame in frames)
+
+
+def test_no_bar_where_stderr_is_no_terminal_or_nobody_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, disable in ((io.StringIO(), None), (Terminal(), True)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress.follow(_search(), _graph(), SCHEDULE, lambda: True, disable=disable)
+        assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("objective", ["device", "caffe"])
+def test_the_trials_follow_the_schedule(objective: str, tmp_path: Path) -> None:
+    args = nn_quantizer.parse_arguments([*tiny.write(tmp_path), "--objective", objective])
+    nn_quantizer.check_engine(args)
+    job = nn_quantizer.prepare(args)
+    args.journal = nn_quantizer.open_journal(job, args)
+    module = search_device if objective == "device" else search_caffe
+    later = iter(module.schedule(job.graph))
+    _, trials = nn_quantizer.find_formats(job, args)
+    visits = [(t.layer, t.tensor) for t in trials]
+    changes = [key for i, key in enumerate(visits) if i == 0 or visits[i - 1] != key]
+    assert len(trials) >= len(changes) > 3
+    assert all(key in later for key in changes)  # each behind the one before
+
+
+def test_verbose_prints_every_trial_and_quiet_the_result_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tiny.write(tmp_path)
+    assert nn_quantizer.main([*arguments, "-v"]) == 0
+    out, err = capsys.readouterr()
+    lines = [line for line in out.splitlines() if line.startswith("layer ")][:-1]
+    trials = [line for line in lines if " %" in line and ": " in line]
+    assert trials[0].startswith("layer data: activations Q")
+    assert len(trials) > 5 and err == ""
+    assert nn_quantizer.main([*arguments, "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 and out.startswith("Accuracy: float ") and err == ""
