@@ -44,8 +44,13 @@ def output_covers_padding(layer: Any, target: Target) -> bool:
 
 
 def one_channel_groups(layer: Any, target: Target) -> bool:
-    """as many groups as input channels, and more than one"""
-    return layer.group == layer.in_shape[0] > 1
+    """as many groups as input channels"""
+    return layer.group == layer.in_shape[0]
+
+
+def wide_groups(layer: Any, target: Target) -> bool:
+    """one group, or groups of several input channels"""
+    return layer.group == 1 or layer.group < layer.in_shape[0]
 
 
 def pointwise(layer: Any, target: Target) -> bool:

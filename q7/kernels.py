@@ -39,6 +39,7 @@ from q7.constraints import (
     three_channels,
     unpadded,
     vector_sizes,
+    wide_groups,
 )
 from q7.kernel import Kernel, WeightedKernel
 from q7.own_kernels import Clamp, Concatenate, GroupConvolution, Merge, OwnAveragePool, OwnMaxPool
@@ -55,8 +56,8 @@ CONVOLUTION: tuple[WeightedKernel, ...] = (
     Convolution("arm_convolve_HWC_q7_basic", (one_group, square, *_CONVOLUTION)),
     Convolution("arm_convolve_HWC_q7_basic_nonsquare", (one_group, *_CONVOLUTION), nonsquare=True),
     GroupConvolution("convolve_group_q7", _CONVOLUTION),
+    s8_kernels.Convolution("arm_convolve_wrapper_s8", (wide_groups, indexable, short_image_column)),
     s8_kernels.Depthwise("arm_depthwise_conv_wrapper_s8", (one_channel_groups, *_CONVOLUTION)),
-    s8_kernels.Convolution("arm_convolve_wrapper_s8", (indexable, short_image_column)),
 )
 FULLY_CONNECTED: tuple[WeightedKernel, ...] = (
     FullyConnected("arm_fully_connected_q7_opt", (vector_sizes,), interleaved=True),
