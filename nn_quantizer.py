@@ -266,7 +266,11 @@ def build(
 def run(args: argparse.Namespace) -> None:
     job = prepare(args)
     args.journal = open_journal(job, args)
-    found, trials = find_formats(job, args)
+    try:
+        found, trials = find_formats(job, args)
+    except Q7Error:  # it would come again
+        args.journal.remove()
+        raise
     network, weights, measured, logits = build(job, found, args)
     iterations = -(-len(job.images) // job.source.batch_size)
     attributes = record.attributes(network, job.source.batch_size, iterations, args.gpu)
@@ -276,7 +280,7 @@ def run(args: argparse.Namespace) -> None:
         told = report.Run(args.command, network, trials, measured, job.reported, images, labels, logits)
         outputs.update(report.render(told, args.report, args.json, args.channel_order))
     files.write_all(outputs)
-    args.journal.close()
+    args.journal.remove()
 
     *details, last = summary.recorded(network)
     if not args.quiet:
@@ -398,6 +402,9 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"the same command goes on from the {kept} results in '{args.journal.path}'" if kept else ""
         note(f"interrupted: {where or 'nothing was kept'}")
         return 130
+    finally:
+        if args.journal:
+            args.journal.close()
     return 0
 
 

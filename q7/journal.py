@@ -115,10 +115,14 @@ class Journal:
         return len(self._answers)
 
     def close(self) -> None:
-        """To be called when the results are saved: removes the file, unless another run has replaced it."""
+        """The file stays for the next run."""
         if self._file:
             self._file.close()
-        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+
+    def remove(self) -> None:
+        """To be called when nothing is left to go on with. Another run's file, which has replaced ours, stays."""
+        self.close()
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
             if file.read(len(self._header())) == self._header():
                 self.path.unlink()
 

@@ -41,6 +41,8 @@ def rebuild(
         if source.mean_file or mean:
             source = replace(source, mean_file=mean or attributes["mean_file"], mean_values=())
         shape = tuple(int(extent) for extent in attributes["layer_shape"][attributes["data_layer"]][1:])
+        if min(shape) < 1 or math.prod(shape) > caffe_files.LARGEST_IMAGE:
+            raise Q7Error(f"the pickle's images of shape {shape} are no images")
         network = graph.parse(prototxt, attributes["accuracy_layer"], source, shape, target)
         network = passes.fold_affine(graph.attach_weights(network, caffe_files.read_weights(weight_file)))
         formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))

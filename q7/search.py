@@ -85,6 +85,14 @@ def largest(values: np.ndarray) -> float:
     return float(np.abs(values).max(initial=0))
 
 
+def covering(name: str, tensor: Tensor, largest: float) -> QFormat:
+    """The finest format for values of at most that magnitude; raises Q7Error that names the tensor."""
+    try:
+        return QFormat.covering(largest)
+    except Q7Error as error:
+        raise Q7Error(f"layer '{name}', {tensor.value}: {error}") from error
+
+
 def tensors(graph: Graph) -> list[tuple[str, Tensor]]:
     """The tensors that have a format of their own, in network order."""
     return [

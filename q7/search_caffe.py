@@ -10,7 +10,7 @@ import numpy as np
 from q7.engines import FloatNetwork, Grid, Simulation, accuracy_caffe
 from q7.graph import Graph
 from q7.qformat import QFormat
-from q7.search import Candidate, Found, Score, Search, Tensor, Trial, largest, table
+from q7.search import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table
 
 STEPS = 3  # how far below the range's format the original looks
 
@@ -83,7 +83,7 @@ def caffe_objective(
 
     accuracies = {"float": accuracy(grids)}
     for layer in graph.sweep_order():
-        start = QFormat.covering(largest(graph.weights[layer.name][0]))
+        start = covering(layer.name, Tensor.WEIGHTS, largest(graph.weights[layer.name][0]))
         yield from sweep(layer.name, Tensor.WEIGHTS, start, accuracies["float"])
 
     accuracies["quantized weights"] = target = accuracy(grids)
@@ -91,7 +91,7 @@ def caffe_objective(
     output: dict[str, QFormat] = {}  # of every layer, chosen or inherited
     for layer in graph.layers:
         if layer.own_format:
-            start = QFormat.covering(ranges[layer.name])
+            start = covering(layer.name, Tensor.ACTIVATIONS, ranges[layer.name])
             output[layer.name] = yield from sweep(layer.name, Tensor.ACTIVATIONS, start, target)
         else:
             output[layer.name] = layer.inherited(output[layer.inputs[0]])
@@ -102,7 +102,7 @@ def caffe_objective(
     for layer in graph.sweep_order():
         weights = grids[layer.name, Tensor.WEIGHTS].format
         accumulator = QFormat(weights.fraction_bits + output[layer.inputs[0]].fraction_bits)
-        start = QFormat.covering(largest(graph.weights[layer.name][1]))
+        start = covering(layer.name, Tensor.BIAS, largest(graph.weights[layer.name][1]))
         if start < accumulator:
             yield from sweep(layer.name, Tensor.BIAS, start, target)
         else:  # a finer bias would be lost in the accumulator

@@ -14,7 +14,7 @@ from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import FloatNetwork, accuracy_caffe, plain
 from q7.graph import Graph
 from q7.qformat import Api, LayerFormats, QFormat, Target
-from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, largest, table, tensors
+from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, covering, largest, table, tensors
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
 PATIENCE = 1.0  # standard errors by which it may do worse and still go on; with fewer, other formats were seen to win
@@ -153,7 +153,7 @@ def _start(graph: Graph, images: np.ndarray, target: Target) -> Choices:
         if tensor is Tensor.BIAS and target.api is Api.S8:
             continue
         values = ranges[name] if tensor is Tensor.ACTIVATIONS else graph.weights[name][tensor is Tensor.BIAS]
-        choices[name, tensor] = QFormat.covering(largest(values))
+        choices[name, tensor] = covering(name, tensor, largest(values))
     return choices
 
 

@@ -60,9 +60,9 @@ def _histogram(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> Histogr
     low = min(float(trained.min(initial=0)), INT8_MIN * step)
     high = max(float(trained.max(initial=0)), (INT8_MAX + 1) * step)
     bins = math.ceil((high - low) / (LEVELS_PER_BIN * step))
-    levels = LEVELS_PER_BIN * max(1, -(-bins // MOST_BINS))
-    first = math.floor(low / (levels * step))
-    edges = (np.arange(first, math.ceil(high / (levels * step)) + 1) * levels - 0.5) * step
+    levels = float(LEVELS_PER_BIN * max(1, -(-bins // MOST_BINS)))
+    first, last = math.floor(low / (levels * step)), math.ceil(high / (levels * step))
+    edges = ((first + np.arange(last - first + 1)) * levels - 0.5) * step
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
     counts = [np.histogram(values, edges)[0] for values in (trained, q.dequantize(integers))]
     shares = [count / max(count.sum(), 1) for count in counts]

@@ -43,14 +43,16 @@ class Case:
         return self.folder / "out"
 
     def found(self) -> Contents:
-        """The output files; anything else there is an error."""
-        return {str(path.relative_to(self.out)): path.read_bytes() for path in self.out.rglob("*") if path.is_file()}
+        """The output files, and what else is there, but for the journal of a run that was stopped."""
+        files_ = [path for path in self.out.rglob("*") if path.is_file() and path.suffix != ".journal"]
+        return {str(path.relative_to(self.out)): path.read_bytes() for path in files_}
 
     def complete(self, which: int) -> Contents:
         """The output of a run to its end, which leaves nothing else behind."""
         ended = children.run(self.folder, self.script, self.arguments[which])
-        assert (ended.code, ended.err) == (0, "")
-        assert not list(self.out.rglob(f"{files.UNFINISHED}*"))
+        assert ended.code == 0, ended
+        assert all(".journal'" in line for line in ended.err.splitlines()), ended
+        assert not list(self.out.rglob(f"{files.UNFINISHED}*")) + list(self.out.rglob("*.journal"))
         return self.found()
 
 

@@ -277,6 +277,14 @@ def test_arbitrary_bytes_end_in_a_result_or_one_sentence(folder: Path, reader: s
     event(outcome(reader, folder / "arbitrary", content))
 
 
+def test_an_old_pickle_with_a_billion_channels(folder: Path, sound: dict[str, bytes]) -> None:
+    """Found by damage: its mean would have taken gigabytes."""
+    channels = b"(I10\nL3L\n"
+    assert sound["old pickle"].count(channels) == 1
+    many = sound["old pickle"].replace(channels, b"(I10\nL999999993L\n")
+    assert outcome("old pickle", folder / "many", many) == "refused"
+
+
 # --- networks whose values were changed -------------------------------------------------------------------------------
 
 VALUES: list[Any] = [

@@ -37,7 +37,7 @@ def test_answers_outlive_the_run(tmp_path: Path) -> None:
     assert ask(second, ["b", 2], "computed again") == [0.1, "x"]
     assert ask(second, "c", 3) == 3
     assert (second.kept, second.computed) == (3, 1)
-    second.close()
+    second.remove()
     assert not second.path.exists()
 
 
@@ -50,7 +50,7 @@ def test_another_key_starts_anew_and_replaces_the_file_with_its_first_answer(tmp
     assert old.path.read_bytes() == before
     assert ask(new, "a", 2) == 2
     assert Journal(old.path, "other key").resumed == 1
-    old.close()
+    old.remove()
     assert Journal(old.path, "other key").resumed == 1  # it is not the old run's to remove
 
 

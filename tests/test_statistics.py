@@ -40,7 +40,7 @@ def test_saturated_is_what_float_has_beyond() -> None:
     assert (found.smallest, found.largest) == (-9.0, 9.0)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 0.01, 1, 7.9, 30, 1e5])
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 0.01, 1, 7.9, 30, 1e5, 1e30])
 def test_histograms_hold_every_value(scale: float) -> None:
     trained = np.random.default_rng(0).normal(0, scale, 10000).astype(np.float32)
     q = QFormat(4)

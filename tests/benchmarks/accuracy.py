@@ -72,7 +72,7 @@ def search(case: Case, folder: Path, *options: str) -> tuple[nn_quantizer.Job, n
     start = time.perf_counter()
     args.journal = nn_quantizer.open_journal(job, args)
     found, _ = nn_quantizer.find_formats(job, args)
-    args.journal.close()
+    args.journal.remove()
     return job, found, time.perf_counter() - start
 
 
