@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from q7 import emit, files, known_answers, legacy, memory, passes, summary
+from q7 import emit, files, known_answers, legacy, lowering, memory, passes, summary
 from q7.emit import Options
 from q7.errors import Q7Error
 from q7.known_answers import KnownAnswers
+from q7.qformat import Api, Core, Rounding, Target
 from q7.record import QuantizedNetwork
 
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
 TEST_IMAGES = 1
-WITH_DESCRIBE = {"describe", "weights", "mean", "target", "weights_in", "no_inplace_pooling", "softmax"}
+WITH_DESCRIBE = {"describe", "api", "core", "weights", "mean", "target", "weights_in", "no_inplace_pooling", "softmax"}
+
+
+def lower(network: QuantizedNetwork, args: argparse.Namespace) -> QuantizedNetwork:
+    """The network for the kernel library and the core that are asked for."""
+    core = Core(args.core) if args.core else network.target.core
+    api = Api(args.api) if args.api else network.target.api
+    rounding = network.target.rounding if api is Api.Q7 else Rounding.NEAREST
+    return lowering.fuse(lowering.retarget(network, Target(core, rounding, api)))
 
 
 def note(text: str) -> None:
@@ -73,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     if args.test_images is not None and args.test_images < 0:
         raise Q7Error(f"--test_images {args.test_images} must be 0 or more")
     options = Options(args.target, args.profile, args.weights_in == "ram")
-    network = legacy.open_network(Path(args.model), args.weights, args.mean)
+    network = lower(legacy.open_network(Path(args.model), args.weights, args.mean), args)
     if args.softmax:
         network = passes.add_softmax(network)
     plan = memory.plan(network.graph, network.layers, network.target, promised_only=args.no_inplace_pooling)
@@ -95,6 +104,16 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     parser.add_argument("--model", default=MODEL, help="pickle of nn_quantizer.py, or of the original tool")
     parser.add_argument("--out_dir", default=OUT_DIR, help="folder to write, created where missing")
+    parser.add_argument(
+        "--api",
+        choices=[a.value for a in Api],
+        help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7 ; if not given, the pickle's",
+    )
+    parser.add_argument(
+        "--core",
+        choices=[c.value for c in Core],
+        help="dsp: M4, M7, M33; plain: M0, M3; mve: M55; if not given, the pickle's",
+    )
     parser.add_argument("--profile", action="store_true", help="emit code that times each layer")
     parser.add_argument("--target", choices=emit.TARGETS, default=emit.TARGETS[0], help="what the code is for")
     parser.add_argument(

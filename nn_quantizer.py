@@ -42,7 +42,7 @@ from q7.engines import FloatNetwork
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.journal import Journal, RememberedJudge, RememberedSimulation
-from q7.qformat import Core, Rounding, Target
+from q7.qformat import Api, Core, Rounding, Target
 from q7.record import QuantizedNetwork, Record
 from q7.search import Found, Trial
 from q7.statistics import Statistics
@@ -344,7 +344,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of held-out images")
     parser.add_argument(
-        "--core", choices=[c.value for c in Core], default="dsp", help="dsp: M4, M7, M33; plain: M0, M3"
+        "--core", choices=[c.value for c in Core], default="dsp", help="dsp: M4, M7, M33; plain: M0, M3; mve: M55"
+    )
+    parser.add_argument(
+        "--api",
+        choices=[a.value for a in Api],
+        default="q7",
+        help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7",
     )
     parser.add_argument(
         "--rounding",
@@ -380,7 +386,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     if args.eval and args.weights == WEIGHTS:
         args.weights = None  # an old pickle names its own
     args.memory_bytes = int(min(args.memory, 1 << 20) * 2**30) if args.memory > 0 else 0  # also where it is no number
-    args.target = Target(Core(args.core), Rounding(args.rounding))
+    if args.api == "s8" and args.rounding == "truncate":
+        parser.error("--rounding truncate is for --api q7: the s8 kernels round to nearest")
+    args.target = Target(Core(args.core), Rounding(args.rounding), Api(args.api))
     args.command = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
     args.journal = None
     return args

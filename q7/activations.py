@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from q7 import kernels
+from q7.kernel import Bounds
 from q7.layer import Declined, Layer, Shape, Weights, extents
 from q7.onnx_graph import OnnxGraph
-from q7.own_kernels import Bounds
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from q7.constraints import padding_below_stride, short_window
 from q7.exact import convolution, divide, max_pool, truncated_mean, weighted_sum
-from q7.kernel import CNames, Kernel, WeightedKernel
+from q7.kernel import Bounds, CNames, Kernel, WeightedKernel
 from q7.onnx_graph import OnnxGraph
-from q7.qformat import INT8_MAX, INT8_MIN, Core, Target
+from q7.qformat import INT8_MAX, INT8_MIN, Api, Core, Target
 
 DSP_LANES = 4
 
@@ -22,6 +22,8 @@ DSP_LANES = 4
 class Convolution(WeightedKernel):
     """Convolutions whose weights are O,KH,KW,C; two q15 columns of scratch on the DSP path (one for one pixel)."""
 
+    apis = (Api.Q7,)
+
     nonsquare: bool = False
     overread: int = 0
 
@@ -29,7 +31,7 @@ class Convolution(WeightedKernel):
         return weights.transpose(0, 2, 3, 1).ravel()
 
     def scratch_bytes(self, layer: Any, target: Target) -> int:
-        if target.core is Core.PLAIN:
+        if target.core is not Core.DSP:
             return 0
         columns = 1 if layer.out_shape[1] * layer.out_shape[2] == 1 else 2
         return 2 * columns * layer.in_shape[0] * layer.kernel[0] * layer.kernel[1]
@@ -63,6 +65,8 @@ class Depthwise(Convolution):
 @dataclass(frozen=True)
 class FullyConnected(WeightedKernel):
     """Matrix times vector; the vector comes in H,W,C order where an image precedes it."""
+
+    apis = (Api.Q7,)
 
     interleaved: bool = False
 
@@ -133,10 +137,13 @@ class InPlace(Kernel):
 
 @dataclass(frozen=True)
 class Relu(InPlace):
-    """max(x, 0)."""
+    """max(x, 0); both libraries have it."""
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         return g.add("Relu", xs[0])
+
+    def bounds(self, integers: Any) -> Bounds:
+        return Bounds(low=0)
 
 
 def sigmoid_table() -> np.ndarray:
@@ -152,6 +159,8 @@ def tanh_table() -> np.ndarray:
 @dataclass(frozen=True)
 class Activation(InPlace):
     """table[x >> (3 - int_width)], in Q0.7: the last bits of inputs finer than Q3.4 are dropped."""
+
+    apis = (Api.Q7,)
 
     c_type: str = ""
     table: Callable[[], np.ndarray] = sigmoid_table
@@ -176,6 +185,7 @@ class Softmax(Kernel):
     """
 
     SHIFTS = 32
+    apis = (Api.Q7,)
 
     def in_place(self, layer: Any, promised_only: bool) -> bool:
         """Not promised, measured exact."""
@@ -242,6 +252,8 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: Any, axis: int, average: bool) -
 class Pool(Kernel):
     """Pooling; the DSP path reduces along x, in place in its input, and then along y."""
 
+    apis = (Api.Q7,)
+
     def in_place(self, layer: Any, promised_only: bool) -> bool:
         """With pad < stride, window i starts at i * stride - pad >= i for i >= 1, along each axis.
 
@@ -275,7 +287,7 @@ class AveragePool(Pool):
         return 2 * layer.out_shape[2] * layer.in_shape[0] if target.core is Core.DSP else 0
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        if target.core is Core.PLAIN:
+        if target.core is not Core.DSP:
             return truncated_mean(g, xs[0], layer)
         if not (padding_below_stride(layer, target) and short_window(layer, target)):
             return _dsp_pool_axis(g, _dsp_pool_axis(g, xs[0], layer, 2, True), layer, 1, True)

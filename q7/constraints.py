@@ -43,6 +43,16 @@ def output_covers_padding(layer: Any, target: Target) -> bool:
     return all(o >= p for o, p in zip(layer.out_shape[1:], layer.pad))
 
 
+def one_channel_groups(layer: Any, target: Target) -> bool:
+    """as many groups as input channels"""
+    return layer.group == layer.in_shape[0]
+
+
+def wide_groups(layer: Any, target: Target) -> bool:
+    """one group, or groups of several input channels"""
+    return layer.group == 1 or layer.group < layer.in_shape[0]
+
+
 def pointwise(layer: Any, target: Target) -> bool:
     """a 1x1 kernel with stride 1 and no padding"""
     return (layer.kernel, layer.stride, layer.pad) == ((1, 1), (1, 1), (0, 0))
@@ -56,6 +66,11 @@ def indexable(layer: Any, target: Target) -> bool:
 def short_column(layer: Any, target: Target) -> bool:
     """at most 65535 weights for each output"""
     return layer.in_shape[0] // layer.group * layer.kernel[0] * layer.kernel[1] <= 65535
+
+
+def short_image_column(layer: Any, target: Target) -> bool:
+    """at most 65535 elements of all channels in a window"""
+    return layer.in_shape[0] * layer.kernel[0] * layer.kernel[1] <= 65535
 
 
 def vector_sizes(layer: Any, target: Target) -> bool:
@@ -83,24 +98,29 @@ def no_empty_window(layer: Any, target: Target) -> bool:
 
 def pooled_row(layer: Any, target: Target) -> bool:
     """at most 65535 elements in a row of the output (DSP)"""
-    return target.core is Core.PLAIN or layer.out_shape[0] * layer.out_shape[2] <= 65535
+    return target.core is not Core.DSP or layer.out_shape[0] * layer.out_shape[2] <= 65535
 
 
 def padding_below_stride(layer: Any, target: Target) -> bool:
     """padding below the stride (DSP: the kernel works in place and would read columns that it overwrote)"""
-    return target.core is Core.PLAIN or all(
+    return target.core is not Core.DSP or all(
         p < s or o == 1 for p, s, o in zip(layer.pad, layer.stride, layer.out_shape[1:])
     )
 
 
 def short_window(layer: Any, target: Target) -> bool:
     """windows of at most 256 cells along an axis (DSP: longer ones overflow 16 bits)"""
-    return target.core is Core.PLAIN or max(layer.kernel) <= 256
+    return target.core is not Core.DSP or max(layer.kernel) <= 256
 
 
 def input_may_be_lost(layer: Any, target: Target) -> bool:
     """no other layer that reads its input later (DSP: the kernel overwrites it)"""
-    return target.core is Core.PLAIN or not layer.shared_input
+    return target.core is not Core.DSP or not layer.shared_input
+
+
+def plain_sum_of_two(layer: Any, target: Target) -> bool:
+    """two inputs with coefficient 1"""
+    return layer.negative in ((), (False, False)) and len(layer.in_shapes) == 2
 
 
 def countable(layer: Any, target: Target) -> bool:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from q7.engines import MEMORY, Network
 from q7.errors import Q7Error
 from q7.graph import Graph
+from q7.kernel import Bounds
 from q7.kernels import Kernel
 from q7.layers import Layer
 from q7.onnx_graph import OnnxGraph
@@ -20,10 +21,19 @@ from q7.qformat import LayerFormats, Target
 
 @dataclass(frozen=True, eq=False)
 class IntegerLayer:
-    """A layer as the device runs it: the kernel, and the integers that it holds (Integers, Pixels or None)."""
+    """A layer as the device runs it: the kernel, and the integers that it holds (Integers, Pixels or None).
+
+    Its output stays within the bounds, which are those of 8 bits unless other layers have been put into this one.
+    """
 
     kernel: Kernel
     integers: Any
+    bounds: Bounds = field(default_factory=Bounds)
+
+    def defines(self) -> dict[str, int]:
+        """Macros that follow from the quantization, without the layer's prefix."""
+        limits = {"ACT_MIN": self.bounds.low, "ACT_MAX": self.bounds.high} if self.kernel.limits else {}
+        return {**self.kernel.defines(self.integers), **limits}
 
 
 class DeviceNetwork(Network):
@@ -36,7 +46,8 @@ class DeviceNetwork(Network):
         self.target = target
 
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: IntegerLayer) -> str:
-        return setting.kernel.build(g, xs, layer, setting.integers, self.target)
+        y = setting.kernel.build(g, xs, layer, setting.integers, self.target)
+        return y if setting.bounds == Bounds() else g.clip(y, setting.bounds.low, setting.bounds.high)
 
 
 def quantize_layer(graph: Graph, layer: Layer, formats: LayerFormats, target: Target) -> IntegerLayer:

@@ -18,7 +18,7 @@ from q7.errors import Q7Error
 from q7.kernel import Array, CNames, consider
 from q7.known_answers import KnownAnswers
 from q7.memory import MemoryPlan
-from q7.qformat import Core, Rounding
+from q7.qformat import Api, Core, Rounding, Target
 from q7.record import QuantizedNetwork
 from q7.summary import columns
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 TARGETS = ("mbed", "keil", "mps2", "host")
 PORTABLE = ("mps2", "host")  # where our portable kernels come along
+KERNELS = {Api.Q7: "portable", Api.S8: "portable_s8"}  # their folders
+BOARDS = {Core.DSP: "cortex-m4", Core.PLAIN: "cortex-m3", Core.MVE: "cortex-m55"}  # that mps2 code is run on
 LINE = 112  # characters of a generated line, indentation aside
 
 
@@ -66,11 +68,10 @@ def c_array(values: np.ndarray) -> str:
 
 
 def c_statement(call: str) -> str:
-    """A call, or an initializer, broken at its commas, aligned behind the opening bracket."""
-    opening = "(" if "(" in call else "{"
-    name, arguments = call.split(opening, 1)
-    lines = _lines(arguments.split(", "), LINE - len(name))
-    return f"{name}{opening}" + ("\n" + " " * (4 + len(name) + 1)).join(lines)
+    """A call, or an initializer, broken at its commas outside inner braces, aligned behind the opening bracket."""
+    start = min(call.index(bracket) for bracket in "({" if bracket in call) + 1
+    arguments = re.split(r", (?![^{]*})", call[start:-1])
+    return call[:start] + ("\n" + " " * (4 + start)).join(_lines(arguments, LINE - start + 1)) + call[-1]
 
 
 def comment(text: str) -> str:
@@ -119,6 +120,7 @@ def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> lis
             inputs=tuple(f"{names[name]}_out" for name in layer.inputs) or ("image",),
             output=f"{identifier}_out",
             scratch=f"(arena + {macro}_SCRATCH)" if scratch else "NULL",
+            scratch_bytes=scratch.size if scratch else 0,
             weights=f"{identifier}_wt",
             bias=f"{identifier}_bias",
             in_place=layer.name in plan.in_place,
@@ -130,7 +132,7 @@ def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> lis
             Step(
                 identifier,
                 comment(f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {network.formats[layer.name].y}"),
-                {**layer.defines(), **kernel.defines(integer.integers), **offsets},
+                {**layer.defines(), **integer.defines(), **offsets},
                 kernel.calls(layer, c),
                 kernel.arrays(layer, integer.integers, c),
                 "static" if options.weights_in_ram and layer.weighted else "static const",
@@ -185,6 +187,13 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def definitions(target: Target) -> list[str]:
+    """What the preprocessor is told of the core and the rounding on a computer, and by kernels' users."""
+    dsp = ["ARM_MATH_DSP"] if target.core is not Core.PLAIN else []
+    mve = ["ARM_MATH_MVEI"] if target.core is Core.MVE else []
+    return [*dsp, *mve, *(["ARM_NN_TRUNCATE"] if target.rounding is Rounding.TRUNCATE else [])]
+
+
 def _templates(target: str, with_answers: bool, own: bool) -> list[Path]:
     """The files of a target: templates, except the included ones (_*), and files to copy."""
     paths = [path for folder in ("common", target) for path in sorted((TEMPLATES / folder).iterdir())]
@@ -209,7 +218,11 @@ def render(
         "profile": options.profile,
         "answers": answers,
         "sample": "test_pixels" if answers else "nn_input",  # what to time
-        "dsp": network.target.core is Core.DSP,
+        "api": network.target.api.value,
+        "core": network.target.core.value,
+        "board": BOARDS[network.target.core],
+        "definitions": definitions(network.target),
+        "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
         "own": any(layer.kernel.own for layer in network.layers),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
@@ -221,7 +234,7 @@ def render(
         else:
             contents[path.name] = path.read_text()
     if options.target in PORTABLE:
-        for path in sorted((TEMPLATES / "portable").iterdir()):
+        for path in sorted((TEMPLATES / KERNELS[network.target.api]).iterdir()):
             contents[f"portable/{path.name}"] = path.read_text()
     return contents
 
@@ -247,7 +260,7 @@ def constant_bytes(network: QuantizedNetwork) -> list[int]:
     """Bytes of each layer's constants."""
     names = CNames("", ("",), "", "", "", "")
     return [
-        sum(array.values.nbytes for array in integer.kernel.arrays(layer, integer.integers, names))
+        sum(array.bytes for array in integer.kernel.arrays(layer, integer.integers, names))
         for layer, integer in zip(network.graph.layers, network.layers)
     ]
 

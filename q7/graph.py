@@ -62,14 +62,17 @@ class Graph:
         return sorted(weighted, key=lambda layer: len(layer.out_shape) == 1)
 
     def formats(
-        self, w: Mapping[str, QFormat], b: Mapping[str, QFormat], y: Mapping[str, QFormat]
+        self, w: Mapping[str, QFormat], b: Mapping[str, QFormat | None], y: Mapping[str, QFormat]
     ) -> dict[str, LayerFormats]:
-        """The formats of every layer, where outputs without a format of their own inherit their input's."""
+        """The formats of every layer, where outputs without a format of their own inherit their input's.
+
+        Biases without a format are held in 32 bits.
+        """
         table: dict[str, LayerFormats] = {}
         for layer in self.layers:
             xs = [q for q in (table[name].y for name in layer.inputs) if q]
             own = y[layer.name] if layer.own_format else layer.inherited(xs[0])
-            trained = (w[layer.name], b[layer.name]) if layer.weighted else (None, None)
+            trained = (w[layer.name], b.get(layer.name)) if layer.weighted else (None, None)
             table[layer.name] = LayerFormats(xs[0] if xs else None, trained[0], trained[1], own, tuple(xs[1:]))
         return table
 
@@ -249,9 +252,9 @@ def quantized_blobs(graph: Graph, formats: Mapping[str, LayerFormats]) -> Blobs:
     for layer in graph.layers:
         if layer.weighted:
             own = formats[layer.name]
-            assert own.w and own.b
+            assert own.w
             w, b = graph.weights[layer.name]
-            pair = (own.w.dequantize(own.w.quantize(w)), own.b.dequantize(own.b.quantize(b)))
+            pair = (own.w.dequantize(own.w.quantize(w)), own.bias_grid.dequantize(own.quantize_bias(b)))
             shapes = layer.weight_shapes()
             blobs[layer.name] = [blob if blob.shape == shape else blob.T for blob, shape in zip(pair, shapes)]
             left = pair[1] if len(shapes) == 1 else np.zeros_like(pair[1])

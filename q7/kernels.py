@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from q7 import s8_kernels
 from q7.arm_kernels import (
     Activation,
     AveragePool,
@@ -22,19 +23,23 @@ from q7.constraints import (
     indexable,
     input_may_be_lost,
     no_empty_window,
+    one_channel_groups,
     one_group,
     output_covers_padding,
     output_within_input,
     padding_below_stride,
+    plain_sum_of_two,
     pointwise,
     pooled_row,
     short_column,
+    short_image_column,
     short_vector,
     short_window,
     square,
     three_channels,
     unpadded,
     vector_sizes,
+    wide_groups,
 )
 from q7.kernel import Kernel, WeightedKernel
 from q7.own_kernels import Clamp, Concatenate, GroupConvolution, Merge, OwnAveragePool, OwnMaxPool
@@ -51,24 +56,38 @@ CONVOLUTION: tuple[WeightedKernel, ...] = (
     Convolution("arm_convolve_HWC_q7_basic", (one_group, square, *_CONVOLUTION)),
     Convolution("arm_convolve_HWC_q7_basic_nonsquare", (one_group, *_CONVOLUTION), nonsquare=True),
     GroupConvolution("convolve_group_q7", _CONVOLUTION),
+    s8_kernels.Convolution("arm_convolve_wrapper_s8", (wide_groups, indexable, short_image_column)),
+    s8_kernels.Depthwise("arm_depthwise_conv_wrapper_s8", (one_channel_groups, *_CONVOLUTION)),
 )
 FULLY_CONNECTED: tuple[WeightedKernel, ...] = (
     FullyConnected("arm_fully_connected_q7_opt", (vector_sizes,), interleaved=True),
     FullyConnected("arm_fully_connected_q7", (vector_sizes,)),
+    s8_kernels.FullyConnected("arm_fully_connected_s8", (vector_sizes,)),
 )
 RELU = (Relu("arm_relu_q7"),)
-SIGMOID = (Activation("arm_nn_activations_direct_q7", c_type="ARM_SIGMOID", table=sigmoid_table),)
-TANH = (Activation("arm_nn_activations_direct_q7", c_type="ARM_TANH", table=tanh_table),)
+SIGMOID: tuple[Kernel, ...] = (
+    Activation("arm_nn_activations_direct_q7", c_type="ARM_SIGMOID", table=sigmoid_table),
+    s8_kernels.Lookup("lookup_q7", table=sigmoid_table),
+)
+TANH: tuple[Kernel, ...] = (
+    Activation("arm_nn_activations_direct_q7", c_type="ARM_TANH", table=tanh_table),
+    s8_kernels.Lookup("lookup_q7", table=tanh_table),
+)
 CLIP = (Clamp("clip_q7"),)
 _WINDOWS = (no_empty_window, indexable)
 _POOL = (square, *_WINDOWS, output_within_input, pooled_row, padding_below_stride, input_may_be_lost)
-MAX_POOL: tuple[Kernel, ...] = (MaxPool("arm_maxpool_q7_HWC", _POOL), OwnMaxPool("maxpool_q7", _WINDOWS))
+MAX_POOL: tuple[Kernel, ...] = (
+    MaxPool("arm_maxpool_q7_HWC", _POOL),
+    s8_kernels.MaxPool("arm_max_pool_s8", _WINDOWS),
+    OwnMaxPool("maxpool_q7", _WINDOWS),
+)
 OWN_AVERAGE_POOL = (OwnAveragePool("avepool_q7", (*_WINDOWS, countable)),)
 AVERAGE_POOL: tuple[Kernel, ...] = (
     AveragePool("arm_avepool_q7_HWC", (unpadded, *_POOL, short_window)),
+    s8_kernels.AveragePool("arm_avgpool_s8", (unpadded, *_WINDOWS, countable)),
     *OWN_AVERAGE_POOL,
 )
-SUM = (Merge("add_q7"),)
+SUM: tuple[Kernel, ...] = (s8_kernels.Add("arm_elementwise_add_s8", (plain_sum_of_two,)), Merge("add_q7"))
 MAXIMUM = (Merge("max_q7", op="Max"),)
 CONCAT = (Concatenate("concat_q7"),)
 SOFTMAX = (Softmax("arm_softmax_q7", (short_vector,)),)

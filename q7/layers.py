@@ -87,8 +87,8 @@ class _Weighted(Layer):
         return blobs[0], blobs[1] if len(blobs) > 1 else np.zeros(len(blobs[0]), np.float32)
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Integers:
-        assert weights and formats.w and formats.b
-        return Integers(formats.w.quantize(weights[0]), formats.b.quantize(weights[1]), shifts(formats))
+        assert weights and formats.w
+        return Integers(formats.w.quantize(weights[0]), formats.quantize_bias(weights[1]), shifts(formats))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from q7 import exact
-from q7.kernel import CNames, Kernel, WeightedKernel
+from q7.kernel import Bounds, CNames, Kernel, WeightedKernel
 from q7.onnx_graph import OnnxGraph
-from q7.qformat import INT8_MAX, INT8_MIN, Rounding, Target
+from q7.qformat import INT8_MAX, INT8_MIN, Api, Rounding, Target
 
 MOST_ALIGNMENT = 16  # bits that operands are shifted left
 MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
@@ -158,6 +158,8 @@ class WindowKernel(OwnKernel):
 class OwnMaxPool(WindowKernel):
     """The maximum of the cells in the image."""
 
+    apis = (Api.Q7,)
+
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         return exact.max_pool(g, xs[0], layer)
 
@@ -184,6 +186,8 @@ class OwnAveragePool(WindowKernel):
 class GroupConvolution(WindowKernel, WeightedKernel):
     """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
 
+    apis = (Api.Q7,)
+
     def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
         return weights.transpose(0, 2, 3, 1).ravel()
 
@@ -199,14 +203,6 @@ class GroupConvolution(WindowKernel, WeightedKernel):
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """The smallest and the largest integer that pass."""
-
-    low: int
-    high: int
-
-
-@dataclass(frozen=True)
 class Clamp(OwnKernel):
     """max(low, min(x, high))."""
 
@@ -215,6 +211,10 @@ class Clamp(OwnKernel):
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         return g.clip(xs[0], integers.low, integers.high)
+
+    def bounds(self, integers: Any) -> Bounds:
+        assert isinstance(integers, Bounds)
+        return integers
 
     def calls(self, layer: Any, c: CNames) -> list[str]:
         p = c.prefix

@@ -20,7 +20,7 @@ from q7.qformat import LayerFormats
 from q7.record import QuantizedNetwork
 
 
-def _without(layers: Sequence[Layer], folded: Affine, producer: Layer) -> list[Layer]:
+def without(layers: Sequence[Layer], folded: Layer, producer: Layer) -> list[Layer]:
     """The layers without one, whose readers read `producer` instead; that one writes the blob now."""
     result = []
     for layer in layers:
@@ -42,7 +42,7 @@ def fold_affine(graph: Graph) -> Graph:
             producer = next(other for other in layers if other.name == source)
             affine = next(other for other in layers if other.name == layer.name)
             assert isinstance(affine, Affine)
-            layers = _without(layers, affine, producer)
+            layers = without(layers, affine, producer)
             (w, b), (gain, offset) = weights[source], weights.pop(layer.name)
             weights[source] = (w * gain.reshape(-1, *[1] * (w.ndim - 1)), b * gain + offset)
             folded[source] = (*folded.get(source, ()), affine)

@@ -15,6 +15,7 @@ INT8_MIN, INT8_MAX = -128, 127
 
 # 22 and less can never overflow the kernels' 32-bit accumulator, whatever the 8-bit bias.
 MAX_BIAS_LSHIFT = 22
+LARGEST_BIAS = 1 << 29  # of 32-bit biases, for the same reason
 MOST_FRACTION_BITS = 200  # either way: more than any float32 needs
 # At 31 the rounding term of CMSIS 5.9.0 overflows.
 MAX_OUT_RSHIFT = 30
@@ -32,10 +33,21 @@ class Rounding(Enum):
 
 
 class Core(Enum):
-    """Which path of the kernels runs: with the DSP extension (Cortex-M4, M7, M33) or plain C (Cortex-M0, M3)."""
+    """Which path of the kernels runs: with the DSP extension (Cortex-M4, M7, M33), plain C (M0, M3), or MVE (M55).
+
+    The q7 kernels have no code for MVE and take their plain path there.
+    """
 
     DSP = "dsp"
     PLAIN = "plain"
+    MVE = "mve"
+
+
+class Api(Enum):
+    """Which kernel library is called: CMSIS-NN up to CMSIS 5.9.0, or the one that replaced it (CMSIS-NN 4 to 7)."""
+
+    Q7 = "q7"
+    S8 = "s8"
 
 
 @dataclass(frozen=True)
@@ -44,9 +56,15 @@ class Target:
 
     core: Core = Core.DSP
     rounding: Rounding = Rounding.NEAREST
+    api: Api = Api.Q7
+
+    def __post_init__(self) -> None:
+        if self.api is Api.S8 and self.rounding is Rounding.TRUNCATE:
+            raise Q7Error("truncate rounding is for the q7 kernels: the s8 kernels round to nearest")
 
     def __str__(self) -> str:
-        return f"{self.core.value} core, {self.rounding.value} rounding"
+        api = "" if self.api is Api.Q7 else f", {self.api.value} kernels"
+        return f"{self.core.value} core, {self.rounding.value} rounding{api}"
 
 
 @dataclass(frozen=True, order=True)
@@ -90,7 +108,10 @@ class QFormat:
 
 @dataclass(frozen=True)
 class LayerFormats:
-    """Formats of a layer's input, weights, bias and output; None where the layer has none of its own."""
+    """Formats of a layer's input, weights, bias and output; None where the layer has none of its own.
+
+    A weighted layer's bias without a format is held in 32 bits on the accumulator's grid (s8 kernels).
+    """
 
     x: QFormat | None = None
     w: QFormat | None = None
@@ -101,6 +122,22 @@ class LayerFormats:
     @property
     def inputs(self) -> tuple[QFormat, ...]:
         return (self.x, *self.others) if self.x else ()
+
+    @property
+    def accumulator(self) -> QFormat:
+        """Of a weighted layer's sums."""
+        assert self.x and self.w
+        return QFormat(self.x.fraction_bits + self.w.fraction_bits)
+
+    @property
+    def bias_grid(self) -> QFormat:
+        return self.b or self.accumulator
+
+    def quantize_bias(self, bias: np.ndarray) -> np.ndarray:
+        """int8 where the bias has a format, else int32; saturates."""
+        if self.b:
+            return self.b.quantize(bias)
+        return np.clip(np.rint(self.accumulator.scaled(bias)), -LARGEST_BIAS, LARGEST_BIAS).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -124,6 +161,6 @@ def shifts(formats: LayerFormats) -> Shifts:
 
     Raises Q7Error where the kernels cannot carry a value: negative shifts are undefined in C (CMSIS-NN, q7 kernels).
     """
-    assert formats.x and formats.w and formats.b and formats.y
-    accumulator = formats.x.fraction_bits + formats.w.fraction_bits
-    return Shifts(accumulator - formats.b.fraction_bits, accumulator - formats.y.fraction_bits)
+    assert formats.y
+    accumulator = formats.accumulator.fraction_bits
+    return Shifts(accumulator - formats.bias_grid.fraction_bits, accumulator - formats.y.fraction_bits)

@@ -26,7 +26,7 @@ from q7.graph import Graph, mark_shared
 from q7.images import READERS, Lmdb, Reader
 from q7.kernel import Integers
 from q7.layers import LAYERS, Input, Layer, Shape
-from q7.qformat import MOST_FRACTION_BITS, Core, LayerFormats, QFormat, Rounding, Target, shifts
+from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, Api, Core, LayerFormats, QFormat, Rounding, Target, shifts
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 1
 LARGEST_FILE = 1 << 28  # bytes
@@ -79,6 +79,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
         "integers": [_plain(layer.integers) for layer in network.layers],
         "core": network.target.core.value,
         "rounding": network.target.rounding.value,
+        "api": network.target.api.value,
         "sources": _plain(network.sources),
         "dataset": network.dataset,
         "crop": network.crop,
@@ -159,7 +160,10 @@ def _unpack_integers(layer: Layer, value: Any, formats: LayerFormats) -> Any:
     if layer.weighted:
         shape = layer.weight_shapes()[0]
         w = _array(value["weights"], "int8", shape[::-1] if getattr(layer, "transpose", False) else shape)
-        integers = Integers(w, _array(value["bias"], "int8", layer.out_shape[:1]), shifts(formats))
+        bias = _array(value["bias"], "int8" if formats.b else "int32", layer.out_shape[:1])
+        if not (abs(bias.astype(np.int64)) <= LARGEST_BIAS).all():
+            raise ValueError(f"layer '{layer.name}': its bias is too large for the accumulator")
+        integers = Integers(w, bias, shifts(formats))
     else:
         integers = layer.quantize(None, formats)
     if _plain(integers) != value:
@@ -203,7 +207,9 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     formats = graph.formats(w, b, y)  # type: ignore[arg-type]
     if _plain(formats) != value["formats"]:
         raise ValueError("its formats do not follow from each other")
-    target = Target(Core(value["core"]), Rounding(value["rounding"]))
+    target = Target(Core(value["core"]), Rounding(value["rounding"]), Api(value.get("api", Api.Q7.value)))
+    if target.api is Api.Q7 and any(layer.weighted and not formats[layer.name].b for layer in layers):
+        raise ValueError("its biases have no formats")
     if len(value["integers"]) != len(layers):
         raise ValueError("its layers and integers differ in number")
     integers = [_unpack_integers(layer, entry, formats[layer.name]) for layer, entry in zip(layers, value["integers"])]
@@ -238,13 +244,12 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
     }
     own = graph.input
 
-    def bits(tensor: str, names: Any) -> tuple[dict[str, int], dict[str, int]]:
-        table = {name: getattr(formats[name], tensor) for name in names}
+    def bits(table: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
         return {n: q.integer_bits for n, q in table.items()}, {n: q.fraction_bits for n, q in table.items()}
 
-    wt_int_bits, wt_dec_bits = bits("w", weights)
-    bias_int_bits, bias_dec_bits = bits("b", weights)
-    act_int_bits, act_dec_bits = bits("y", chosen)
+    wt_int_bits, wt_dec_bits = bits({name: formats[name].w for name in weights})
+    bias_int_bits, bias_dec_bits = bits({name: formats[name].bias_grid for name in weights})
+    act_int_bits, act_dec_bits = bits({name: formats[name].y for name in chosen})
     sources = network.sources
     return {
         "model_file": sources["model"]["name"],

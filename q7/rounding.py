@@ -84,13 +84,16 @@ def _collect(
     )
 
 
-def _round_columns(w: np.ndarray, power: np.ndarray, weights: QFormat, bias: QFormat) -> np.ndarray:
+def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> np.ndarray:
     """GPTQ: (O, K + 1) weights on their grids, the last column being the bias; `power` is the inputs' X'X."""
+    assert formats.w
     w, rounded = w.copy(), np.empty_like(w)
     spread = np.linalg.cholesky(np.linalg.inv(power)).T
     for k in range(w.shape[1]):
-        grid = weights if k < w.shape[1] - 1 else bias
-        rounded[:, k] = grid.dequantize(grid.quantize(w[:, k]))
+        if k < w.shape[1] - 1:
+            rounded[:, k] = formats.w.dequantize(formats.w.quantize(w[:, k]))
+        else:
+            rounded[:, k] = formats.bias_grid.dequantize(formats.quantize_bias(w[:, k]))
         error = (w[:, k] - rounded[:, k]) / spread[k, k]
         w[:, k + 1 :] -= np.outer(error, spread[k, k + 1 :])
     return rounded
@@ -98,8 +101,7 @@ def _round_columns(w: np.ndarray, power: np.ndarray, weights: QFormat, bias: QFo
 
 def _bias_format(bias: np.ndarray, formats: LayerFormats) -> QFormat:
     """The finest format that covers the bias and that the kernel can shift."""
-    assert formats.x and formats.w
-    accumulator = formats.x.fraction_bits + formats.w.fraction_bits
+    accumulator = formats.accumulator.fraction_bits
     covering = QFormat.covering(float(np.abs(bias).max())).fraction_bits
     return QFormat(min(max(covering, accumulator - MAX_BIAS_LSHIFT), accumulator))
 
@@ -136,10 +138,10 @@ def refine(
         ridge = np.eye(len(equations.inputs)) * RIDGE * mean_power
         ridge[-1, -1] = 1e-9
         best = np.linalg.solve(equations.inputs + ridge, equations.outputs + ridge @ trained.T).T
-        bias = _bias_format(best[:, -1], own)
+        own = replace(own, b=_bias_format(best[:, -1], own)) if own.b else own
         power = equations.inputs + np.eye(len(equations.inputs)) * DAMPING * mean_power
-        rounded = _round_columns(best, power, own.w, bias).astype(np.float32)
-        formats[layer.name] = replace(own, b=bias)
+        rounded = _round_columns(best, power, own).astype(np.float32)
+        formats[layer.name] = own
         weights = {**fitted.weights, layer.name: (rounded[:, :-1].reshape(w.shape), rounded[:, -1])}
         fitted = replace(fitted, weights=weights)
     return fitted, formats

@@ -140,18 +140,18 @@ def _clamped(
 ) -> dict[str, LayerFormats]:
     """Formats within their limits and within what their layers can carry, in network order."""
     w: dict[str, QFormat] = {}
-    b: dict[str, QFormat] = {}
+    b: dict[str, QFormat | None] = {}
     y: dict[str, QFormat] = {}
     output: dict[str, QFormat] = {}
     for layer in graph.layers:
         own, xs = formats[layer.name], [output[name] for name in layer.inputs]
         low, high = limits[layer.name]
         if layer.weighted:
-            assert own.w and own.b
+            assert own.w
             x = xs[0].fraction_bits
             w[layer.name] = _clamp(own.w, low - x, min(MOST_FRACTION_BITS - max(x, 0), high + MAX_OUT_RSHIFT - x))
             accumulator = x + w[layer.name].fraction_bits
-            b[layer.name] = _clamp(own.b, accumulator - MAX_BIAS_LSHIFT, accumulator)
+            b[layer.name] = _clamp(own.b, accumulator - MAX_BIAS_LSHIFT, accumulator) if own.b else None
             low, high = max(low, accumulator - MAX_OUT_RSHIFT), min(high, accumulator)
         if layer.own_format:
             assert own.y

@@ -13,7 +13,7 @@ from q7 import device, rounding
 from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import MEMORY, FloatNetwork, accuracy_caffe, plain
 from q7.graph import Graph
-from q7.qformat import LayerFormats, QFormat, Target
+from q7.qformat import Api, LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, covering, largest, table, tensors
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
@@ -149,11 +149,13 @@ def _spread(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(most, count)).astype(int)
 
 
-def _start(graph: Graph, images: np.ndarray) -> Choices:
-    """Formats that cover every tensor's range, so that nothing is clipped."""
+def _start(graph: Graph, images: np.ndarray, target: Target) -> Choices:
+    """Formats that cover every tensor's range, so that nothing is clipped; s8 kernels take biases of 32 bits."""
     ranges = FloatNetwork(graph, images).ranges(plain(graph))
     choices: Choices = {}
     for name, tensor in tensors(graph):
+        if tensor is Tensor.BIAS and target.api is Api.S8:
+            continue
         values = ranges[name] if tensor is Tensor.ACTIVATIONS else graph.weights[name][tensor is Tensor.BIAS]
         choices[name, tensor] = covering(name, tensor, largest(values))
     return choices
@@ -176,7 +178,7 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
         root[layer.name] = layer.name if layer.own_format else root[layer.inputs[0]]
     formats = table(judge.graph, choices)
     best = judge.judge(formats)
-    visit = tensors(judge.graph)
+    visit = list(choices)
     for _ in range(PASSES):
         before = formats
         for name, tensor in visit:
@@ -219,7 +221,7 @@ def device_objective(
     logits = reference.logits(plain(graph))
 
     some = _spread(len(images), SAMPLE)
-    choices = _start(graph, images[some])
+    choices = _start(graph, images[some], target)
     start = table(graph, choices)
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
     formats = yield from _descend(judge, choices, tolerance)

@@ -11,6 +11,7 @@ from q7.images import READERS
 from q7.input_layer import Input
 from q7.layer import Layer
 from q7.layers import IDENTITIES, LAYERS
+from q7.qformat import Api
 
 BEGIN, END = "<!-- layers -->", "<!-- /layers -->"
 
@@ -19,13 +20,18 @@ def _sentence(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _how(cls: type[Layer]) -> str:
-    names = "<br>".join(f"`{name}`" for name in dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels))
+def _how(cls: type[Layer], api: Api) -> str:
+    kernels = dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels if api in kernel.apis)
+    names = "<br>".join(f"`{name}`" for name in kernels)
     if cls.folds:
         return "folded into the convolution or inner product before it"
     if cls.last_only:
-        return f"dropped, at the end of the network only; {names} with `code_gen.py --softmax`"
+        return "dropped, at the end of the network only" + (f"; {names} with `code_gen.py --softmax`" if names else "")
     return names
+
+
+def _for_each_api(cls: type[Layer]) -> str:
+    return " | ".join(_how(cls, api) for api in Api)
 
 
 def _constraints() -> Iterator[tuple[str, Constraint]]:
@@ -36,18 +42,19 @@ def _constraints() -> Iterator[tuple[str, Constraint]]:
 
 def markdown() -> str:
     """Layers with their kernels, the best first, and what each kernel needs."""
-    lines = ["| Caffe layer | computes | kernels, the first that fits |", "|---|---|---|"]
+    lines = ["| Caffe layer | computes | q7 kernels, the first that fits | s8 kernels |", "|---|---|---|---|"]
     for name, reader in READERS.items():
-        lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_how(Input)} |")
+        lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_for_each_api(Input)} |")
     for name, cls in LAYERS.items():
-        lines.append(f"| {name} | {_sentence(cls.__doc__)} | {_how(cls)} |")
+        lines.append(f"| {name} | {_sentence(cls.__doc__)} | {_for_each_api(cls)} |")
     for name, function in IDENTITIES.items():
-        lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute |")
+        lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute | nothing to compute |")
     lines += ["", "| kernel | needs |", "|---|---|"]
     needs: dict[str, list[str]] = {}
     for name, constraint in _constraints():
         needs.setdefault(name, []).append(_sentence(constraint.__doc__))
-    lines += [f"| `{name}` | {'; '.join(reasons)} |" for name, reasons in needs.items()]
+    for name, reasons in needs.items():
+        lines.append(f"| `{name}` | {'; '.join(dict.fromkeys(reasons))} |")
     return "\n".join(lines)
 
 

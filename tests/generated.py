@@ -16,6 +16,7 @@ from q7.record import QuantizedNetwork
 from tests.support import ROOT, run, tool
 
 PORTABLE = ROOT / "templates" / "portable"
+PORTABLE_S8 = ROOT / "templates" / "portable_s8"
 STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 

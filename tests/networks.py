@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from q7 import caffe_files, dataset, device, graph, passes, search
 from q7 import caffe_pb2 as pb
 from q7.layers import LAYERS, Declined
-from q7.qformat import Core, QFormat, Rounding, Target
+from q7.qformat import Api, Core, QFormat, Rounding, Target
 from q7.record import QuantizedNetwork
 from tests.support import prototxt
 
 CLASSES = 3
-TARGETS = [Target(core, rounding) for core in Core for rounding in Rounding]
+TARGETS = [
+    *(Target(core, rounding) for core in Core for rounding in Rounding),
+    *(Target(core, api=Api.S8) for core in Core),
+]
 
 
 @dataclass
@@ -146,14 +149,16 @@ def random_blobs(network: graph.Graph, rng: np.random.Generator) -> caffe_files.
 def quantize(
     folder: Path, text: str, shape: tuple[int, int, int], top: str, target: Target, seed: int
 ) -> QuantizedNetwork:
-    """The network with random weights in random formats that the kernels can carry."""
+    """The network with random weights in random formats that the kernels can carry; for s8, 32-bit biases."""
     rng = np.random.default_rng(seed)
     definition = caffe_files.read_prototxt(prototxt(folder, text, top, "mean_value: 120"))
     network = graph.parse(definition, "accuracy", dataset.data_source(definition), shape, target)
     network = passes.simplify(graph.attach_weights(network, random_blobs(network, rng)))
     middles = {search.Tensor.WEIGHTS: 6, search.Tensor.BIAS: 5, search.Tensor.ACTIVATIONS: 2}
     choices = {
-        (name, tensor): QFormat(int(middles[tensor] + rng.integers(-4, 5))) for name, tensor in search.tensors(network)
+        (name, tensor): QFormat(int(middles[tensor] + rng.integers(-4, 5)))
+        for name, tensor in search.tensors(network)
+        if not (target.api is Api.S8 and tensor is search.Tensor.BIAS)
     }
     choices[network.input.name, search.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
     formats = search.table(network, choices)

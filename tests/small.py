@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from q7 import caffe_files, dataset, device, graph, record
-from q7.device import IntegerLayer
+from q7 import caffe_files, dataset, device, graph, lowering, record
 from q7.engines import FloatNetwork, Simulation
 from q7.qformat import LayerFormats, QFormat, Target
 from q7.record import QuantizedNetwork, Record
@@ -85,12 +83,8 @@ def quantized(
 
 
 def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
-    """The same integers on another core or with another rounding."""
-    layers = tuple(
-        IntegerLayer(layer.kernel_for(target), integer.integers)
-        for layer, integer in zip(network.graph.layers, network.layers)
-    )
-    return replace(network, target=target, layers=layers)
+    """The same integers on another core, with another rounding or another kernel library."""
+    return lowering.retarget(network, target)
 
 
 def save(network: QuantizedNetwork, path: Path) -> Path:

@@ -14,16 +14,19 @@ from tests.generated import generate
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORK = ("network.h", "parameter.h", "test_images.h", "weights.h")  # the same for every target
+CASES = [*((target, "q7") for target in emit.TARGETS), ("keil", "s8"), ("mps2", "s8")]
 
 
-@pytest.mark.parametrize("target", emit.TARGETS)
-def test_generated_text(target: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("target", "api"), CASES)
+def test_generated_text(target: str, api: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """From one pickle for both kernel libraries."""
     pickle = small.save(small.quantized(tmp_path), tmp_path / "small.pkl")
-    folder = generate(pickle, tmp_path / "code", "--target", target, "--profile")
+    folder = generate(pickle, tmp_path / "code", "--target", target, "--profile", "--api", api)
     generated = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
     copied = {path.name for path in (emit.TEMPLATES / target).iterdir() if path.suffix != ".jinja"}
     for name in sorted(set(generated) - copied):
-        golden = GOLDEN / name if name in NETWORK else GOLDEN / target / name
+        base = GOLDEN if api == "q7" else GOLDEN / api
+        golden = base / name if name in NETWORK else base / target / name
         if request.config.getoption("--update-golden"):
             golden.parent.mkdir(parents=True, exist_ok=True)
             golden.write_text(generated[name])
@@ -46,3 +49,16 @@ def test_the_core_and_the_rounding_are_checked_by_the_preprocessor(tmp_path: Pat
             main = (generate(pickle, tmp_path / "code") / "main.cpp").read_text()
             assert ("#if !defined(ARM_MATH_DSP) ||" in main) == (core is Core.DSP)
             assert ("#if !defined(ARM_NN_TRUNCATE)" in main) == (rounding is Rounding.TRUNCATE)
+
+
+@pytest.mark.parametrize("core", Core)
+def test_s8_code_checks_the_core_and_the_version(core: Core, tmp_path: Path) -> None:
+    """Only grouped convolutions ask for a later version."""
+    for groups in (False, True):
+        layers = small.LAYERS.replace("kernel_size: 2 }", "kernel_size: 2 group: 2 }") if groups else small.LAYERS
+        pickle = small.save(small.quantized(tmp_path, layers=layers), tmp_path / "small.pkl")
+        main = (generate(pickle, tmp_path / "code", "--api", "s8", "--core", core.value) / "main.cpp").read_text()
+        assert "generate it with --api q7" in main
+        assert ("from version 6 on" in main) == groups
+        assert ("#if !defined(ARM_MATH_MVEI)" in main) == (core is Core.MVE)
+        assert ("#if !defined(ARM_MATH_DSP) ||" in main) == (core is Core.DSP)

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 import code_gen
-from q7 import dataset, graph, memory
+from q7 import dataset, emit, graph, lowering, memory
 from q7.caffe_files import read_prototxt
 from q7.errors import Q7Error
-from q7.qformat import Core, Rounding, Target
+from q7.qformat import Api, Core, Rounding, Target
 from tests import small
 from tests.generated import (
     PORTABLE,
+    PORTABLE_S8,
     STRICT,
     array,
     cross_compile,
@@ -35,11 +36,11 @@ from tests.generated import (
     printed_logits,
     printed_ticks,
 )
+from tests.networks import TARGETS
 from tests.support import prototxt, run, shared, tool
 
-TARGETS = [Target(core, rounding) for core in Core for rounding in Rounding]
-CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m7": Core.DSP}
-EMULATED_IMAGES = 100  # for each of two networks and three cores
+CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m7": Core.DSP, "cortex-m55": Core.MVE}
+EMULATED_IMAGES = {Api.Q7: 100, Api.S8: 17}  # for each of two networks and four cores
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +93,16 @@ def test_the_program_prints_the_checksums_of_a_dump(
 # --- on this computer -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("api", Api)
 @pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
 def test_host_computes_what_the_model_predicts_for_all_images(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, api: Api, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     need_host_compiler()
     pickle = request.getfixturevalue(name)
-    quantized = network(pickle)
+    quantized = lowering.retarget(network(pickle), Target(api=api))
     images = lmdb_images(quantized, pickle, quantized.summary["images"])
-    folder = generate(pickle, tmp_path, "--target", "host")
+    folder = generate(pickle, tmp_path, "--target", "host", "--api", api.value)
     assert make(folder, "run").splitlines()[-1].startswith("PASS")
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
 
@@ -118,11 +120,12 @@ def test_every_core_and_rounding(target: Target, tmp_path: Path) -> None:
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
 
 
-def test_sanitizers_find_nothing(small_pickle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("api", Api)
+def test_sanitizers_find_nothing(api: Api, small_pickle: Path, tmp_path: Path) -> None:
     need_host_compiler()
-    quantized = network(small_pickle)
+    quantized = lowering.retarget(network(small_pickle), Target(api=api))
     images = lmdb_images(quantized, small_pickle, small.IMAGES)
-    folder = generate(small_pickle, tmp_path, "--target", "host", "--test_images", "3", "--profile")
+    folder = generate(small_pickle, tmp_path, "--target", "host", "--test_images", "3", "--profile", "--api", api.value)
     sanitize = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
     make(folder, "run", f"CFLAGS={sanitize}", f"CXXFLAGS={sanitize}")
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
@@ -168,12 +171,13 @@ int main()
 
 
 @pytest.mark.parametrize("promised_only", [False, True])
-@pytest.mark.parametrize("core", list(Core))
-def test_layers_write_their_own_memory_only(core: Core, promised_only: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.rounding is Rounding.NEAREST], ids=str)
+def test_layers_write_their_own_memory_only(target: Target, promised_only: bool, tmp_path: Path) -> None:
     """Canaries around the arena, and every byte in it, change only where the layer that runs may write."""
     compiler = tool("c++", "g++")
-    quantized = small.quantized(tmp_path, Target(core))
+    quantized = small.quantized(tmp_path, target)
     pickle = small.save(quantized, tmp_path / "small.pkl")
+    quantized = lowering.fuse(quantized)
     flags = ["--no-inplace-pooling"] if promised_only else []
     folder = generate(pickle, tmp_path / "code", "--target", "host", *flags)
     plan = memory.plan(quantized.graph, quantized.layers, quantized.target, promised_only)
@@ -189,8 +193,8 @@ def test_layers_write_their_own_memory_only(core: Core, promised_only: bool, tmp
     (folder / "main.cpp").write_text(main.replace(arena, guarded + "#define arena_words guarded.words"))
     (folder / "watch.cpp").write_text(WATCH_ARENA.replace("RANGES", ", ".join(ranges)))
     make(folder, "arm_nnfunctions.o")
-    define = ["-DARM_MATH_DSP"] if core is Core.DSP else []
-    command = [compiler, *define, "-Iportable", *STRICT, "watch.cpp", "arm_nnfunctions.o", "-o", "watch"]
+    defines = [f"-D{name}" for name in emit.definitions(target)]
+    command = [compiler, *defines, "-Iportable", *STRICT, "watch.cpp", "arm_nnfunctions.o", "-o", "watch"]
     built = run(*command, cwd=folder)
     assert built.returncode == 0, built.stderr
     assert run("./watch", cwd=folder).stdout == "-1\n"
@@ -209,18 +213,20 @@ def test_host_program_names_the_layer_that_differs(small_pickle: Path, tmp_path:
 # --- on emulated boards -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("api", Api)
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
 def test_boards_compute_what_the_model_predicts(
-    name: str, core: str, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, core: str, api: Api, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     need_emulator()
-    quantized = small.retarget(network(request.getfixturevalue(name)), Target(CORES[core]))
+    count = EMULATED_IMAGES[api]
+    quantized = small.retarget(network(request.getfixturevalue(name)), Target(CORES[core], api=api))
     pickle = small.save(quantized, tmp_path / "network.pkl")
-    images = lmdb_images(quantized, request.getfixturevalue(name), EMULATED_IMAGES)
-    folder = generate(pickle, tmp_path / "code", "--target", "mps2", "--test_images", str(EMULATED_IMAGES))
+    images = lmdb_images(quantized, request.getfixturevalue(name), count)
+    folder = generate(pickle, tmp_path / "code", "--target", "mps2", "--test_images", str(count))
     text = make(folder, "run", f"CORE={core}")
-    assert f"PASS: every layer as predicted for {EMULATED_IMAGES} of {EMULATED_IMAGES} images" in text
+    assert f"PASS: every layer as predicted for {count} of {count} images" in text
     np.testing.assert_array_equal(printed_logits(text), predicted(quantized, images))
 
 
@@ -230,7 +236,7 @@ def test_boards_default_core_follows_the_network(target: Target, tmp_path: Path)
     pickle = small.save(small.quantized(tmp_path, target), tmp_path / "small.pkl")
     folder = generate(pickle, tmp_path / "code", "--target", "mps2")
     assert "PASS" in make(folder, "run")
-    assert (folder / ("build-cortex-m4" if target.core is Core.DSP else "build-cortex-m3")).is_dir()
+    assert (folder / f"build-{emit.BOARDS[target.core]}").is_dir()
 
 
 def test_board_names_the_layer_that_differs(arm_m4_pickle: Path, tmp_path: Path) -> None:
@@ -243,7 +249,7 @@ def test_board_names_the_layer_that_differs(arm_m4_pickle: Path, tmp_path: Path)
     assert "PASS" not in done.stdout
 
 
-@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("core", [core for core in CORES if CORES[core] is not Core.MVE])
 def test_boards_trap_unaligned_access(core: str, tmp_path: Path) -> None:
     """So all programs that pass on them are free of it."""
     need_emulator()
@@ -329,11 +335,54 @@ def write_stubs(folder: Path, board: str) -> Path:
 
 @pytest.mark.parametrize("standard", ["c++98", "c++17"])
 @pytest.mark.parametrize("flags", [[], ["--profile"], ["--test_images", "0"], ["--test_images", "0", "--profile"]])
+@pytest.mark.parametrize("api", Api)
 @pytest.mark.parametrize("board", ["mbed", "keil"])
-def test_board_code_compiles(board: str, flags: list[str], standard: str, small_pickle: Path, tmp_path: Path) -> None:
-    folder = generate(small_pickle, tmp_path / "code", "--target", board, *flags)
-    stubs = write_stubs(tmp_path / "stubs", board)
-    cross_compile(folder / "main.cpp", tmp_path / "main.o", "-mcpu=cortex-m7", f"-std={standard}", "-I", stubs, *STRICT)
+def test_board_code_compiles(
+    board: str, api: Api, flags: list[str], standard: str, small_pickle: Path, tmp_path: Path
+) -> None:
+    folder = generate(small_pickle, tmp_path / "code", "--target", board, "--api", api.value, *flags)
+    includes: list[str | Path] = [
+        "-I",
+        write_stubs(tmp_path / "stubs", board),
+        "-I",
+        PORTABLE if api is Api.Q7 else PORTABLE_S8,
+    ]
+    flags = ["-mcpu=cortex-m7", f"-std={standard}", *STRICT]
+    cross_compile(folder / "main.cpp", tmp_path / "main.o", *flags, *includes)
+
+
+# What tells the releases of CMSIS-NN apart: the guards of their headers.
+RELEASES = {
+    "7": "#define ARM_NNFUNCTIONS_H\n",
+    "5": "#define ARM_NN_MATH_TYPES_H\n",
+    "4": "#define CH_IN_BLOCK_MVE (124)\n",
+    "CMSIS 5.9.0": "",
+}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("release", RELEASES)
+def test_releases_that_do_not_fit_are_refused(release: str, grouped: bool, tmp_path: Path) -> None:
+    layers = small.LAYERS.replace("kernel_size: 2 }", "kernel_size: 2 group: 2 }") if grouped else small.LAYERS
+    pickle = small.save(small.quantized(tmp_path, layers=layers), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code", "--api", "s8", "--target", "mps2", "--test_images", "0")
+    for header in ("arm_nnfunctions.h", "arm_nnsupportfunctions.h"):
+        (folder / header).write_text(f'#include "portable/{header}"\n#undef ARM_NNFUNCTIONS_H\n{RELEASES[release]}')
+    compiler = [tool("arm-none-eabi-g++"), "-mcpu=cortex-m4", "-mthumb", "-fsyntax-only"]
+    done = run(*compiler, folder / "main.cpp")
+    fits = release == "7" or (release in ("4", "5") and not grouped)
+    assert (done.returncode == 0) == fits, done.stderr
+    if not fits:
+        assert ("computes from version 6 on" if release in ("4", "5") else "generate it with --api q7") in done.stderr
+
+
+def test_q7_code_says_where_its_kernels_are_gone(small_pickle: Path, tmp_path: Path) -> None:
+    folder = generate(small_pickle, tmp_path / "code", "--target", "mps2", "--test_images", "0")
+    (folder / "arm_nnfunctions.h").write_text("#define ARM_NNFUNCTIONS_H\n")
+    compiler = [tool("arm-none-eabi-g++"), "-mcpu=cortex-m4", "-mthumb", "-fsyntax-only"]
+    done = run(*compiler, "-I", folder / "portable", folder / "main.cpp")
+    assert done.returncode != 0
+    assert "or generate this network with --api s8" in done.stderr
 
 
 def test_keil_profile_needs_a_cycle_counter(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None
             return verdict
 
         judge.judge = count  # type: ignore[method-assign]
-        return _trials(judge, _start(job.graph, images))[1], whole
+        return _trials(judge, _start(job.graph, images, Target()))[1], whole
 
     (quick, few), (thorough, many) = descend(STAGES), descend(())
     assert quick == thorough

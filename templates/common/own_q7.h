@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Loops for layers that CMSIS-NN has no q7 kernel for. Images are HWC. Everything is rounded half up. */
+ * Loops for layers that CMSIS-NN has no q7 kernel for. Images are HWC. Everything is rounded half up.
+ * The types q7_t and q31_t come from the program. */
 #ifndef OWN_Q7_H
 #define OWN_Q7_H
-
-#include "arm_math.h"
 
 static inline q7_t saturate_q7(q31_t value)
 {
@@ -122,6 +121,14 @@ static inline void convolve_group_q7(const q7_t *in, const window_t *w, int chan
                 *out++ = saturate_q7(sum >> out_rshift);
             }
         }
+    }
+}
+
+/* The value of each of the 256 inputs, by its bits as an unsigned number; the output may be the input. */
+static inline void lookup_q7(const q7_t *in, int size, const q7_t *table, q7_t *out)
+{
+    for (int i = 0; i < size; i++) {
+        out[i] = table[(uint8_t)in[i]];
     }
 }
 

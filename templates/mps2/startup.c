@@ -23,9 +23,10 @@ void *_sbrk(ptrdiff_t bytes);
 void _exit(int status);
 
 enum { SYS_OPEN = 0x01, SYS_WRITE = 0x05, SYS_EXIT_EXTENDED = 0x20 };
-/* System control block: what to trap, and what was trapped. */
+/* System control block: what to trap, what was trapped, and which units are on. */
 #define CCR (*(volatile uint32_t *)0xE000ED14u)
 #define CFSR (*(volatile uint32_t *)0xE000ED28u)
+#define CPACR (*(volatile uint32_t *)0xE000ED88u)
 enum { UNALIGN_TRP = 1 << 3 };
 
 enum { APPLICATION_EXIT = 0x20026 };
@@ -45,6 +46,10 @@ __attribute__((section(".vectors"), used)) static const void *const vectors[16] 
 
 void reset(void)
 {
+#ifdef __ARM_FEATURE_MVE
+    CPACR |= 0xfu << 20; /* floating-point and vector unit on */
+    __asm__ volatile("dsb\nisb" ::: "memory");
+#endif
     const uint32_t *from = &data_load;
     for (uint32_t *to = &data_begin; to < &data_end;) {
         *to++ = *from++;

@@ -9,6 +9,9 @@
 #if defined(__ARM_FEATURE_DSP) && !defined(ARM_MATH_DSP)
 #define ARM_MATH_DSP 1
 #endif
+#if defined(__ARM_FEATURE_MVE) && !defined(ARM_MATH_MVEI)
+#define ARM_MATH_MVEI 1
+#endif
 
 typedef int8_t q7_t;
 typedef int16_t q15_t;

@@ -268,7 +268,7 @@ void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out)
     }
 }
 
-#ifdef ARM_MATH_DSP
+#if defined(ARM_MATH_DSP) && !defined(ARM_MATH_MVEI)
 
 /* Sums of the DSP path are 16 bits wide: whole groups of four lanes saturate, the left-over lanes wrap. */
 static int add_lane(int sum, int value, int lane, int lanes)

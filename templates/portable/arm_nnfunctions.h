@@ -2,9 +2,10 @@
  * The q7 kernels of CMSIS-NN 5.9.0 in portable C: the same prototypes, the same results to the last bit.
  *
  * Define ARM_MATH_DSP for the arithmetic of a core with the DSP extension (Cortex-M4, M7, M33), which pools in two
- * stages; without it, that of Cortex-M0 and M3. Define ARM_NN_TRUNCATE to requantize without rounding. */
-#ifndef ARM_NNFUNCTIONS_H
-#define ARM_NNFUNCTIONS_H
+ * stages; without it, or with ARM_MATH_MVEI (M55), that of Cortex-M0 and M3. Define ARM_NN_TRUNCATE to requantize
+ * without rounding. */
+#ifndef PORTABLE_ARM_NNFUNCTIONS_H
+#define PORTABLE_ARM_NNFUNCTIONS_H
 
 #include "arm_math.h"
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each step of the search is worth: device accuracy (dsp core, nearest rounding), and loss on held-out images.
 
+The columns are for the q7 kernels, except for the one that says s8.
+
 Run from the project's root: python -m tests.benchmarks.accuracy [NETWORK ...]
 """
 
@@ -22,8 +24,11 @@ import nn_quantizer
 from q7 import device, engines
 from q7.device import DeviceNetwork
 from q7.engines import FloatNetwork
+from q7.qformat import Api, Target
 from q7.search import Candidate
 from tests.support import MODELS, SHARED
+
+Q7, S8 = Target(), Target(api=Api.S8)
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,8 @@ def search(case: Case, folder: Path, *options: str) -> tuple[nn_quantizer.Job, n
     return job, found, time.perf_counter() - start
 
 
-def on_device(job: nn_quantizer.Job, candidate: Candidate) -> float:
+def on_device(job: nn_quantizer.Job, candidate: Candidate, target: Target = Q7) -> float:
     """Percent of the reported images."""
-    target = nn_quantizer.Target()
     layers = device.quantize(candidate.graph, candidate.formats, target)
     logits = DeviceNetwork(candidate.graph, job.pick(job.reported), target).logits(layers)
     return engines.accuracy_first(logits, job.labels[job.reported])
@@ -85,11 +89,13 @@ def in_float(job: nn_quantizer.Job) -> float:
 
 
 def all_images(name: str, case: Case, folder: Path) -> str:
-    """A row: float, the original's formats on the device, ours, loss, seconds."""
+    """A row: float, the original's formats on the device, ours, loss, seconds, ours for the s8 kernels."""
     job, original, _ = search(case, folder, "--objective", "caffe")
     _, ours, seconds = search(case, folder)
     reference, theirs, accuracy = in_float(job), on_device(job, original.chosen), on_device(job, ours.chosen)
-    return f"| {name} | {reference:.2f} | {theirs:.2f} | {accuracy:.2f} | {reference - accuracy:+.2f} | {seconds:.0f} |"
+    s8 = on_device(job, search(case, folder, "--api", "s8")[1].chosen, S8)
+    loss = f"{reference - accuracy:+.2f}"
+    return f"| {name} | {reference:.2f} | {theirs:.2f} | {accuracy:.2f} | {loss} | {seconds:.0f} | {s8:.2f} |"
 
 
 def held_out(name: str, case: Case, folder: Path, splits: int) -> str:
@@ -111,7 +117,9 @@ def main() -> int:
     names = args.network
     chosen = {name: case for name, case in cases().items() if not names or name in names}
     with tempfile.TemporaryDirectory() as folder:
-        print("| network | float % | original's formats % | ours % | loss | seconds |\n|---|---|---|---|---|---|")
+        print(
+            "| network | float % | original's formats % | ours % | loss | seconds | ours, s8 % |\n" + "|---" * 7 + "|"
+        )
         for name, case in chosen.items():
             print(all_images(name, case, Path(folder)), flush=True)
         if not args.splits:

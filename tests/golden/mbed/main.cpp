@@ -26,9 +26,9 @@
 #include "arm_math.h"
 #include "arm_nnfunctions.h"
 
-#include "network.h"
-#include "parameter.h"
-#include "weights.h"
+#if defined(ARM_NNFUNCTIONS_H) || defined(ARM_NN_MATH_TYPES_H)
+#error "CMSIS-NN has no q7 kernels from version 4 on: use CMSIS 5.9.0, or generate this network with --api s8"
+#endif
 
 /* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */
 #if !defined(ARM_MATH_DSP) || defined(ARM_MATH_MVEI)
@@ -37,6 +37,10 @@
 #if defined(ARM_NN_TRUNCATE)
 #error "This network was quantized for kernels built without ARM_NN_TRUNCATE"
 #endif
+
+#include "network.h"
+#include "parameter.h"
+#include "weights.h"
 
 static const uint8_t mean[3] = MEAN_DATA;
 static const q7_t conv1_wt[216] = CONV1_WT;

@@ -23,9 +23,9 @@
 #include "arm_math.h"
 #include "arm_nnfunctions.h"
 
-#include "network.h"
-#include "parameter.h"
-#include "weights.h"
+#if defined(ARM_NNFUNCTIONS_H) || defined(ARM_NN_MATH_TYPES_H)
+#error "CMSIS-NN has no q7 kernels from version 4 on: use CMSIS 5.9.0, or generate this network with --api s8"
+#endif
 
 /* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */
 #if !defined(ARM_MATH_DSP) || defined(ARM_MATH_MVEI)
@@ -34,6 +34,10 @@
 #if defined(ARM_NN_TRUNCATE)
 #error "This network was quantized for kernels built without ARM_NN_TRUNCATE"
 #endif
+
+#include "network.h"
+#include "parameter.h"
+#include "weights.h"
 
 static const uint8_t mean[3] = MEAN_DATA;
 static const q7_t conv1_wt[216] = CONV1_WT;
@@ -170,9 +174,10 @@ const int8_t *run_nn(const uint8_t *image)
 #ifndef NN_NO_MAIN
 #include "test_images.h"
 
-/* The board's timer 0 counts 25 MHz down. Under QEMU's -icount shift=0, an instruction takes 1 ns. */
+/* Under QEMU's -icount shift=0, an instruction takes 1 ns. */
 #define TICK_UNIT "ns"
 
+/* Timer 0 of the MPS2 boards counts 25 MHz down. */
 #define TIMER_CTRL (*(volatile uint32_t *)0x40000000u)
 #define TIMER_VALUE (*(volatile uint32_t *)0x40000004u)
 #define TIMER_RELOAD (*(volatile uint32_t *)0x40000008u)

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model of the s8 kernels, their calls' constants, and our portable ones, against vectors of CMSIS-NN 7.0.0."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q7 import kernels, s8_kernels
+from q7.kernel import Bounds, CNames, Integers, Kernel
+from q7.onnx_graph import OnnxGraph
+from q7.own_kernels import Operands
+from q7.qformat import Api, Core, Shifts, Target
+from tests.support import ROOT, run, shared, tool
+from tests.test_device import Geometry
+
+CORES = {Core.DSP: "m4", Core.PLAIN: "m3", Core.MVE: "m55"}
+# Functions that compute what one of ours does; the names that are left out are not called.
+SAME = {
+    "arm_convolve_s8": "arm_convolve_wrapper_s8",
+    "arm_fully_connected_wrapper_s8": "arm_fully_connected_s8",
+    "arm_fully_connected_per_channel_s8": "arm_fully_connected_s8",
+    "arm_maximum_s8": "max_q7",
+    "arm_concatenation_s8_x": "concat_q7",
+}
+S8 = {kernel.name: kernel for kernel in kernels.ALL[::-1] if Api.S8 in kernel.apis}
+WHAT = {"MULTIPLIER": "mult", "SHIFT": "shift"}
+NAMES = CNames("L", ("in",), "out", "scratch", "l_wt", "l_bias")
+
+
+@dataclass(frozen=True)
+class Layer(Geometry):
+    """Also of two inputs."""
+
+    @property
+    def in_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return (self.in_shape, self.in_shape)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A recorded call of a real kernel."""
+
+    id: str
+    function: str
+    kernel: Kernel
+    layer: Layer
+    args: Mapping[str, int]
+    legacy: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]  # as in C
+    outputs: Mapping[Core, np.ndarray]
+    bad: frozenset[Core]  # where the kernel is wrong
+    buffer: Mapping[Core, int]
+
+    @property
+    def modelled(self) -> bool:
+        """We call kernels without dilation, with one scale for all channels, which follows from formats."""
+        multipliers = self.arrays.get("multiplier", np.zeros(1))
+        dilated = max(self.args.get("dilation_h", 1), self.args.get("dilation_w", 1)) > 1
+        unscaled = "block_size" in self.args and "f1" not in self.legacy
+        return not dilated and not unscaled and len(np.unique(multipliers)) == 1
+
+    @property
+    def bounds(self) -> Bounds:
+        prefix = "out_activation" if "block_size" in self.args else "act"
+        return Bounds(self.args.get(f"{prefix}_min", -128), self.args.get(f"{prefix}_max", 127))
+
+    @property
+    def inputs_chw(self) -> list[np.ndarray]:
+        shape = self.layer.in_shape
+        arrays = [self.arrays[name] for name in ("input", "input2") if name in self.arrays]
+        if len(shape) == 1:
+            return [x.reshape(1, -1) for x in arrays]
+        return [x.reshape(-1, *shape[1:], shape[0]).transpose(0, 3, 1, 2) for x in arrays]
+
+    @property
+    def integers(self) -> Any:
+        a = self.args
+        if "block_size" in a:
+            bits = self.legacy["f1"], self.legacy["f2"]
+            return Operands.align(bits, (False, False), self.legacy["fo"])
+        if self.function == "arm_maximum_s8":
+            return Operands((1, 1), 0)
+        if self.function == "arm_concatenation_s8_x":
+            return (0,)
+        if "weights" not in self.arrays:
+            return None
+        w, layer = self.arrays["weights"], self.layer
+        if len(layer.in_shape) == 1:
+            w = w.reshape(layer.out_shape[0], -1)
+        elif "ch_mult" in a:
+            w = w.reshape(*layer.kernel, layer.out_shape[0]).transpose(2, 0, 1)[:, None]
+        else:
+            w = w.reshape(layer.out_shape[0], *layer.kernel, -1).transpose(0, 3, 1, 2)
+        return Integers(w, self.arrays["bias32"], Shifts(0, self.legacy["out_shift"]))
+
+
+def _layer(name: str, a: Mapping[str, int], shape: tuple[int, ...]) -> Layer:
+    def pair(what: str, default: int = 1) -> tuple[int, int]:
+        return a.get(f"{what}_h", default), a.get(f"{what}_w", default)
+
+    if "input_h" not in a:
+        if "input_x" in a:
+            image = (a["input_x"], a["input_z"], a["input_y"])
+            return Layer(name, image, image)
+        length = a.get("accum_depth") or a.get("size") or a.get("block_size") or int(np.prod(shape))
+        return Layer(name, (length,), (a.get("output_c", length),))
+    channels = a.get("input_c") or a["channels"]
+    group = channels if "ch_mult" in a else channels // a.get("filter_c", channels)
+    geometry = (pair("filter"), pair("stride"), pair("pad", 0), group, False)
+    return Layer(name, (channels, *pair("input")), (a.get("output_c", channels), *pair("output")), *geometry)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> list[Vector]:
+    cases = json.loads(shared("golden", "cmsis_nn_s8_golden.json").read_text())["cases"]
+    arrays = np.load(shared("golden", "cmsis_nn_s8_golden.npz"))
+    result = []
+    for case in cases:
+        name, outputs = case["kernel"], case["arrays"]["output"]
+        kernel = S8.get(SAME.get(name, name))
+        if kernel is None:
+            continue
+        result.append(
+            Vector(
+                case["id"],
+                name,
+                kernel,
+                _layer(case["id"], case["args"], tuple(case["out_shape"])),
+                case["args"],
+                case["legacy"] or {},
+                {k: arrays[v] for k, v in case["arrays"].items() if k != "output"},
+                {core: arrays[outputs[tag]] if outputs[tag] else np.empty(0) for core, tag in CORES.items()},
+                frozenset(core for core, tag in CORES.items() if tag in case.get("known_bad", ())),
+                {core: case.get("buffer_size", {}).get(tag, 0) for core, tag in CORES.items()},
+            )
+        )
+    assert len(result) >= 230
+    return result
+
+
+def _computed(vector: Vector, target: Target) -> np.ndarray:
+    """The model's output in the order of the device's memory."""
+    g = OnnxGraph()
+    inputs = vector.inputs_chw
+    xs = [g.cast(g.input(f"x{i}", np.int8, x.shape[1:]), np.float32) for i, x in enumerate(inputs)]
+    y = vector.kernel.build(g, xs, vector.layer, vector.integers, target)
+    g.output(g.cast(g.clip(y, vector.bounds.low, vector.bounds.high), np.int8))
+    (result,) = g.session().run(None, {f"in_x{i}": x for i, x in enumerate(inputs)})
+    return np.moveaxis(result, 1, -1)
+
+
+@pytest.mark.parametrize("core", Core)
+def test_device_model_equals_the_kernels(vectors: list[Vector], core: Core) -> None:
+    compared = 0
+    for vector in vectors:
+        if vector.modelled and core not in vector.bad:
+            expected = vector.outputs[core]
+            if "offset_x" in vector.args:
+                first, depth = vector.args["offset_x"], vector.args["input_x"]
+                expected = expected.reshape(-1, vector.args["output_x"])[:, first : first + depth]
+            result = _computed(vector, Target(core, api=Api.S8)).ravel()
+            size = vector.args.get("size", result.size)
+            np.testing.assert_array_equal(result[:size], expected.ravel()[:size], vector.id)
+            compared += 1
+    assert compared >= 215
+
+
+def _constants(vector: Vector) -> dict[str, np.ndarray]:
+    """The arrays that our call would have, by the end of their names."""
+    arrays = vector.kernel.arrays(vector.layer, vector.integers, NAMES)
+    return {array.macro[2:].lower(): array.values for array in arrays}
+
+
+def test_constants(vectors: list[Vector]) -> None:
+    """Layouts, biases, multipliers and shifts are those that the recorded calls had."""
+    recorded = {"wt": "weights", "bias": "bias32", "multiplier": "multiplier", "shift": "shift"}
+    compared = 0
+    for vector in vectors:
+        if vector.modelled and "weights" in vector.arrays:
+            for name, values in _constants(vector).items():
+                expected = vector.arrays[recorded[name]]
+                identity = vector.legacy["out_shift"] == 0 and name in ("multiplier", "shift")
+                if not identity:  # two pairs do
+                    np.testing.assert_array_equal(values.ravel(), expected.ravel(), vector.id)
+            defines = vector.kernel.defines(vector.integers)
+            if defines and vector.legacy["out_shift"]:
+                assert defines["MULTIPLIER"] == vector.arrays["multiplier"][0]
+            compared += 1
+        elif vector.modelled and "block_size" in vector.args:
+            a, defines = vector.args, vector.kernel.defines(vector.integers)
+            names = {"MULTIPLIER": "out_mult"}
+            names.update({f"{macro}_{i}": f"input_{i}_{name}" for i in (1, 2) for macro, name in WHAT.items()})
+            assert {macro: a[name] for macro, name in names.items()} == defines
+            assert a["left_shift"] == s8_kernels.ADD_LSHIFT
+            compared += 1
+    assert compared >= 130
+
+
+@pytest.mark.parametrize("core", Core)
+def test_scratch_memory_is_what_the_library_asks_for(vectors: list[Vector], core: Core) -> None:
+    """At least for all, and no more than that for most."""
+    exact = 0
+    for vector in vectors:
+        if vector.layer.group == 1 and "ch_mult" in vector.args:
+            continue  # a convolution for us
+        if vector.function == vector.kernel.name != "arm_fully_connected_s8" and vector.modelled:
+            asked, planned = vector.buffer[core], vector.kernel.scratch_bytes(vector.layer, Target(core, api=Api.S8))
+            assert planned >= asked, vector.id
+            exact += planned == asked
+    assert exact >= 60
+
+
+def struct(*values: int, pointers: Sequence[np.ndarray] = ()) -> ctypes.Structure:
+    """The library's structures hold int32 numbers alone, but for the pointers in front of two of them."""
+    fields: list[tuple[str, Any]] = [(f"p{i}", ctypes.c_void_p) for i in range(len(pointers))]
+    fields += [(f"i{i}", ctypes.c_int32) for i in range(len(values))]
+    made = type("Structure", (ctypes.Structure,), {"_fields_": fields})
+    return made(*(p.ctypes.data for p in pointers), *values)
+
+
+def _c_arguments(vector: Vector, output: np.ndarray) -> list[Any]:
+    """As the prototypes have them."""
+    a, layer, bounds = vector.args, vector.layer, (vector.bounds.low, vector.bounds.high)
+    arrays = {name: ctypes.c_void_p(values.ctypes.data) for name, values in vector.arrays.items()}
+    out = ctypes.c_void_p(output.ctypes.data)
+    if "size" in a:
+        return [out, ctypes.c_uint16(a["size"])]
+    if "block_size" in a:
+        operands = [a[f"input_{i}_{what}"] for i in (1, 2) for what in ("offset", "mult", "shift")]
+        ends = [a["out_offset"], a["out_mult"], a["out_shift"], *bounds, a["block_size"]]
+        return [arrays["input"], arrays["input2"], *operands, a["left_shift"], out, *ends]
+    bias = vector.arrays.get("bias32", np.zeros(1, np.int32))
+    context = struct(bias.nbytes, pointers=[bias])
+    if "accum_depth" in a:
+        depth, rows = a["accum_depth"], a["output_c"]
+        shift = [int(vector.arrays[name][0]) for name in ("multiplier", "shift")]
+        dims = struct(1, 1, 1, depth), struct(depth, 1, 1, rows), struct(1, 1, 1, rows)
+        params, quantization = struct(0, 0, 0, *bounds), struct(*shift)
+    else:
+        tiles = [*layer.stride[::-1], *layer.pad[::-1]]
+        filters = (layer.out_shape[0], a["filter_c"]) if "filter_c" in a else (1, layer.out_shape[0])
+        dims = (
+            struct(1, *layer.in_shape[1:], layer.in_shape[0]),
+            struct(filters[0], *layer.kernel, filters[1]),
+            struct(1, *layer.out_shape[1:], layer.out_shape[0]),
+        )
+        if "weights" not in arrays:
+            params = struct(*tiles, *bounds)
+            return [*map(ctypes.byref, (context, params, dims[0])), arrays["input"], *map(ctypes.byref, dims[1:]), out]
+        offsets = [0, 0, a["ch_mult"]] if "ch_mult" in a else [0, 0]
+        params = struct(*offsets, *tiles, a["dilation_w"], a["dilation_h"], *bounds)
+        quantization = struct(pointers=[vector.arrays["multiplier"], vector.arrays["shift"]])
+    structures = [ctypes.byref(s) for s in (context, params, quantization, *dims)]
+    ctx, par, quant, inputs, weights, outputs = structures
+    return [
+        *(ctx, par, quant, inputs, arrays["input"], weights, arrays["weights"], outputs, arrays["bias32"], outputs),
+        out,
+    ]
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Our portable kernels as a library."""
+    folder = ROOT / "templates" / "portable_s8"
+    requantize = tmp_path_factory.mktemp("s8") / "requantize.c"
+    requantize.write_text(
+        f'#include "{folder}/arm_nnsupportfunctions.h"\n'
+        "int32_t requantize(int32_t v, int32_t m, int32_t s) { return arm_nn_requantize(v, m, s); }\n"
+    )
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared", "-o"]
+    built = run(tool("gcc", "cc"), *flags, requantize.with_suffix(".so"), folder / "arm_nnfunctions.c", requantize)
+    assert built.returncode == 0, built.stderr
+    return ctypes.CDLL(str(requantize.with_suffix(".so")))
+
+
+@pytest.mark.parametrize("core", Core)
+def test_portable_kernels_equal_the_kernels(vectors: list[Vector], core: Core, portable: ctypes.CDLL) -> None:
+    compared = 0
+    for vector in vectors:
+        per_channel = len(np.unique(vector.arrays.get("multiplier", np.zeros(1)))) > 1
+        if vector.kernel.own or core in vector.bad or (per_channel and "accum_depth" in vector.args):
+            continue
+        expected = vector.outputs[core]
+        output = vector.arrays["input"].copy() if "size" in vector.args else np.zeros(expected.size, np.int8)
+        assert getattr(portable, vector.kernel.name)(*_c_arguments(vector, output)) == 0 or "size" in vector.args
+        np.testing.assert_array_equal(output.ravel(), expected.ravel(), vector.id)
+        compared += 1
+    assert compared >= 205
+
+
+def test_portable_requantization_equals_the_library(portable: ctypes.CDLL) -> None:
+    cases = json.loads(shared("golden", "cmsis_nn_s8_golden.json").read_text())["cases"]
+    arrays = np.load(shared("golden", "cmsis_nn_s8_golden.npz"))
+    recorded = [case for case in cases if case["kernel"] == "arm_nn_requantize"]
+    assert len(recorded) == 32
+    for case in recorded:
+        pair = case["args"]["multiplier"], case["args"]["shift"]
+        result = [portable.requantize(int(value), *pair) for value in arrays[case["arrays"]["input"]]]
+        np.testing.assert_array_equal(result, arrays[case["arrays"]["output"]["m4"]], case["id"])
