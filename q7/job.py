@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run of the quantizer before its long work: everything that it reads, checked, and where its outputs go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q7 import caffe_files, dataset, engines, files, graph, passes
+from q7.caffe_files import Prototxt
+from q7.dataset import DataSource
+from q7.errors import Q7Error
+from q7.graph import Graph
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything read and checked, before any long work."""
+
+    prototxt: Prototxt
+    graph: Graph
+    source: DataSource
+    lmdb: Path  # or another file that the source reads
+    version: object  # of the LMDB, before it was read
+    images: Any  # (N, C, H, W) uint8, cropped: an array, or StoredImages
+    labels: np.ndarray
+    swept: np.ndarray  # indices of the images that the search sees
+    reported: np.ndarray  # indices of those that the printed accuracies are from
+    save: Path
+    quantized: Path  # the caffemodel with quantized weights
+
+    def pick(self, which: np.ndarray) -> Any:
+        """Some of the images; no copy of them where it is all, or where they stay in their file."""
+        if len(which) == len(self.images):
+            return self.images
+        return self.images[which] if isinstance(self.images, np.ndarray) else self.images.pick(which)
+
+
+def note(text: str) -> None:
+    print(f"nn_quantizer: {text}", file=sys.stderr)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises Q7Error where a number makes no sense."""
+    if args.iterations is not None and args.iterations < 1:
+        raise Q7Error(f"--iterations {args.iterations} must be at least 1")
+    if not args.memory > 0:
+        raise Q7Error(f"--memory {args.memory} must be above 0")
+    if not args.tolerance >= 0:
+        raise Q7Error(f"--tolerance {args.tolerance} must be 0 or more")
+    if not 0 <= args.holdout < 1:
+        raise Q7Error(f"--holdout {args.holdout} must be 0 or more and below 1")
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Reads and checks the inputs, and that the outputs can be written; raises Q7Error."""
+    model, weights, save = Path(args.model), Path(args.weights), Path(args.save)
+    check_options(args)
+    prototxt = caffe_files.read_prototxt(model)
+    source = dataset.override(dataset.data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
+    dataset.find_output(prototxt, args.accuracy, source)
+    lmdb = source.find_images()
+    version = caffe_files.lmdb_version(lmdb)
+    image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
+    network = graph.parse(prototxt, args.accuracy, source, image_shape, args.target)
+    network = passes.simplify(graph.attach_weights(network, caffe_files.read_weights(weights)))
+
+    quantized = weights.with_name(f"quantized_{weights.name[:-3] if weights.name.endswith('.h5') else weights.name}")
+    if not files.writable(quantized):
+        quantized = save.with_name(quantized.name)
+        note(f"'{weights.parent}' cannot be written: the quantized weights go to '{quantized}'")
+    inputs = [model, weights, *([source.find_mean()] if source.mean_file else [])]
+    outputs = [save, quantized, *(Path(name) for name in (args.report, args.json) if name)]
+    for path in outputs:
+        if not files.writable(path):
+            raise Q7Error(f"cannot write '{path}'")
+        if path.exists() and any(path.samefile(other) for other in inputs):
+            raise Q7Error(f"cannot write '{path}': it is read, too")
+    if save.resolve() == quantized.resolve():
+        raise Q7Error(f"--save '{save}' is where the quantized weights go")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise Q7Error("--save, --report and --json must name files of their own")
+
+    limit = None if args.iterations is None else args.iterations * source.batch_size
+    images, labels = source.reader.open(lmdb, limit, source.crop_image, args.memory_bytes / engines.SHARES)
+    if images.shape[1:] != network.input.out_shape:
+        raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")
+    if limit is not None and len(images) < limit:
+        note(f"{args.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
+    if labels.min() < 0 or labels.max() >= network.classes:
+        raise Q7Error(
+            f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
+            f"{network.classes} outputs"
+        )
+    swept, reported = split(len(images), args.holdout, args.seed)
+    return Job(prototxt, network, source, lmdb, version, images, labels, swept, reported, save, quantized)
+
+
+def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to search with and of those to report on: all for both, or a random part held out."""
+    if not holdout:
+        return np.arange(count), np.arange(count)
+    held = round(count * holdout)
+    if not 0 < held < count:
+        raise Q7Error(f"--holdout {holdout} of {count} images leaves none to search with or to report on")
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
