@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from q7 import emit, files, known_answers, legacy, lowering, memory, passes, summary
+from q7 import command, emit, files, known_answers, legacy, lowering, memory, passes, summary
 from q7.emit import Options
 from q7.errors import Q7Error
 from q7.known_answers import KnownAnswers
@@ -29,10 +29,6 @@ def lower(network: QuantizedNetwork, args: argparse.Namespace) -> QuantizedNetwo
     api = Api(args.api) if args.api else network.target.api
     rounding = network.target.rounding if api is Api.Q7 else Rounding.NEAREST
     return lowering.fuse(lowering.retarget(network, Target(core, rounding, api)))
-
-
-def note(text: str) -> None:
-    print(f"code_gen: {text}", file=sys.stderr)
 
 
 def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAnswers | None:
@@ -54,7 +50,7 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
     except Q7Error as error:
         if args.test_images is not None:
             raise
-        note(f"no known-answer test: {error}")
+        command.note("code_gen", f"no known-answer test: {error}")
         return None
     return known_answers.compute(network, *images)
 
@@ -107,7 +103,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument(
         "--api",
         choices=[a.value for a in Api],
-        help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7 ; if not given, the pickle's",
+        help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7; if not given, the pickle's",
     )
     parser.add_argument(
         "--core",
@@ -151,29 +147,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--version", action="version", version=q7.__version__)
     args = parser.parse_args(arguments)
     if args.describe:
-        useless = {name for name, value in vars(args).items() if value != parser.get_default(name)} - WITH_DESCRIBE
-        if useless:
-            parser.error(f"--{min(useless)} has no use with --describe")
+        command.allow_only(parser, args, "describe", WITH_DESCRIBE)
         args.model = args.describe
     return args
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        run(args)
-        print(end="", flush=True)
-    except Q7Error as error:
-        note(str(error))
-        return 2
-    except OSError as error:  # a full disk, or a pipe that nobody reads
-        sys.stdout = None
-        note(f"cannot write to standard output: {error.strerror}")
-        return 2
-    except KeyboardInterrupt:
-        note("interrupted")
-        return 130
-    return 0
+    return command.finish("code_gen", lambda: run(args), lambda: "interrupted")
 
 
 if __name__ == "__main__":

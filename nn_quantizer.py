@@ -17,6 +17,7 @@ import numpy as np
 import q7
 from q7 import (
     caffe_files,
+    command,
     device,
     engines,
     files,
@@ -281,9 +282,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     parser.add_argument("--version", action="version", version=q7.__version__)
     args = parser.parse_args(arguments)
-    useless = {name for name, value in vars(args).items() if value != parser.get_default(name)} - WITH_EVAL
-    if args.eval and useless:
-        parser.error(f"--{min(useless)} has no use with --eval")
+    command.allow_only(parser, args, "eval", WITH_EVAL)
     if args.eval and args.weights == WEIGHTS:
         args.weights = None  # an old pickle names its own
     args.memory_bytes = int(min(args.memory, 1 << 20) * 2**30) if args.memory > 0 else 0  # also where it is no number
@@ -295,32 +294,28 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     return args
 
 
+def work(args: argparse.Namespace) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows has no Q-format, which is said
+        if args.eval:
+            evaluate(args)
+        else:
+            check_engine(args)
+            run(args)
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    kept = args.journal.kept if args.journal else 0
+    where = f"the same command goes on from the {kept} results in '{args.journal.path}'" if kept else ""
+    return f"interrupted: {where or 'nothing was kept'}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows has no Q-format, which is said
-            if args.eval:
-                evaluate(args)
-            else:
-                check_engine(args)
-                run(args)
-        print(end="", flush=True)
-    except Q7Error as error:
-        note(str(error))
-        return 2
-    except OSError as error:  # a full disk, or a pipe that nobody reads
-        sys.stdout = None
-        note(f"cannot write to standard output: {error.strerror}")
-        return 2
-    except KeyboardInterrupt:
-        kept = args.journal.kept if args.journal else 0
-        where = f"the same command goes on from the {kept} results in '{args.journal.path}'" if kept else ""
-        note(f"interrupted: {where or 'nothing was kept'}")
-        return 130
+        return command.finish("nn_quantizer", lambda: work(args), lambda: interrupted(args))
     finally:
         if args.journal:
             args.journal.close()
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from q7 import caffe_files, dataset, engines, files, graph, passes
+from q7 import caffe_files, command, dataset, engines, files, graph, passes
 from q7.caffe_files import Prototxt
 from q7.dataset import DataSource
 from q7.errors import Q7Error
@@ -42,7 +41,7 @@ class Job:
 
 
 def note(text: str) -> None:
-    print(f"nn_quantizer: {text}", file=sys.stderr)
+    command.note("nn_quantizer", text)
 
 
 def check_options(args: argparse.Namespace) -> None:
