@@ -217,6 +217,11 @@ class FloatNetwork(Network):
         return setting.y.floor(g, y) if setting.y else y
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """Indices of at most so many of `count` images, evenly spaced."""
+    return np.linspace(0, count - 1, min(most, count)).astype(int)
+
+
 def accuracy_caffe(logits: np.ndarray, labels: np.ndarray) -> float:
     """Percent of images whose true class is strictly above all others, as Caffe 1.0's Accuracy layer counts."""
     rows = np.arange(len(labels))

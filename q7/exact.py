@@ -120,10 +120,7 @@ def truncated_mean(g: OnnxGraph, x: str, layer: Any, axes: tuple[int, ...] = (0,
 
     The float quotient may miss an integer by its rounding; a nudge away from zero makes that good.
     """
-    rows, columns = (
-        window_cells(*window) if axis in axes else np.ones(1, int) for axis, window in enumerate(_windows(layer))
-    )
-    cells, windows = rows[:, None] * columns, window_attributes(layer, axes)
+    cells, windows = image_cells(layer, axes), window_attributes(layer, axes)
     if cells.max() > MOST_NUDGED_CELLS:
         return divide(g, crop(g, window_sum(g, x, **windows), layer, axes), cells)
     mean = crop(g, g.add("AveragePool", x, count_include_pad=1, **windows), layer, axes)
@@ -132,6 +129,14 @@ def truncated_mean(g: OnnxGraph, x: str, layer: Any, axes: tuple[int, ...] = (0,
     # In full, since onnxruntime is slow where it has to repeat short rows.
     factor = np.broadcast_to(factor, (layer.in_shape[0], height, layer.out_shape[2]))
     return g.cast(g.cast(g.add("Mul", mean, factor.astype(np.float32)), np.int32), np.float32)
+
+
+def image_cells(layer: Any, axes: tuple[int, ...] = (0, 1)) -> np.ndarray:
+    """(rows, columns) cells of the image in each of a layer's windows, along both axes or one."""
+    rows, columns = (
+        window_cells(*window) if axis in axes else np.ones(1, int) for axis, window in enumerate(_windows(layer))
+    )
+    return rows[:, None] * columns
 
 
 def window_cells(extent: int, out: int, kernel: int, stride: int, pad: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from q7 import arm_kernels
-from q7.exact import crop, divide, max_pool, window_attributes, window_cells, window_sum
+from q7.exact import crop, divide, image_cells, max_pool, window_attributes, window_sum
 from q7.kernel import Array, CNames, Integers, Kernel, WeightedKernel
 from q7.onnx_graph import OnnxGraph
 from q7.own_kernels import Merge, Operands
@@ -232,9 +232,7 @@ class AveragePool(Pool):
         return 4 * layer.in_shape[0] if target.core is Core.DSP else 0
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        windows = zip(layer.in_shape[1:], layer.out_shape[1:], layer.kernel, layer.stride, layer.pad)
-        rows, columns = (window_cells(*window) for window in windows)
-        cells = rows[:, None] * columns
+        cells = image_cells(layer)
         total = crop(g, window_sum(g, xs[0], **window_attributes(layer)), layer)
         half = g.add("Mul", g.add("Sign", total), (cells // 2).astype(np.float32))
         return divide(g, g.add("Add", total, half), cells)

@@ -11,7 +11,7 @@ import numpy as np
 
 from q7 import device, rounding
 from q7.device import DeviceNetwork, IntegerLayer
-from q7.engines import MEMORY, FloatNetwork, accuracy_caffe, plain
+from q7.engines import MEMORY, FloatNetwork, accuracy_caffe, plain, spread
 from q7.graph import Graph
 from q7.qformat import Api, LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, covering, largest, table, tensors
@@ -54,9 +54,9 @@ class Verdict:
         noise = max(deviations * math.sqrt(gained + lost), tolerance / 100 * len(self.right))
         if abs(gained - lost) > noise:
             return gained > lost
-        if other.does_worse(self) or self.does_worse(other):
-            return other.does_worse(self)
-        return gained > lost
+        if other.does_worse(self):
+            return True
+        return gained > lost and not self.does_worse(other)
 
     def does_worse(self, other: Verdict, deviations: float = CLEARLY) -> bool:
         """Whether the mean divergence is larger by more than so many standard errors of the differences.
@@ -144,11 +144,6 @@ class Judge:
         return verdict
 
 
-def _spread(count: int, most: int) -> np.ndarray:
-    """Indices of at most so many images, evenly spaced."""
-    return np.linspace(0, count - 1, min(most, count)).astype(int)
-
-
 def _start(graph: Graph, images: np.ndarray, target: Target) -> Choices:
     """Formats that cover every tensor's range, so that nothing is clipped; s8 kernels take biases of 32 bits."""
     ranges = FloatNetwork(graph, images).ranges(plain(graph))
@@ -220,7 +215,7 @@ def device_objective(
     images = reference.images
     logits = reference.logits(plain(graph))
 
-    some = _spread(len(images), SAMPLE)
+    some = spread(len(images), SAMPLE)
     choices = _start(graph, images[some], target)
     start = table(graph, choices)
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
@@ -228,7 +223,7 @@ def device_objective(
     yield Phase("adapting the weights")
     # What enters and what leaves a layer is held for all of these images, as float32 and int8.
     largest_size = max(graph.live_size(position) for position in range(len(graph.layers)))
-    fit = _spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // (2 * 5 * max(1, largest_size)))))
+    fit = spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // (2 * 5 * max(1, largest_size)))))
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),

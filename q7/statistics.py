@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from q7.device import DeviceNetwork, IntegerLayer
-from q7.engines import FloatNetwork, plain
+from q7.engines import FloatNetwork, plain, spread
 from q7.graph import Graph
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat, Target
 
@@ -85,8 +85,7 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
 def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
     """Evenly spread images, as many as are looked at."""
     values = sum(math.prod(layer.out_shape) for layer in graph.layers)
-    count = min(len(images), MOST_IMAGES, max(MOST_VALUES // values, 1))
-    return np.concatenate([images[i : i + 1] for i in np.linspace(0, len(images) - 1, count).astype(int)])
+    return images[spread(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
 
 
 def settled(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:

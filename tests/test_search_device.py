@@ -11,12 +11,12 @@ import pytest
 
 import nn_quantizer
 from q7 import caffe_files, device, record, rounding, search
-from q7.engines import FloatNetwork, plain
+from q7.engines import FloatNetwork, plain, spread
 from q7.graph import Graph
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
 from q7.qformat import LayerFormats, QFormat, Rounding, Target, shifts
 from q7.search import Choices, Trial
-from q7.search_device import SAMPLE, STAGES, Judge, Verdict, _descend, _spread, _start, device_objective
+from q7.search_device import SAMPLE, STAGES, Judge, Verdict, _descend, _start, device_objective
 from tests.support import MODELS, prototxt, write_dataset
 
 
@@ -114,7 +114,7 @@ def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None
     lenet = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--save", str(tmp_path / "lenet.pkl")]
     weights = next(MODELS.glob("lenet_iter_*.caffemodel.h5"))
     job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*lenet, "--weights", str(weights)]))
-    some = _spread(len(job.images), SAMPLE)
+    some = spread(len(job.images), SAMPLE)
     images, labels = job.images[some], job.labels[some]
     logits = FloatNetwork(job.graph, images).logits(plain(job.graph))
 
