@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import q7
-from q7 import emit, memory, statistics
+from q7 import emit, lowering, memory, statistics
 from q7.qformat import QFormat
 from q7.record import QuantizedNetwork
 from q7.search import Trial
@@ -83,9 +83,9 @@ def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
     }
 
 
-def _layers(run: Run, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
-    network = run.network
-    behind = statistics.settled(network.graph, network.formats)
+def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
+    """Of the network as code is generated for it."""
+    behind = statistics.settled(run.network.graph, network.formats)
     layers = []
     for layer, integer, size in zip(network.graph.layers, network.layers, emit.constant_bytes(network)):
         own, weights = network.formats[layer.name], run.statistics.weights.get(layer.name)
@@ -142,7 +142,7 @@ def _changed(run: Run) -> list[dict[str, int]]:
 
 def facts(run: Run) -> dict[str, Any]:
     """Everything as plain values, as docs/report.schema.json describes them."""
-    network = run.network
+    network = lowering.fuse(run.network)
     plan = memory.plan(network.graph, network.layers, network.target)
     totals = emit.totals(network, plan, emit.Options())
     known = network.summary["accuracy"]
@@ -153,7 +153,7 @@ def facts(run: Run) -> dict[str, Any]:
         "command": run.command,
         "name": network.graph.name,
         "sources": {what: dict(source) for what, source in network.sources.items()},
-        "target": {"core": network.target.core.value, "rounding": network.target.rounding.value},
+        "target": {field: value.value for field, value in vars(network.target).items()},
         "objective": network.summary["objective"],
         "images": {
             "lmdb": network.dataset,
@@ -163,7 +163,7 @@ def facts(run: Run) -> dict[str, Any]:
         },
         "accuracy": {**known, "loss": known["float"] - known["device"]},
         "search": dict(network.summary["search"]),
-        "layers": _layers(run, plan),
+        "layers": _layers(run, network, plan),
         "trials": [_trial(trial) for trial in run.trials],
         "classes": network.graph.classes,
         "confusion": _confusion(run),

@@ -21,8 +21,8 @@ def _sentence(text: str | None) -> str:
 
 
 def _how(cls: type[Layer], api: Api) -> str:
-    kernels = dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels if api in kernel.apis)
-    names = "<br>".join(f"`{name}`" for name in kernels)
+    able = dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels if api in kernel.apis)
+    names = "<br>".join(f"`{name}`" for name in able)
     if cls.folds:
         return "folded into the convolution or inner product before it"
     if cls.last_only:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import code_gen
 import nn_quantizer
 from q7 import record, report
 from tests import tiny
@@ -87,6 +88,25 @@ def test_the_values_are_those_of_the_pickle(reported: Reported) -> None:
     assert len(values["changed"]) == differing
     assert values["command"].startswith("python nn_quantizer.py --model ")
     assert {trial["layer"] for trial in values["trials"]} <= {layer["name"] for layer in values["layers"]}
+
+
+@pytest.mark.parametrize("options", [[], ["--api", "s8"], ["--api", "s8", "--core", "mve"]])
+def test_layers_and_memory_are_those_of_the_generated_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    values = quantize(tmp_path, *options).values
+    jsonschema.validate(values, SCHEMA)
+    assert values["target"]["api"] == (options[1] if options else "q7")
+    capsys.readouterr()
+    assert code_gen.main(["--describe", str(tmp_path / "net.pkl")]) == 0
+    described = capsys.readouterr().out
+    sizes = values["memory"]
+    assert f"flash {sizes['flash_bytes']} bytes of constants, RAM {sizes['ram_bytes']} bytes" in described
+    table = described[described.index("layer  kernel") :].splitlines()[1:]
+    assert [line.split()[:2] for line in table[: len(values["layers"]) + 1]] == [
+        *([layer["name"], layer["kernel"]] for layer in values["layers"]),
+        [],
+    ]
 
 
 class Elements(HTMLParser):
