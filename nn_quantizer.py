@@ -9,6 +9,7 @@ import functools
 import hashlib
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from q7 import (
     statistics,
     summary,
 )
-from q7.device import DeviceNetwork
+from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import FloatNetwork
 from q7.errors import Q7Error
 from q7.job import Job, note, prepare, split
@@ -109,7 +110,7 @@ def find_formats(job: Job, args: argparse.Namespace) -> tuple[Found, list[Trial]
     labels = job.labels[job.swept]
     if args.objective == "caffe":
         simulation = RememberedSimulation(args.journal, network, labels)
-        trials = search_caffe.caffe_objective(job.graph, simulation.accuracy, simulation.largest, args.tolerance)
+        trials = search_caffe.caffe_objective(job.graph, simulation, args.tolerance)
         schedule = search_caffe.schedule(job.graph)
     else:
         make_judge = functools.partial(RememberedJudge, args.journal)
@@ -138,19 +139,30 @@ def sources(job: Job, weights: bytes, args: argparse.Namespace) -> dict[str, dic
     return found
 
 
+def final_logits(job: Job, found: Found, layers: Sequence[IntegerLayer], args: argparse.Namespace) -> report.Logits:
+    """Of the images that are reported on; what the search knows of them is not computed again."""
+    images = job.pick(job.reported)
+    on_device, in_float = (None, None) if args.holdout else (found.on_device, found.in_float)
+    if on_device is None:
+        on_device = DeviceNetwork(found.chosen.graph, images, args.target).logits(layers)
+    if in_float is None:
+        in_float = float_network(job, images, args).logits(engines.plain(job.graph))
+    return report.Logits(on_device, in_float)
+
+
 def build(
     job: Job, found: Found, args: argparse.Namespace
 ) -> tuple[QuantizedNetwork, bytes, Statistics, report.Logits]:
     """The chosen network with all that is known about it, and the caffemodel with its weights."""
     chosen, formats = found.chosen.graph, found.chosen.formats
     layers = tuple(device.quantize(chosen, formats, args.target))
-    images, labels = job.pick(job.reported), job.labels[job.reported]
-    logits = report.Logits(DeviceNetwork(chosen, images, args.target).logits(layers))
-    accuracy = {"float": found.accuracies["float"], "device": engines.accuracy_first(logits.on_device, labels)}
-    if args.holdout or args.report or args.json:
-        logits.in_float = float_network(job, images, args).logits(engines.plain(job.graph))
-        accuracy["float"] = engines.accuracy_caffe(logits.in_float, labels)
-    measured = statistics.collect(job.graph, layers, formats, statistics.sample(chosen, images), args.target)
+    labels, logits = job.labels[job.reported], final_logits(job, found, layers, args)
+    accuracy = {
+        "float": engines.accuracy_caffe(logits.in_float, labels),
+        "device": engines.accuracy_first(logits.on_device, labels),
+    }
+    images = statistics.sample(chosen, job.pick(job.reported))
+    measured = statistics.collect(job.graph, layers, formats, images, args.target)
     if caffe_files.lmdb_version(job.lmdb) != job.version:
         note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
     weights = caffe_files.caffemodel(chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen))

@@ -428,6 +428,11 @@ class StoredImages:
 Images = Union[np.ndarray, StoredImages]
 
 
+def pick(images: Images, which: np.ndarray) -> Images:
+    """Some of the images; no copy of them where they stay in their file."""
+    return images.pick(which) if isinstance(images, StoredImages) else images[which]
+
+
 @contextlib.contextmanager
 def _unchanged(path: Path, database: LmdbFile) -> Iterator[None]:
     """Raises Q7Error where another process has written to a database, which makes what was read of it worth nothing."""

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -23,6 +24,7 @@ SHARES = 4  # networks whose outputs are kept at the same time, at most
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
 Values = dict[str, np.ndarray]
+N = TypeVar("N", bound="Network")
 
 
 def providers(gpu: bool) -> Sequence[str]:
@@ -34,36 +36,86 @@ def providers(gpu: bool) -> Sequence[str]:
     return (GPU, *CPU)
 
 
+def _first_change(before: Sequence[Hashable], now: Sequence[Hashable]) -> int:
+    """Index of the first layer whose setting is another, 0 where nothing was before."""
+    return next((i for i, (a, b) in enumerate(zip(now, before)) if a != b), 0)
+
+
+Run = Callable[[Values], Sequence[np.ndarray]]
+
+
+class _Recent:
+    """What was last, for whichever part of the images."""
+
+    def __init__(self) -> None:
+        self._settings: Sequence[Hashable] = ()
+        self._changed = 0
+        self._runner: tuple[Hashable, Run | None] = None, None
+
+    def runner(self, key: Hashable, make: Callable[[], Run]) -> Run:
+        """The last one, if it has this key."""
+        if key != self._runner[0] or not self._runner[1]:
+            self._runner = key, make()
+        assert self._runner[1]
+        return self._runner[1]
+
+    def change(self, settings: Sequence[Hashable]) -> int:
+        """Where the trial under way differs from the one before it."""
+        if settings != self._settings:
+            self._changed = _first_change(self._settings, settings)
+            self._settings = settings
+        return self._changed
+
+
 class Network:
     """A network and its images (N, C, H, W) uint8; each layer behaves as its setting says.
 
-    Evaluations that share their first settings share their first layers. Each goes on from outputs that were kept of
-    an earlier one, and keeps those that enter the layer behind the first whose setting changed, where the next one is
-    likely to differ, unless they are larger than a share of `memory` (bytes).
+    Trials that share their first settings share their first layers. Each goes on from outputs that were kept of an
+    earlier one, and keeps those that enter a layer where the next one is likely to differ, unless they are larger than
+    a share of `memory` (bytes).
     """
 
     stored: ClassVar[Any]  # how layers' outputs are kept between evaluations
 
     def __init__(self, graph: Graph, images: np.ndarray, providers: Sequence[str] = CPU, memory: int = MEMORY) -> None:
         self.graph = graph
-        self.images = images
         self.providers = providers
+        self._begin(images, memory)
+
+        self._recent = _Recent()
+
+    def _begin(self, images: Any, memory: int) -> None:
+        """Nothing is kept yet."""
+        self.images = images
         self.memory = memory
         self._settings: Sequence[Hashable] = ()
         self._logits: np.ndarray = np.empty(0)
         self._kept = self._ahead = (0, self.start())  # what enters layers with that index and behind, before and now
         self._slabs = [np.empty(0, self.stored)] * 2  # what the two lie in
 
+    def over(self: N, images: Any) -> N:
+        """The same network over some of its images, with their part of the memory; nothing is kept yet.
+
+        The parts of a network take it that trials come to one part after the other.
+        """
+        part = copy.copy(self)
+        part._begin(images, self.memory * len(images) // len(self.images))
+        return part
+
+    def know(self, settings: Sequence[Hashable], logits: np.ndarray) -> None:
+        """What a trial would give that is likely to be the one before the next."""
+        self._settings, self._logits = tuple(settings), logits
+
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Any) -> str:
         """Adds one layer to a graph; values are float32."""
         raise NotImplementedError
 
     def runner(
-        self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], ranges: bool
-    ) -> Callable[[Values], Sequence[np.ndarray]]:
+        self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], watched: Sequence[Layer] = ()
+    ) -> Run:
         """What runs layers first to last - 1 on a batch: takes the outputs live at `first`, gives those of `outputs`.
 
-        With `ranges` it gives, for each of `outputs`, the smallest and then the largest value.
+        And then, for each of `watched`, the smallest and the largest value of its output.
         """
         g, names = OnnxGraph(), {}
         for layer in self.graph.live(first):
@@ -74,13 +126,20 @@ class Network:
                 xs = [g.cast(g.input(layer.name, np.uint8, layer.out_shape), np.float32)]
             names[layer.name] = self.build(g, layer, xs, setting)
         for layer in outputs:
-            if ranges:
-                for op in ("ReduceMin", "ReduceMax"):
-                    g.output(g.add(op, names[layer.name], keepdims=0))
-            else:
-                g.output(g.cast(names[layer.name], self.stored))
+            g.output(g.cast(names[layer.name], self.stored))
+        for layer in watched:
+            for op in ("ReduceMin", "ReduceMax"):
+                g.output(g.add(op, names[layer.name], keepdims=0))
         session = g.session(self.providers)
         return lambda batch: session.run(None, {f"in_{name}": values for name, values in batch.items()})
+
+    def _runner(
+        self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], watched: Sequence[Layer] = ()
+    ) -> Run:
+        """The last one, if it was the same: parts of the images come one after the other."""
+        names = tuple(tuple(layer.name for layer in layers) for layers in (outputs, watched))
+        key = (first, last, tuple(settings[first:last]), names)
+        return self._recent.runner(key, lambda: self.runner(first, last, settings, outputs, watched))
 
     def advance(
         self,
@@ -88,29 +147,20 @@ class Network:
         last: int,
         inputs: Values,
         settings: Sequence[Any],
-        ranges: bool = False,
         every: bool = False,
         also: Values | None = None,
     ) -> Values:
         """Layers first to last - 1: from the outputs live at `first` to those live at `last`, or `every` one's.
 
         `also` has arrays to fill with other layers' outputs.
-
-        With `ranges`, instead the smallest and the largest value of each of these layers' outputs.
         """
-        outputs = list(self.graph.layers[first:last] if ranges or every else self.graph.live(last))
+        outputs = list(self.graph.layers[first:last] if every else self.graph.live(last))
         results = dict(also or {})
         outputs += [layer for layer in self.graph.layers if layer.name in results and layer not in outputs]
-        run = self.runner(first, last, settings, outputs, ranges)
-        count = len(self.images)
-        if ranges:
-            batches = np.array([run(_cut(inputs, i)) for i in range(0, count, BATCH)])
-            for n, layer in enumerate(outputs):
-                results[layer.name] = np.array([batches[:, 2 * n].min(), batches[:, 2 * n + 1].max()])
-            return results
+        run = self._runner(first, last, settings, outputs)
         for layer in outputs:
-            results.setdefault(layer.name, np.empty((count, *layer.out_shape), self.stored))
-        for i in range(0, count, BATCH):
+            results.setdefault(layer.name, np.empty((len(self.images), *layer.out_shape), self.stored))
+        for i in range(0, len(self.images), BATCH):
             for layer, values in zip(outputs, run(_cut(inputs, i))):
                 results[layer.name][i : i + BATCH] = values
         return results
@@ -120,12 +170,16 @@ class Network:
         return {self.graph.input.name: self.images}
 
     def _to_keep(self, changed: int) -> tuple[int, Values] | None:
-        """Where the next evaluation is likely to differ, and arrays for what enters there; None where too large.
+        """Where the next trial is likely to differ, and arrays for what enters there; None where too large.
+
+        That is the next layer, or once more this one, if it took other layers to come here.
 
         They lie in memory that was used before: to get fresh memory takes longer than to compute what goes in.
         """
         layers = self.graph.layers
-        position = next((i for i in range(changed + 1, len(layers)) if layers[i].weighted or layers[i].own_format), 0)
+        on_the_way = any(layer.weighted for layer in layers[self._kept[0] : changed])
+        later = range(changed if on_the_way else changed + 1, len(layers))
+        position = next((i for i in later if layers[i].weighted or layers[i].own_format), 0)
         live = self.graph.live(position)
         sizes = [len(self.images) * math.prod(layer.out_shape) for layer in live]
         if not position or sum(sizes) * self._slabs[1].itemsize > self.memory // SHARES:
@@ -138,31 +192,49 @@ class Network:
         parts = np.split(self._slabs[1], np.cumsum(sizes))
         return position, {layer.name: part.reshape(-1, *layer.out_shape) for layer, part in zip(live, parts)}
 
-    def logits(self, settings: Sequence[Hashable]) -> np.ndarray:
+    def logits(self, settings: Sequence[Any]) -> np.ndarray:
         """The output layer's values, (N, classes), in the type that this network stores."""
+        return self._flat(self.advance(0, len(settings), self.start(), settings))
+
+    def _flat(self, outputs: Values) -> np.ndarray:
+        return outputs[self.graph.output.name].reshape(len(self.images), -1)
+
+    def trial_logits(self, settings: Sequence[Hashable]) -> np.ndarray:
+        """The same, going on from what was kept of earlier trials, and keeping what enters a later layer."""
         settings = tuple(settings)
         if settings == self._settings:
             return self._logits
-        changed = next((i for i, (a, b) in enumerate(zip(settings, self._settings)) if a != b), 0)
+        changed = _first_change(self._settings, settings)
         if changed >= self._ahead[0] > self._kept[0]:
             self._kept, self._slabs = self._ahead, self._slabs[::-1]
         if changed < self._kept[0]:
             self._kept = (0, self.start())
         position, inputs = self._kept
-        ahead = self._to_keep(changed)
+        ahead = self._to_keep(max(changed, self._recent.change(settings)))
         outputs = self.advance(position, len(settings), inputs, settings, also=ahead[1] if ahead else None)
         self._ahead = ahead or self._kept
         self._settings = settings
-        self._logits = outputs[self.graph.output.name].reshape(len(self.images), -1)
+        self._logits = self._flat(outputs)
         return self._logits
 
     def outputs(self, settings: Sequence[Hashable]) -> Values:
         """Every layer's output by name, (N, C, H, W) or (N, features), in the type that this network stores."""
         return self.advance(0, len(settings), self.start(), settings, every=True)
 
-    def ranges(self, settings: Sequence[Hashable]) -> Mapping[str, np.ndarray]:
-        """(smallest, largest) value of every layer's output over all images."""
-        return self.advance(0, len(settings), self.start(), settings, ranges=True)
+    def survey(
+        self, settings: Sequence[Any], names: Container[str] | None = None
+    ) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named."""
+        layers = [layer for layer in self.graph.layers if names is None or layer.name in names]
+        run, inputs = self._runner(0, len(settings), settings, [self.graph.output], layers), self.start()
+        logits = np.empty((len(self.images), self.graph.classes), self.stored)
+        ends = []
+        for i in range(0, len(self.images), BATCH):
+            values, *found = run(_cut(inputs, i))
+            logits[i : i + BATCH] = values.reshape(len(values), -1)
+            ends.append(found)
+        low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
+        return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}
 
 
 def _cut(inputs: Values, start: int) -> Values:
@@ -222,13 +294,17 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(most, count)).astype(int)
 
 
+def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,) how far each image's true class is above all others; Caffe 1.0's Accuracy layer counts what is above 0."""
+    rows = np.arange(len(labels))
+    others = logits.astype(np.float64)
+    others[rows, labels] = -np.inf
+    return logits[rows, labels] - others.max(axis=1)
+
+
 def accuracy_caffe(logits: np.ndarray, labels: np.ndarray) -> float:
     """Percent of images whose true class is strictly above all others, as Caffe 1.0's Accuracy layer counts."""
-    rows = np.arange(len(labels))
-    true = logits[rows, labels]
-    others = logits.copy()
-    others[rows, labels] = np.finfo(logits.dtype).min if logits.dtype.kind == "f" else np.iinfo(logits.dtype).min
-    return 100 * float(np.mean(true > others.max(axis=1)))
+    return 100 * float(np.mean(margins(logits, labels) > 0))
 
 
 def accuracy_first(logits: np.ndarray, labels: np.ndarray) -> float:

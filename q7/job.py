@@ -35,9 +35,7 @@ class Job:
 
     def pick(self, which: np.ndarray) -> Any:
         """Some of the images; no copy of them where it is all, or where they stay in their file."""
-        if len(which) == len(self.images):
-            return self.images
-        return self.images[which] if isinstance(self.images, np.ndarray) else self.images.pick(which)
+        return self.images if len(which) == len(self.images) else caffe_files.pick(self.images, which)
 
 
 def note(text: str) -> None:

@@ -20,11 +20,9 @@ import numpy as np
 
 from q7 import files
 from q7.caffe_files import Images
-from q7.engines import Grid
 from q7.errors import Q7Error
 from q7.qformat import LayerFormats
-from q7.search import Tensor
-from q7.search_caffe import CaffeSimulation
+from q7.search_caffe import Grids, Judged, ScreenedSimulation
 from q7.search_device import Judge, Verdict
 
 LARGEST_FILE = 1 << 28  # bytes; beyond, the search starts anew
@@ -135,16 +133,27 @@ def _values(text: str, dtype: Any) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text, validate=True), dtype)
 
 
+def _flags(right: np.ndarray) -> str:
+    return _text(np.packbits(right))
+
+
+def _right(text: str, count: int) -> np.ndarray:
+    packed = _values(text, np.uint8)
+    if len(packed) != -(-count // 8):
+        raise ValueError("another number of images")
+    return np.unpackbits(packed, count=count).astype(bool)
+
+
 def _plain(verdict: Verdict) -> list[Any]:
-    return [len(verdict.right), _text(np.packbits(verdict.right)), _text(verdict.divergences)]
+    return [len(verdict.right), _flags(verdict.right), _text(verdict.divergences)]
 
 
 def _verdict(value: Any) -> Verdict:
     """What `_plain` was made of; raises where it was damaged."""
-    count, right, divergences = value[0], _values(value[1], np.uint8), _values(value[2], np.float64)
-    if (len(right), len(divergences)) != (-(-count // 8), count):
+    divergences = _values(value[2], np.float64)
+    if len(divergences) != value[0]:
         raise ValueError("another number of images")
-    return Verdict(np.unpackbits(right, count=count).astype(bool), divergences)
+    return Verdict(_right(value[1], value[0]), divergences)
 
 
 class RememberedJudge(Judge):
@@ -160,7 +169,7 @@ class RememberedJudge(Judge):
         return self.journal.remember([bits, best and _plain(best)], lambda: compute(formats, best), _plain, _verdict)
 
 
-class RememberedSimulation(CaffeSimulation):
+class RememberedSimulation(ScreenedSimulation):
     """Looks into the journal before it computes."""
 
     def __init__(self, journal: Journal, *arguments: Any) -> None:
@@ -168,19 +177,33 @@ class RememberedSimulation(CaffeSimulation):
         self.journal = journal
 
     @staticmethod
-    def _question(what: str, grids: Mapping[tuple[str, Tensor], Grid]) -> list[Any]:
+    def _question(what: str, grids: Grids) -> list[Any]:
         return [
             what,
             sorted((*key[:1], key[1].value, grid.format.fraction_bits, grid.clip) for key, grid in grids.items()),
         ]
 
-    def accuracy(self, grids: Mapping[tuple[str, Tensor], Grid]) -> float:
-        compute = super().accuracy
-        return self.journal.remember(self._question("accuracy", grids), lambda: compute(grids), float, float)
+    def start(self, grids: Grids) -> np.ndarray:
+        self._begin(grids)
+        compute, count = super().start, len(self.labels)
+        question = self._question("start", grids)
+        return self.journal.remember(question, lambda: compute(grids), _flags, lambda text: _right(text, count))
 
-    def largest(self, grids: Mapping[tuple[str, Tensor], Grid]) -> dict[str, float]:
+    def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
+        assert self._grids is not None
+        compute, count = super().judge, len(self.labels)
+        question = [self._question("judge", grids), self._question("start", self._grids), rival and _flags(rival.right)]
+        return self.journal.remember(
+            question,
+            lambda: compute(grids, rival),
+            lambda judged: [_flags(judged.right), None if judged.seen is None else _flags(judged.seen)],
+            lambda value: Judged(_right(value[0], count), None if value[1] is None else _right(value[1], count)),
+        )
+
+    def largest(self, grids: Grids) -> dict[str, float]:
         compute = super().largest
-        names = [layer.name for layer in self.network.graph.layers]
+        names = [*self._measured]
+        self._begin(grids)
         return self.journal.remember(
             self._question("largest", grids),
             lambda: compute(grids),

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from google.protobuf import text_format
 
 from q7 import caffe_pb2 as pb
 from q7.caffe_files import Prototxt
-from q7.engines import BATCH, MEMORY, FloatNetwork, Grid, Simulation, Values
+from q7.engines import BATCH, MEMORY, FloatNetwork, Grid, Run, Simulation, Values
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.layers import Layer
@@ -153,8 +153,8 @@ class PycaffeNetwork(FloatNetwork):
         self._net.blobs[name].data[: len(values)] = values
 
     def runner(
-        self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], ranges: bool
-    ) -> Callable[[Values], Sequence[np.ndarray]]:
+        self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], watched: Sequence[Layer] = ()
+    ) -> Run:
         layers = self.graph.layers[first:last]
         self._set_weights(layers, settings[first:last])
 
@@ -164,6 +164,7 @@ class PycaffeNetwork(FloatNetwork):
             self._forward(layers, settings[first:last])
             size = len(next(iter(batch.values())))
             results = [self._net.blobs[layer.name].data[:size] for layer in outputs]
-            return [end for values in results for end in (values.min(), values.max())] if ranges else results
+            seen = [self._net.blobs[layer.name].data[:size] for layer in watched]
+            return results + [end for values in seen for end in (values.min(), values.max())]
 
         return run

@@ -29,12 +29,12 @@ MOST_PICTURES = 48
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "report"
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Logits:
-    """(N, classes), of the device, and of the float network where somebody asks for them."""
+    """(N, classes), int8 of the device and float32 of the float network."""
 
     on_device: np.ndarray
-    in_float: np.ndarray | None = None
+    in_float: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,6 @@ class Run:
     @property
     def classes(self) -> tuple[list[int], list[int]]:
         """That the float network and the device give each image."""
-        assert self.logits.in_float is not None
         return self.logits.in_float.argmax(axis=1).tolist(), self.logits.on_device.argmax(axis=1).tolist()
 
 

@@ -69,11 +69,17 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a search ends with: the candidate it chose, those it looked at by name, and accuracies (percent)."""
+    """What a search ends with: the candidate it chose, those it looked at by name, and accuracies (percent).
+
+    And the logits (N, classes) of all images that the search has seen, as far as it came by them: those of the chosen
+    one on the device, int8, and those of the float network.
+    """
 
     chosen: Candidate
     candidates: Mapping[str, Candidate]
     accuracies: Mapping[str, float]
+    on_device: np.ndarray | None = None
+    in_float: np.ndarray | None = None
 
 
 Search = Generator[Union[Trial, Phase], None, Found]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from q7 import device, rounding
+from q7.caffe_files import pick
 from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import MEMORY, FloatNetwork, accuracy_caffe, plain, spread
 from q7.graph import Graph
@@ -18,11 +19,11 @@ from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, T
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
 PATIENCE = 1.0  # standard errors by which it may do worse and still go on; with fewer, other formats were seen to win
-SAMPLE = STAGES[-1]
-FIT_SAMPLE = 3000  # images that weights are fitted to
+SAMPLE = STAGES[-1]  # images that formats are searched with and weights fitted to
 CLEARLY = 1.0  # standard errors of a difference of divergences
 TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain or a loss
 FINAL_DEVIATIONS = 2.0  # the finalists are judged by all images
+BEYOND_DOUBT = 5.0  # standard errors of a difference of divergences, behind which there are no finalists
 PASSES = 3  # over the tensors, since the best format of one depends on those of others
 
 
@@ -81,44 +82,41 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-class _Images:
-    """A set of images with their labels and the float network's log softmax, and the device network that runs them."""
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """What images should give: their labels, and the float network's logits (N, classes)."""
 
-    def __init__(self, network: DeviceNetwork, labels: np.ndarray, reference: np.ndarray) -> None:
-        self.network = network
-        self.labels = labels
-        self.reference = _log_softmax(reference.astype(np.float64))
+    labels: np.ndarray
+    logits: np.ndarray
 
-    def judge(self, layers: Sequence[IntegerLayer], y: QFormat) -> Verdict:
-        logits = self.network.logits(layers)
-        log_probabilities = _log_softmax(np.ldexp(logits.astype(np.float64), -y.fraction_bits))
-        divergences = (np.exp(self.reference) * (self.reference - log_probabilities)).sum(axis=1)
-        return Verdict(logits.argmax(axis=1) == self.labels, divergences)
+    def judge(self, logits: np.ndarray, y: QFormat) -> Verdict:
+        """The device's logits, int8 in the format y."""
+        expected = _log_softmax(self.logits.astype(np.float64))
+        found = _log_softmax(np.ldexp(logits.astype(np.float64), -y.fraction_bits))
+        return Verdict(logits.argmax(axis=1) == self.labels, (np.exp(expected) * (expected - found)).sum(axis=1))
 
 
 class Judge:
-    """Judges formats against the float network's logits: on all of a set of images, or in stages on more and more."""
+    """Judges formats against the float network's logits, in stages on more and more images."""
 
     def __init__(
         self,
         graph: Graph,
         images: np.ndarray,
         labels: np.ndarray,
-        reference: np.ndarray,
+        logits: np.ndarray,
         target: Target,
-        stages: Sequence[int] = (),
+        stages: Sequence[int],
         memory: int = MEMORY,
     ) -> None:
         self.graph = graph
         self.target = target
         self._layers: dict[tuple[str, LayerFormats], IntegerLayer] = {}
-        if not stages:  # the images stay where they are
-            self._stages = [_Images(DeviceNetwork(graph, images, target, memory), labels, reference)]
-            return
+        network = DeviceNetwork(graph, images, target, memory)
         # Shuffled, since the images may lie in some order, and each stage is to have some of every kind.
         order = np.random.default_rng(0).permutation(len(images))
         self._stages = [
-            _Images(DeviceNetwork(graph, images[some], target, memory), labels[some], reference[some])
+            (network.over(images[some]), _Expected(labels[some], logits[some]))
             for some in np.split(order, [count for count in stages if count < len(images)])
         ]
 
@@ -136,17 +134,18 @@ class Judge:
         """On all images; or, once it does worse than `best`, on those of the stages until then."""
         layers, y = self._quantize(formats), formats[self.graph.output.name].y
         assert y
-        verdict = self._stages[0].judge(layers, y)
-        for stage in self._stages[1:]:
-            if best and verdict.does_worse(best, PATIENCE):
+        verdict = None
+        for network, expected in self._stages:
+            if best and verdict and verdict.does_worse(best, PATIENCE):
                 break
-            verdict += stage.judge(layers, y)
+            stage = expected.judge(network.trial_logits(layers), y)
+            verdict = verdict + stage if verdict else stage
+        assert verdict
         return verdict
 
 
-def _start(graph: Graph, images: np.ndarray, target: Target) -> Choices:
+def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Choices:
     """Formats that cover every tensor's range, so that nothing is clipped; s8 kernels take biases of 32 bits."""
-    ranges = FloatNetwork(graph, images).ranges(plain(graph))
     choices: Choices = {}
     for name, tensor in tensors(graph):
         if tensor is Tensor.BIAS and target.api is Api.S8:
@@ -162,8 +161,12 @@ def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
     return first + (PASSES - 1) * [key for key in first if key[1] is not Tensor.BIAS]
 
 
-def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Trial, None, dict[str, LayerFormats]]:
+def _descend(
+    judge: Judge, choices: Choices, tolerance: float
+) -> Generator[Trial, None, tuple[dict[str, LayerFormats], Verdict, Verdict]]:
     """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better.
+
+    Returns the formats, and the verdicts on those at the start and on those at the end.
 
     Layers are looked at again where their formats have changed, or those of a layer that they feed. Biases are looked
     at once: their error is far below the others', and does not depend on them.
@@ -172,7 +175,7 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
     for layer in judge.graph.layers:
         root[layer.name] = layer.name if layer.own_format else root[layer.inputs[0]]
     formats = table(judge.graph, choices)
-    best = judge.judge(formats)
+    best = at_start = judge.judge(formats)
     visit = list(choices)
     for _ in range(PASSES):
         before = formats
@@ -196,7 +199,7 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
         changed = [layer for layer in judge.graph.layers if formats[layer.name] != before[layer.name]]
         near = {layer.name for layer in changed} | {root[name] for layer in changed for name in layer.inputs}
         visit = [(name, t) for name, t in tensors(judge.graph) if name in near and t is not Tensor.BIAS]
-    return formats
+    return formats, at_start, best
 
 
 def device_objective(
@@ -213,17 +216,21 @@ def device_objective(
     the place of `Judge` for the trials.
     """
     images = reference.images
-    logits = reference.logits(plain(graph))
-
     some = spread(len(images), SAMPLE)
-    choices = _start(graph, images[some], target)
+    others = np.setdiff1d(np.arange(len(images)), some)
+    logits = np.empty((len(images), graph.classes), np.float32)
+    logits[some], ranges = reference.over(images[some]).survey(plain(graph))
+    if len(others):
+        logits[others] = reference.over(pick(images, others)).logits(plain(graph))
+
+    choices = _start(graph, ranges, target)
     start = table(graph, choices)
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
-    formats = yield from _descend(judge, choices, tolerance)
+    formats, at_start, at_end = yield from _descend(judge, choices, tolerance)
     yield Phase("adapting the weights")
     # What enters and what leaves a layer is held for all of these images, as float32 and int8.
     largest_size = max(graph.live_size(position) for position in range(len(graph.layers)))
-    fit = spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // (2 * 5 * max(1, largest_size)))))
+    fit = spread(len(images), max(1, min(SAMPLE, reference.memory // (2 * 5 * max(1, largest_size)))))
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
@@ -231,12 +238,21 @@ def device_objective(
     }
     yield Phase("judging the candidates on all images")
     accuracies = {"float": accuracy_caffe(logits, labels)}
-    best: tuple[Verdict, Candidate] | None = None
-    for name, candidate in candidates.items():
-        judge = Judge(candidate.graph, images, labels, logits, target, memory=reference.memory)
-        verdict = judge.judge(candidate.formats)
+    finalists = dict(candidates)
+    if at_start.does_worse(at_end, BEYOND_DOUBT):
+        del finalists["formats from ranges"]
+        sample = f"on {len(some)} images"
+        accuracies[f"float, {sample}"] = accuracy_caffe(logits[some], labels[some])
+        accuracies[f"formats from ranges, {sample}"] = at_start.accuracy
+    expected, best, found = _Expected(labels, logits), None, None
+    for name, candidate in finalists.items():
+        layers = device.quantize(candidate.graph, candidate.formats, target)
+        on_device = DeviceNetwork(candidate.graph, images, target).logits(layers)
+        y = candidate.formats[graph.output.name].y
+        assert y
+        verdict = expected.judge(on_device, y)
         accuracies[name] = verdict.accuracy
-        if best is None or verdict.beats(best[0], tolerance, FINAL_DEVIATIONS):
-            best = verdict, candidate
-    assert best
-    return Found(best[1], candidates, accuracies)
+        if best is None or verdict.beats(best, tolerance, FINAL_DEVIATIONS):
+            best, found = verdict, Found(candidate, candidates, accuracies, on_device, logits)
+    assert found
+    return found

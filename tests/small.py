@@ -50,7 +50,7 @@ def _weights(network: graph.Graph) -> caffe_files.Blobs:
 
 def _formats(network: graph.Graph, images: np.ndarray) -> dict[str, LayerFormats]:
     """The finest formats that hold what the float network computes for the images."""
-    ranges = FloatNetwork(network, images).ranges([Simulation()] * len(network.layers))
+    ranges = FloatNetwork(network, images).survey([Simulation()] * len(network.layers))[1]
     y = {name: QFormat.covering(float(np.abs(pair).max())) for name, pair in ranges.items()}
     w = {name: QFormat.covering(float(np.abs(pair[0]).max())) for name, pair in network.weights.items()}
     without_bias = network.formats(w, w, y)

@@ -21,7 +21,7 @@ from q7.journal import Journal, RememberedJudge, RememberedSimulation
 from tests import tiny
 from tests.support import ROOT
 
-OBJECTIVES = {"device": (search_device.Judge, "judge"), "caffe": (search_caffe.CaffeSimulation, "accuracy")}
+OBJECTIVES = {"device": (search_device.Judge, "judge"), "caffe": (search_caffe.ScreenedSimulation, "judge")}
 
 
 def ask(opened: Journal, question: Any, answer: Any) -> Any:
@@ -228,8 +228,10 @@ def test_both_searches_take_the_journal(tmp_path: Path) -> None:
     opened = nn_quantizer.open_journal(job, args)
     network = FloatNetwork(job.graph, job.images)
     remembered = RememberedSimulation(opened, network, job.labels)
-    assert remembered.accuracy({}) == search_caffe.CaffeSimulation(network, job.labels).accuracy({})
-    assert remembered.largest({}) == search_caffe.CaffeSimulation(network, job.labels).largest({})
+    computed = search_caffe.ScreenedSimulation(network, job.labels)
+    np.testing.assert_array_equal(remembered.start({}), computed.start({}))
+    np.testing.assert_array_equal(remembered.judge({}).right, computed.judge({}).right)
+    assert remembered.largest({}) == computed.largest({})
     assert RememberedSimulation(Journal(opened.path, opened.key), network, job.labels).largest(
         {}
     ) == remembered.largest({})

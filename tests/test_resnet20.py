@@ -50,7 +50,7 @@ def test_the_program_computes_what_the_model_predicts(
         tool(*names)
     network, source, images, labels = resnet20
     images, labels = images[:IMAGES], labels[:IMAGES]
-    ranges = FloatNetwork(network, images).ranges([Simulation()] * len(network.layers))
+    ranges = FloatNetwork(network, images).survey([Simulation()] * len(network.layers))[1]
     choices = {}
     for name, tensor in search.tensors(network):
         values = ranges[name] if tensor is Tensor.ACTIVATIONS else network.weights[name][tensor is Tensor.BIAS]

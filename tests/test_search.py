@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import nn_quantizer
 from q7 import record, search, search_caffe
-from q7.engines import accuracy_caffe, accuracy_first
+from q7.engines import FloatNetwork, accuracy_caffe, accuracy_first
 from q7.graph import Graph
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
 from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
-from q7.search import Found, Tensor, Trial
-from q7.search_caffe import Grids
+from q7.search import Found, Search, Tensor, Trial
+from q7.search_caffe import Grids, Judged
+from tests.support import MODELS
 
 
 def _graph() -> Graph:
@@ -39,8 +41,21 @@ RANGES = {"data": 255.0, "conv": 30.0, "relu": 30.0, "pool": 20.0, "ip": 7.0}
 
 
 def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple[list[Trial], Found]:
+    class Simulation(search_caffe.CaffeSimulation):
+        def __init__(self) -> None:
+            pass
+
+        def largest(self, grids: Grids) -> dict[str, float]:
+            return RANGES
+
+        def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
+            return Judged(np.arange(10_000) < round(100 * accuracy(grids)))
+
+    return collect(search_caffe.caffe_objective(_graph(), Simulation(), tolerance))
+
+
+def collect(steps: Search) -> tuple[list[Trial], Found]:
     trials = []
-    steps = search_caffe.caffe_objective(_graph(), accuracy, lambda grids: RANGES, tolerance)
     while True:
         try:
             step = next(steps)
@@ -113,6 +128,31 @@ def test_average_pooling_joins_when_its_turn_comes() -> None:
     _search(accuracy)
     assert seen[0] is False
     assert all(seen[1:])
+
+
+def test_screening_chooses_the_same_and_tells_the_same_accuracies(tmp_path: Path) -> None:
+    """On a trained network, against all images for every trial; what was given up was far from being taken."""
+    lenet = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--save", str(tmp_path / "lenet.pkl")]
+    weights = next(MODELS.glob("lenet_iter_*.caffemodel.h5"))
+    job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*lenet, "--weights", str(weights)]))
+    images, labels = job.images[:4000], job.labels[:4000]
+
+    def sweep(simulation: type[search_caffe.CaffeSimulation]) -> tuple[list[Trial], Found]:
+        network = FloatNetwork(job.graph, images)
+        return collect(search_caffe.caffe_objective(job.graph, simulation(network, labels), 0.001))
+
+    (quick, found), (thorough, expected) = map(sweep, (search_caffe.ScreenedSimulation, search_caffe.CaffeSimulation))
+    assert found.chosen.formats == expected.chosen.formats
+    assert found.accuracies == expected.accuracies
+    assert _order(quick) == _order(thorough)
+    for ours, theirs in zip(quick, thorough):
+        assert ours.kept == theirs.kept
+        if ours.score.images is None:
+            assert ours.accuracy == pytest.approx(theirs.accuracy, abs=0.05)  # two images
+        else:
+            assert ours.score.accuracy < ours.reference.accuracy
+            assert theirs.score.accuracy < theirs.reference.accuracy - 0.05
+    assert any(trial.score.images for trial in quick)
 
 
 @pytest.mark.parametrize("fraction_bits", [-60, -20, 0, 20, 60])

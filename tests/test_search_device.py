@@ -80,7 +80,7 @@ def _trials(judge: FakeJudge | Judge, choices: Choices) -> tuple[list[Trial], di
         try:
             trials.append(next(steps))
         except StopIteration as stop:
-            return trials, stop.value
+            return trials, stop.value[0]
 
 
 def test_order_of_trials() -> None:
@@ -116,7 +116,7 @@ def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None
     job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*lenet, "--weights", str(weights)]))
     some = spread(len(job.images), SAMPLE)
     images, labels = job.images[some], job.labels[some]
-    logits = FloatNetwork(job.graph, images).logits(plain(job.graph))
+    logits, ranges = FloatNetwork(job.graph, images).survey(plain(job.graph))
 
     def descend(stages: Sequence[int]) -> tuple[dict[str, LayerFormats], int]:
         judge = Judge(job.graph, images, labels, logits, Target(), stages)
@@ -129,7 +129,7 @@ def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None
             return verdict
 
         judge.judge = count  # type: ignore[method-assign]
-        return _trials(judge, _start(job.graph, images, Target()))[1], whole
+        return _trials(judge, _start(job.graph, ranges, Target()))[1], whole
 
     (quick, few), (thorough, many) = descend(STAGES), descend(())
     assert quick == thorough

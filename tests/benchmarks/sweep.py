@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from nn_quantizer import Job
 from q7.engines import FloatNetwork, plain
 from q7.pycaffe_engine import PycaffeNetwork
 from q7.qformat import Target
-from q7.search_caffe import CaffeSimulation, caffe_objective
+from q7.search import Search
+from q7.search_caffe import CaffeSimulation, ScreenedSimulation, caffe_objective
 from q7.search_device import device_objective
 from tests.benchmarks.accuracy import Case, cases
 
@@ -32,23 +33,28 @@ TOLERANCE = 0.001
 class FullPasses(FloatNetwork):
     """Every trial runs every layer."""
 
-    def logits(self, settings: Sequence[Hashable]) -> np.ndarray:
-        everything = self.advance(0, len(settings), self.start(), settings)
-        return everything[self.graph.output.name].reshape(len(self.images), -1)
+    def trial_logits(self, settings: Sequence[Hashable]) -> np.ndarray:
+        return self.logits(settings)
 
 
 class CaffeFullPasses(FullPasses, PycaffeNetwork):
-    """The original's way: on Caffe, and every trial runs every layer."""
+    """The original's way: on Caffe, and every trial runs every layer on every image."""
 
 
-def _seconds(job: Job, network: FloatNetwork, device: bool = False) -> float:
+Way = Callable[[Job, FloatNetwork], Search]
+
+
+def by_caffe(simulation: type[CaffeSimulation]) -> Way:
+    return lambda job, network: caffe_objective(job.graph, simulation(network, job.labels), TOLERANCE)
+
+
+def by_device(job: Job, network: FloatNetwork) -> Search:
+    return device_objective(job.graph, network, job.labels, Target(), TOLERANCE)
+
+
+def _seconds(search: Way, job: Job, network: FloatNetwork) -> float:
     start = time.perf_counter()
-    if device:
-        trials = device_objective(job.graph, network, job.labels, Target(), TOLERANCE)
-    else:
-        simulation = CaffeSimulation(network, job.labels)
-        trials = caffe_objective(job.graph, simulation.accuracy, simulation.largest, TOLERANCE)
-    deque(trials, maxlen=0)
+    deque(search(job, network), maxlen=0)
     return time.perf_counter() - start
 
 
@@ -64,14 +70,22 @@ def rows(name: str, case: Case, folder: Path, iterations: str) -> None:
     arguments += ["--save", str(folder / "net.pkl"), "--iterations", iterations]
     job = nn_quantizer.prepare(nn_quantizer.parse_arguments(arguments))
     original = None
-    for way, network, device in (
-        ("Caffe, full passes (the original)", CaffeFullPasses(job.graph, job.images, job.prototxt), False),
-        ("--engine caffe --objective caffe", PycaffeNetwork(job.graph, job.images, job.prototxt), False),
-        ("onnxruntime, full passes", FullPasses(job.graph, job.images), False),
-        ("--objective caffe", FloatNetwork(job.graph, job.images), False),
-        ("--objective device (default)", FloatNetwork(job.graph, job.images), True),
+    for way, network, search in (
+        (
+            "Caffe, full passes (the original)",
+            CaffeFullPasses(job.graph, job.images, job.prototxt),
+            by_caffe(CaffeSimulation),
+        ),
+        (
+            "--engine caffe --objective caffe",
+            PycaffeNetwork(job.graph, job.images, job.prototxt),
+            by_caffe(ScreenedSimulation),
+        ),
+        ("onnxruntime, full passes", FullPasses(job.graph, job.images), by_caffe(CaffeSimulation)),
+        ("--objective caffe", FloatNetwork(job.graph, job.images), by_caffe(ScreenedSimulation)),
+        ("--objective device (default)", FloatNetwork(job.graph, job.images), by_device),
     ):
-        one_pass, seconds = _one_pass(network), _seconds(job, network, device)
+        one_pass, seconds = _one_pass(network), _seconds(search, job, network)
         original = original or seconds
         print(f"| {name} | {way} | {seconds:.1f} | {seconds / one_pass:.1f} | {original / seconds:.1f} |", flush=True)
 
