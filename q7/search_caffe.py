@@ -16,9 +16,9 @@ from q7.qformat import QFormat
 from q7.search import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table
 
 STEPS = 3  # how far below the range's format the original looks
-PARTS = 20  # of the images
-QUIET = 2  # parts in a row without a change, behind which there is none
-LEAST_PART = 250  # images
+PARTS = 40  # of the images
+QUIET = 3  # parts in a row without a change, behind which there is none
+LEAST_PART = 100  # images
 BEYOND_DOUBT = 3  # standard deviations of a difference
 
 Grids = Mapping[tuple[str, Tensor], Grid]
