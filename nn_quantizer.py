@@ -225,8 +225,8 @@ def evaluate(args: argparse.Namespace) -> None:
     accuracy = engines.accuracy_first(logits, labels[reported])
     if not args.quiet:
         print("\n".join(summary.describe(network)))
-    held = "held-out " if facts.get("held out") else ""
-    print(f"Accuracy now: device {accuracy:.2f} % ({len(reported)} {held}images of '{lmdb}', {network.target})")
+    counted = summary.counted(len(reported), facts.get("held out", False))
+    print(f"Accuracy now: device {accuracy:.2f} % ({counted} of '{lmdb}', {network.target})")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -19,6 +19,7 @@ from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, QFormat
 
 BATCH = 100  # images at once: enough to fill the cores, and few enough for the caches
+AT_ONCE = 1 << 25  # bytes of a batch's outputs, where every layer's are alive at the same time
 MEMORY = 1 << 31  # bytes of layers' outputs that a search may keep in all
 SHARES = 4  # networks whose outputs are kept at the same time, at most
 CPU = ("CPUExecutionProvider",)
@@ -160,10 +161,16 @@ class Network:
         run = self._runner(first, last, settings, outputs)
         for layer in outputs:
             results.setdefault(layer.name, np.empty((len(self.images), *layer.out_shape), self.stored))
-        for i in range(0, len(self.images), BATCH):
-            for layer, values in zip(outputs, run(_cut(inputs, i))):
-                results[layer.name][i : i + BATCH] = values
+        for some in self._batches(outputs):
+            for layer, values in zip(outputs, run(_cut(inputs, some))):
+                results[layer.name][some] = values
         return results
+
+    def _batches(self, alive: Sequence[Layer]) -> Iterator[slice]:
+        """Images that are run at once, where these layers' outputs are alive."""
+        size = 4 * sum(math.prod(layer.out_shape) for layer in alive)
+        count = max(1, min(BATCH, AT_ONCE // size))
+        return (slice(i, i + count) for i in range(0, len(self.images), count))
 
     def start(self) -> Values:
         """What `advance` takes at the first layer."""
@@ -229,16 +236,16 @@ class Network:
         run, inputs = self._runner(0, len(settings), settings, [self.graph.output], layers), self.start()
         logits = np.empty((len(self.images), self.graph.classes), self.stored)
         ends = []
-        for i in range(0, len(self.images), BATCH):
-            values, *found = run(_cut(inputs, i))
-            logits[i : i + BATCH] = values.reshape(len(values), -1)
+        for some in self._batches(self.graph.layers):
+            values, *found = run(_cut(inputs, some))
+            logits[some] = values.reshape(len(values), -1)
             ends.append(found)
         low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}
 
 
-def _cut(inputs: Values, start: int) -> Values:
-    return {name: values[start : start + BATCH] for name, values in inputs.items()}
+def _cut(inputs: Values, some: slice) -> Values:
+    return {name: values[some] for name, values in inputs.items()}
 
 
 @dataclass(frozen=True)

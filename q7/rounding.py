@@ -58,6 +58,13 @@ def _with_one(x: np.ndarray) -> np.ndarray:
     return np.hstack([x.astype(np.float32), np.ones((len(x), 1), np.float32)])
 
 
+def _raised(matrix: np.ndarray, diagonal: np.ndarray | float) -> np.ndarray:
+    """With something added to its diagonal."""
+    raised = matrix.copy()
+    raised.flat[:: len(matrix) + 1] += diagonal
+    return raised
+
+
 def _collect(
     layer: Layer, trained: np.ndarray, x_float: np.ndarray, x_device: np.ndarray, formats: LayerFormats
 ) -> _Equations:
@@ -79,9 +86,9 @@ def _collect(
         count += len(samples)
     steps = np.full((size, 1), 2.0**-formats.x.fraction_bits)
     steps[-1] = 1
-    return _Equations(
-        equations.inputs * steps * steps.T / count, equations.outputs * steps * 2.0**-formats.y.fraction_bits / count
-    )
+    equations.inputs *= steps * steps.T / count
+    equations.outputs *= steps * 2.0**-formats.y.fraction_bits / count
+    return equations
 
 
 def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> np.ndarray:
@@ -135,11 +142,11 @@ def refine(
         if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
             equations.outputs += equations.inputs[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
         mean_power = max(np.trace(equations.inputs[:-1, :-1]) / w[0].size, 1e-12)
-        ridge = np.eye(len(equations.inputs)) * RIDGE * mean_power
-        ridge[-1, -1] = 1e-9
-        best = np.linalg.solve(equations.inputs + ridge, equations.outputs + ridge @ trained.T).T
+        ridge = np.full(len(equations.inputs), RIDGE * mean_power)
+        ridge[-1] = 1e-9
+        best = np.linalg.solve(_raised(equations.inputs, ridge), equations.outputs + ridge[:, None] * trained.T).T
         own = replace(own, b=_bias_format(best[:, -1], own)) if own.b else own
-        power = equations.inputs + np.eye(len(equations.inputs)) * DAMPING * mean_power
+        power = _raised(equations.inputs, DAMPING * mean_power)
         rounded = _round_columns(best, power, own).astype(np.float32)
         formats[layer.name] = own
         weights = {**fitted.weights, layer.name: (rounded[:, :-1].reshape(w.shape), rounded[:, -1])}

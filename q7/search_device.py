@@ -219,7 +219,8 @@ def device_objective(
     some = spread(len(images), SAMPLE)
     others = np.setdiff1d(np.arange(len(images)), some)
     logits = np.empty((len(images), graph.classes), np.float32)
-    logits[some], ranges = reference.over(images[some]).survey(plain(graph))
+    own = {layer.name for layer in graph.layers if layer.own_format}
+    logits[some], ranges = reference.over(images[some]).survey(plain(graph), own)
     if len(others):
         logits[others] = reference.over(pick(images, others)).logits(plain(graph))
 

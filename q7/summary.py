@@ -56,10 +56,13 @@ def table(network: QuantizedNetwork) -> list[str]:
     return columns(rows, left=4)
 
 
-def accuracy(in_float: float, on_device: float, images: int, held_out: bool, network: QuantizedNetwork) -> str:
+def counted(images: int, held_out: bool) -> str:
+    return f"{images} {'held-out ' if held_out else ''}images"
+
+
+def accuracy(in_float: float, on_device: float, images: str, network: QuantizedNetwork) -> str:
     """The line that everything is about."""
-    held = "held-out " if held_out else ""
-    return f"Accuracy: float {in_float:.2f} %, device {on_device:.2f} % ({images} {held}images, {network.target})"
+    return f"Accuracy: float {in_float:.2f} %, device {on_device:.2f} % ({images}, {network.target})"
 
 
 def recorded(network: QuantizedNetwork) -> list[str]:
@@ -73,7 +76,7 @@ def recorded(network: QuantizedNetwork) -> list[str]:
         return [
             *lines,
             f"Loss: {known['float'] - known['device']:.2f} percentage points",
-            accuracy(known["float"], known["device"], facts["images"], facts["held out"], network),
+            accuracy(known["float"], known["device"], counted(facts["images"], facts["held out"]), network),
         ]
 
 
