@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,18 +172,19 @@ def _memory_lines(plan: MemoryPlan) -> list[str]:
     return lines
 
 
-def _environment() -> jinja2.Environment:
+def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> jinja2.Environment:
+    """What renders a folder's templates."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,
+        autoescape=autoescape,
     )
-    environment.filters.update(c_array=c_array, c_statement=c_statement)
+    environment.filters.update(filters)
     return environment
 
 
@@ -226,7 +227,7 @@ def render(
         "own": any(layer.kernel.own for layer in network.layers),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
-    environment = _environment()
+    environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement)
     contents = {}
     for path in _templates(options.target, answers is not None, context["own"]):
         if path.suffix == ".jinja":

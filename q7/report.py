@@ -226,18 +226,9 @@ def _printable(value: Any) -> Any:
 
 def page(values: Mapping[str, Any], images: Mapping[int, str]) -> str:
     """One HTML page without scripts that loads nothing; `images` are data URLs by position."""
-    import jinja2
-
     from q7.plots import draw
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
-    environment.filters["q"] = lambda bits: "" if bits is None else str(QFormat(bits))
+    environment = emit.templates(TEMPLATES, autoescape=True, q=lambda bits: "" if bits is None else str(QFormat(bits)))
     shown = _printable(dict(values))
     context = {**shown, "pictures": images, "plots": draw(shown), "edges": _edges(shown["layers"])}
     return environment.get_template("page.html.jinja").render(context)
