@@ -162,11 +162,7 @@ def _score(right: np.ndarray, seen: np.ndarray | None = None) -> Score:
     return Score(100 * float(right[seen].mean()), images=int(np.count_nonzero(seen)))
 
 
-def caffe_objective(
-    graph: Graph,
-    simulation: CaffeSimulation,
-    tolerance: float,
-) -> Search:
+def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float) -> Search:
     """The original's procedure: weights, activations, biases; each tensor is tried on top of those chosen before it.
 
     `tolerance` is in percentage points.
