@@ -19,7 +19,8 @@ from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, T
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
 PATIENCE = 1.0  # standard errors by which it may do worse and still go on; with fewer, other formats were seen to win
-SAMPLE = STAGES[-1]  # images that formats are searched with and weights fitted to
+SAMPLE = STAGES[-1]
+FIT_SAMPLE = 3000  # images that weights are fitted to
 CLEARLY = 1.0  # standard errors of a difference of divergences
 TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain or a loss
 FINAL_DEVIATIONS = 2.0  # the finalists are judged by all images
@@ -231,7 +232,7 @@ def device_objective(
     yield Phase("adapting the weights")
     # What enters and what leaves a layer is held for all of these images, as float32 and int8.
     largest_size = max(graph.live_size(position) for position in range(len(graph.layers)))
-    fit = spread(len(images), max(1, min(SAMPLE, reference.memory // (2 * 5 * max(1, largest_size)))))
+    fit = spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // (2 * 5 * max(1, largest_size)))))
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
