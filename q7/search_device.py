@@ -69,6 +69,10 @@ class Verdict:
         worse = self.divergences[:count] - other.divergences[:count]
         return float(worse.mean()) > deviations * float(worse.std()) / math.sqrt(count)
 
+    def cannot_beat(self, other: Verdict) -> bool:
+        """Beyond doubt, on other images too: the logits are further off, and no more images are right for it."""
+        return self.does_worse(other, BEYOND_DOUBT) and self.accuracy <= other.accuracy
+
     def first(self, count: int) -> Verdict:
         """On the first images alone."""
         return Verdict(self.right[:count], self.divergences[:count])
@@ -241,7 +245,7 @@ def device_objective(
     yield Phase("judging the candidates on all images")
     accuracies = {"float": accuracy_caffe(logits, labels)}
     finalists = dict(candidates)
-    if at_start.does_worse(at_end, BEYOND_DOUBT):
+    if at_start.cannot_beat(at_end):
         del finalists["formats from ranges"]
         sample = f"on {len(some)} images"
         accuracies[f"float, {sample}"] = accuracy_caffe(logits[some], labels[some])

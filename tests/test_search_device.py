@@ -136,6 +136,15 @@ def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None
     assert few < many / 2
 
 
+def test_no_finalist_is_spared_that_has_more_images_right() -> None:
+    rng = np.random.default_rng(0)
+    near, far = rng.uniform(0, 0.01, 2000), rng.uniform(0.05, 0.06, 2000)
+    few, many = np.arange(2000) < 1500, np.arange(2000) < 1600
+    assert Verdict(few, far).cannot_beat(Verdict(many, near))
+    assert not Verdict(many, far).cannot_beat(Verdict(few, near))
+    assert not Verdict(few, near).cannot_beat(Verdict(many, near + rng.normal(0, 0.01, 2000)))
+
+
 def _search(graph: Graph, count: int = 300) -> search.Found:
     rng = np.random.default_rng(5)
     images = rng.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
