@@ -35,6 +35,8 @@ class Judged:
 class CaffeSimulation:
     """The float network with tensors on grids, judged as Caffe judges."""
 
+    in_float: np.ndarray | None = None  # logits (N, classes) without any grids, where they have been computed
+
     def __init__(self, network: FloatNetwork, labels: np.ndarray) -> None:
         self.network = network
         self.labels = labels
@@ -76,7 +78,6 @@ class ScreenedSimulation(CaffeSimulation):
 
     def __init__(self, network: FloatNetwork, labels: np.ndarray) -> None:
         super().__init__(network, labels)
-        self.in_float: np.ndarray | None = None  # logits (N, classes), where no journal has spared them
         self._grids: Grids | None = None  # at the start
         self._margins: np.ndarray | None = None  # (N,) with these grids
         self._parts: list[tuple[np.ndarray, CaffeSimulation]] = []  # indices of images, and the network over them
@@ -230,4 +231,4 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
 
     accuracies["quantized weights, activations and biases"] = _score(simulation.judge(grids).right).accuracy
     chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in grids.items()}))
-    return Found(chosen, {"original's sweeps": chosen}, accuracies)
+    return Found(chosen, {"original's sweeps": chosen}, accuracies, in_float=simulation.in_float)

@@ -87,16 +87,16 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-@dataclass(frozen=True, eq=False)
 class _Expected:
-    """What images should give: their labels, and the float network's logits (N, classes)."""
+    """What images should give: their labels, and the float network's log softmax; from its logits (N, classes)."""
 
-    labels: np.ndarray
-    logits: np.ndarray
+    def __init__(self, labels: np.ndarray, logits: np.ndarray) -> None:
+        self.labels = labels
+        self.log_probabilities = _log_softmax(logits.astype(np.float64))
 
     def judge(self, logits: np.ndarray, y: QFormat) -> Verdict:
         """The device's logits, int8 in the format y."""
-        expected = _log_softmax(self.logits.astype(np.float64))
+        expected = self.log_probabilities
         found = _log_softmax(np.ldexp(logits.astype(np.float64), -y.fraction_bits))
         return Verdict(logits.argmax(axis=1) == self.labels, (np.exp(expected) * (expected - found)).sum(axis=1))
 
