@@ -414,7 +414,7 @@ class StoredImages:
 
     def __getitem__(self, which: Any) -> np.ndarray:
         images, where = [], f"'{self._path}'"
-        with _unchanged(self._path, self._database):
+        with self._database.lock, _unchanged(self._path, self._database):
             for offset, size in self._places[which].tolist():
                 self._file.seek(offset)
                 images.append(self._crop(_pixels(_datum(self._file.read(size), where), where)))

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs networks over a set of images, layer range by layer range, on onnxruntime."""
+"""Runs networks over a set of images, layer range by layer range, on onnxruntime.
+
+Each core runs batches of its own: to split the work within every layer instead has the cores wait for each other.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -15,11 +20,12 @@ import onnxruntime
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.layers import Layer
-from q7.onnx_graph import OnnxGraph
+from q7.onnx_graph import OnnxGraph, threads
 from q7.qformat import INT8_MAX, INT8_MIN, QFormat
 
-BATCH = 100  # images at once: enough to fill the cores, and few enough for the caches
-AT_ONCE = 1 << 25  # bytes of a batch's outputs, where every layer's are alive at the same time
+BATCH = 25  # images that a core runs at once: few enough for its cache
+LARGE_BATCH = 100  # images at once where cores do not share the work
+AT_ONCE = 1 << 25  # bytes of the outputs of all cores' batches, where every layer's are alive at the same time
 MEMORY = 1 << 31  # bytes of layers' outputs that a search may keep in all
 SHARES = 4  # networks whose outputs are kept at the same time, at most
 CPU = ("CPUExecutionProvider",)
@@ -43,6 +49,7 @@ def _first_change(before: Sequence[Hashable], now: Sequence[Hashable]) -> int:
 
 
 Run = Callable[[Values], Sequence[np.ndarray]]
+Use = Callable[[slice, Sequence[np.ndarray]], None]  # takes which images, and what a run gave for them
 
 
 class _Recent:
@@ -81,9 +88,9 @@ class Network:
     def __init__(self, graph: Graph, images: np.ndarray, providers: Sequence[str] = CPU, memory: int = MEMORY) -> None:
         self.graph = graph
         self.providers = providers
-        self._begin(images, memory)
-
+        self.batch, self.workers = (LARGE_BATCH, 1) if GPU in providers else (BATCH, threads())
         self._recent = _Recent()
+        self._begin(images, memory)
 
     def _begin(self, images: Any, memory: int) -> None:
         """Nothing is kept yet."""
@@ -158,19 +165,31 @@ class Network:
         outputs = list(self.graph.layers[first:last] if every else self.graph.live(last))
         results = dict(also or {})
         outputs += [layer for layer in self.graph.layers if layer.name in results and layer not in outputs]
-        run = self._runner(first, last, settings, outputs)
         for layer in outputs:
             results.setdefault(layer.name, np.empty((len(self.images), *layer.out_shape), self.stored))
-        for some in self._batches(outputs):
-            for layer, values in zip(outputs, run(_cut(inputs, some))):
+
+        def store(some: slice, found: Sequence[np.ndarray]) -> None:
+            for layer, values in zip(outputs, found):
                 results[layer.name][some] = values
+
+        self._in_batches(self._runner(first, last, settings, outputs), inputs, outputs, store)
         return results
 
-    def _batches(self, alive: Sequence[Layer]) -> Iterator[slice]:
-        """Images that are run at once, where these layers' outputs are alive."""
+    def _in_batches(self, run: Run, inputs: Values, alive: Sequence[Layer], use: Use) -> None:
+        """Runs a batch at a time in each worker's thread and uses the results; these layers' outputs are alive then."""
         size = 4 * sum(math.prod(layer.out_shape) for layer in alive)
-        count = max(1, min(BATCH, AT_ONCE // size))
-        return (slice(i, i + count) for i in range(0, len(self.images), count))
+        count = max(1, min(self.batch, AT_ONCE // self.workers // size))
+
+        def work(start: int) -> None:
+            some = slice(start, start + count)
+            use(some, run({name: values[some] for name, values in inputs.items()}))
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            deque(pool.map(work, range(0, len(self.images), count)), maxlen=0)
+
+    def show(self, settings: Sequence[Any], layers: Sequence[Layer], use: Use) -> None:
+        """Hands the outputs of some layers to `use`, a batch at a time and from several threads; none are kept."""
+        self._in_batches(self._runner(0, len(settings), settings, layers), self.start(), layers, use)
 
     def start(self) -> Values:
         """What `advance` takes at the first layer."""
@@ -233,19 +252,17 @@ class Network:
     ) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named."""
         layers = [layer for layer in self.graph.layers if names is None or layer.name in names]
-        run, inputs = self._runner(0, len(settings), settings, [self.graph.output], layers), self.start()
         logits = np.empty((len(self.images), self.graph.classes), self.stored)
         ends = []
-        for some in self._batches(self.graph.layers):
-            values, *found = run(_cut(inputs, some))
-            logits[some] = values.reshape(len(values), -1)
-            ends.append(found)
+
+        def see(some: slice, found: Sequence[np.ndarray]) -> None:
+            logits[some] = found[0].reshape(len(found[0]), -1)
+            ends.append(found[1:])
+
+        run = self._runner(0, len(settings), settings, [self.graph.output], layers)
+        self._in_batches(run, self.start(), self.graph.layers, see)
         low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}
-
-
-def _cut(inputs: Values, some: slice) -> Values:
-    return {name: values[some] for name, values in inputs.items()}
 
 
 @dataclass(frozen=True)

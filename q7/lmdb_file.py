@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ class LmdbFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.lock = threading.Lock()  # for threads that read the file: it has one position
         # A sound file makes us read each byte once, and hand out each value once: neither loops nor bombs get further.
         self._budget = 2 * file.seek(0, 2) + 3 * META
         (self._page_size,) = struct.unpack_from("<I", self._read(0, META), 40)

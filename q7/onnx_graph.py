@@ -86,8 +86,6 @@ class OnnxGraph:
         graph = helper.make_graph(self._needed(), "q7", self._inputs, self._outputs, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads()
+        options.intra_op_num_threads = 1  # the caller's: threads of its own run batches side by side
         options.log_severity_level = 3
-        # Threads that spin while they wait would take the cores that numpy works on between the batches.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))

@@ -16,7 +16,7 @@ from google.protobuf import text_format
 
 from q7 import caffe_pb2 as pb
 from q7.caffe_files import Prototxt
-from q7.engines import BATCH, MEMORY, FloatNetwork, Grid, Run, Simulation, Values
+from q7.engines import LARGE_BATCH, MEMORY, FloatNetwork, Grid, Run, Simulation, Values
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.layers import Layer
@@ -123,8 +123,8 @@ class PycaffeNetwork(FloatNetwork):
         self, graph: Graph, images: np.ndarray, prototxt: Prototxt, gpu: bool = False, memory: int = MEMORY
     ) -> None:
         super().__init__(graph, images, memory=memory)
-        self._batch = min(BATCH, len(images))
-        self._net = build(load(gpu), definition(graph, prototxt, self._batch))
+        self.batch, self.workers = min(LARGE_BATCH, len(images)), 1  # there is one set of blobs
+        self._net = build(load(gpu), definition(graph, prototxt, self.batch))
         # Blobs with several readers are copied by Split layers, which share memory once they have run: from then on,
         # what is written into a blob is seen by all its readers.
         self._net.forward()
