@@ -11,12 +11,14 @@ https://arxiv.org/abs/2210.17323).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from q7 import device
+from q7.device import DeviceNetwork
 from q7.engines import FloatNetwork, plain
 from q7.graph import Graph
 from q7.layers import Layer
@@ -24,13 +26,31 @@ from q7.qformat import MAX_BIAS_LSHIFT, LayerFormats, QFormat, Rounding, Target
 
 PATCHES = 8  # places sampled in each image for each layer
 CHUNK = 250  # images whose patches are held at once
+BLOCK = 64  # columns whose errors go into the later ones together
 LARGEST_COLUMN = 4096  # inputs of one output; beyond, the normal equations take too much memory
 RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
 DAMPING = 1e-4  # of the mean input power, for a stable inverse
 
 
+def _can_fit(graph: Graph, layer: Layer) -> bool:
+    return layer.weighted and getattr(layer, "group", 1) == 1 and graph.weights[layer.name][0][0].size <= LARGEST_COLUMN
+
+
+def bytes_per_image(graph: Graph) -> int:
+    """What the fit holds of each image: what enters and what leaves a layer on the device, and what it is fitted to."""
+    on_device = 2 * max(graph.live_size(position) for position in range(len(graph.layers)))
+    fitted = (layer.out_shape for layer in graph.layers if _can_fit(graph, layer))
+    return max(1, on_device) + sum(4 * shape[0] * min(PATCHES, math.prod(shape[1:])) for shape in fitted)
+
+
+def _places(layer: Layer, count: int) -> np.ndarray:
+    """(N, P) random places in a layer's output, row-major."""
+    area = math.prod(layer.out_shape[1:])
+    return np.random.default_rng(0).integers(0, area, (count, min(PATCHES, area)))
+
+
 def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
-    """The inputs (N * P, C * KH * KW) of a layer's outputs at `places` (N, P) row-major; (N, features) as they are."""
+    """The inputs (N * P, C * KH * KW) of a layer's outputs at `places`; (N, features) as they are."""
     if len(layer.out_shape) == 1:
         return x.reshape(len(x), -1)
     rows, columns = np.divmod(places, layer.out_shape[2])
@@ -39,6 +59,21 @@ def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (k_y, k_x), axis=(2, 3))
     picked = windows[np.arange(len(x))[:, None], :, rows * s_y, columns * s_x]
     return picked.reshape(places.size, -1)
+
+
+def _trained_outputs(graph: Graph, images: np.ndarray, places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What layers of the float network give at their `places`, (N, P, O)."""
+    layers = [layer for layer in graph.layers if layer.name in places]
+    found = {name: np.empty((*at.shape, len(graph.weights[name][0])), np.float32) for name, at in places.items()}
+
+    def take(some: slice, outputs: Sequence[np.ndarray]) -> None:
+        for layer, values in zip(layers, outputs):
+            flat = values.reshape(*values.shape[:2], -1)
+            taken = np.take_along_axis(flat, places[layer.name][some, None], axis=2)
+            found[layer.name][some] = taken.transpose(0, 2, 1)
+
+    FloatNetwork(graph, images).show(plain(graph), layers, take)
+    return found
 
 
 @dataclass
@@ -66,43 +101,45 @@ def _raised(matrix: np.ndarray, diagonal: np.ndarray | float) -> np.ndarray:
 
 
 def _collect(
-    layer: Layer, trained: np.ndarray, x_float: np.ndarray, x_device: np.ndarray, formats: LayerFormats
+    layer: Layer, trained: np.ndarray, wanted: np.ndarray, x: np.ndarray, places: np.ndarray, formats: LayerFormats
 ) -> _Equations:
-    """The equations of what the float network has behind the layer, from the integers that the device has before it.
+    """Of the outputs (N, P, O) wanted at `places`, from the integers (N, ...) that the device has before the layer.
 
     A chunk is added up in units of the formats' steps, where numbers are small and float32 is precise enough.
     """
     assert formats.x and formats.y
-    size = trained.shape[1]
-    equations = _Equations(np.zeros((size, size)), np.zeros((size, len(trained))))
-    area = int(np.prod(layer.out_shape[1:]))
-    generator = np.random.default_rng(0)
-    count = 0
-    for i in range(0, len(x_float), CHUNK):
-        places = generator.integers(0, area, (len(x_float[i : i + CHUNK]), min(PATCHES, area)))
-        reference = _with_one(_patches(x_float[i : i + CHUNK], layer, places)) @ trained.T
-        samples = _with_one(_patches(x_device[i : i + CHUNK], layer, places))
-        equations.add(samples, formats.y.scaled(reference).astype(np.float32))
-        count += len(samples)
-    steps = np.full((size, 1), 2.0**-formats.x.fraction_bits)
+    outputs, inputs = trained.shape
+    equations = _Equations(np.zeros((inputs, inputs)), np.zeros((inputs, outputs)))
+    for i in range(0, len(x), CHUNK):
+        samples = _with_one(_patches(x[i : i + CHUNK], layer, places[i : i + CHUNK]))
+        equations.add(samples, formats.y.scaled(wanted[i : i + CHUNK].reshape(-1, outputs)).astype(np.float32))
+    steps = np.full((inputs, 1), 2.0**-formats.x.fraction_bits)
     steps[-1] = 1
-    equations.inputs *= steps * steps.T / count
-    equations.outputs *= steps * 2.0**-formats.y.fraction_bits / count
+    equations.inputs *= steps * steps.T / places.size
+    equations.outputs *= steps * 2.0**-formats.y.fraction_bits / places.size
     return equations
 
 
 def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> np.ndarray:
-    """GPTQ: (O, K + 1) weights on their grids, the last column being the bias; `power` is the inputs' X'X."""
+    """GPTQ: (O, K + 1) weights on their grids, the last column being the bias; `power` is the inputs' X'X.
+
+    Columns of a block make good each other's errors one by one, and those of all later blocks at once.
+    """
     assert formats.w
     w, rounded = w.copy(), np.empty_like(w)
-    spread = np.linalg.cholesky(np.linalg.inv(power)).T
-    for k in range(w.shape[1]):
-        if k < w.shape[1] - 1:
-            rounded[:, k] = formats.w.dequantize(formats.w.quantize(w[:, k]))
-        else:
-            rounded[:, k] = formats.bias_grid.dequantize(formats.quantize_bias(w[:, k]))
-        error = (w[:, k] - rounded[:, k]) / spread[k, k]
-        w[:, k + 1 :] -= np.outer(error, spread[k, k + 1 :])
+    count = w.shape[1]
+    factor = np.linalg.cholesky(np.linalg.inv(power)).T
+    for first in range(0, count, BLOCK):
+        block = slice(first, min(first + BLOCK, count))
+        errors = np.empty_like(w[:, block])
+        for k in range(block.start, block.stop):
+            if k < count - 1:
+                rounded[:, k] = formats.w.dequantize(formats.w.quantize(w[:, k]))
+            else:
+                rounded[:, k] = formats.bias_grid.dequantize(formats.quantize_bias(w[:, k]))
+            errors[:, k - first] = (w[:, k] - rounded[:, k]) / factor[k, k]
+            w[:, k + 1 : block.stop] -= np.outer(errors[:, k - first], factor[k, k + 1 : block.stop])
+        w[:, block.stop :] -= errors @ factor[block, block.stop :]
     return rounded
 
 
@@ -113,6 +150,17 @@ def _bias_format(bias: np.ndarray, formats: LayerFormats) -> QFormat:
     return QFormat(min(max(covering, accumulator - MAX_BIAS_LSHIFT), accumulator))
 
 
+def _fit(equations: _Equations, trained: np.ndarray, own: LayerFormats) -> tuple[np.ndarray, LayerFormats]:
+    """(O, K + 1) weights that solve the equations, on their grids; and the formats with a bias's to match."""
+    mean_power = max(np.trace(equations.inputs[:-1, :-1]) / (trained.shape[1] - 1), 1e-12)
+    ridge = np.full(len(equations.inputs), RIDGE * mean_power)
+    ridge[-1] = 1e-9
+    best = np.linalg.solve(_raised(equations.inputs, ridge), equations.outputs + ridge[:, None] * trained.T).T
+    own = replace(own, b=_bias_format(best[:, -1], own)) if own.b else own
+    power = _raised(equations.inputs, DAMPING * mean_power)
+    return _round_columns(best, power, own).astype(np.float32), own
+
+
 def refine(
     graph: Graph, formats: Mapping[str, LayerFormats], images: np.ndarray, target: Target
 ) -> tuple[Graph, dict[str, LayerFormats]]:
@@ -121,34 +169,25 @@ def refine(
     `images` (N, C, H, W) uint8 are what the fit sees. Grouped layers and those with more than 4096 inputs to an
     output keep their weights, to be rounded to nearest.
     """
-    formats, fitted = dict(formats), graph
-    reference = FloatNetwork(graph, images)
-    position, x_float, x_device = 0, reference.start(), reference.start()
+    formats, weights = dict(formats), dict(graph.weights)
+    places = {layer.name: _places(layer, len(images)) for layer in graph.layers if _can_fit(graph, layer)}
+    wanted = _trained_outputs(graph, images, places)
+    network, layers = DeviceNetwork(graph, images, target), device.quantize(graph, formats, target)
+    position, x = 0, network.start()
     for index, layer in enumerate(graph.layers):
-        if not layer.weighted:
+        if layer.name not in places:
             continue
-        x_float = reference.advance(position, index, x_float, plain(graph))
-        network = device.DeviceNetwork(fitted, images, target)
-        x_device = network.advance(position, index, x_device, device.quantize(fitted, formats, target))
+        x = network.advance(position, index, x, layers)
         position = index
         w, b = graph.weights[layer.name]
         own = formats[layer.name]
-        assert own.x and own.w and own.y
-        if getattr(layer, "group", 1) > 1 or w[0].size > LARGEST_COLUMN:
-            continue
+        assert own.y
         trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
-        source = layer.inputs[0]
-        equations = _collect(layer, trained, x_float[source], x_device[source], own)
+        equations = _collect(layer, trained, wanted[layer.name], x[layer.inputs[0]], places[layer.name], own)
         if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
             equations.outputs += equations.inputs[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
-        mean_power = max(np.trace(equations.inputs[:-1, :-1]) / w[0].size, 1e-12)
-        ridge = np.full(len(equations.inputs), RIDGE * mean_power)
-        ridge[-1] = 1e-9
-        best = np.linalg.solve(_raised(equations.inputs, ridge), equations.outputs + ridge[:, None] * trained.T).T
-        own = replace(own, b=_bias_format(best[:, -1], own)) if own.b else own
-        power = _raised(equations.inputs, DAMPING * mean_power)
-        rounded = _round_columns(best, power, own).astype(np.float32)
-        formats[layer.name] = own
-        weights = {**fitted.weights, layer.name: (rounded[:, :-1].reshape(w.shape), rounded[:, -1])}
-        fitted = replace(fitted, weights=weights)
-    return fitted, formats
+        rounded, formats[layer.name] = _fit(equations, trained, own)
+        weights[layer.name] = (rounded[:, :-1].reshape(w.shape), rounded[:, -1])
+        fitted = replace(graph, weights=weights)
+        layers[index] = device.quantize_layer(fitted, layer, formats[layer.name], target)
+    return replace(graph, weights=weights), formats
