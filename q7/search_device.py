@@ -23,8 +23,9 @@ SAMPLE = STAGES[-1]
 FIT_SAMPLE = 3000  # images that weights are fitted to
 CLEARLY = 1.0  # standard errors of a difference of divergences
 TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain or a loss
-FINAL_DEVIATIONS = 2.0  # the finalists are judged by all images
-BEYOND_DOUBT = 5.0  # standard errors of a difference of divergences, behind which there are no finalists
+FINAL_DEVIATIONS = 2.0  # candidates are few
+FEW = 1000  # images that candidates are judged by at first, then by twice as many, up to all
+HOPE = 2.0  # standard deviations that chance may still bring
 PASSES = 3  # over the tensors, since the best format of one depends on those of others
 
 
@@ -51,8 +52,7 @@ class Verdict:
         (the variance behind McNemar's test); the noise is `deviations` of them. Where neither is clear, more images
         right, by however few.
         """
-        gained = int(np.count_nonzero(self.right & ~other.right))
-        lost = int(np.count_nonzero(other.right & ~self.right))
+        gained, lost = self.gained_and_lost(other)
         noise = max(deviations * math.sqrt(gained + lost), tolerance / 100 * len(self.right))
         if abs(gained - lost) > noise:
             return gained > lost
@@ -70,8 +70,23 @@ class Verdict:
         return float(worse.mean()) > deviations * float(worse.std()) / math.sqrt(count)
 
     def cannot_beat(self, other: Verdict) -> bool:
-        """Beyond doubt, on other images too: the logits are further off, and no more images are right for it."""
-        return self.does_worse(other, BEYOND_DOUBT) and self.accuracy <= other.accuracy
+        """Clearly further off so far, and not likely to end clearly closer than the other or with more images right.
+
+        The other has seen all. How the rest may turn out is the conditional power (Lan, Simon and Halperin 1982) where
+        the two differ on it by chance alone.
+        """
+        seen = len(self.right) / len(other.right)
+        chance = HOPE * math.sqrt(1 - seen)
+        gained, lost = self.gained_and_lost(other)
+        more = math.sqrt(seen) * (gained - lost) / math.sqrt(max(gained + lost, 1))
+        further = max(CLEARLY, (chance - CLEARLY) / math.sqrt(seen))
+        return more + chance < FINAL_DEVIATIONS and self.does_worse(other, further)
+
+    def gained_and_lost(self, other: Verdict) -> tuple[int, int]:
+        """How many images it alone has right, and the other alone, of those that both have seen."""
+        count = min(len(self.right), len(other.right))
+        own, others = self.right[:count], other.right[:count]
+        return int(np.count_nonzero(own & ~others)), int(np.count_nonzero(others & ~own))
 
     def first(self, count: int) -> Verdict:
         """On the first images alone."""
@@ -166,12 +181,8 @@ def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
     return first + (PASSES - 1) * [key for key in first if key[1] is not Tensor.BIAS]
 
 
-def _descend(
-    judge: Judge, choices: Choices, tolerance: float
-) -> Generator[Trial, None, tuple[dict[str, LayerFormats], Verdict, Verdict]]:
+def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Trial, None, dict[str, LayerFormats]]:
     """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better.
-
-    Returns the formats, and the verdicts on those at the start and on those at the end.
 
     Layers are looked at again where their formats have changed, or those of a layer that they feed. Biases are looked
     at once: their error is far below the others', and does not depend on them.
@@ -180,7 +191,7 @@ def _descend(
     for layer in judge.graph.layers:
         root[layer.name] = layer.name if layer.own_format else root[layer.inputs[0]]
     formats = table(judge.graph, choices)
-    best = at_start = judge.judge(formats)
+    best = judge.judge(formats)
     visit = list(choices)
     for _ in range(PASSES):
         before = formats
@@ -204,7 +215,7 @@ def _descend(
         changed = [layer for layer in judge.graph.layers if formats[layer.name] != before[layer.name]]
         near = {layer.name for layer in changed} | {root[name] for layer in changed for name in layer.inputs}
         visit = [(name, t) for name, t in tensors(judge.graph) if name in near and t is not Tensor.BIAS]
-    return formats, at_start, best
+    return formats
 
 
 def device_objective(
@@ -232,33 +243,61 @@ def device_objective(
     choices = _start(graph, ranges, target)
     start = table(graph, choices)
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
-    formats, at_start, at_end = yield from _descend(judge, choices, tolerance)
+    formats = yield from _descend(judge, choices, tolerance)
     yield Phase("adapting the weights")
-    # What enters and what leaves a layer is held for all of these images, as float32 and int8.
-    largest_size = max(graph.live_size(position) for position in range(len(graph.layers)))
-    fit = spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // (2 * 5 * max(1, largest_size)))))
+    fit = spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // rounding.bytes_per_image(graph))))
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
         "weights adapted": Candidate(*rounding.refine(graph, formats, images[fit], target)),
     }
     yield Phase("judging the candidates on all images")
-    accuracies = {"float": accuracy_caffe(logits, labels)}
-    finalists = dict(candidates)
-    if at_start.cannot_beat(at_end):
-        del finalists["formats from ranges"]
-        sample = f"on {len(some)} images"
-        accuracies[f"float, {sample}"] = accuracy_caffe(logits[some], labels[some])
-        accuracies[f"formats from ranges, {sample}"] = at_start.accuracy
-    expected, best, found = _Expected(labels, logits), None, None
-    for name, candidate in finalists.items():
-        layers = device.quantize(candidate.graph, candidate.formats, target)
-        on_device = DeviceNetwork(candidate.graph, images, target).logits(layers)
-        y = candidate.formats[graph.output.name].y
+    return _Finals(images, labels, logits, target, np.union1d(some, fit)).choose(candidates, tolerance)
+
+
+class _Finals:
+    """Judges candidates on all images, in stages: few at first, and those that the candidates were made with last."""
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, logits: np.ndarray, target: Target, known: np.ndarray
+    ) -> None:
+        """`known` has the indices of the images that the candidates were made with."""
+        self.images, self.labels, self.logits, self.target = images, labels, logits, target
+        order = np.random.default_rng(0).permutation(len(images))
+        order = order[np.argsort(np.isin(order, known), kind="stable")]
+        ends = [FEW << i for i in range(len(order).bit_length()) if FEW << i < len(order)]
+        self._stages = [np.sort(part) for part in np.split(order, ends)]
+
+    def judge(self, candidate: Candidate, best: Verdict | None) -> tuple[Verdict, np.ndarray]:
+        """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then."""
+        graph, formats = candidate.graph, candidate.formats
+        network, layers = DeviceNetwork(graph, self.images, self.target), device.quantize(graph, formats, self.target)
+        logits, verdict = np.empty((len(self.images), graph.classes), np.int8), None
+        y = formats[graph.output.name].y
         assert y
-        verdict = expected.judge(on_device, y)
-        accuracies[name] = verdict.accuracy
-        if best is None or verdict.beats(best, tolerance, FINAL_DEVIATIONS):
-            best, found = verdict, Found(candidate, candidates, accuracies, on_device, logits)
-    assert found
-    return found
+        for stage in self._stages:
+            if best and verdict and verdict.cannot_beat(best):
+                break
+            logits[stage] = network.over(pick(self.images, stage)).logits(layers)
+            judged = _Expected(self.labels[stage], self.logits[stage]).judge(logits[stage], y)
+            verdict = verdict + judged if verdict else judged
+        assert verdict
+        return verdict, logits
+
+    def choose(self, candidates: Mapping[str, Candidate], tolerance: float) -> Found:
+        """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear."""
+        accuracies = {"float": accuracy_caffe(self.logits, self.labels)}
+        *others, best_name = candidates
+        best, logits = self.judge(candidates[best_name], None)
+        accuracies[best_name] = best.accuracy
+        for name in reversed(others):
+            verdict, on_device = self.judge(candidates[name], best)
+            count = len(verdict.right)
+            if count < len(self.images):
+                accuracies[f"{name}, on {count} images"] = verdict.accuracy
+                accuracies[f"{best_name}, on {count} images"] = best.first(count).accuracy
+                continue
+            accuracies[name] = verdict.accuracy
+            if not best.beats(verdict, tolerance, FINAL_DEVIATIONS):
+                best_name, best, logits = name, verdict, on_device
+        return Found(candidates[best_name], candidates, accuracies, logits, self.logits)

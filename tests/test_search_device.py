@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7 import caffe_files, device, record, rounding, search
+from q7 import caffe_files, device, engines, record, rounding, search
 from q7.engines import FloatNetwork, plain, spread
 from q7.graph import Graph
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
@@ -80,7 +80,7 @@ def _trials(judge: FakeJudge | Judge, choices: Choices) -> tuple[list[Trial], di
         try:
             trials.append(next(steps))
         except StopIteration as stop:
-            return trials, stop.value[0]
+            return trials, stop.value
 
 
 def test_order_of_trials() -> None:
@@ -109,11 +109,23 @@ def test_the_search_ends_where_every_step_pays() -> None:
     assert shifts(formats["ip"]).out_rshift == 0
 
 
+def _found(steps: search.Search) -> search.Found:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value
+
+
+def _lenet(folder: Path) -> nn_quantizer.Job:
+    lenet = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--save", str(folder / "lenet.pkl")]
+    weights = next(MODELS.glob("lenet_iter_*.caffemodel.h5"))
+    return nn_quantizer.prepare(nn_quantizer.parse_arguments([*lenet, "--weights", str(weights)]))
+
+
 def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None:
     """On a trained network: the same formats as where all images judge every trial, and fewer verdicts on all."""
-    lenet = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--save", str(tmp_path / "lenet.pkl")]
-    weights = next(MODELS.glob("lenet_iter_*.caffemodel.h5"))
-    job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*lenet, "--weights", str(weights)]))
+    job = _lenet(tmp_path)
     some = spread(len(job.images), SAMPLE)
     images, labels = job.images[some], job.labels[some]
     logits, ranges = FloatNetwork(job.graph, images).survey(plain(job.graph))
@@ -136,30 +148,51 @@ def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None
     assert few < many / 2
 
 
-def test_no_finalist_is_spared_that_has_more_images_right() -> None:
+def test_candidates_are_given_up_only_where_they_cannot_win_any_more() -> None:
+    """1000 of 10,000 images: 60 more images right may become clearly more; logits that are as close, clearly closer."""
     rng = np.random.default_rng(0)
-    near, far = rng.uniform(0, 0.01, 2000), rng.uniform(0.05, 0.06, 2000)
-    few, many = np.arange(2000) < 1500, np.arange(2000) < 1600
-    assert Verdict(few, far).cannot_beat(Verdict(many, near))
-    assert not Verdict(many, far).cannot_beat(Verdict(few, near))
-    assert not Verdict(few, near).cannot_beat(Verdict(many, near + rng.normal(0, 0.01, 2000)))
+    near, far = rng.uniform(0, 0.01, 10_000), rng.uniform(0.05, 0.06, 10_000)
+    few, many = np.arange(10_000) % 100 < 75, np.arange(10_000) % 100 < 81
+    best = Verdict(few, near)
+    assert Verdict(few, far).first(1000).cannot_beat(best)
+    assert not Verdict(many, far).first(1000).cannot_beat(best)
+    assert not Verdict(few, near + rng.normal(0, 0.01, 10_000)).first(1000).cannot_beat(best)
+
+
+def test_candidates_given_up_early_would_not_have_been_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a trained network: the same choice as where all images judge every candidate."""
+    job = _lenet(tmp_path)
+
+    def find() -> search.Found:
+        network = FloatNetwork(job.graph, job.images)
+        return _found(device_objective(job.graph, network, job.labels, Target(), 0.001))
+
+    quick = find()
+    monkeypatch.setattr(Verdict, "cannot_beat", lambda self, other: False)
+    thorough = find()
+    assert set(thorough.accuracies) == {"float", *thorough.candidates}
+    assert set(quick.accuracies) != set(thorough.accuracies)
+    names = [next(n for n, c in found.candidates.items() if c is found.chosen) for found in (quick, thorough)]
+    assert names[0] == names[1]
+    assert quick.accuracies[names[0]] == thorough.accuracies[names[0]]
+    np.testing.assert_array_equal(quick.on_device, thorough.on_device)
 
 
 def _search(graph: Graph, count: int = 300) -> search.Found:
     rng = np.random.default_rng(5)
     images = rng.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
-    steps = device_objective(graph, FloatNetwork(graph, images), rng.integers(0, 5, count), Target(), 0.0)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
+    return _found(device_objective(graph, FloatNetwork(graph, images), rng.integers(0, 5, count), Target(), 0.0))
 
 
-def test_deterministic() -> None:
-    first, second = _search(_graph()), _search(_graph())
+def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where other numbers of images are run at once, on other numbers of cores."""
+    first = _search(_graph())
+    monkeypatch.setattr(engines, "BATCH", 7)
+    monkeypatch.setattr(engines, "threads", lambda: 5)
+    second = _search(_graph())
     assert first.chosen.formats == second.chosen.formats
     assert first.accuracies == second.accuracies
+    np.testing.assert_array_equal(first.on_device, second.on_device)
     for name, (w, b) in first.chosen.graph.weights.items():
         np.testing.assert_array_equal(w, second.chosen.graph.weights[name][0])
         np.testing.assert_array_equal(b, second.chosen.graph.weights[name][1])
