@@ -95,7 +95,7 @@ class QFormat:
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """values * 2**n in float64, not rounded."""
-        return np.ldexp(values.astype(np.float64), self.fraction_bits)
+        return values.astype(np.float64) * 2.0**self.fraction_bits
 
     def quantize(self, values: np.ndarray) -> np.ndarray:
         """Rounds half to even and saturates: int8."""
@@ -103,7 +103,7 @@ class QFormat:
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
         """The real numbers that integers stand for, float32."""
-        return np.ldexp(values.astype(np.float64), -self.fraction_bits).astype(np.float32)
+        return (values.astype(np.float64) * 2.0**-self.fraction_bits).astype(np.float32)
 
 
 @dataclass(frozen=True)

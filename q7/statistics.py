@@ -18,6 +18,7 @@ MOST_IMAGES = 500
 MOST_VALUES = 50_000_000  # of all layers' outputs for all images at once
 LEVELS_PER_BIN = 4
 MOST_BINS = 256
+CHUNK = 1 << 16  # values that are compared at once: few enough for the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,39 +47,46 @@ class TensorStatistics:
     histogram: Histogram
 
 
-def sqnr(signal: np.ndarray, noisy: np.ndarray) -> float | None:
-    """Signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - q)^2), in dB; None where either sum is zero."""
-    signal = signal.ravel().astype(np.float64)
-    noise = signal - noisy.ravel()
-    power, error = float(signal @ signal), float(noise @ noise)
+def _decibels(power: float, error: float) -> float | None:
     return 10 * math.log10(power / error) if power > 0 and error > 0 else None
 
 
-def _histogram(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> Histogram:
-    """Bins of a whole number of the device's levels each, so that its grid makes no stripes."""
-    step = 2.0**-q.fraction_bits
-    low = min(float(trained.min(initial=0)), INT8_MIN * step)
-    high = max(float(trained.max(initial=0)), (INT8_MAX + 1) * step)
-    bins = math.ceil((high - low) / (LEVELS_PER_BIN * step))
-    levels = float(LEVELS_PER_BIN * max(1, -(-bins // MOST_BINS)))
-    first, last = math.floor(low / (levels * step)), math.ceil(high / (levels * step))
-    edges = ((first + np.arange(last - first + 1)) * levels - 0.5) * step
-    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
-    counts = [np.histogram(values, edges)[0] for values in (trained, q.dequantize(integers))]
-    shares = [count / max(count.sum(), 1) for count in counts]
-    return Histogram((first * levels - 0.5) * step, levels * step, shares[0], shares[1])
+def _bins(low: float, high: float) -> tuple[int, int, int]:
+    """Index of the first bin, number and width of bins from low to high, all in steps of the device.
+
+    They have a whole number of its levels each, so that its grid makes no stripes.
+    """
+    low, high = min(low, INT8_MIN), max(high, INT8_MAX + 1)
+    width = LEVELS_PER_BIN * max(1, -(-math.ceil((high - low) / LEVELS_PER_BIN) // MOST_BINS))
+    first = math.floor(low / width)
+    return first, math.ceil(high / width) - first, width
 
 
 def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStatistics:
-    """int8 values against the float ones that they stand for."""
-    step = 2.0**-q.fraction_bits
+    """int8 values against the float ones that they stand for; the ratio is 10 log10(sum x^2 / sum (x - q)^2)."""
+    smallest, largest = float(trained.min(initial=0)), float(trained.max(initial=0))
+    first, count, width = _bins(*q.scaled(np.array([smallest, largest])).tolist())
+    every_level = np.arange(INT8_MIN, INT8_MAX + 1)
+    power = error = 0.0
+    at_min = at_max = 0
+    in_float, on_device = np.zeros(count), np.zeros(len(every_level))
+
+    def bin_of(values: np.ndarray) -> np.ndarray:
+        return np.clip(np.floor((values + 0.5) / width) - first, 0, count - 1).astype(np.intp)
+
+    for i in range(0, trained.size, CHUNK):
+        x, levels = q.scaled(trained.ravel()[i : i + CHUNK]), integers.ravel()[i : i + CHUNK]
+        noise = x - levels
+        power, error = power + float(x @ x), error + float(noise @ noise)
+        at_min += int(np.count_nonzero((levels == INT8_MIN) & (x <= INT8_MIN - 1)))
+        at_max += int(np.count_nonzero((levels == INT8_MAX) & (x >= INT8_MAX + 1)))
+        in_float += np.bincount(bin_of(x), minlength=count)
+        on_device += np.bincount(levels.astype(np.intp) - INT8_MIN, minlength=len(every_level))
+    step, total = 2.0**-q.fraction_bits, max(trained.size, 1)
+    shares = in_float / total, np.bincount(bin_of(every_level), on_device, count) / total
+    histogram = Histogram((first * width - 0.5) * step, width * step, *shares)
     return TensorStatistics(
-        100 * float(np.mean((integers == INT8_MIN) & (trained <= (INT8_MIN - 1) * step))),
-        100 * float(np.mean((integers == INT8_MAX) & (trained >= (INT8_MAX + 1) * step))),
-        sqnr(trained, q.dequantize(integers)),
-        float(trained.min(initial=0)),
-        float(trained.max(initial=0)),
-        _histogram(trained, integers, q),
+        100 * at_min / total, 100 * at_max / total, _decibels(power, error), smallest, largest, histogram
     )
 
 

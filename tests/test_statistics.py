@@ -17,18 +17,20 @@ from tests import small
 from tests.generated import lmdb_images
 
 
+def _sqnr(trained: np.ndarray, integers: np.ndarray, fraction_bits: int = 0) -> float | None:
+    return statistics.compare(trained, integers.astype(np.int8), QFormat(fraction_bits)).sqnr
+
+
 def test_sqnr() -> None:
-    """A uniform error of a step's width over 12 bits of signal: 6.02 dB a bit; 3, 4 against 3, 3: 25 / 1."""
-    assert statistics.sqnr(np.array([3.0, 4.0]), np.array([3, 3])) == pytest.approx(10 * math.log10(25))
-    ramp = np.linspace(-1, 1, 100001)
-    assert statistics.sqnr(ramp, QFormat(7).dequantize(QFormat(7).quantize(ramp * 0.99))) is not None
-    steps = np.rint(ramp * 2**11) / 2**11
-    assert statistics.sqnr(ramp, steps) == pytest.approx(6.02 * 12, abs=0.1)
+    """A uniform error of a step's width over 8 bits of signal: 6.02 dB a bit; 3, 4 against 3, 3: 25 / 1."""
+    assert _sqnr(np.array([3.0, 4.0]), np.array([3, 3])) == pytest.approx(10 * math.log10(25))
+    ramp = np.linspace(-127.5, 127.4, 1000001) / 128
+    assert _sqnr(ramp, np.rint(ramp * 128), 7) == pytest.approx(6.02 * 8, abs=0.1)
 
 
 @pytest.mark.parametrize(("signal", "noisy"), [([0.0, 0.0], [0, 1]), ([1.0, 2.0], [1, 2])])
-def test_no_signal_and_no_noise_have_no_ratio(signal: list[float], noisy: list[float]) -> None:
-    assert statistics.sqnr(np.array(signal), np.array(noisy)) is None
+def test_no_signal_and_no_noise_have_no_ratio(signal: list[float], noisy: list[int]) -> None:
+    assert _sqnr(np.array(signal), np.array(noisy)) is None
 
 
 def test_saturated_is_what_float_has_beyond() -> None:
