@@ -26,6 +26,7 @@ from q7 import (
     journal,
     known_answers,
     legacy,
+    lmdb_images,
     progress,
     record,
     report,
@@ -163,7 +164,7 @@ def build(
     }
     images = statistics.sample(chosen, job.pick(job.reported))
     measured = statistics.collect(job.graph, layers, formats, images, args.target)
-    if caffe_files.lmdb_version(job.lmdb) != job.version:
+    if lmdb_images.version(job.lmdb) != job.version:
         note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
     weights = caffe_files.caffemodel(chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen))
     facts = {

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from q7 import caffe_files
+from q7 import caffe_files, lmdb_images
 from q7.errors import Q7Error
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
@@ -83,6 +83,6 @@ def write(out: Path, images: Iterable[np.ndarray], labels: Sequence[int], mean: 
             total = total + image.astype(np.float64)
             yield image
 
-    caffe_files.write_lmdb(out, summed(), labels)
+    lmdb_images.write(out, summed(), labels)
     if mean is not None:
         caffe_files.write_mean(mean, total / len(labels))

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from training import train
 
-from q7 import caffe_files
+from q7 import caffe_files, lmdb_images
 from q7.errors import Q7Error
 
 HERE = Path(__file__).resolve().parent
 
 
 def run(args: argparse.Namespace) -> None:
-    images, labels = caffe_files.read_lmdb(args.train_lmdb)
+    images, labels = lmdb_images.read(args.train_lmdb)
     train(
         HERE / f"cifar10_{args.network}_train_test.prototxt",
         images,

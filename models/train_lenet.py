@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from training import train
 
-from q7 import caffe_files
+from q7 import lmdb_images
 from q7.errors import Q7Error
 
 HERE = Path(__file__).resolve().parent
@@ -35,7 +35,7 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
 def run(args: argparse.Namespace) -> None:
     images = read_idx(args.data, "t10k-images-idx3-ubyte")[:, None]
     labels = read_idx(args.data, "t10k-labels-idx1-ubyte")
-    caffe_files.write_lmdb(HERE / "mnist_test_lmdb", images, labels)
+    lmdb_images.write(HERE / "mnist_test_lmdb", images, labels)
     train(
         HERE / "lenet_train_test.prototxt",
         read_idx(args.data, "train-images-idx3-ubyte")[:, None].copy(),

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from q7 import caffe_files, files
+from q7 import caffe_files, files, lmdb_images, pictures
 from q7.errors import Q7Error
 
 
@@ -26,8 +26,8 @@ class Reader:
         raise NotImplementedError
 
     def open(
-        self, path: Path, limit: int | None, crop: caffe_files.Crop, in_memory: float
-    ) -> tuple[caffe_files.Images, np.ndarray]:
+        self, path: Path, limit: int | None, crop: lmdb_images.Crop, in_memory: float
+    ) -> tuple[lmdb_images.Images, np.ndarray]:
         """As `read`, with the images cropped; those of more bytes than `in_memory` may stay in their file."""
         images, labels = self.read(path, limit)
         return np.ascontiguousarray(crop(images)), labels
@@ -41,12 +41,12 @@ class Lmdb(Reader):
     kind = "LMDB"
 
     def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        return caffe_files.read_lmdb(path, limit)
+        return lmdb_images.read(path, limit)
 
     def open(
-        self, path: Path, limit: int | None, crop: caffe_files.Crop, in_memory: float
-    ) -> tuple[caffe_files.Images, np.ndarray]:
-        return caffe_files.open_lmdb(path, limit, crop, in_memory)
+        self, path: Path, limit: int | None, crop: lmdb_images.Crop, in_memory: float
+    ) -> tuple[lmdb_images.Images, np.ndarray]:
+        return lmdb_images.read_within(path, limit, crop, in_memory)
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
@@ -71,7 +71,7 @@ class ImageList(Reader):
     color: bool = True
 
     def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        if self.height * self.width > caffe_files.LARGEST_IMAGE:
+        if self.height * self.width > pictures.LARGEST_IMAGE:
             raise Q7Error(f"'{path}': new_height {self.height} and new_width {self.width} are too large")
         entries = []
         for number, line in _lines(path, "the list of images"):
@@ -97,42 +97,10 @@ class ImageList(Reader):
         return images, np.array([label for _, label in entries], np.int32)
 
     def _decode(self, file: Path) -> np.ndarray:
-        pixels = caffe_files.decode_picture(file, self.color)
+        pixels = pictures.read(file, self.color)
         if self.height and self.width:
-            pixels = resize(pixels, self.height, self.width)
+            pixels = pictures.resize(pixels, self.height, self.width)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _neighbours(extent: int, size: int, at_edges: bool) -> tuple[np.ndarray, ...]:
-    """Of each of `size` cells: the two of `extent` that it is made of, and their weights in 2048ths.
-
-    `at_edges` says that what lies at an edge is made of one cell.
-    """
-    centre = ((np.arange(size) + 0.5) * (extent / size) - 0.5).astype(np.float32)
-    first = np.floor(centre).astype(int)
-    part = centre - first.astype(np.float32)
-    if at_edges:
-        part[(first < 0) | (first >= extent - 1)] = 0
-    weights = (np.rint(w * np.float32(2048)).astype(np.int64) for w in (1 - part, part))
-    return np.clip(first, 0, extent - 1), np.clip(first + 1, 0, extent - 1), *weights
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, C) uint8 as OpenCV's cv::resize with INTER_LINEAR has it, to the last bit (compared with 4.8).
-
-    Two neighbours along each axis, whatever the factor; a factor of exactly 2 takes the mean of 2x2 pixels.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    if image.shape[:2] == (2 * height, 2 * width):
-        cells = image.astype(np.int64).reshape(height, 2, width, 2, -1).sum(axis=(1, 3))
-        return ((cells + 2) >> 2).astype(np.uint8)
-    left, right, *across = _neighbours(image.shape[1], width, at_edges=True)
-    top, bottom, *down = _neighbours(image.shape[0], height, at_edges=False)
-    (to_left, to_right), (to_top, to_bottom) = (w[:, None] for w in across), (w[:, None, None] for w in down)
-    rows = (image[:, left] * to_left + image[:, right] * to_right) >> 4
-    total = (rows[top] * to_top >> 16) + (rows[bottom] * to_bottom >> 16)
-    return ((total + 2) >> 2).astype(np.uint8)
 
 
 WHOLE = 0.01  # how far from a whole number a pixel may be, which covers float32's rounding many times

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from q7 import caffe_files, command, dataset, engines, files, graph, passes
+from q7 import caffe_files, command, dataset, engines, files, graph, lmdb_images, passes
 from q7.caffe_files import Prototxt
 from q7.dataset import DataSource
 from q7.errors import Q7Error
@@ -35,7 +35,7 @@ class Job:
 
     def pick(self, which: np.ndarray) -> Any:
         """Some of the images; no copy of them where it is all, or where they stay in their file."""
-        return self.images if len(which) == len(self.images) else caffe_files.pick(self.images, which)
+        return self.images if len(which) == len(self.images) else lmdb_images.pick(self.images, which)
 
 
 def note(text: str) -> None:
@@ -62,7 +62,7 @@ def prepare(args: argparse.Namespace) -> Job:
     source = dataset.override(dataset.data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
     dataset.find_output(prototxt, args.accuracy, source)
     lmdb = source.find_images()
-    version = caffe_files.lmdb_version(lmdb)
+    version = lmdb_images.version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     network = graph.parse(prototxt, args.accuracy, source, image_shape, args.target)
     network = passes.simplify(graph.attach_weights(network, caffe_files.read_weights(weights)))

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 
 from q7 import files
-from q7.caffe_files import Images
 from q7.errors import Q7Error
+from q7.lmdb_images import Images
 from q7.qformat import LayerFormats
 from q7.search_caffe import Grids, Judged, ScreenedSimulation
 from q7.search_device import Judge, Verdict

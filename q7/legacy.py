@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from q7 import caffe_files, dataset, device, files, graph, passes, record
+from q7 import caffe_files, dataset, device, files, graph, passes, pictures, record
 from q7.errors import Q7Error
 from q7.qformat import MOST_FRACTION_BITS, QFormat, Target
 from q7.record import QuantizedNetwork
@@ -41,7 +41,7 @@ def rebuild(
         if source.mean_file or mean:
             source = replace(source, mean_file=mean or attributes["mean_file"], mean_values=())
         shape = tuple(int(extent) for extent in attributes["layer_shape"][attributes["data_layer"]][1:])
-        if min(shape) < 1 or math.prod(shape) > caffe_files.LARGEST_IMAGE:
+        if min(shape) < 1 or math.prod(shape) > pictures.LARGEST_IMAGE:
             raise Q7Error(f"the pickle's images of shape {shape} are no images")
         network = graph.parse(prototxt, attributes["accuracy_layer"], source, shape, target)
         network = passes.fold_affine(graph.attach_weights(network, caffe_files.read_weights(weight_file)))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q7.caffe_files import pick
 from q7.engines import FloatNetwork, Grid, Simulation, margins
 from q7.graph import Graph
+from q7.lmdb_images import pick
 from q7.qformat import QFormat
 from q7.search import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from q7 import device, rounding
-from q7.caffe_files import pick
 from q7.device import DeviceNetwork, IntegerLayer
 from q7.engines import MEMORY, FloatNetwork, accuracy_caffe, plain, spread
 from q7.graph import Graph
+from q7.lmdb_images import pick
 from q7.qformat import Api, LayerFormats, QFormat, Target
 from q7.search import Candidate, Choices, Found, Phase, Score, Search, Tensor, Trial, covering, largest, table, tensors
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from q7 import caffe_files, dataset, device, graph, lowering, record
+from q7 import caffe_files, dataset, device, graph, lmdb_images, lowering, record
 from q7.engines import FloatNetwork, Simulation
 from q7.qformat import LayerFormats, QFormat, Target
 from q7.record import QuantizedNetwork, Record
@@ -73,7 +73,7 @@ def quantized(
     write_dataset(folder, shape, IMAGES, CLASSES)
     definition = caffe_files.read_prototxt(prototxt(folder, layers, top, "mean_value: 127"))
     source = dataset.data_source(definition)
-    images, _ = caffe_files.read_lmdb(source.find_images())
+    images, _ = lmdb_images.read(source.find_images())
     network = graph.parse(definition, "accuracy", source, shape)
     network = graph.attach_weights(network, _weights(network))
     formats = _formats(network, images)

@@ -12,7 +12,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from q7 import caffe_files
+from q7 import lmdb_images
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -52,7 +52,7 @@ def write_dataset(folder: Path, shape: tuple[int, int, int], count: int, classes
     """An LMDB `data_lmdb` of random CHW images with random labels."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
-    caffe_files.write_lmdb(folder / "data_lmdb", images, rng.integers(0, classes, count))
+    lmdb_images.write(folder / "data_lmdb", images, rng.integers(0, classes, count))
 
 
 def prototxt(folder: Path, layers: str, bottom: str, transform: str = "", batch: int = 10) -> Path:

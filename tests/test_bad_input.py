@@ -14,7 +14,7 @@ import pytest
 
 import code_gen
 import nn_quantizer
-from q7 import caffe_files
+from q7 import caffe_files, lmdb_images
 from tests import tiny
 from tests.test_fuzz import OLD_PICKLE
 
@@ -97,7 +97,7 @@ def weights(**changed: list[np.ndarray] | None) -> Damage:
 
 
 def data(shape: tuple[int, ...], label: int) -> Damage:
-    return lambda folder: caffe_files.write_lmdb(folder / "data_lmdb", [np.zeros(shape, np.uint8)], [label])
+    return lambda folder: lmdb_images.write(folder / "data_lmdb", [np.zeros(shape, np.uint8)], [label])
 
 
 def nothing(folder: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from q7 import caffe_files
+from q7 import caffe_files, lmdb_images
 from tests.support import MODELS, run
 
 sys.path.insert(0, str(MODELS))
@@ -84,7 +84,7 @@ def content(images: np.ndarray, labels: np.ndarray | list[int]) -> list[tuple[by
 def check(out: Path, batches: dict[str, Batch]) -> None:
     """The two LMDBs and the mean hold these images, and not in the order of the source."""
     for split, names in get_cifar10.BATCHES.items():
-        images, labels = caffe_files.read_lmdb(out / f"cifar10_{split}_lmdb")
+        images, labels = lmdb_images.read(out / f"cifar10_{split}_lmdb")
         expected = np.concatenate([batches[name][0] for name in names])
         assert images.shape[1:] == (3, 32, 32)
         assert content(images, labels) == content(expected, [i for name in names for i in batches[name][1]])
@@ -361,7 +361,7 @@ def test_make_lmdb_of_folders(pictures: Path, capsys: pytest.CaptureFixture[str]
     """Blue comes first, and the mean is that of all pictures."""
     assert make_lmdb.main([str(pictures), str(pictures / "lmdb"), "--mean", str(pictures / "mean")]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["0 a_blue", "1 b_red"]
-    images, labels = caffe_files.read_lmdb(pictures / "lmdb")
+    images, labels = lmdb_images.read(pictures / "lmdb")
     assert images.shape == (6, 3, 6, 8)
     assert sorted(labels) == [0, 0, 0, 1, 1, 1]
     for image, label in zip(images, labels):
@@ -375,7 +375,7 @@ def test_make_lmdb_of_csv(pictures: Path) -> None:
     (pictures / "list.csv").write_text(f"small.png,7\n\n{pictures / 'b_red' / '0.png'}, 2\n")
     arguments = [str(pictures / "list.csv"), str(pictures / "lmdb"), "--size", "4x10", "--order", "rgb"]
     assert make_lmdb.main(arguments) == 0
-    images, labels = caffe_files.read_lmdb(pictures / "lmdb")
+    images, labels = lmdb_images.read(pictures / "lmdb")
     assert images.shape == (2, 3, 4, 10)
     assert {int(label): tuple(image[:, 0, 0]) for image, label in zip(images, labels)} == {
         7: (1, 2, 3),
@@ -385,7 +385,7 @@ def test_make_lmdb_of_csv(pictures: Path) -> None:
 
 def test_make_lmdb_gray(pictures: Path) -> None:
     assert make_lmdb.main([str(pictures), str(pictures / "lmdb"), "--gray", "--size", "28x28"]) == 0
-    images, labels = caffe_files.read_lmdb(pictures / "lmdb")
+    images, labels = lmdb_images.read(pictures / "lmdb")
     assert images.shape == (6, 1, 28, 28)
     luma = [int(np.asarray(Image.new("RGB", (1, 1), colour).convert("L"))[0, 0]) for colour in COLOURS.values()]
     assert all((image == luma[label]).all() for image, label in zip(images, labels))
@@ -394,7 +394,7 @@ def test_make_lmdb_gray(pictures: Path) -> None:
 def test_make_lmdb_seed(pictures: Path) -> None:
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert make_lmdb.main([str(pictures), str(pictures / "out" / out), "--seed", seed]) == 0
-    a, b, c = (caffe_files.read_lmdb(pictures / "out" / out)[1].tolist() for out in "abc")
+    a, b, c = (lmdb_images.read(pictures / "out" / out)[1].tolist() for out in "abc")
     assert a == b
     assert a != c
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7 import caffe_files, dataset, engines, exact, graph, kernels
+from q7 import caffe_files, dataset, engines, exact, graph, kernels, lmdb_images
 from q7.activations import IntWidth
 from q7.device import DeviceNetwork, IntegerLayer
 from q7.kernel import Integers, Kernel, WeightedKernel
@@ -240,7 +240,7 @@ def test_arm_m4_as_published(arm_m4: Path, target: Target, file: str, percent: f
     expected = np.load(arm_m4 / file)
     prototxt = caffe_files.read_prototxt(arm_m4 / "cifar10_m4_train_test.prototxt")
     source = dataset.data_source(prototxt)
-    images, labels = caffe_files.read_lmdb(source.find_images(), limit=len(expected))
+    images, labels = lmdb_images.read(source.find_images(), limit=len(expected))
     network = graph.parse(prototxt, "accuracy", source, images.shape[1:])
     layers = []
     for layer in network.layers:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import nn_quantizer
-from q7 import caffe_files, engines, files
+from q7 import engines, files, lmdb_images
 from q7.errors import Q7Error
 from tests import children, test_datasets, tiny
 from tests.children import bound_by_permissions, killed_at, little_disk, writes_below
@@ -237,7 +237,7 @@ def add_image(path: Path) -> None:
 
 @pytest.mark.parametrize("in_memory", [0, 1 << 20])
 def test_a_data_set_that_changes_while_it_is_read(tmp_path: Path, in_memory: int) -> None:
-    caffe_files.write_lmdb(tmp_path, np.zeros((5, 1, 2, 2), np.uint8), range(5))
+    lmdb_images.write(tmp_path, np.zeros((5, 1, 2, 2), np.uint8), range(5))
     seen = []
 
     def crop(image: np.ndarray) -> np.ndarray:
@@ -247,7 +247,7 @@ def test_a_data_set_that_changes_while_it_is_read(tmp_path: Path, in_memory: int
         return image
 
     with pytest.raises(Q7Error, match="was changed while it was read"):
-        caffe_files.open_lmdb(tmp_path, crop=crop, in_memory=in_memory)[0][:]
+        lmdb_images.read_within(tmp_path, crop=crop, in_memory=in_memory)[0][:]
     assert len(seen) >= 3
 
 
@@ -287,9 +287,9 @@ def test_images_that_stay_in_their_file(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (200, 3, 9, 9), dtype=np.uint8)
     large = np.random.default_rng(0).integers(0, 256, (7, 3, 50, 50), dtype=np.uint8)
     for name, all_ in (("small", images), ("large", large)):
-        caffe_files.write_lmdb(tmp_path / name, all_, range(len(all_)))
-        stored, labels = caffe_files.open_lmdb(tmp_path / name, crop=lambda image: image[:, 1:4, 2:5], in_memory=1)
-        assert isinstance(stored, caffe_files.StoredImages)
+        lmdb_images.write(tmp_path / name, all_, range(len(all_)))
+        stored, labels = lmdb_images.read_within(tmp_path / name, crop=lambda image: image[:, 1:4, 2:5], in_memory=1)
+        assert isinstance(stored, lmdb_images.StoredImages)
         cropped = all_[:, :, 1:4, 2:5]
         assert (stored.shape, len(stored), labels.tolist()) == (cropped.shape, len(all_), [*range(len(all_))])
         for which in (slice(None), slice(3, 6), np.array([5, 0, 5])):

@@ -19,7 +19,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from q7 import caffe_files, dataset, emit, graph, legacy, memory, record
+from q7 import caffe_files, dataset, emit, graph, legacy, lmdb_images, memory, pictures, record
 from q7.errors import Q7Error
 from q7.qformat import Target
 from tests import tiny
@@ -133,7 +133,7 @@ def _read_prototxt(path: Path) -> object:
 
 
 def _read_image(path: Path) -> object:
-    return caffe_files._decode_image(path.read_bytes(), "here")
+    return pictures.decode(path.read_bytes(), "here")
 
 
 def _read_pickle(path: Path) -> object:
@@ -152,9 +152,9 @@ READERS: dict[str, Reader] = {
     "h5": caffe_files.read_weights,
     "new h5": caffe_files.read_weights,
     "mean": caffe_files.read_mean,
-    "lmdb": caffe_files.read_lmdb,
-    "large lmdb": caffe_files.read_lmdb,
-    "branched lmdb": caffe_files.read_lmdb,
+    "lmdb": lmdb_images.read,
+    "large lmdb": lmdb_images.read,
+    "branched lmdb": lmdb_images.read,
     "pickle": _read_pickle,
     "old pickle": _read_pickle,
     "png": _read_image,
@@ -171,8 +171,8 @@ def samples(folder: Path) -> dict[str, bytes]:
         for i, blob in enumerate(tiny.blobs()["conv1"]):
             file.create_dataset(f"data/conv1/{i}", data=blob, chunks=True, compression="gzip", shuffle=True)
     # Values on pages of their own, and pages that lead to pages.
-    caffe_files.write_lmdb(folder / "large_lmdb", np.zeros((9, 3, 30, 30), np.uint8), range(9))
-    caffe_files.write_lmdb(folder / "many_lmdb", np.zeros((150, 1, 2, 2), np.uint8), range(150))
+    lmdb_images.write(folder / "large_lmdb", np.zeros((9, 3, 30, 30), np.uint8), range(9))
+    lmdb_images.write(folder / "many_lmdb", np.zeros((150, 1, 2, 2), np.uint8), range(150))
     names = {
         "prototxt": "net.prototxt",
         "caffemodel": "net.caffemodel",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import caffe_files, dataset, graph, passes
+from q7 import caffe_files, dataset, graph, lmdb_images, passes
 from q7.engines import FloatNetwork, Simulation
 from q7.errors import Q7Error
 from q7.graph import Graph
@@ -184,7 +184,7 @@ def write_net(folder: Path, name: str) -> tuple[Graph, np.ndarray]:
     """Writes one of NETS with its data; returns the graph with weights, and the images that it reads."""
     rng = np.random.default_rng(len(name))
     images = rng.integers(0, 256, (4, *IMAGE), dtype=np.uint8)
-    caffe_files.write_lmdb(folder / "data_lmdb", images, [0, 1, 2, 1])
+    lmdb_images.write(folder / "data_lmdb", images, [0, 1, 2, 1])
     caffe_files.write_mean(folder / "mean.binaryproto", rng.uniform(90, 140, IMAGE).astype(np.float32))
     layers, bottom, transform = NETS[name]
     read = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform, batch=4))

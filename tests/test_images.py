@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import nn_quantizer
-from q7 import caffe_files
-from q7.images import ImageList, resize
+from q7 import caffe_files, lmdb_images, pictures
+from q7.images import ImageList
 from tests import tiny
 from tests.generated import generate
 
@@ -32,7 +32,7 @@ DATA = {
 
 def write(folder: Path, data: str) -> list[str]:
     """The tiny network behind a data layer, with the images in every form; returns nn_quantizer's arguments."""
-    caffe_files.write_lmdb(folder / "data_lmdb", PIXELS, LABELS)
+    lmdb_images.write(folder / "data_lmdb", PIXELS, LABELS)
     (folder / "pictures").mkdir()
     for i, image in enumerate(PIXELS):
         Image.fromarray(image[::-1].transpose(1, 2, 0)).save(folder / "pictures" / f"a {i}.png")
@@ -90,11 +90,11 @@ RESIZED = {
 
 @pytest.mark.parametrize("size", RESIZED)
 def test_resizing_is_opencvs(size: tuple[int, int]) -> None:
-    np.testing.assert_array_equal(resize(SMALL, *size).ravel(), np.array(RESIZED[size].split(), int))
+    np.testing.assert_array_equal(pictures.resize(SMALL, *size).ravel(), np.array(RESIZED[size].split(), int))
 
 
 def test_resizing_to_half_takes_means() -> None:
-    np.testing.assert_array_equal(resize(np.array([[[1], [2]], [[3], [4]]], np.uint8), 1, 1), [[[3]]])
+    np.testing.assert_array_equal(pictures.resize(np.array([[[1], [2]], [[3], [4]]], np.uint8), 1, 1), [[[3]]])
 
 
 @pytest.mark.parametrize(

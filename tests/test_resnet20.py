@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import caffe_files, dataset, device, engines, graph, passes, search
+from q7 import caffe_files, dataset, device, engines, graph, lmdb_images, passes, search
 from q7.dataset import DataSource
 from q7.engines import FloatNetwork, Simulation
 from q7.graph import Graph
@@ -30,7 +30,7 @@ def resnet20() -> tuple[Graph, DataSource, np.ndarray, np.ndarray]:
     mean = shared("data", "cifar10", "mean.binaryproto")
     lmdb = shared("data", "cifar10", "cifar10_test_lmdb")
     source = dataset.override(dataset.data_source(prototxt), str(lmdb), str(mean), None, None)
-    images, labels = caffe_files.read_lmdb(lmdb)
+    images, labels = lmdb_images.read(lmdb)
     network = graph.parse(prototxt, "Accuracy1", source, images.shape[1:])
     blobs = caffe_files.read_weights(folder / "cifar10_res20_iter_64000.caffemodel")
     return passes.simplify(graph.attach_weights(network, blobs)), source, images, labels

@@ -23,7 +23,7 @@ import numpy as np
 
 import code_gen
 import nn_quantizer
-from q7 import caffe_files
+from q7 import caffe_files, lmdb_images
 from tests.support import prototxt
 
 CLASSES = 10
@@ -97,9 +97,9 @@ def _step(
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         if what == "write":
-            caffe_files.write_lmdb(folder / "data_lmdb", images(count, shape), (i % CLASSES for i in range(count)))
+            lmdb_images.write(folder / "data_lmdb", images(count, shape), (i % CLASSES for i in range(count)))
         elif what == "read":
-            caffe_files.open_lmdb(folder / "data_lmdb")
+            lmdb_images.read_within(folder / "data_lmdb")
         elif what == "quantize":
             assert nn_quantizer.main([*arguments]) == 0
         else:

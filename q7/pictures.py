@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures as OpenCV decodes and resizes them for Caffe."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from q7 import files
+from q7.errors import Q7Error
+
+LARGEST_IMAGE = 1 << 24  # pixels
+
+
+def decode(data: bytes, where: str) -> np.ndarray:
+    """A JPEG or PNG as uint8 CHW; colours come in the order blue, green, red, as OpenCV gives them to Caffe."""
+    from PIL import Image
+
+    with (
+        files.reading(f"{where}: the encoded image"),
+        Image.open(io.BytesIO(data), formats=("BMP", "JPEG", "PNG")) as image,
+    ):
+        if image.width * image.height > LARGEST_IMAGE:
+            raise Q7Error(f"{where}: an image of {image.width}x{image.height} pixels is too large")
+        if image.mode in ("L", "1"):
+            return np.asarray(image.convert("L"))[None]
+        if image.mode not in ("RGB", "P", "CMYK", "YCbCr") or "transparency" in image.info:
+            raise Q7Error(f"{where}: an image of mode {image.mode}, allowed are 8-bit grey and colours without alpha")
+        return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1].transpose(2, 0, 1))
+
+
+GREY = np.array([4899, 9617, 1868])  # of red, green and blue, in 2**-14: OpenCV's
+
+
+def read(path: Path, color: bool) -> np.ndarray:
+    """A picture file as uint8 (H, W, C): blue, green, red, or grey, upright, without alpha, as OpenCV reads it."""
+    from PIL import Image, ImageOps
+
+    where = f"the image '{path}'"
+    with files.reading(where), Image.open(path, formats=("BMP", "JPEG", "PNG", "PPM")) as image:
+        if image.width * image.height > LARGEST_IMAGE:
+            raise Q7Error(f"{where}: {image.width}x{image.height} pixels are too many")
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            raise Q7Error(f"{where} has mode {image.mode}, allowed are 8-bit grey and colours")
+        if not color:
+            image.draft("L", image.size)  # a JPEG's brightness, not that of its decoded colours
+        upright = ImageOps.exif_transpose(image)
+        if not color and upright.mode == "L":
+            return np.asarray(upright)[..., None]
+        pixels = np.asarray(upright.convert("RGB"))
+        return pixels[..., ::-1] if color else ((pixels @ GREY + (1 << 13)) >> 14).astype(np.uint8)[..., None]
+
+
+def _neighbours(extent: int, size: int, at_edges: bool) -> tuple[np.ndarray, ...]:
+    """Of each of `size` cells: the two of `extent` that it is made of, and their weights in 2048ths.
+
+    `at_edges` says that what lies at an edge is made of one cell.
+    """
+    centre = ((np.arange(size) + 0.5) * (extent / size) - 0.5).astype(np.float32)
+    first = np.floor(centre).astype(int)
+    part = centre - first.astype(np.float32)
+    if at_edges:
+        part[(first < 0) | (first >= extent - 1)] = 0
+    weights = (np.rint(w * np.float32(2048)).astype(np.int64) for w in (1 - part, part))
+    return np.clip(first, 0, extent - 1), np.clip(first + 1, 0, extent - 1), *weights
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, C) uint8 as OpenCV's cv::resize with INTER_LINEAR has it, to the last bit (compared with 4.8).
+
+    Two neighbours along each axis, whatever the factor; a factor of exactly 2 takes the mean of 2x2 pixels.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    if image.shape[:2] == (2 * height, 2 * width):
+        cells = image.astype(np.int64).reshape(height, 2, width, 2, -1).sum(axis=(1, 3))
+        return ((cells + 2) >> 2).astype(np.uint8)
+    left, right, *across = _neighbours(image.shape[1], width, at_edges=True)
+    top, bottom, *down = _neighbours(image.shape[0], height, at_edges=False)
+    (to_left, to_right), (to_top, to_bottom) = (w[:, None] for w in across), (w[:, None, None] for w in down)
+    rows = (image[:, left] * to_left + image[:, right] * to_right) >> 4
+    total = (rows[top] * to_top >> 16) + (rows[bottom] * to_bottom >> 16)
+    return ((total + 2) >> 2).astype(np.uint8)
