@@ -141,7 +141,7 @@ class Network:
         session = g.session(self.providers)
         return lambda batch: session.run(None, {f"in_{name}": values for name, values in batch.items()})
 
-    def _runner(
+    def _shared_runner(
         self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], watched: Sequence[Layer] = ()
     ) -> Run:
         """The last one, if it was the same: parts of the images come one after the other."""
@@ -172,7 +172,7 @@ class Network:
             for layer, values in zip(outputs, found):
                 results[layer.name][some] = values
 
-        self._in_batches(self._runner(first, last, settings, outputs), inputs, outputs, store)
+        self._in_batches(self._shared_runner(first, last, settings, outputs), inputs, outputs, store)
         return results
 
     def _in_batches(self, run: Run, inputs: Values, alive: Sequence[Layer], use: Use) -> None:
@@ -189,7 +189,7 @@ class Network:
 
     def show(self, settings: Sequence[Any], layers: Sequence[Layer], use: Use) -> None:
         """Hands the outputs of some layers to `use`, a batch at a time and from several threads; none are kept."""
-        self._in_batches(self._runner(0, len(settings), settings, layers), self.start(), layers, use)
+        self._in_batches(self._shared_runner(0, len(settings), settings, layers), self.start(), layers, use)
 
     def start(self) -> Values:
         """What `advance` takes at the first layer."""
@@ -259,7 +259,7 @@ class Network:
             logits[some] = found[0].reshape(len(found[0]), -1)
             ends.append(found[1:])
 
-        run = self._runner(0, len(settings), settings, [self.graph.output], layers)
+        run = self._shared_runner(0, len(settings), settings, [self.graph.output], layers)
         self._in_batches(run, self.start(), self.graph.layers, see)
         low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}

@@ -171,6 +171,8 @@ def refine(
     """
     formats, weights = dict(formats), dict(graph.weights)
     places = {layer.name: _places(layer, len(images)) for layer in graph.layers if _can_fit(graph, layer)}
+    if not places:
+        return graph, formats
     wanted = _trained_outputs(graph, images, places)
     network, layers = DeviceNetwork(graph, images, target), device.quantize(graph, formats, target)
     position, x = 0, network.start()

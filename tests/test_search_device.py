@@ -219,6 +219,19 @@ def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> Non
             np.testing.assert_array_equal(q.dequantize(q.quantize(values)), values)
 
 
+def test_a_network_without_layers_that_can_be_fitted() -> None:
+    """Grouped layers keep their weights, rounded to nearest."""
+    layers = (
+        _graph().input,
+        Convolution("conv", ("data",), "conv", ((3, 8, 8),), kernel=(8, 8), num_output=6, group=3),
+    )
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 0.3, (6, 1, 8, 8)).astype(np.float32), rng.normal(0, 0.2, 6).astype(np.float32)
+    found = _search(Graph("net", layers, {"conv": weights}, "accuracy"))
+    np.testing.assert_array_equal(found.chosen.graph.weights["conv"][0], weights[0])
+    assert found.on_device is not None and len(np.unique(found.on_device)) > 10
+
+
 NET = """
 layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
   convolution_param { num_output: 4 kernel_size: 3 pad: 1 } }
