@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,18 +21,23 @@ import onnxruntime
 from q7.errors import Q7Error
 from q7.graph import Graph
 from q7.layers import Layer
-from q7.onnx_graph import OnnxGraph, threads
+from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, QFormat
 
 BATCH = 25  # images that a core runs at once: few enough for its cache
 LARGE_BATCH = 100  # images at once where cores do not share the work
-AT_ONCE = 1 << 25  # bytes of the outputs of all cores' batches, where every layer's are alive at the same time
+AT_ONCE = 1 << 26  # bytes of layers' outputs that are alive in the batches of all cores
 MEMORY = 1 << 31  # bytes of layers' outputs that a search may keep in all
 SHARES = 4  # networks whose outputs are kept at the same time, at most
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
 Values = dict[str, np.ndarray]
 N = TypeVar("N", bound="Network")
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def providers(gpu: bool) -> Sequence[str]:
@@ -172,24 +178,46 @@ class Network:
             for layer, values in zip(outputs, found):
                 results[layer.name][some] = values
 
-        self._in_batches(self._shared_runner(first, last, settings, outputs), inputs, outputs, store)
+        self._run(first, last, inputs, settings, outputs, store)
         return results
 
-    def _in_batches(self, run: Run, inputs: Values, alive: Sequence[Layer], use: Use) -> None:
-        """Runs a batch at a time in each worker's thread and uses the results; these layers' outputs are alive then."""
-        size = 4 * sum(math.prod(layer.out_shape) for layer in alive)
-        count = max(1, min(self.batch, AT_ONCE // self.workers // size))
+    def _batch_size(self, layers: Sequence[Layer], alive: Sequence[Layer]) -> int:
+        """Images at once: few where the outputs that these layers need, or those that stay alive, are large."""
+        at_work = max(_size(layer) + sum(math.prod(shape) for shape in layer.in_shapes) for layer in layers)
+        largest = 4 * max(at_work, sum(_size(layer) for layer in alive))
+        share = -(-len(self.images) // self.workers)
+        return max(1, min(self.batch, share, AT_ONCE // self.workers // largest))
+
+    def _run(
+        self,
+        first: int,
+        last: int,
+        inputs: Values,
+        settings: Sequence[Any],
+        outputs: Sequence[Layer],
+        use: Use,
+        watched: Sequence[Layer] = (),
+    ) -> None:
+        """Has `use` take what the runner gives, a batch at a time in each worker's thread."""
+        run = self._shared_runner(first, last, settings, outputs, watched)
+        layers = self.graph.layers[first:last]
+        # Where ranges are asked for, onnxruntime keeps every output alive.
+        count = self._batch_size(layers, layers if watched else outputs)
 
         def work(start: int) -> None:
             some = slice(start, start + count)
             use(some, run({name: values[some] for name, values in inputs.items()}))
 
+        starts = range(0, len(self.images), count)
+        if self.workers == 1:  # in this thread, which Caffe has been told to compute on the GPU in
+            deque(map(work, starts), maxlen=0)
+            return
         with ThreadPoolExecutor(self.workers) as pool:
-            deque(pool.map(work, range(0, len(self.images), count)), maxlen=0)
+            deque(pool.map(work, starts), maxlen=0)
 
     def show(self, settings: Sequence[Any], layers: Sequence[Layer], use: Use) -> None:
-        """Hands the outputs of some layers to `use`, a batch at a time and from several threads; none are kept."""
-        self._in_batches(self._shared_runner(0, len(settings), settings, layers), self.start(), layers, use)
+        """Has `use` take the outputs of some layers, a batch at a time and from several threads; none are kept."""
+        self._run(0, len(settings), self.start(), settings, layers, use)
 
     def start(self) -> Values:
         """What `advance` takes at the first layer."""
@@ -259,10 +287,14 @@ class Network:
             logits[some] = found[0].reshape(len(found[0]), -1)
             ends.append(found[1:])
 
-        run = self._shared_runner(0, len(settings), settings, [self.graph.output], layers)
-        self._in_batches(run, self.start(), self.graph.layers, see)
+        self._run(0, len(settings), self.start(), settings, [self.graph.output], see, layers)
         low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}
+
+
+def _size(layer: Layer) -> int:
+    """Elements of its output for one image."""
+    return math.prod(layer.out_shape)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,6 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 OPSET, IR_VERSION = 13, 8
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OnnxGraph:
@@ -86,6 +80,6 @@ class OnnxGraph:
         graph = helper.make_graph(self._needed(), "q7", self._inputs, self._outputs, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # the caller's: threads of its own run batches side by side
+        options.intra_op_num_threads = 1  # callers run batches side by side, in threads of their own
         options.log_severity_level = 3
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))

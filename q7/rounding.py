@@ -185,7 +185,7 @@ def refine(
         own = formats[layer.name]
         assert own.y
         trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
-        equations = _collect(layer, trained, wanted[layer.name], x[layer.inputs[0]], places[layer.name], own)
+        equations = _collect(layer, trained, wanted.pop(layer.name), x[layer.inputs[0]], places[layer.name], own)
         if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
             equations.outputs += equations.inputs[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
         rounded, formats[layer.name] = _fit(equations, trained, own)

@@ -66,6 +66,9 @@ class Candidate:
     graph: Graph
     formats: Mapping[str, LayerFormats]
 
+    def is_same(self, other: Candidate) -> bool:
+        return self.graph is other.graph and self.formats == other.formats
+
 
 @dataclass(frozen=True, eq=False)
 class Found:

@@ -11,7 +11,7 @@ import numpy as np
 
 from q7 import device, rounding
 from q7.device import DeviceNetwork, IntegerLayer
-from q7.engines import MEMORY, FloatNetwork, accuracy_caffe, plain, spread
+from q7.engines import MEMORY, SHARES, FloatNetwork, accuracy_caffe, plain, spread
 from q7.graph import Graph
 from q7.lmdb_images import pick
 from q7.qformat import Api, LayerFormats, QFormat, Target
@@ -73,7 +73,7 @@ class Verdict:
         """Clearly further off so far, and not likely to end clearly closer than the other or with more images right.
 
         The other has seen all. How the rest may turn out is the conditional power (Lan, Simon and Halperin 1982) where
-        the two differ on it by chance alone.
+        the two differ on it by chance alone. What may still end unclear is no reason to go on.
         """
         seen = len(self.right) / len(other.right)
         chance = HOPE * math.sqrt(1 - seen)
@@ -245,7 +245,7 @@ def device_objective(
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
     formats = yield from _descend(judge, choices, tolerance)
     yield Phase("adapting the weights")
-    fit = spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // rounding.bytes_per_image(graph))))
+    fit = spread(len(images), max(1, min(FIT_SAMPLE, reference.memory // SHARES // rounding.bytes_per_image(graph))))
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
@@ -291,6 +291,9 @@ class _Finals:
         best, logits = self.judge(candidates[best_name], None)
         accuracies[best_name] = best.accuracy
         for name in reversed(others):
+            if candidates[name].is_same(candidates[best_name]):
+                accuracies[name], best_name = best.accuracy, name
+                continue
             verdict, on_device = self.judge(candidates[name], best)
             count = len(verdict.right)
             if count < len(self.images):

@@ -32,7 +32,7 @@ def network(pickle: Path) -> QuantizedNetwork:
     return loaded
 
 
-def lmdb_images(quantized: QuantizedNetwork, pickle: Path, count: int) -> np.ndarray:
+def stored_images(quantized: QuantizedNetwork, pickle: Path, count: int) -> np.ndarray:
     """The first images (N, C, H, W) of the network's LMDB."""
     lmdb = files.find(quantized.dataset, pickle.parent, "the LMDB")
     return known_answers.read_images(quantized, lmdb, count)[0]

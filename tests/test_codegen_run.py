@@ -27,7 +27,6 @@ from tests.generated import (
     cross_compile,
     flip_first_value,
     generate,
-    lmdb_images,
     macros,
     make,
     network,
@@ -35,6 +34,7 @@ from tests.generated import (
     predicted,
     printed_logits,
     printed_ticks,
+    stored_images,
 )
 from tests.networks import TARGETS
 from tests.support import prototxt, run, shared, tool
@@ -80,7 +80,7 @@ def test_the_program_prints_the_checksums_of_a_dump(
     assert checksums(printed) == expected
     assert "PASS: every layer as predicted for 2 of 2 images" in printed
 
-    images = lmdb_images(quantized, small_pickle, 18)[[17, 3]]
+    images = stored_images(quantized, small_pickle, 18)[[17, 3]]
     np.testing.assert_array_equal(np.load(tmp_path / "dump" / "pixels.npy"), np.moveaxis(images, 1, -1))
     files = sorted((tmp_path / "dump").glob("[0-9]*.npy"))
     assert [path.stem for path in files][:2] == ["00_data", "01_conv1"]
@@ -101,7 +101,7 @@ def test_host_computes_what_the_model_predicts_for_all_images(
     need_host_compiler()
     pickle = request.getfixturevalue(name)
     quantized = lowering.retarget(network(pickle), Target(api=api))
-    images = lmdb_images(quantized, pickle, quantized.summary["images"])
+    images = stored_images(quantized, pickle, quantized.summary["images"])
     folder = generate(pickle, tmp_path, "--target", "host", "--api", api.value)
     assert make(folder, "run").splitlines()[-1].startswith("PASS")
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
@@ -112,7 +112,7 @@ def test_every_core_and_rounding(target: Target, tmp_path: Path) -> None:
     need_host_compiler()
     quantized = small.quantized(tmp_path, target)
     pickle = small.save(quantized, tmp_path / "small.pkl")
-    images = lmdb_images(quantized, pickle, small.IMAGES)
+    images = stored_images(quantized, pickle, small.IMAGES)
     folder = generate(pickle, tmp_path / "code", "--target", "host", "--profile")
     text = make(folder, "run")
     assert "PASS: every layer as predicted for 1 of 1 images" in text
@@ -124,7 +124,7 @@ def test_every_core_and_rounding(target: Target, tmp_path: Path) -> None:
 def test_sanitizers_find_nothing(api: Api, small_pickle: Path, tmp_path: Path) -> None:
     need_host_compiler()
     quantized = lowering.retarget(network(small_pickle), Target(api=api))
-    images = lmdb_images(quantized, small_pickle, small.IMAGES)
+    images = stored_images(quantized, small_pickle, small.IMAGES)
     folder = generate(small_pickle, tmp_path, "--target", "host", "--test_images", "3", "--profile", "--api", api.value)
     sanitize = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
     make(folder, "run", f"CFLAGS={sanitize}", f"CXXFLAGS={sanitize}")
@@ -224,7 +224,7 @@ def test_boards_compute_what_the_model_predicts(
     count = min(EMULATED_IMAGES[api], 17 if core == "cortex-m55" else 100)
     quantized = small.retarget(network(request.getfixturevalue(name)), Target(CORES[core], api=api))
     pickle = small.save(quantized, tmp_path / "network.pkl")
-    images = lmdb_images(quantized, request.getfixturevalue(name), count)
+    images = stored_images(quantized, request.getfixturevalue(name), count)
     folder = generate(pickle, tmp_path / "code", "--target", "mps2", "--test_images", str(count))
     text = make(folder, "run", f"CORE={core}")
     assert f"PASS: every layer as predicted for {count} of {count} images" in text

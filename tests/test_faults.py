@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,9 @@ def test_images_that_stay_in_their_file(tmp_path: Path) -> None:
             np.testing.assert_array_equal(stored[which], cropped[which])
             if isinstance(which, np.ndarray):
                 np.testing.assert_array_equal(stored.pick(which)[:], cropped[which])
+        parts = [slice(i, i + 3) for i in range(0, len(all_), 3)]
+        with ThreadPoolExecutor(8) as pool:
+            np.testing.assert_array_equal(np.concatenate([*pool.map(stored.__getitem__, parts)]), cropped)
         add_image(tmp_path / name)
         with pytest.raises(Q7Error, match="was changed while it was read"):
             stored[:1]

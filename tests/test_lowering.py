@@ -14,7 +14,7 @@ from q7 import lowering
 from q7.kernel import Bounds
 from q7.qformat import Api, Core, QFormat, Target
 from tests import small, tiny
-from tests.generated import generate, lmdb_images, macros, make, network, on_host, predicted
+from tests.generated import generate, macros, make, network, on_host, predicted, stored_images
 from tests.support import tool
 
 S8 = Target(api=Api.S8)
@@ -86,7 +86,7 @@ def test_the_program_computes_what_the_model_predicts(s8_pickle: Path, tmp_path:
     for names in (("make",), ("cc", "gcc"), ("c++", "g++")):
         tool(*names)
     quantized = network(s8_pickle)
-    images = lmdb_images(quantized, s8_pickle, 20)
+    images = stored_images(quantized, s8_pickle, 20)
     folder = generate(s8_pickle, tmp_path, "--target", "host")
     assert "PASS" in make(folder, "run")
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))

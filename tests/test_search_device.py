@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from q7.graph import Graph
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
 from q7.qformat import LayerFormats, QFormat, Rounding, Target, shifts
 from q7.search import Choices, Trial
-from q7.search_device import SAMPLE, STAGES, Judge, Verdict, _descend, _start, device_objective
+from q7.search_device import SAMPLE, STAGES, Judge, Verdict, _descend, _Finals, _start, device_objective
 from tests.support import MODELS, prototxt, write_dataset
 
 
@@ -148,15 +150,44 @@ def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None
     assert few < many / 2
 
 
-def test_candidates_are_given_up_only_where_they_cannot_win_any_more() -> None:
-    """1000 of 10,000 images: 60 more images right may become clearly more; logits that are as close, clearly closer."""
-    rng = np.random.default_rng(0)
-    near, far = rng.uniform(0, 0.01, 10_000), rng.uniform(0.05, 0.06, 10_000)
-    few, many = np.arange(10_000) % 100 < 75, np.arange(10_000) % 100 < 81
-    best = Verdict(few, near)
-    assert Verdict(few, far).first(1000).cannot_beat(best)
-    assert not Verdict(many, far).first(1000).cannot_beat(best)
-    assert not Verdict(few, near + rng.normal(0, 0.01, 10_000)).first(1000).cannot_beat(best)
+def _behind(distance: float, images: int = 10_000) -> tuple[Verdict, Verdict]:
+    """Two of the same accuracy, the first's mean divergence so many standard errors behind on the first 1000 images."""
+    noise = np.random.default_rng(0).normal(0, 0.01, images)
+    noise[:1000] += distance * noise[:1000].std() / math.sqrt(1000) - noise[:1000].mean()
+    right = np.ones(images, bool)
+    return Verdict(right, 1 + noise), Verdict(right.copy(), np.ones(images))
+
+
+@pytest.mark.parametrize(
+    ("distance", "images", "given_up"),
+    [
+        (2.7, 10_000, False),  # -1 standard error at the end is within two deviations of chance:
+        (2.9, 10_000, True),  # (2 * sqrt(0.9) - 1) / sqrt(0.1) = 2.84
+        (0.9, 1100, False),  # with most of the images seen, what is not clear yet goes on
+        (1.1, 1100, True),
+    ],
+)
+def test_candidates_are_given_up_that_will_not_get_closer(distance: float, images: int, given_up: bool) -> None:
+    verdict, best = _behind(distance, images)
+    assert verdict.first(1000).cannot_beat(best) is given_up
+
+
+@pytest.mark.parametrize(("gained", "lost", "given_up"), [(5, 5, True), (11, 10, True), (20, 10, False)])
+def test_candidates_are_given_up_that_will_not_have_more_images_right(gained: int, lost: int, given_up: bool) -> None:
+    """10,000 images, 1000 seen: sqrt(0.1) * (20 - 10) / sqrt(30) + 2 * sqrt(0.9) = 2.5 deviations, (11 - 10): 1.97."""
+    far, best = _behind(20)
+    far.right[:gained], best.right[:gained] = True, False
+    far.right[gained : gained + lost] = False
+    assert far.first(1000).cannot_beat(best) is given_up
+
+
+def test_candidates_are_judged_on_what_is_new_to_them_first() -> None:
+    known = np.arange(0, 5000, 2)
+    finals = _Finals(np.zeros((5000, 1, 1, 1)), np.zeros(5000), np.zeros((5000, 2)), Target(), known)
+    assert [len(stage) for stage in finals._stages] == [1000, 1000, 2000, 1000]
+    assert not set(known) & {*finals._stages[0], *finals._stages[1]}
+    assert sorted(np.concatenate(finals._stages)) == [*range(5000)]
+    assert all((np.diff(stage) > 0).all() for stage in finals._stages)
 
 
 def test_candidates_given_up_early_would_not_have_been_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +229,23 @@ def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(b, second.chosen.graph.weights[name][1])
 
 
+def test_the_fit_sees_as_many_images_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the largest output, 8x8x8, as int8; and of 8 places of 8 channels and of 5 outputs, float32."""
+    graph, seen = _graph(), []
+    assert rounding.bytes_per_image(graph) == 2 * 512 + 8 * 8 * 4 + 5 * 4
+    refine = rounding.refine
+
+    def watched(graph: Graph, formats: Any, images: np.ndarray, target: Target) -> Any:
+        seen.append(len(images))
+        return refine(graph, formats, images, target)
+
+    monkeypatch.setattr(rounding, "refine", watched)
+    images = np.random.default_rng(5).integers(0, 256, (300, 3, 8, 8), dtype=np.uint8)
+    for memory in (1 << 30, 4 * 1300 * 20):
+        _found(device_objective(graph, FloatNetwork(graph, images, memory=memory), np.zeros(300, int), Target(), 0.0))
+    assert seen == [300, 20]
+
+
 @pytest.mark.parametrize("mode", Rounding)
 def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> None:
     """Logits on images that the fit did not see, against rounding to nearest; half the error at the most."""
@@ -227,7 +275,10 @@ def test_a_network_without_layers_that_can_be_fitted() -> None:
     )
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 0.3, (6, 1, 8, 8)).astype(np.float32), rng.normal(0, 0.2, 6).astype(np.float32)
-    found = _search(Graph("net", layers, {"conv": weights}, "accuracy"))
+    network = Graph("net", layers, {"conv": weights}, "accuracy")
+    found = _search(network)
+    assert found.candidates["weights adapted"].is_same(found.candidates["formats searched"])
+    assert found.accuracies["weights adapted"] == found.accuracies["formats searched"]
     np.testing.assert_array_equal(found.chosen.graph.weights["conv"][0], weights[0])
     assert found.on_device is not None and len(np.unique(found.on_device)) > 10
 

@@ -11,7 +11,7 @@ import pytest
 from q7 import passes
 from q7.qformat import Core, Target
 from tests import small
-from tests.generated import generate, lmdb_images, make, network, on_host, predicted, printed_logits
+from tests.generated import generate, make, network, on_host, predicted, printed_logits, stored_images
 from tests.support import tool
 
 IMAGES = 5
@@ -35,7 +35,7 @@ def pickle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_host(pickle: Path, tmp_path: Path) -> None:
     for name in ("make", "cc", "c++"):
         tool(name)
-    images = lmdb_images(network(pickle), pickle, small.IMAGES)
+    images = stored_images(network(pickle), pickle, small.IMAGES)
     for flags in ([], ["--no-inplace-pooling"]):
         folder = generate(pickle, tmp_path / "code", "--target", "host", "--softmax", *flags)
         text = make(folder, "run")
@@ -49,7 +49,7 @@ def test_host(pickle: Path, tmp_path: Path) -> None:
 
 
 def test_the_largest_stays_the_largest(pickle: Path) -> None:
-    images = lmdb_images(network(pickle), pickle, small.IMAGES)
+    images = stored_images(network(pickle), pickle, small.IMAGES)
     logits, values = (predicted(net, images) for net in (network(pickle), passes.add_softmax(network(pickle))))
     np.testing.assert_array_equal(logits.argmax(axis=1), values.argmax(axis=1))
     assert (logits != values).any()
@@ -64,7 +64,7 @@ def test_board(core: Core, tmp_path: Path) -> None:
     flags = ["--target", "mps2", "--softmax", "--test_images", str(IMAGES)]
     text = make(generate(pickle, tmp_path / "code", *flags), "run")
     assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in text
-    expected = predicted(passes.add_softmax(quantized), lmdb_images(quantized, pickle, IMAGES))
+    expected = predicted(passes.add_softmax(quantized), stored_images(quantized, pickle, IMAGES))
     np.testing.assert_array_equal(printed_logits(text.replace("softmax values", "logits")), expected)
 
 

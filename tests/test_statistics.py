@@ -14,7 +14,7 @@ from q7.graph import Graph
 from q7.layers import Convolution, Input, ReLU, Sigmoid
 from q7.qformat import LayerFormats, QFormat
 from tests import small
-from tests.generated import lmdb_images
+from tests.generated import stored_images
 
 
 def _sqnr(trained: np.ndarray, integers: np.ndarray, fraction_bits: int = 0) -> float | None:
@@ -55,6 +55,21 @@ def test_histograms_hold_every_value(scale: float) -> None:
         assert np.abs(histogram.trained - histogram.device).sum() < 0.25
 
 
+def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    trained, integers = rng.normal(0, 80, 1000), rng.integers(-128, 128, 1000).astype(np.int8)
+    trained[:30], integers[:30] = 200, 127
+    trained[500:530], integers[500:530] = -200, -128
+    whole = statistics.compare(trained, integers, QFormat(0))
+    monkeypatch.setattr(statistics, "CHUNK", 7)
+    parts = statistics.compare(trained, integers, QFormat(0))
+    assert (parts.at_min, parts.at_max) == (whole.at_min, whole.at_max)
+    assert whole.at_min >= 3 and whole.at_max >= 3
+    assert parts.sqnr == pytest.approx(whole.sqnr)
+    np.testing.assert_array_equal(parts.histogram.trained, whole.histogram.trained)
+    np.testing.assert_array_equal(parts.histogram.device, whole.histogram.device)
+
+
 def _chain(*layers: object) -> Graph:
     return Graph("net", layers, {}, "accuracy")  # type: ignore[arg-type]
 
@@ -77,7 +92,7 @@ def test_a_layer_is_measured_behind_the_activation_that_follows_it_alone() -> No
 def test_a_quantized_network(tmp_path: Path) -> None:
     """The float network has the trained weights; weights on their grid have half a step of error at the most."""
     network = small.quantized(tmp_path)
-    images = lmdb_images(network, tmp_path / "x.pkl", small.IMAGES)
+    images = stored_images(network, tmp_path / "x.pkl", small.IMAGES)
     found = statistics.collect(network.graph, network.layers, network.formats, images, network.target)
     assert list(found.outputs) == [layer.name for layer in network.graph.layers]
     assert list(found.weights) == [layer.name for layer in network.graph.layers if layer.weighted]
