@@ -26,7 +26,7 @@ from q7.qformat import INT8_MAX, INT8_MIN, QFormat
 
 BATCH = 25  # images that a core runs at once: few enough for its cache
 LARGE_BATCH = 100  # images at once where cores do not share the work
-AT_ONCE = 1 << 26  # bytes of layers' outputs that are alive in the batches of all cores
+AT_ONCE = 1 << 25  # bytes of layers' outputs that are alive in the batches of all cores
 MEMORY = 1 << 31  # bytes of layers' outputs that a search may keep in all
 SHARES = 4  # networks whose outputs are kept at the same time, at most
 CPU = ("CPUExecutionProvider",)

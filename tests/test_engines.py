@@ -53,8 +53,8 @@ def _network(extent: int, count: int, workers: int) -> Watched:
         (4, 60, 2, [25, 25, 10]),
         (4, 30, 5, [6] * 5),  # each core has its share of few images
         (4, 3, 5, [1] * 3),
-        (512, 20, 2, [8, 8, 4]),  # 2 MB go in and 2 MB come out; 64 MB for all cores
-        (512, 20, 4, [4] * 5),
+        (512, 14, 2, [4, 4, 4, 2]),  # 2 MB go in and 2 MB come out; 32 MB for all cores
+        (512, 14, 4, [2] * 7),
         (1024, 3, 8, [1] * 3),
     ],
 )
@@ -66,9 +66,9 @@ def test_batches(extent: int, count: int, workers: int, seen: list[int]) -> None
 
 
 def test_batches_are_smaller_where_ranges_keep_every_output_alive() -> None:
-    network = _network(512, 20, 2)
+    network = _network(512, 14, 2)
     _, ranges = network.survey(plain(network.graph))
-    assert sorted(network.seen) == [6, 7, 7]
+    assert sorted(network.seen) == [2, 3, 3, 3, 3]
     assert ranges["data"].tolist() == [network.images.min(), network.images.max()]
 
 
