@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> lis
                 kernel.calls(layer, c),
                 kernel.arrays(layer, integer.integers, c),
                 "static" if options.weights_in_ram and layer.weighted else "static const",
-                math.prod(layer.out_shape),
+                layer.out_size,
             )
         )
     return steps
@@ -212,7 +211,7 @@ def render(
         "memory": _memory_lines(plan),
         "steps": steps,
         "arena_bytes": plan.arena_bytes,
-        "input_bytes": math.prod(network.graph.input.out_shape),
+        "input_bytes": network.graph.input.out_size,
         "classes": network.graph.classes,
         "output": steps[-1].identifier,
         "scores": "softmax values" if network.graph.output.last_only else "logits",
@@ -289,7 +288,7 @@ def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list
     rows: list[tuple[str, ...]] = [("layer", "kernel", "MACs", "weights", "output", "scratch")]
     for layer, integer, constants in zip(network.graph.layers, network.layers, constant_bytes(network)):
         scratch = plan.scratch.get(layer.name)
-        sizes = (layer.macs, constants, math.prod(layer.out_shape), scratch.size if scratch else 0)
+        sizes = (layer.macs, constants, layer.out_size, scratch.size if scratch else 0)
         rows.append((layer.name, integer.kernel.name, *map(str, sizes)))
     reasons = passed_over(network)
     total = totals(network, plan, options)

@@ -183,8 +183,8 @@ class Network:
 
     def _batch_size(self, layers: Sequence[Layer], alive: Sequence[Layer]) -> int:
         """Images at once: few where the outputs that these layers need, or those that stay alive, are large."""
-        at_work = max(_size(layer) + sum(math.prod(shape) for shape in layer.in_shapes) for layer in layers)
-        largest = 4 * max(at_work, sum(_size(layer) for layer in alive))
+        at_work = max(layer.out_size + sum(math.prod(shape) for shape in layer.in_shapes) for layer in layers)
+        largest = 4 * max(at_work, sum(layer.out_size for layer in alive))
         share = -(-len(self.images) // self.workers)
         return max(1, min(self.batch, share, AT_ONCE // self.workers // largest))
 
@@ -210,7 +210,8 @@ class Network:
 
         starts = range(0, len(self.images), count)
         if self.workers == 1:  # in this thread, which Caffe has been told to compute on the GPU in
-            deque(map(work, starts), maxlen=0)
+            for start in starts:
+                work(start)
             return
         with ThreadPoolExecutor(self.workers) as pool:
             deque(pool.map(work, starts), maxlen=0)
@@ -235,7 +236,7 @@ class Network:
         later = range(changed if on_the_way else changed + 1, len(layers))
         position = next((i for i in later if layers[i].weighted or layers[i].own_format), 0)
         live = self.graph.live(position)
-        sizes = [len(self.images) * math.prod(layer.out_shape) for layer in live]
+        sizes = [len(self.images) * layer.out_size for layer in live]
         if not position or sum(sizes) * self._slabs[1].itemsize > self.memory // SHARES:
             return None
         if self._kept[0] == 0:  # both are free: the smallest that is large enough
@@ -292,11 +293,6 @@ class Network:
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}
 
 
-def _size(layer: Layer) -> int:
-    """Elements of its output for one image."""
-    return math.prod(layer.out_shape)
-
-
 @dataclass(frozen=True)
 class Grid:
     """Float values on a Q-format's grid; `clip` to what 8 bits hold."""
@@ -308,7 +304,7 @@ class Grid:
         """Half to even."""
         scaled = np.rint(self.format.scaled(values))
         scaled = np.clip(scaled, INT8_MIN, INT8_MAX) if self.clip else scaled
-        return np.ldexp(scaled, -self.format.fraction_bits).astype(np.float32)
+        return self.format.dequantize(scaled)
 
     def floor(self, g: OnnxGraph, x: str) -> str:
         """Toward minus infinity, in a graph."""

@@ -43,7 +43,7 @@ class Graph:
 
     @property
     def classes(self) -> int:
-        return math.prod(self.output.out_shape)
+        return self.output.out_size
 
     def live(self, position: int) -> tuple[Layer, ...]:
         """The layers before `position` whose outputs are read at or behind it; at the end, the output layer."""
@@ -54,7 +54,7 @@ class Graph:
 
     def live_size(self, position: int) -> int:
         """Elements of the outputs that are live there, for one image."""
-        return sum(math.prod(layer.out_shape) for layer in self.live(position))
+        return sum(layer.out_size for layer in self.live(position))
 
     def sweep_order(self) -> list[Layer]:
         """Weighted layers as the original orders them: convolutions in file order, then inner products."""

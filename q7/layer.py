@@ -6,6 +6,7 @@ Shapes are Caffe's without the batch axis: (channels, height, width) or (feature
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -60,6 +61,11 @@ class Layer:
     @property
     def out_shape(self) -> Shape:
         return self.in_shape
+
+    @property
+    def out_size(self) -> int:
+        """Elements of the output, for one image."""
+        return math.prod(self.out_shape)
 
     @property
     def square(self) -> bool:

@@ -138,7 +138,7 @@ class Convolution(_Windowed, _Weighted):
 
     @property
     def macs(self) -> int:
-        return math.prod(self.out_shape) * math.prod(self.weight_shapes()[0][1:])
+        return self.out_size * math.prod(self.weight_shapes()[0][1:])
 
     def weight_shapes(self) -> tuple[Shape, ...]:
         weights = (self.num_output, self.in_shape[0] // self.group, *self.kernel)

@@ -90,7 +90,7 @@ class Eltwise(_Merge):
         return Operands.align([x.fraction_bits for x in formats.inputs], self.negative, formats.y.fraction_bits)
 
     def defines(self) -> dict[str, int]:
-        return {"SIZE": math.prod(self.out_shape)}
+        return {"SIZE": self.out_size}
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -154,13 +155,10 @@ class Judge:
         """On all images; or, once it does worse than `best`, on those of the stages until then."""
         layers, y = self._quantize(formats), formats[self.graph.output.name].y
         assert y
-        verdict = None
-        for network, expected in self._stages:
-            if best and verdict and verdict.does_worse(best, PATIENCE):
+        verdicts = (expected.judge(network.trial_logits(layers), y) for network, expected in self._stages)
+        for verdict in itertools.accumulate(verdicts):
+            if best and verdict.does_worse(best, PATIENCE):
                 break
-            stage = expected.judge(network.trial_logits(layers), y)
-            verdict = verdict + stage if verdict else stage
-        assert verdict
         return verdict
 
 
@@ -272,16 +270,17 @@ class _Finals:
         """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then."""
         graph, formats = candidate.graph, candidate.formats
         network, layers = DeviceNetwork(graph, self.images, self.target), device.quantize(graph, formats, self.target)
-        logits, verdict = np.empty((len(self.images), graph.classes), np.int8), None
-        y = formats[graph.output.name].y
+        logits, y = np.empty((len(self.images), graph.classes), np.int8), formats[graph.output.name].y
         assert y
-        for stage in self._stages:
-            if best and verdict and verdict.cannot_beat(best):
+
+        def verdicts() -> Iterator[Verdict]:
+            for stage in self._stages:
+                logits[stage] = network.over(pick(self.images, stage)).logits(layers)
+                yield _Expected(self.labels[stage], self.logits[stage]).judge(logits[stage], y)
+
+        for verdict in itertools.accumulate(verdicts()):
+            if best and verdict.cannot_beat(best):
                 break
-            logits[stage] = network.over(pick(self.images, stage)).logits(layers)
-            judged = _Expected(self.labels[stage], self.logits[stage]).judge(logits[stage], y)
-            verdict = verdict + judged if verdict else judged
-        assert verdict
         return verdict, logits
 
     def choose(self, candidates: Mapping[str, Candidate], tolerance: float) -> Found:

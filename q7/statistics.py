@@ -92,7 +92,7 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
 
 def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
     """Evenly spread images, as many as are looked at."""
-    values = sum(math.prod(layer.out_shape) for layer in graph.layers)
+    values = sum(layer.out_size for layer in graph.layers)
     return images[spread(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import nn_quantizer
+from q7.job import Job, prepare
 from tests.support import MODELS, shared
 
 # HYPOTHESIS_PROFILE=long tries many more; --hypothesis-show-statistics says how they ended. Hypothesis's own deadline
@@ -40,6 +41,14 @@ def lenet_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--weights", str(folder / weights.name)]
     assert nn_quantizer.main([*arguments, "--save", str(folder / "lenet.pkl")]) == 0
     return folder / "lenet.pkl"
+
+
+@pytest.fixture
+def lenet_job(tmp_path: Path) -> Job:
+    """What is to be done for our LeNet and all test images."""
+    (weights,) = MODELS.glob("lenet_iter_*.caffemodel.h5")
+    arguments = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--weights", str(weights)]
+    return prepare(nn_quantizer.parse_arguments([*arguments, "--save", str(tmp_path / "lenet.pkl")]))
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Generator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import pytest
@@ -17,6 +18,17 @@ from q7 import lmdb_images
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 MODELS = ROOT / "models"
+T = TypeVar("T")
+
+
+def run_through(steps: Generator[Any, None, T]) -> tuple[list[Any], T]:
+    """What a generator yields, and what it returns."""
+    seen = []
+    while True:
+        try:
+            seen.append(next(steps))
+        except StopIteration as stop:
+            return seen, stop.value
 
 
 def missing(reason: str) -> NoReturn:

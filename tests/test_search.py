@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import nn_quantizer
 from q7 import record, search, search_caffe
 from q7.engines import FloatNetwork, accuracy_caffe, accuracy_first
 from q7.graph import Graph
+from q7.job import Job
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
 from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
 from q7.search import Found, Search, Tensor, Trial
 from q7.search_caffe import Grids, Judged
-from tests.support import MODELS
+from tests.support import run_through
 
 
 def _graph() -> Graph:
@@ -55,14 +55,9 @@ def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple
 
 
 def collect(steps: Search) -> tuple[list[Trial], Found]:
-    trials = []
-    while True:
-        try:
-            step = next(steps)
-            assert isinstance(step, Trial)
-            trials.append(step)
-        except StopIteration as stop:
-            return trials, stop.value
+    trials, found = run_through(steps)
+    assert all(isinstance(trial, Trial) for trial in trials)
+    return trials, found
 
 
 def _order(trials: list[Trial]) -> list[str]:
@@ -130,16 +125,13 @@ def test_average_pooling_joins_when_its_turn_comes() -> None:
     assert all(seen[1:])
 
 
-def test_screening_chooses_the_same_and_tells_the_same_accuracies(tmp_path: Path) -> None:
+def test_screening_chooses_the_same_and_tells_the_same_accuracies(lenet_job: Job) -> None:
     """On a trained network, against all images for every trial; what was given up was far from being taken."""
-    lenet = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--save", str(tmp_path / "lenet.pkl")]
-    weights = next(MODELS.glob("lenet_iter_*.caffemodel.h5"))
-    job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*lenet, "--weights", str(weights)]))
-    images, labels = job.images[:4000], job.labels[:4000]
+    images, labels = lenet_job.images[:4000], lenet_job.labels[:4000]
 
     def sweep(simulation: type[search_caffe.CaffeSimulation]) -> tuple[list[Trial], Found]:
-        network = FloatNetwork(job.graph, images)
-        return collect(search_caffe.caffe_objective(job.graph, simulation(network, labels), 0.001))
+        network = FloatNetwork(lenet_job.graph, images)
+        return collect(search_caffe.caffe_objective(lenet_job.graph, simulation(network, labels), 0.001))
 
     (quick, found), (thorough, expected) = map(sweep, (search_caffe.ScreenedSimulation, search_caffe.CaffeSimulation))
     assert found.chosen.formats == expected.chosen.formats

@@ -15,11 +15,12 @@ import nn_quantizer
 from q7 import caffe_files, device, engines, record, rounding, search
 from q7.engines import FloatNetwork, plain, spread
 from q7.graph import Graph
+from q7.job import Job
 from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
 from q7.qformat import LayerFormats, QFormat, Rounding, Target, shifts
 from q7.search import Choices, Trial
 from q7.search_device import SAMPLE, STAGES, Judge, Verdict, _descend, _Finals, _start, device_objective
-from tests.support import MODELS, prototxt, write_dataset
+from tests.support import prototxt, run_through, write_dataset
 
 
 def _verdict(right: str, divergence: float) -> Verdict:
@@ -77,12 +78,7 @@ def _bits(q: QFormat | None) -> int:
 
 
 def _trials(judge: FakeJudge | Judge, choices: Choices) -> tuple[list[Trial], dict[str, LayerFormats]]:
-    trials, steps = [], _descend(judge, choices, 0.0)  # type: ignore[arg-type]
-    while True:
-        try:
-            trials.append(next(steps))
-        except StopIteration as stop:
-            return trials, stop.value
+    return run_through(_descend(judge, choices, 0.0))  # type: ignore[arg-type]
 
 
 def test_order_of_trials() -> None:
@@ -111,23 +107,9 @@ def test_the_search_ends_where_every_step_pays() -> None:
     assert shifts(formats["ip"]).out_rshift == 0
 
 
-def _found(steps: search.Search) -> search.Found:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
-
-
-def _lenet(folder: Path) -> nn_quantizer.Job:
-    lenet = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--save", str(folder / "lenet.pkl")]
-    weights = next(MODELS.glob("lenet_iter_*.caffemodel.h5"))
-    return nn_quantizer.prepare(nn_quantizer.parse_arguments([*lenet, "--weights", str(weights)]))
-
-
-def test_trials_given_up_early_would_not_have_been_taken(tmp_path: Path) -> None:
+def test_trials_given_up_early_would_not_have_been_taken(lenet_job: Job) -> None:
     """On a trained network: the same formats as where all images judge every trial, and fewer verdicts on all."""
-    job = _lenet(tmp_path)
+    job = lenet_job
     some = spread(len(job.images), SAMPLE)
     images, labels = job.images[some], job.labels[some]
     logits, ranges = FloatNetwork(job.graph, images).survey(plain(job.graph))
@@ -190,13 +172,13 @@ def test_candidates_are_judged_on_what_is_new_to_them_first() -> None:
     assert all((np.diff(stage) > 0).all() for stage in finals._stages)
 
 
-def test_candidates_given_up_early_would_not_have_been_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_given_up_early_would_not_have_been_chosen(lenet_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a trained network: the same choice as where all images judge every candidate."""
-    job = _lenet(tmp_path)
+    job = lenet_job
 
     def find() -> search.Found:
         network = FloatNetwork(job.graph, job.images)
-        return _found(device_objective(job.graph, network, job.labels, Target(), 0.001))
+        return run_through(device_objective(job.graph, network, job.labels, Target(), 0.001))[1]
 
     quick = find()
     monkeypatch.setattr(Verdict, "cannot_beat", lambda self, other: False)
@@ -212,7 +194,8 @@ def test_candidates_given_up_early_would_not_have_been_chosen(tmp_path: Path, mo
 def _search(graph: Graph, count: int = 300) -> search.Found:
     rng = np.random.default_rng(5)
     images = rng.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
-    return _found(device_objective(graph, FloatNetwork(graph, images), rng.integers(0, 5, count), Target(), 0.0))
+    labels = rng.integers(0, 5, count)
+    return run_through(device_objective(graph, FloatNetwork(graph, images), labels, Target(), 0.0))[1]
 
 
 def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +225,8 @@ def test_the_fit_sees_as_many_images_as_the_memory_holds(monkeypatch: pytest.Mon
     monkeypatch.setattr(rounding, "refine", watched)
     images = np.random.default_rng(5).integers(0, 256, (300, 3, 8, 8), dtype=np.uint8)
     for memory in (1 << 30, 4 * 1300 * 20):
-        _found(device_objective(graph, FloatNetwork(graph, images, memory=memory), np.zeros(300, int), Target(), 0.0))
+        network = FloatNetwork(graph, images, memory=memory)
+        run_through(device_objective(graph, network, np.zeros(300, int), Target(), 0.0))
     assert seen == [300, 20]
 
 
