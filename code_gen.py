@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,21 @@ def lower(network: QuantizedNetwork, args: argparse.Namespace) -> QuantizedNetwo
     return lowering.fuse(lowering.retarget(network, Target(core, rounding, api)))
 
 
+def find_dataset(network: QuantizedNetwork, args: argparse.Namespace) -> Path:
+    """The test images that the network was quantized with."""
+    return files.find(network.dataset, Path(args.model).parent, f"the test {network.reader.kind}")
+
+
+def read_files(network: QuantizedNetwork, args: argparse.Namespace) -> list[Path]:
+    """What the run reads, and what the network was made of, as far as it is there: no output may overwrite it."""
+    paths = [Path(name) for name in (args.model, args.weights, args.mean, args.image) if name]
+    for source in network.sources.values():
+        paths += [Path(source["name"]), Path(args.model).parent / source["name"]]
+    with contextlib.suppress(Q7Error):
+        paths += network.reader.files(find_dataset(network, args))
+    return paths
+
+
 def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAnswers | None:
     """The test images that were asked for; without being asked, one image of the LMDB where that is at hand."""
     if args.image:
@@ -39,13 +56,13 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
         print(f"Test image: '{args.image}', cut about its centre, resized to {size}, channels {args.channel_order}")
         return known_answers.compute(network, *images)
     if args.images:
-        path = files.find(network.dataset, Path(args.model).parent, f"the test {network.reader.kind}")
+        path = find_dataset(network, args)
         return known_answers.compute(network, *known_answers.read_positions(network, path, args.images))
     count = TEST_IMAGES if args.test_images is None else args.test_images
     if count == 0:
         return None
     try:
-        path = files.find(network.dataset, Path(args.model).parent, f"the test {network.reader.kind}")
+        path = find_dataset(network, args)
         images = known_answers.read_images(network, path, count)
     except Q7Error as error:
         if args.test_images is not None:
@@ -55,7 +72,7 @@ def find_answers(network: QuantizedNetwork, args: argparse.Namespace) -> KnownAn
     return known_answers.compute(network, *images)
 
 
-def dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path) -> None:
+def dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path, read: Sequence[Path]) -> None:
     """Writes every layer's output, and prints the checksums that the firmware must print."""
     if answers is None:
         raise Q7Error("--dump needs images: give --test_images, --images or --image")
@@ -63,7 +80,7 @@ def dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path) 
         raise Q7Error(f"'{folder}' is not a folder")
     identifiers = emit.identifiers(layer.name for layer in network.graph.layers)
     print("\n".join(known_answers.checksum_lines(answers, identifiers)))
-    print(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder))} to '{folder}'")
+    print(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
 
 
 def positions(text: str) -> list[int]:
@@ -86,10 +103,11 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join([*summary.describe(network), "", *emit.table(network, plan, options)]))
         return
     answers = find_answers(network, args)
+    read = read_files(network, args)
     if args.dump:
-        dump(network, answers, Path(args.dump))
+        dump(network, answers, Path(args.dump), read)
     contents = emit.render(network, plan, options, answers)
-    emit.write(Path(args.out_dir), contents)
+    emit.write(Path(args.out_dir), contents, read)
     print("\n".join(emit.table(network, plan, options)))
     print(f"Wrote {', '.join(contents)} to '{args.out_dir}'")
 

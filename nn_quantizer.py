@@ -97,7 +97,7 @@ def open_journal(job: Job, args: argparse.Namespace) -> Journal:
     arrays += [array for pair in job.graph.weights.values() for array in pair]
     options: dict[str, Any] = {name: getattr(args, name) for name in ("engine", "gpu", "objective", "tolerance")}
     options.update(target=str(args.target), tool=q7.__version__, layers=list(map(repr, job.graph.layers)))
-    opened = Journal(job.save.with_name(f"{job.save.name}.journal"), journal.key(arrays, options))
+    opened = Journal(job.journal, journal.key(arrays, options))
     if opened.replaced:
         note(f"'{opened.path}' is of another model, data or options: starting anew")
     elif opened.resumed:

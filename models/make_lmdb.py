@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pairs = shuffled(list_pictures(args.source), args.seed)
         images = read_pictures([path for path, _ in pairs], args.size, args.gray, args.order)
-        write(args.out, images, [label for _, label in pairs], args.mean)
+        sources = [args.source, *(path for path, _ in pairs)]
+        write(args.out, images, [label for _, label in pairs], args.mean, sources)
     except (Q7Error, OSError) as error:
         print(f"make_lmdb: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from q7 import caffe_files, lmdb_images
+from q7 import caffe_files, files, lmdb_images
 from q7.errors import Q7Error
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
@@ -73,8 +73,18 @@ def read_pictures(
         yield pixels
 
 
-def write(out: Path, images: Iterable[np.ndarray], labels: Sequence[int], mean: Path | None = None) -> None:
-    """Writes CHW images of one shape and their labels as an LMDB to `out`, and their mean to `mean` where given."""
+def write(
+    out: Path,
+    images: Iterable[np.ndarray],
+    labels: Sequence[int],
+    mean: Path | None = None,
+    sources: Iterable[Path] = (),
+) -> None:
+    """Writes CHW images of one shape and their labels as an LMDB to `out`, and their mean to `mean` where given.
+
+    Raises Q7Error where that would overwrite one of `sources`.
+    """
+    files.refuse_overwriting([out / "data.mdb", *([mean] if mean else [])], sources)
     total = np.zeros(())
 
     def summed() -> Iterator[np.ndarray]:

@@ -239,12 +239,15 @@ def render(
     return contents
 
 
-def write(out_dir: Path, contents: Mapping[str, str]) -> list[str]:
-    """Replaces the files that changed, together; returns their names. Other files in the folder are left alone."""
+def write(out_dir: Path, contents: Mapping[str, str], read: Iterable[Path] = ()) -> list[str]:
+    """Replaces the files that changed, together; returns their names. Other files in the folder are left alone.
+
+    Raises Q7Error where a file would overwrite one that the run has `read`.
+    """
     if out_dir.exists() and not out_dir.is_dir():
         raise Q7Error(f"'{out_dir}' is not a folder")
     paths = {out_dir / name: content.encode() for name, content in contents.items()}
-    return [str(path.relative_to(out_dir)) for path in files.write_all(paths)]
+    return [str(path.relative_to(out_dir)) for path in files.write_all(paths, read)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,21 @@ def writable(path: Path) -> bool:
         folder = folder.parent
     takes_files = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     return takes_files and (path.is_file() or not path.exists())
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raises Q7Error where an output is one of the files that the run reads, by whatever path or link."""
+
+    def identity(path: Path) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError, ValueError):
+            status = path.stat()
+            return status.st_dev, status.st_ino
+        return None
+
+    read = {identity(path) for path in inputs} - {None}
+    for path in outputs:
+        if identity(path) in read:
+            raise Q7Error(f"cannot write '{path}': it is read, too")
 
 
 # --- replacing --------------------------------------------------------------------------------------------------------
@@ -171,8 +186,12 @@ def _holds(path: Path, content: bytes) -> bool:
         return False
 
 
-def write_all(contents: Mapping[Path, bytes]) -> list[Path]:
-    """Replaces files together, none before all are written out; leaves alone those that hold the same; says which."""
+def write_all(contents: Mapping[Path, bytes], read: Iterable[Path] = ()) -> list[Path]:
+    """Replaces files together, none before all are written out; leaves alone those that hold the same; says which.
+
+    Raises Q7Error where one of them is among those that the run has `read`.
+    """
+    refuse_overwriting(contents, read)
     replaced = []
     with replacing(*contents) as temporary:
         for new, (path, content) in zip(temporary, contents.items()):

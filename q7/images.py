@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ class Reader:
 
     caffe_type: ClassVar[str]
     kind: ClassVar[str]  # of what `path` names
+
+    def files(self, path: Path) -> list[Path]:
+        """All that a reading of `path` may read."""
+        raise NotImplementedError
 
     def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Raises Q7Error where the images are missing, damaged or no 8-bit pixels of one shape."""
@@ -39,6 +44,9 @@ class Lmdb(Reader):
 
     caffe_type = "Data"
     kind = "LMDB"
+
+    def files(self, path: Path) -> list[Path]:
+        return [path, *(path / name for name in ("data.mdb", "lock.mdb"))]
 
     def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         return lmdb_images.read(path, limit)
@@ -70,19 +78,27 @@ class ImageList(Reader):
     width: int = 0
     color: bool = True
 
-    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        if self.height * self.width > pictures.LARGEST_IMAGE:
-            raise Q7Error(f"'{path}': new_height {self.height} and new_width {self.width} are too large")
-        entries = []
+    def _entries(self, path: Path) -> Iterator[tuple[str, int]]:
+        """Paths as the list names them, and labels."""
         for number, line in _lines(path, "the list of images"):
             name, _, label = line.rpartition(" ")
             if not (name and label.isdecimal() and len(label) < 10):
                 raise Q7Error(f"'{path}', line {number}: '{line[:100]}' is no path, a space and a label")
-            entries.append((name.strip(), int(label)))
-        entries = entries[:limit]
+            yield name.strip(), int(label)
+
+    def _find(self, name: str, path: Path) -> Path:
+        return files.find(self.root_folder + name, path.parent, f"'{path}': the image")
+
+    def files(self, path: Path) -> list[Path]:
+        return [path, *(self._find(name, path) for name, _ in self._entries(path))]
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        if self.height * self.width > pictures.LARGEST_IMAGE:
+            raise Q7Error(f"'{path}': new_height {self.height} and new_width {self.width} are too large")
+        entries = list(itertools.islice(self._entries(path), limit))
         images: np.ndarray | None = None
         for i, (name, _) in enumerate(entries):
-            file = files.find(self.root_folder + name, path.parent, f"'{path}': the image")
+            file = self._find(name, path)
             image = self._decode(file)
             if images is None:
                 images = np.empty((len(entries), *image.shape), np.uint8)
@@ -121,6 +137,12 @@ class Hdf5List(Reader):
     mean: tuple[float, ...] = ()  # one value, or one for each channel
     scale: float = 1.0
 
+    def _find(self, line: str, path: Path) -> Path:
+        return files.find(line, path.parent, f"'{path}': the file")
+
+    def files(self, path: Path) -> list[Path]:
+        return [path, *(self._find(line, path) for _, line in _lines(path, "the list of HDF5 files"))]
+
     def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
@@ -128,7 +150,7 @@ class Hdf5List(Reader):
         for _, line in _lines(path, "the list of HDF5 files"):
             if limit is not None and count >= limit:
                 break
-            file = files.find(line, path.parent, f"'{path}': the file")
+            file = self._find(line, path)
             left = None if limit is None else limit - count
             values, truth = caffe_files.read_hdf5_images(file, self.data, self.label, left)
             if images and values.shape[1:] != images[0].shape[1:]:

@@ -31,6 +31,7 @@ class Job:
     swept: np.ndarray  # indices of the images that the search sees
     reported: np.ndarray  # indices of those that the printed accuracies are from
     save: Path
+    journal: Path  # of what the search has found out
     quantized: Path  # the caffemodel with quantized weights
 
     def pick(self, which: np.ndarray) -> Any:
@@ -71,13 +72,13 @@ def prepare(args: argparse.Namespace) -> Job:
     if not files.writable(quantized):
         quantized = save.with_name(quantized.name)
         note(f"'{weights.parent}' cannot be written: the quantized weights go to '{quantized}'")
-    inputs = [model, weights, *([source.find_mean()] if source.mean_file else [])]
+    journal = save.with_name(f"{save.name}.journal")
+    inputs = [model, weights, *([source.find_mean()] if source.mean_file else []), *source.reader.files(lmdb)]
     outputs = [save, quantized, *(Path(name) for name in (args.report, args.json) if name)]
     for path in outputs:
         if not files.writable(path):
             raise Q7Error(f"cannot write '{path}'")
-        if path.exists() and any(path.samefile(other) for other in inputs):
-            raise Q7Error(f"cannot write '{path}': it is read, too")
+    files.refuse_overwriting([*outputs, journal], inputs)
     if save.resolve() == quantized.resolve():
         raise Q7Error(f"--save '{save}' is where the quantized weights go")
     if len({path.resolve() for path in outputs}) < len(outputs):
@@ -95,7 +96,7 @@ def prepare(args: argparse.Namespace) -> Job:
             f"{network.classes} outputs"
         )
     swept, reported = split(len(images), args.holdout, args.seed)
-    return Job(prototxt, network, source, lmdb, version, images, labels, swept, reported, save, quantized)
+    return Job(prototxt, network, source, lmdb, version, images, labels, swept, reported, save, journal, quantized)
 
 
 def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +57,11 @@ def checksum_lines(answers: KnownAnswers, identifiers: Mapping[str, str]) -> lis
     ]
 
 
-def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path) -> list[str]:
-    """Writes the pixels and every layer's output as .npy files, and the checksums; returns the files' names."""
+def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path, read: Iterable[Path] = ()) -> list[str]:
+    """Writes the pixels and every layer's output as .npy files, and the checksums; returns the files' names.
+
+    Raises Q7Error where a file would overwrite one that the run has `read`.
+    """
     arrays = {"pixels": answers.pixels, "labels": answers.labels}
     arrays.update({f"{i:02}_{identifiers[name]}": values for i, (name, values) in enumerate(answers.outputs.items())})
     contents = {"checksums.txt": ("\n".join(checksum_lines(answers, identifiers)) + "\n").encode()}
@@ -66,7 +69,7 @@ def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path) ->
         file = io.BytesIO()
         np.save(file, values)
         contents[f"{name}.npy"] = file.getvalue()
-    files.write_all({folder / name: content for name, content in contents.items()})
+    files.write_all({folder / name: content for name, content in contents.items()}, read)
     return list(contents)
 
 
