@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from q7 import command, emit, files, known_answers, legacy, lowering, memory, passes, summary
-from q7.emit import Options
+from q7 import command, files
+from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, memory
+from q7.codegen.boards import Options
+from q7.codegen.known_answers import KnownAnswers
 from q7.errors import Q7Error
-from q7.known_answers import KnownAnswers
-from q7.qformat import Api, Core, Rounding, Target
-from q7.record import QuantizedNetwork
+from q7.network.quantized import QuantizedNetwork
+from q7.report import summary
+from q7.store import original
+from q7.target import Api, Core, Rounding, Target
 
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
@@ -78,7 +81,7 @@ def dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path, 
         raise Q7Error("--dump needs images: give --test_images, --images or --image")
     if folder.exists() and not folder.is_dir():
         raise Q7Error(f"'{folder}' is not a folder")
-    identifiers = emit.identifiers(layer.name for layer in network.graph.layers)
+    identifiers = c_text.identifiers(layer.name for layer in network.graph.layers)
     print("\n".join(known_answers.checksum_lines(answers, identifiers)))
     print(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
 
@@ -95,12 +98,12 @@ def run(args: argparse.Namespace) -> None:
     if args.test_images is not None and args.test_images < 0:
         raise Q7Error(f"--test_images {args.test_images} must be 0 or more")
     options = Options(args.target, args.profile, args.weights_in == "ram")
-    network = lower(legacy.open_network(Path(args.model), args.weights, args.mean), args)
+    network = lower(original.open_network(Path(args.model), args.weights, args.mean), args)
     if args.softmax:
-        network = passes.add_softmax(network)
+        network = lowering.add_softmax(network)
     plan = memory.plan(network.graph, network.layers, network.target, promised_only=args.no_inplace_pooling)
     if args.describe:
-        print("\n".join([*summary.describe(network), "", *emit.table(network, plan, options)]))
+        print("\n".join([*summary.describe(network), "", *cost.table(network, plan, options)]))
         return
     answers = find_answers(network, args)
     read = read_files(network, args)
@@ -108,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
         dump(network, answers, Path(args.dump), read)
     contents = emit.render(network, plan, options, answers)
     emit.write(Path(args.out_dir), contents, read)
-    print("\n".join(emit.table(network, plan, options)))
+    print("\n".join(cost.table(network, plan, options)))
     print(f"Wrote {', '.join(contents)} to '{args.out_dir}'")
 
 
@@ -129,7 +132,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         help="dsp: M4, M7, M33; plain: M0, M3; mve: M55; if not given, the pickle's",
     )
     parser.add_argument("--profile", action="store_true", help="emit code that times each layer")
-    parser.add_argument("--target", choices=emit.TARGETS, default=emit.TARGETS[0], help="what the code is for")
+    parser.add_argument("--target", choices=boards.TARGETS, default=boards.TARGETS[0], help="what the code is for")
     parser.add_argument(
         "--no-inplace-pooling",
         action="store_true",

@@ -16,34 +16,26 @@ from typing import Any
 import numpy as np
 
 import q7
-from q7 import (
-    caffe_files,
-    command,
-    device,
-    engines,
-    files,
-    graph,
-    journal,
-    known_answers,
-    legacy,
-    lmdb_images,
-    progress,
-    record,
-    report,
-    search_caffe,
-    search_device,
-    statistics,
-    summary,
-)
-from q7.device import DeviceNetwork, IntegerLayer
-from q7.engines import FloatNetwork
+from q7 import command, files
+from q7.caffe_io.blobs import to_caffemodel
+from q7.codegen import known_answers
+from q7.data import lmdb_images
+from q7.engines import engine
+from q7.engines.accuracy import accuracy_caffe, accuracy_first
+from q7.engines.device_network import DeviceNetwork
+from q7.engines.float_network import FloatNetwork, as_trained
 from q7.errors import Q7Error
-from q7.job import Job, note, prepare, split
-from q7.journal import Journal, RememberedJudge, RememberedSimulation
-from q7.qformat import Api, Core, Rounding, Target
-from q7.record import QuantizedNetwork, Record
-from q7.search import Found, Trial
-from q7.statistics import Statistics
+from q7.network.quantized import IntegerLayer, QuantizedNetwork, quantize_network
+from q7.network.to_caffe import caffe_types, quantized_blobs
+from q7.pipeline.job import Job, note, prepare, split
+from q7.report import facts, page, statistics, summary
+from q7.report.statistics import Statistics
+from q7.search import caffe_objective, device_objective, journal, progress
+from q7.search.common import Found, Trial
+from q7.search.journal import Journal, RememberedJudge, RememberedSimulation
+from q7.store import original, record
+from q7.store.record import Record
+from q7.target import Api, Core, Rounding, Target
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
@@ -75,18 +67,18 @@ class Caffe_Quantizer:
 def check_engine(args: argparse.Namespace) -> None:
     """Raises Q7Error where the engine asked for cannot be used."""
     if args.engine == "caffe":
-        from q7 import pycaffe_engine
+        from q7.engines import pycaffe_network
 
-        pycaffe_engine.load(args.gpu)
+        pycaffe_network.load(args.gpu)
     else:
-        args.providers = engines.providers(args.gpu)
+        args.providers = engine.providers(args.gpu)
 
 
 def float_network(job: Job, images: Any, args: argparse.Namespace) -> FloatNetwork:
     """The network as it was trained, on the engine asked for."""
     if args.engine != "caffe":
         return FloatNetwork(job.graph, images, args.providers, args.memory_bytes)
-    from q7.pycaffe_engine import PycaffeNetwork
+    from q7.engines.pycaffe_network import PycaffeNetwork
 
     return PycaffeNetwork(job.graph, images, job.prototxt, args.gpu, args.memory_bytes)
 
@@ -111,12 +103,12 @@ def find_formats(job: Job, args: argparse.Namespace) -> tuple[Found, list[Trial]
     labels = job.labels[job.swept]
     if args.objective == "caffe":
         simulation = RememberedSimulation(args.journal, network, labels)
-        trials = search_caffe.caffe_objective(job.graph, simulation, args.tolerance)
-        schedule = search_caffe.schedule(job.graph)
+        trials = caffe_objective.caffe_objective(job.graph, simulation, args.tolerance)
+        schedule = caffe_objective.schedule(job.graph)
     else:
         make_judge = functools.partial(RememberedJudge, args.journal)
-        trials = search_device.device_objective(job.graph, network, labels, args.target, args.tolerance, make_judge)
-        schedule = search_device.schedule(job.graph)
+        trials = device_objective.device_objective(job.graph, network, labels, args.target, args.tolerance, make_judge)
+        schedule = device_objective.schedule(job.graph)
     return progress.follow(
         trials,
         job.graph,
@@ -140,33 +132,31 @@ def sources(job: Job, weights: bytes, args: argparse.Namespace) -> dict[str, dic
     return found
 
 
-def final_logits(job: Job, found: Found, layers: Sequence[IntegerLayer], args: argparse.Namespace) -> report.Logits:
+def final_logits(job: Job, found: Found, layers: Sequence[IntegerLayer], args: argparse.Namespace) -> facts.Logits:
     """Of the images that are reported on; what the search knows of them is not computed again."""
     images = job.pick(job.reported)
     on_device, in_float = (None, None) if args.holdout else (found.on_device, found.in_float)
     if on_device is None:
         on_device = DeviceNetwork(found.chosen.graph, images, args.target).logits(layers)
     if in_float is None:
-        in_float = float_network(job, images, args).logits(engines.plain(job.graph))
-    return report.Logits(on_device, in_float)
+        in_float = float_network(job, images, args).logits(as_trained(job.graph))
+    return facts.Logits(on_device, in_float)
 
 
-def build(
-    job: Job, found: Found, args: argparse.Namespace
-) -> tuple[QuantizedNetwork, bytes, Statistics, report.Logits]:
+def build(job: Job, found: Found, args: argparse.Namespace) -> tuple[QuantizedNetwork, bytes, Statistics, facts.Logits]:
     """The chosen network with all that is known about it, and the caffemodel with its weights."""
     chosen, formats = found.chosen.graph, found.chosen.formats
-    layers = tuple(device.quantize(chosen, formats, args.target))
+    layers = tuple(quantize_network(chosen, formats, args.target))
     labels, logits = job.labels[job.reported], final_logits(job, found, layers, args)
     accuracy = {
-        "float": engines.accuracy_caffe(logits.in_float, labels),
-        "device": engines.accuracy_first(logits.on_device, labels),
+        "float": accuracy_caffe(logits.in_float, labels),
+        "device": accuracy_first(logits.on_device, labels),
     }
     images = statistics.sample(chosen, job.pick(job.reported))
     measured = statistics.collect(job.graph, layers, formats, images, args.target)
     if lmdb_images.version(job.lmdb) != job.version:
         note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
-    weights = caffe_files.caffemodel(chosen.name, graph.quantized_blobs(chosen, formats), graph.caffe_types(chosen))
+    weights = to_caffemodel(chosen.name, quantized_blobs(chosen, formats), caffe_types(chosen))
     facts = {
         "objective": args.objective,
         "images": len(job.reported),
@@ -195,12 +185,12 @@ def run(args: argparse.Namespace) -> None:
         raise
     network, weights, measured, logits = build(job, found, args)
     iterations = -(-len(job.images) // job.source.batch_size)
-    attributes = record.attributes(network, job.source.batch_size, iterations, args.gpu)
+    attributes = original.attributes(network, job.source.batch_size, iterations, args.gpu)
     outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, network))}
     if args.report or args.json:
         images, labels = job.pick(job.reported), job.labels[job.reported]
-        told = report.Run(args.command, network, trials, measured, job.reported, images, labels, logits)
-        outputs.update(report.render(told, args.report, args.json, args.channel_order))
+        told = facts.Run(args.command, network, trials, measured, job.reported, images, labels, logits)
+        outputs.update(page.render(told, args.report, args.json, args.channel_order))
     files.write_all(outputs)
     args.journal.remove()
 
@@ -216,14 +206,14 @@ def run(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Prints what is in a pickle, and how many images its network has right on the device."""
     path = Path(args.eval)
-    network = legacy.open_network(path, args.weights, args.mean)
+    network = original.open_network(path, args.weights, args.mean)
     facts = network.summary
     lmdb = files.find(args.lmdb or network.dataset, path.parent, f"the test {network.reader.kind}")
     with files.reading("the pickle's summary"):
         images, labels = known_answers.read_images(network, lmdb, facts.get("images read"))
         _, reported = split(len(images), facts.get("holdout", 0), facts.get("seed", 0))
     logits = DeviceNetwork(network.graph, images[reported], network.target).logits(network.layers)
-    accuracy = engines.accuracy_first(logits, labels[reported])
+    accuracy = accuracy_first(logits, labels[reported])
     if not args.quiet:
         print("\n".join(summary.describe(network)))
     counted = summary.counted(len(reported), facts.get("held out", False))
@@ -243,7 +233,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument(
         "--memory",
         type=float,
-        default=engines.MEMORY / 2**30,
+        default=engine.MEMORY / 2**30,
         help="GB for images and layers' outputs; what does not fit is read or computed again",
     )
     parser.add_argument("--gpu", action="store_true", help="run the sweeps on a GPU")

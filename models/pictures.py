@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from q7 import caffe_files, files, lmdb_images
+from q7 import files
+from q7.caffe_io.blobs import write_mean
+from q7.data import lmdb_images
 from q7.errors import Q7Error
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
@@ -95,4 +97,4 @@ def write(
 
     lmdb_images.write(out, summed(), labels)
     if mean is not None:
-        caffe_files.write_mean(mean, total / len(labels))
+        write_mean(mean, total / len(labels))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from training import train
 
-from q7 import caffe_files, lmdb_images
+from q7.caffe_io.blobs import read_mean
+from q7.data import lmdb_images
 from q7.errors import Q7Error
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
         HERE / f"cifar10_{args.network}_train_test.prototxt",
         images,
         labels,
-        caffe_files.read_mean(args.mean),
+        read_mean(args.mean),
         save=str(HERE / f"cifar10_{args.network}"),
         epochs=args.epochs,
         rate=0.05,

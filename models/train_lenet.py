@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from training import train
 
-from q7 import lmdb_images
+from q7.data import lmdb_images
 from q7.errors import Q7Error
 
 HERE = Path(__file__).resolve().parent

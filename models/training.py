@@ -13,7 +13,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from q7 import caffe_files, files
+from q7 import files
+from q7.caffe_io.blobs import Blobs, write_weights
+from q7.caffe_io.prototxt import read_prototxt
 
 
 def build(path: Path, shape: tuple[int, ...]) -> tuple[nn.Sequential, float]:
@@ -23,7 +25,7 @@ def build(path: Path, shape: tuple[int, ...]) -> tuple[nn.Sequential, float]:
     """
     network, scale, flat = nn.Sequential(), 1.0, False
     x = torch.zeros(1, *shape)
-    for layer in caffe_files.read_prototxt(path).layers:
+    for layer in read_prototxt(path).layers:
         module: nn.Module
         if layer.type == "Data":
             scale = layer.transform_param.scale
@@ -77,9 +79,9 @@ def build_optimizer(network: nn.Module, rate: float, decay: float) -> torch.opti
     )
 
 
-def collect(network: nn.Module, factor: float) -> tuple[caffe_files.Blobs, dict[str, str]]:
+def collect(network: nn.Module, factor: float) -> tuple[Blobs, dict[str, str]]:
     """Weights and biases of each layer, the first layer's weights times `factor`, and the Caffe types."""
-    weights: caffe_files.Blobs = {}
+    weights: Blobs = {}
     types = {}
     for name, module in network.named_children():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -149,8 +151,8 @@ def train(
         if not math.isfinite(total):
             raise SystemExit("training diverged")
     weights, types = collect(average.module, inner)
-    title = caffe_files.read_prototxt(prototxt).name
+    title = read_prototxt(prototxt).name
     for suffix in (".caffemodel.h5", ".caffemodel"):
         path = Path(f"{save}_iter_{iterations}{suffix}")
-        caffe_files.write_weights(path, title, weights, types)
+        write_weights(path, title, weights, types)
         print(f"{path}  sha256 {files.sha256(path)}")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import nn_quantizer
-from q7.job import Job, prepare
+from q7.pipeline.job import Job, prepare
 from tests.support import MODELS, shared
 
 # HYPOTHESIS_PROFILE=long tries many more; --hypothesis-show-statistics says how they ended. Hypothesis's own deadline

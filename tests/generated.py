@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import code_gen
-from q7 import files, known_answers, record
-from q7.device import DeviceNetwork
-from q7.record import QuantizedNetwork
+from q7 import files
+from q7.codegen import known_answers
+from q7.engines.device_network import DeviceNetwork
+from q7.network.quantized import QuantizedNetwork
+from q7.store import record
 from tests.support import ROOT, run, tool
 
 PORTABLE = ROOT / "templates" / "portable"

@@ -11,11 +11,19 @@ import numpy as np
 from google.protobuf import text_format
 from hypothesis import strategies as st
 
-from q7 import caffe_files, dataset, device, graph, passes, search
-from q7 import caffe_pb2 as pb
-from q7.layers import LAYERS, Declined
-from q7.qformat import Api, Core, QFormat, Rounding, Target
-from q7.record import QuantizedNetwork
+from q7.caffe_io import caffe_pb2 as pb
+from q7.caffe_io.blobs import Blobs
+from q7.caffe_io.prototxt import read_prototxt
+from q7.data.source import data_source
+from q7.layers.base import Declined
+from q7.layers.registry import LAYERS
+from q7.network import graph
+from q7.network.folding import simplify
+from q7.network.from_caffe import attach_weights, parse_network
+from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.qformat import QFormat
+from q7.search import common
+from q7.target import Api, Core, Rounding, Target
 from tests.support import prototxt
 
 CLASSES = 3
@@ -134,7 +142,7 @@ def prototxts(draw: st.DrawFn) -> tuple[str, tuple[int, int, int], str]:
     return "\n".join(builder.text), shape, top
 
 
-def random_blobs(network: graph.Graph, rng: np.random.Generator) -> caffe_files.Blobs:
+def random_blobs(network: graph.Graph, rng: np.random.Generator) -> Blobs:
     """Trained blobs; positive ones, as variances are, for layers that are folded."""
     return {
         layer.name: [
@@ -151,16 +159,16 @@ def quantize(
 ) -> QuantizedNetwork:
     """The network with random weights in random formats that the kernels can carry; for s8, 32-bit biases."""
     rng = np.random.default_rng(seed)
-    definition = caffe_files.read_prototxt(prototxt(folder, text, top, "mean_value: 120"))
-    network = graph.parse(definition, "accuracy", dataset.data_source(definition), shape, target)
-    network = passes.simplify(graph.attach_weights(network, random_blobs(network, rng)))
-    middles = {search.Tensor.WEIGHTS: 6, search.Tensor.BIAS: 5, search.Tensor.ACTIVATIONS: 2}
+    definition = read_prototxt(prototxt(folder, text, top, "mean_value: 120"))
+    network = parse_network(definition, "accuracy", data_source(definition), shape, target)
+    network = simplify(attach_weights(network, random_blobs(network, rng)))
+    middles = {common.Tensor.WEIGHTS: 6, common.Tensor.BIAS: 5, common.Tensor.ACTIVATIONS: 2}
     choices = {
         (name, tensor): QFormat(int(middles[tensor] + rng.integers(-4, 5)))
-        for name, tensor in search.tensors(network)
-        if not (target.api is Api.S8 and tensor is search.Tensor.BIAS)
+        for name, tensor in common.tensors(network)
+        if not (target.api is Api.S8 and tensor is common.Tensor.BIAS)
     }
-    choices[network.input.name, search.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
-    formats = search.table(network, choices)
-    layers = tuple(device.quantize(network, formats, target))
+    choices[network.input.name, common.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
+    formats = common.table(network, choices)
+    layers = tuple(quantize_network(network, formats, target))
     return QuantizedNetwork(network, formats, layers, target, {"model": {"name": "net.prototxt", "sha256": "0" * 64}})

@@ -7,10 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from q7 import caffe_files, dataset, device, graph, lmdb_images, lowering, record
-from q7.engines import FloatNetwork, Simulation
-from q7.qformat import LayerFormats, QFormat, Target
-from q7.record import QuantizedNetwork, Record
+from q7.caffe_io.blobs import Blobs
+from q7.caffe_io.prototxt import read_prototxt
+from q7.codegen import lowering
+from q7.data import lmdb_images
+from q7.data.source import data_source
+from q7.engines.float_network import FloatNetwork, Simulation
+from q7.network import graph
+from q7.network.from_caffe import attach_weights, parse_network
+from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.qformat import LayerFormats, QFormat
+from q7.store import record
+from q7.store.record import Record
+from q7.target import Target
 from tests.support import prototxt, write_dataset
 
 SHAPE, CLASSES, IMAGES = (3, 9, 9), 6, 40
@@ -36,7 +45,7 @@ layer { name: "ip2" type: "InnerProduct" bottom: "ip1" top: "ip2" inner_product_
 """
 
 
-def _weights(network: graph.Graph) -> caffe_files.Blobs:
+def _weights(network: graph.Graph) -> Blobs:
     rng = np.random.default_rng(1)
     return {
         layer.name: [
@@ -71,14 +80,14 @@ def quantized(
 ) -> QuantizedNetwork:
     """The network for a target, with a test LMDB in the folder."""
     write_dataset(folder, shape, IMAGES, CLASSES)
-    definition = caffe_files.read_prototxt(prototxt(folder, layers, top, "mean_value: 127"))
-    source = dataset.data_source(definition)
+    definition = read_prototxt(prototxt(folder, layers, top, "mean_value: 127"))
+    source = data_source(definition)
     images, _ = lmdb_images.read(source.find_images())
-    network = graph.parse(definition, "accuracy", source, shape)
-    network = graph.attach_weights(network, _weights(network))
+    network = parse_network(definition, "accuracy", source, shape)
+    network = attach_weights(network, _weights(network))
     formats = _formats(network, images)
     sources = {"model": {"name": "net.prototxt", "sha256": "0" * 64}}
-    integers = tuple(device.quantize(network, formats, target))
+    integers = tuple(quantize_network(network, formats, target))
     return QuantizedNetwork(network, formats, integers, target, sources, str(folder / "data_lmdb"))
 
 

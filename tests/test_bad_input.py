@@ -14,7 +14,8 @@ import pytest
 
 import code_gen
 import nn_quantizer
-from q7 import caffe_files, lmdb_images
+from q7.caffe_io.blobs import write_weights
+from q7.data import lmdb_images
 from tests import tiny
 from tests.test_fuzz import OLD_PICKLE
 
@@ -91,7 +92,7 @@ def weights(**changed: list[np.ndarray] | None) -> Damage:
 
     def apply(folder: Path) -> None:
         blobs = {name: blob for name, blob in {**tiny.blobs(), **changed}.items() if blob is not None}
-        caffe_files.write_weights(folder / "net.caffemodel.h5", "net", blobs, tiny.TYPES)
+        write_weights(folder / "net.caffemodel.h5", "net", blobs, tiny.TYPES)
 
     return apply
 
@@ -245,7 +246,7 @@ def test_nn_quantizer_refuses_flags(tmp_path: Path, capsys: pytest.CaptureFixtur
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantized")
     tiny.quantize(folder)
-    caffe_files.write_weights(folder / "net.caffemodel", "net", tiny.blobs(), tiny.TYPES)
+    write_weights(folder / "net.caffemodel", "net", tiny.blobs(), tiny.TYPES)
     (folder / "old.pkl").write_bytes(OLD_PICKLE)
     return folder
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from q7 import caffe_files, dataset, files
-from q7 import caffe_pb2 as pb
-from q7.caffe_files import Prototxt
+from q7 import files
+from q7.caffe_io import caffe_pb2 as pb
+from q7.caffe_io.blobs import Blobs, read_mean, read_weights, write_mean, write_weights
+from q7.caffe_io.prototxt import Prototxt, read_prototxt
+from q7.data.source import data_source
 from q7.errors import Q7Error
 from tests import tiny
 from tests.support import prototxt
@@ -23,7 +25,7 @@ from tests.support import prototxt
 def read(folder: Path, text: str) -> Prototxt:
     path = folder / "net.prototxt"
     path.write_text(text)
-    return caffe_files.read_prototxt(path)
+    return read_prototxt(path)
 
 
 def names(network: Prototxt) -> list[str]:
@@ -34,7 +36,7 @@ def names(network: Prototxt) -> list[str]:
 
 
 def test_current_form(tmp_path: Path) -> None:
-    network = caffe_files.read_prototxt(prototxt(tmp_path, tiny.LAYERS, "ip1", "scale: 0.5 mean_value: 3"))
+    network = read_prototxt(prototxt(tmp_path, tiny.LAYERS, "ip1", "scale: 0.5 mean_value: 3"))
     assert network.name == "net"
     assert [layer.type for layer in network.layers] == [
         "Data",
@@ -184,17 +186,17 @@ def test_what_is_no_network(tmp_path: Path, text: str, message: str) -> None:
 def test_binary_is_no_network(tmp_path: Path) -> None:
     (tmp_path / "net").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(Q7Error, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
-        caffe_files.read_prototxt(tmp_path / "net")
+        read_prototxt(tmp_path / "net")
     with pytest.raises(Q7Error, match=r"cannot read the network definition '.*none': No such file or directory"):
-        caffe_files.read_prototxt(tmp_path / "none")
+        read_prototxt(tmp_path / "none")
 
 
 def test_comments_in_any_encoding(tmp_path: Path) -> None:
     (tmp_path / "net").write_bytes(b'\xef\xbb\xbf# \xd6\xd0\xce\xc4 {\nlayer { name: "a" # \xff }\n gain: 1 }')
-    assert names(caffe_files.read_prototxt(tmp_path / "net")) == ["a"]
+    assert names(read_prototxt(tmp_path / "net")) == ["a"]
     (tmp_path / "net").write_bytes(b'layer { name: "\xd6\xd0" }')
     with pytest.raises(Q7Error, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
-        caffe_files.read_prototxt(tmp_path / "net")
+        read_prototxt(tmp_path / "net")
 
 
 def test_deploy_inputs(tmp_path: Path) -> None:
@@ -203,14 +205,14 @@ def test_deploy_inputs(tmp_path: Path) -> None:
     for text in (old, new):
         network = read(tmp_path, text)
         assert network.inputs == {"data": [1, 3, 8, 9]}
-        source = dataset.data_source(network)
+        source = data_source(network)
         assert (source.layer, source.shape, source.batch_size, source.images) == ("data", (3, 8, 9), 1, "")
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def assert_same(found: caffe_files.Blobs, expected: caffe_files.Blobs) -> None:
+def assert_same(found: Blobs, expected: Blobs) -> None:
     assert list(found) == list(expected)
     for name, blobs in expected.items():
         assert [(b.shape, b.dtype.name) for b in found[name]] == [(b.shape, "float32") for b in blobs]
@@ -221,19 +223,19 @@ def assert_same(found: caffe_files.Blobs, expected: caffe_files.Blobs) -> None:
 @pytest.mark.parametrize("name", ["net.caffemodel", "net.caffemodel.h5", "net"])
 def test_weights_round_trip(tmp_path: Path, name: str) -> None:
     blobs = tiny.blobs()
-    caffe_files.write_weights(tmp_path / "new" / name, "net", blobs, tiny.TYPES)
-    assert_same(caffe_files.read_weights(tmp_path / "new" / name), blobs)
+    write_weights(tmp_path / "new" / name, "net", blobs, tiny.TYPES)
+    assert_same(read_weights(tmp_path / "new" / name), blobs)
     assert os.listdir(tmp_path / "new") == [name]
 
 
 def test_layer_names_with_slashes(tmp_path: Path) -> None:
-    blobs: caffe_files.Blobs = {
+    blobs: Blobs = {
         "a/b/c": [np.ones(2, np.float32)],
         "a": [np.zeros((1, 3), np.float32), np.ones(1, np.float32)],
     }
     for name in ("w.h5", "w.caffemodel"):
-        caffe_files.write_weights(tmp_path / name, "net", blobs, {"a/b/c": "Scale", "a": "InnerProduct"})
-        found = caffe_files.read_weights(tmp_path / name)
+        write_weights(tmp_path / name, "net", blobs, {"a/b/c": "Scale", "a": "InnerProduct"})
+        found = read_weights(tmp_path / name)
         assert_same({key: found[key] for key in sorted(found)}, dict(sorted(blobs.items())))
 
 
@@ -249,9 +251,7 @@ def test_forms_of_a_caffemodel(tmp_path: Path, old: bool, double: bool, legacy_s
     (blob.double_data if double else blob.data).extend([0, 1, 2, 3, 4, 0.5])
     (tmp_path / "w").write_bytes(network.SerializeToString())
     expected = np.array([[0, 1, 2], [3, 4, 0.5]], np.float32)
-    assert_same(
-        caffe_files.read_weights(tmp_path / "w"), {"ip": [expected.reshape(1, 1, 2, 3) if legacy_shape else expected]}
-    )
+    assert_same(read_weights(tmp_path / "w"), {"ip": [expected.reshape(1, 1, 2, 3) if legacy_shape else expected]})
 
 
 @pytest.mark.parametrize(
@@ -263,9 +263,9 @@ def test_blobs_that_contradict_their_shape(tmp_path: Path, shape: list[int], cou
     (tmp_path / "w").write_bytes(network.SerializeToString())
     (tmp_path / "m").write_bytes(blob.SerializeToString())
     with pytest.raises(Q7Error, match="w'"):
-        caffe_files.read_weights(tmp_path / "w")
+        read_weights(tmp_path / "w")
     with pytest.raises(Q7Error, match="m'"):
-        caffe_files.read_mean(tmp_path / "m")
+        read_mean(tmp_path / "m")
 
 
 def _h5(path: Path, **data_sets: Any) -> Path:
@@ -278,22 +278,22 @@ def _h5(path: Path, **data_sets: Any) -> Path:
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int32"])
 def test_hdf5_of_other_numbers(tmp_path: Path, dtype: str) -> None:
     path = _h5(tmp_path / "w.h5", data__ip__0=np.arange(12).astype(dtype), data__ip__1=np.array([1], np.float32))
-    found = caffe_files.read_weights(path)
+    found = read_weights(path)
     assert_same(found, {"ip": [np.arange(12, dtype=np.float32), np.ones(1, np.float32)]})
 
 
 def test_blobs_of_hdf5_are_ordered_by_number(tmp_path: Path) -> None:
     path = _h5(tmp_path / "w.h5", **{f"data__ip__{i}": np.array([i], np.float32) for i in range(12)})
-    assert [float(blob[0]) for blob in caffe_files.read_weights(path)["ip"]] == list(range(12))
+    assert [float(blob[0]) for blob in read_weights(path)["ip"]] == list(range(12))
 
 
 def test_hdf5_that_caffe_did_not_write(tmp_path: Path) -> None:
     with pytest.raises(Q7Error, match="has no group 'data': Caffe did not write it"):
-        caffe_files.read_weights(_h5(tmp_path / "a.h5", weights__ip__0=np.ones(3)))
+        read_weights(_h5(tmp_path / "a.h5", weights__ip__0=np.ones(3)))
     with pytest.raises(Q7Error, match="has no group 'data'"):
-        caffe_files.read_weights(_h5(tmp_path / "b.h5", data=np.ones(3)))
+        read_weights(_h5(tmp_path / "b.h5", data=np.ones(3)))
     with pytest.raises(Q7Error, match="data set 'ip/0' holds no numbers but object"):
-        caffe_files.read_weights(_h5(tmp_path / "c.h5", data__ip__0="text"))
+        read_weights(_h5(tmp_path / "c.h5", data__ip__0="text"))
 
 
 def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
@@ -301,11 +301,11 @@ def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "link.h5", "w") as file:
         file["data"] = h5py.ExternalLink("other.h5", "data")
     with pytest.raises(Q7Error, match="has no group 'data'"):
-        caffe_files.read_weights(tmp_path / "link.h5")
+        read_weights(tmp_path / "link.h5")
     with h5py.File(tmp_path / "raw.h5", "w") as file:
         file.create_dataset("data/ip/0", (3,), np.float32, external=[(str(tmp_path / "other.h5"), 0, 12)])
     with pytest.raises(Q7Error, match="data set 'ip/0' lies in other files"):
-        caffe_files.read_weights(tmp_path / "raw.h5")
+        read_weights(tmp_path / "raw.h5")
 
 
 def test_hdf5_bomb_of_many_pieces(tmp_path: Path) -> None:
@@ -313,27 +313,27 @@ def test_hdf5_bomb_of_many_pieces(tmp_path: Path) -> None:
         for i in range(20):
             file.create_dataset(f"data/ip/{i}", (50_000,), np.float32, chunks=(50_000,), compression="gzip")
     with pytest.raises(Q7Error, match=r"data set 'ip/\d+' says that it has 200000 bytes"):
-        caffe_files.read_weights(tmp_path / "w.h5")
+        read_weights(tmp_path / "w.h5")
 
 
 def test_hdf5_bomb(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.create_dataset("data/ip/0", (1 << 32,), np.float32, chunks=(1 << 20,), compression="gzip")
     with pytest.raises(Q7Error, match="data set 'ip/0' says that it has 17179869184 bytes"):
-        caffe_files.read_weights(tmp_path / "w.h5")
+        read_weights(tmp_path / "w.h5")
 
 
 @pytest.mark.parametrize("name", ["net.caffemodel", "net.caffemodel.h5"])
 def test_truncated_weights(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    caffe_files.write_weights(path, "net", tiny.blobs(), tiny.TYPES)
+    write_weights(path, "net", tiny.blobs(), tiny.TYPES)
     whole = path.read_bytes()
     for size in (len(whole) - 1, len(whole) // 2, 9):
         path.write_bytes(whole[:size])
         with pytest.raises(Q7Error, match=r"the weights file '.*' is truncated, damaged or of another kind"):
-            caffe_files.read_weights(path)
+            read_weights(path)
     with pytest.raises(Q7Error, match="cannot read the weights file"):
-        caffe_files.read_weights(tmp_path / "none")
+        read_weights(tmp_path / "none")
 
 
 # --- mean -------------------------------------------------------------------------------------------------------------
@@ -341,14 +341,14 @@ def test_truncated_weights(tmp_path: Path, name: str) -> None:
 
 def test_mean_round_trip(tmp_path: Path) -> None:
     mean = np.random.default_rng(0).uniform(0, 255, (3, 4, 5)).astype(np.float32)
-    caffe_files.write_mean(tmp_path / "m", mean)
-    np.testing.assert_array_equal(caffe_files.read_mean(tmp_path / "m"), mean)
+    write_mean(tmp_path / "m", mean)
+    np.testing.assert_array_equal(read_mean(tmp_path / "m"), mean)
 
 
 def test_mean_in_the_new_form(tmp_path: Path) -> None:
     blob = pb.BlobProto(shape=pb.BlobShape(dim=[2, 1, 2]), double_data=[1, 2, 3, 4])
     (tmp_path / "m").write_bytes(blob.SerializeToString())
-    assert caffe_files.read_mean(tmp_path / "m").tolist() == [[[1, 2]], [[3, 4]]]
+    assert read_mean(tmp_path / "m").tolist() == [[[1, 2]], [[3, 4]]]
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_mean_in_the_new_form(tmp_path: Path) -> None:
 def test_what_is_no_mean(tmp_path: Path, blob: Any) -> None:
     (tmp_path / "m").write_bytes(blob.SerializeToString())
     with pytest.raises(Q7Error, match=r"the mean file '.*m' holds no finite image"):
-        caffe_files.read_mean(tmp_path / "m")
+        read_mean(tmp_path / "m")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ def test_files_are_replaced_wholly_or_not_at_all(tmp_path: Path) -> None:
 
 def test_what_we_write_is_caffes_own_format(tmp_path: Path) -> None:
     """Field numbers of the text form, checked through the schema."""
-    caffe_files.write_weights(tmp_path / "w", "net", {"ip": [np.array([[1, 2]], np.float32)]}, {"ip": "InnerProduct"})
+    write_weights(tmp_path / "w", "net", {"ip": [np.array([[1, 2]], np.float32)]}, {"ip": "InnerProduct"})
     network = pb.NetParameter.FromString((tmp_path / "w").read_bytes())
     text = 'name: "net" layer { name: "ip" type: "InnerProduct" blobs { data: 1 data: 2 shape { dim: 1 dim: 2 } } }'
     assert network == text_format.Parse(text, pb.NetParameter())

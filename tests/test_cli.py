@@ -15,7 +15,8 @@ import pytest
 import code_gen
 import nn_quantizer
 from nn_quantizer import Caffe_Quantizer
-from q7 import caffe_files, record
+from q7.caffe_io.blobs import read_weights, write_weights
+from q7.store import record
 from tests.support import MODELS, prototxt, write_dataset
 
 NET = """
@@ -38,7 +39,7 @@ def net(tmp_path: Path) -> list[str]:
     blobs = {"conv1": [rng.normal(0, 0.3, (4, 3, 3, 3)), rng.normal(0, 0.1, 4)]}
     blobs["ip1"] = [rng.normal(0, 0.2, (3, 36)), rng.normal(0, 0.1, 3)]
     types = {"conv1": "Convolution", "ip1": "InnerProduct"}
-    caffe_files.write_weights(tmp_path / "net.caffemodel.h5", "net", blobs, types)
+    write_weights(tmp_path / "net.caffemodel.h5", "net", blobs, types)
     model = prototxt(tmp_path, NET, "ip1", "mean_value: 120 scale: 0.0078125")
     save = tmp_path / "net.pkl"
     return ["--model", str(model), "--weights", str(tmp_path / "net.caffemodel.h5"), "--save", str(save)]
@@ -59,7 +60,7 @@ def test_what_is_printed_and_written(net: list[str], tmp_path: Path, capsys: pyt
     last = re.fullmatch(LAST_LINE, out.splitlines()[-1])
     assert last and last.groups() == ("45", "dsp", "nearest")
     assert err == ""
-    blobs = caffe_files.read_weights(tmp_path / "quantized_net.caffemodel")
+    blobs = read_weights(tmp_path / "quantized_net.caffemodel")
     network = record.load(tmp_path / "net.pkl").network
     assert network is not None
     for layer, integer in zip(network.graph.layers, network.layers):
@@ -136,7 +137,7 @@ def test_a_deploy_prototxt_takes_its_data_from_flags(net: list[str], capsys: pyt
     rng = np.random.default_rng(1)
     blobs = {"conv1": [rng.normal(0, 0.3, (4, 3, 3, 3)), rng.normal(0, 0.1, 4)]}
     blobs["ip1"] = [rng.normal(0, 0.2, (3, 16)), rng.normal(0, 0.1, 3)]
-    caffe_files.write_weights(weights, "net", blobs, {"conv1": "Convolution", "ip1": "InnerProduct"})
+    write_weights(weights, "net", blobs, {"conv1": "Convolution", "ip1": "InnerProduct"})
     assert nn_quantizer.main(net) == 2
     assert "layer 'data' names no data: give the test images with --lmdb" in capsys.readouterr().err
     given = ["--lmdb", str(model.parent / "data_lmdb"), "--mean", "100,110,120", "--scale", "0.0078125"]

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from q7 import emit
-from q7.qformat import Core, Rounding, Target
+from q7.codegen import boards
+from q7.target import Core, Rounding, Target
+from q7.templating import TEMPLATES
 from tests import small
 from tests.generated import generate
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORK = ("network.h", "parameter.h", "test_images.h", "weights.h")  # the same for every target
-CASES = [*((target, "q7") for target in emit.TARGETS), ("keil", "s8"), ("mps2", "s8")]
+CASES = [*((target, "q7") for target in boards.TARGETS), ("keil", "s8"), ("mps2", "s8")]
 
 
 @pytest.mark.parametrize(("target", "api"), CASES)
@@ -23,7 +24,7 @@ def test_generated_text(target: str, api: str, tmp_path: Path, request: pytest.F
     pickle = small.save(small.quantized(tmp_path), tmp_path / "small.pkl")
     folder = generate(pickle, tmp_path / "code", "--target", target, "--profile", "--api", api)
     generated = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
-    copied = {path.name for path in (emit.TEMPLATES / target).iterdir() if path.suffix != ".jinja"}
+    copied = {path.name for path in (TEMPLATES / target).iterdir() if path.suffix != ".jinja"}
     for name in sorted(set(generated) - copied):
         base = GOLDEN if api == "q7" else GOLDEN / api
         golden = base / name if name in NETWORK else base / target / name

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7 import emit, known_answers, lowering, memory, record
-from q7.emit import Options
-from q7.qformat import Api, Rounding, Target
-from q7.record import Record
+from q7.codegen import boards, emit, known_answers, lowering, memory
+from q7.codegen.boards import Options
+from q7.store import record
+from q7.store.record import Record
+from q7.target import Api, Rounding, Target
 from tests.generated import PORTABLE, PORTABLE_S8, STRICT, predicted
 from tests.networks import TARGETS, prototxts, quantize
 from tests.support import run, tool
@@ -28,7 +29,7 @@ CHECKED = ("-O0", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 
 def _flags(target: Target) -> list[str]:
     folder = PORTABLE if target.api is Api.Q7 else PORTABLE_S8
-    return [f"-I{folder}", *(f"-D{name}" for name in emit.definitions(target))]
+    return [f"-I{folder}", *(f"-D{name}" for name in boards.definitions(target))]
 
 
 @pytest.fixture(scope="module")

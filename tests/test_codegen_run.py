@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 import code_gen
-from q7 import dataset, emit, graph, lowering, memory
-from q7.caffe_files import read_prototxt
+from q7.caffe_io.prototxt import read_prototxt
+from q7.codegen import boards, lowering, memory
+from q7.data.source import data_source
 from q7.errors import Q7Error
-from q7.qformat import Api, Core, Rounding, Target
+from q7.network.from_caffe import parse_network
+from q7.target import Api, Core, Rounding, Target
 from tests import small
 from tests.generated import (
     PORTABLE,
@@ -193,7 +195,7 @@ def test_layers_write_their_own_memory_only(target: Target, promised_only: bool,
     (folder / "main.cpp").write_text(main.replace(arena, guarded + "#define arena_words guarded.words"))
     (folder / "watch.cpp").write_text(WATCH_ARENA.replace("RANGES", ", ".join(ranges)))
     make(folder, "arm_nnfunctions.o")
-    defines = [f"-D{name}" for name in emit.definitions(target)]
+    defines = [f"-D{name}" for name in boards.definitions(target)]
     command = [compiler, *defines, "-Iportable", *STRICT, "watch.cpp", "arm_nnfunctions.o", "-o", "watch"]
     built = run(*command, cwd=folder)
     assert built.returncode == 0, built.stderr
@@ -237,7 +239,7 @@ def test_boards_default_core_follows_the_network(target: Target, tmp_path: Path)
     pickle = small.save(small.quantized(tmp_path, target), tmp_path / "small.pkl")
     folder = generate(pickle, tmp_path / "code", "--target", "mps2")
     assert "PASS" in make(folder, "run")
-    assert (folder / f"build-{emit.BOARDS[target.core]}").is_dir()
+    assert (folder / f"build-{boards.BOARDS[target.core]}").is_dir()
 
 
 def test_board_names_the_layer_that_differs(arm_m4_pickle: Path, tmp_path: Path) -> None:
@@ -513,7 +515,7 @@ def test_sizes_beyond_an_index_are_declined(
 ) -> None:
     definition = read_prototxt(prototxt(tmp_path, layers, "a"))
     with pytest.raises(Q7Error, match=message):
-        graph.parse(definition, "accuracy", dataset.data_source(definition), shape)
+        parse_network(definition, "accuracy", data_source(definition), shape)
 
 
 # --- Arm's own files --------------------------------------------------------------------------------------------------

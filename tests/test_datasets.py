@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from q7 import caffe_files, lmdb_images
+from q7.caffe_io.blobs import read_mean
+from q7.data import lmdb_images
 from tests.support import MODELS, run
 
 sys.path.insert(0, str(MODELS))
@@ -90,7 +91,7 @@ def check(out: Path, batches: dict[str, Batch]) -> None:
         assert content(images, labels) == content(expected, [i for name in names for i in batches[name][1]])
         assert (images.reshape(expected.shape) != expected).any()
     images = np.concatenate([batches[name][0] for name in get_cifar10.BATCHES["train"]])
-    mean = caffe_files.read_mean(out / "mean.binaryproto")
+    mean = read_mean(out / "mean.binaryproto")
     np.testing.assert_array_equal(mean, images.mean(0).reshape(3, 32, 32).astype(np.float32))
 
 
@@ -366,7 +367,7 @@ def test_make_lmdb_of_folders(pictures: Path, capsys: pytest.CaptureFixture[str]
     assert sorted(labels) == [0, 0, 0, 1, 1, 1]
     for image, label in zip(images, labels):
         assert tuple(image[:, 0, 0]) == list(COLOURS.values())[label][::-1]
-    assert caffe_files.read_mean(pictures / "mean")[:, 0, 0] == pytest.approx([130, 30, 95])
+    assert read_mean(pictures / "mean")[:, 0, 0] == pytest.approx([130, 30, 95])
 
 
 def test_make_lmdb_of_csv(pictures: Path) -> None:

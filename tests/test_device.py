@@ -13,17 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7 import caffe_files, dataset, engines, exact, graph, kernels, lmdb_images
-from q7.activations import IntWidth
-from q7.device import DeviceNetwork, IntegerLayer
-from q7.kernel import Integers, Kernel, WeightedKernel
-from q7.layers import Pixels
+from q7.caffe_io.prototxt import read_prototxt
+from q7.data import lmdb_images
+from q7.data.source import data_source
+from q7.engines.accuracy import accuracy_first
+from q7.engines.device_network import DeviceNetwork
+from q7.kernels import exact, registry
+from q7.kernels.base import Integers, Kernel, WeightedKernel
+from q7.kernels.own import Pixels
+from q7.layers.activations import IntWidth
+from q7.network.from_caffe import parse_network
+from q7.network.quantized import IntegerLayer
 from q7.onnx_graph import OnnxGraph
-from q7.qformat import Core, Rounding, Shifts, Target
+from q7.qformat import Shifts
+from q7.target import Core, Rounding, Target
 from tests.support import ROOT, run, shared, tool
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in kernels.ALL}
-CURVES = (kernels.SIGMOID[0], kernels.TANH[0])  # by the kernel's argument
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in registry.ALL}
+CURVES = (registry.SIGMOID[0], registry.TANH[0])  # by the kernel's argument
 SCRATCH = np.zeros(1 << 16, np.int16)
 CORES = {Core.DSP: "m4", Core.PLAIN: "m3", Core.MVE: "m3"}  # with MVE, the plain path runs
 
@@ -218,7 +225,7 @@ def test_sums_that_float32_cannot_hold_stay_exact(rows: int, out_rshift: int) ->
     g = OnnxGraph()
     integers = Integers(weights, bias, Shifts(3, out_rshift))
     xs = [g.cast(g.input("x", np.int8, (4000,)), np.float32)]
-    g.output(kernels.FULLY_CONNECTED[1].build(g, xs, layer, integers, Target()))
+    g.output(registry.FULLY_CONNECTED[1].build(g, xs, layer, integers, Target()))
     (result,) = g.session().run(None, {"in_x": x})
     sums = x.astype(np.int64) @ weights.T.astype(np.int64) + (bias.astype(np.int64) << 3)
     assert np.abs(sums).max() > exact.EXACT_FLOAT32
@@ -238,10 +245,10 @@ def test_arm_m4_as_published(arm_m4: Path, target: Target, file: str, percent: f
     arrays = np.load(arm_m4 / "published_weights.npz")
     parameters = json.loads((arm_m4 / "published_parameters.json").read_text())
     expected = np.load(arm_m4 / file)
-    prototxt = caffe_files.read_prototxt(arm_m4 / "cifar10_m4_train_test.prototxt")
-    source = dataset.data_source(prototxt)
+    prototxt = read_prototxt(arm_m4 / "cifar10_m4_train_test.prototxt")
+    source = data_source(prototxt)
     images, labels = lmdb_images.read(source.find_images(), limit=len(expected))
-    network = graph.parse(prototxt, "accuracy", source, images.shape[1:])
+    network = parse_network(prototxt, "accuracy", source, images.shape[1:])
     layers = []
     for layer in network.layers:
         kernel, macro = layer.kernel_for(target), layer.name.upper()
@@ -260,4 +267,4 @@ def test_arm_m4_as_published(arm_m4: Path, target: Target, file: str, percent: f
         layers.append(IntegerLayer(kernel, integers))
     logits = DeviceNetwork(network, images, target).logits(layers)
     np.testing.assert_array_equal(logits, expected)
-    assert engines.accuracy_first(logits, labels) == pytest.approx(percent)
+    assert accuracy_first(logits, labels) == pytest.approx(percent)

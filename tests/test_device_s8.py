@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7 import kernels, s8_kernels
-from q7.kernel import Bounds, CNames, Integers, Kernel
+from q7.kernels import arm_s8, registry
+from q7.kernels.base import Bounds, CNames, Integers, Kernel
+from q7.kernels.own import Operands
 from q7.onnx_graph import OnnxGraph
-from q7.own_kernels import Operands
-from q7.qformat import Api, Core, Shifts, Target
+from q7.qformat import Shifts
+from q7.target import Api, Core, Target
 from tests.support import ROOT, run, shared, tool
 from tests.test_device import Geometry
 
@@ -29,7 +30,7 @@ SAME = {
     "arm_maximum_s8": "max_q7",
     "arm_concatenation_s8_x": "concat_q7",
 }
-S8 = {kernel.name: kernel for kernel in kernels.ALL[::-1] if Api.S8 in kernel.apis}
+S8 = {kernel.name: kernel for kernel in registry.ALL[::-1] if Api.S8 in kernel.apis}
 WHAT = {"MULTIPLIER": "mult", "SHIFT": "shift"}
 NAMES = CNames("L", ("in",), "out", "scratch", "l_wt", "l_bias")
 
@@ -198,7 +199,7 @@ def test_constants(vectors: list[Vector]) -> None:
             names = {"MULTIPLIER": "out_mult"}
             names.update({f"{macro}_{i}": f"input_{i}_{name}" for i in (1, 2) for macro, name in WHAT.items()})
             assert {macro: a[name] for macro, name in names.items()} == defines
-            assert a["left_shift"] == s8_kernels.ADD_LSHIFT
+            assert a["left_shift"] == arm_s8.ADD_LSHIFT
             compared += 1
     assert compared >= 130
 

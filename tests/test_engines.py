@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7 import engines
-from q7.engines import FloatNetwork, Run, Values, plain
-from q7.graph import Graph
-from q7.layers import Input, Layer, Pooling, ReLU
+from q7.engines import engine
+from q7.engines.engine import Run, Values
+from q7.engines.float_network import FloatNetwork, as_trained
+from q7.layers.activations import ReLU
+from q7.layers.base import Layer
+from q7.layers.input import Input
+from q7.layers.windowed import Pooling
+from q7.network.graph import Graph
 
 
 class Watched(FloatNetwork):
@@ -60,14 +64,14 @@ def _network(extent: int, count: int, workers: int) -> Watched:
 )
 def test_batches(extent: int, count: int, workers: int, seen: list[int]) -> None:
     network = _network(extent, count, workers)
-    logits = network.logits(plain(network.graph))
+    logits = network.logits(as_trained(network.graph))
     assert sorted(network.seen, reverse=True) == seen
     np.testing.assert_array_equal(logits, network.images.max(axis=(2, 3)))
 
 
 def test_batches_are_smaller_where_ranges_keep_every_output_alive() -> None:
     network = _network(512, 14, 2)
-    _, ranges = network.survey(plain(network.graph))
+    _, ranges = network.survey(as_trained(network.graph))
     assert sorted(network.seen) == [2, 3, 3, 3, 3]
     assert ranges["data"].tolist() == [network.images.min(), network.images.max()]
 
@@ -75,13 +79,13 @@ def test_batches_are_smaller_where_ranges_keep_every_output_alive() -> None:
 def test_one_worker_is_the_thread_that_asks() -> None:
     """Caffe has been told there, and for that thread alone, whether to compute on the GPU."""
     network = _network(4, 100, 1)
-    network.logits(plain(network.graph))
+    network.logits(as_trained(network.graph))
     assert network.threads == {threading.get_ident()}
     network = _network(4, 100, 2)
-    network.logits(plain(network.graph))
+    network.logits(as_trained(network.graph))
     assert threading.get_ident() not in network.threads
 
 
 def test_networks_on_a_gpu_have_large_batches_and_one_worker() -> None:
-    network = FloatNetwork(_network(4, 1, 1).graph, np.zeros((1, 2, 4, 4), np.uint8), (engines.GPU, *engines.CPU))
-    assert (network.batch, network.workers) == (engines.LARGE_BATCH, 1)
+    network = FloatNetwork(_network(4, 1, 1).graph, np.zeros((1, 2, 4, 4), np.uint8), (engine.GPU, *engine.CPU))
+    assert (network.batch, network.workers) == (engine.LARGE_BATCH, 1)

@@ -20,7 +20,10 @@ import pytest
 from PIL import Image
 
 import nn_quantizer
-from q7 import engines, files, lmdb_images
+from q7 import files
+from q7.data import lmdb_images
+from q7.data.image_set import StoredImages
+from q7.engines import engine
 from q7.errors import Q7Error
 from tests import children, test_datasets, tiny
 from tests.children import bound_by_permissions, killed_at, little_disk, writes_below
@@ -276,7 +279,7 @@ def test_a_search_over_images_that_stay_in_their_file(
     arguments = [*tiny.write(tmp_path), "--crop", "6", "--holdout", "0.5"]
     pickles = []
     for shares in (4, 1 << 40):
-        monkeypatch.setattr(engines, "SHARES", shares)
+        monkeypatch.setattr(engine, "SHARES", shares)
         assert nn_quantizer.main(arguments) == 0
         pickles.append((tmp_path / "net.pkl").read_bytes())
     assert pickles[0] == pickles[1]
@@ -290,7 +293,7 @@ def test_images_that_stay_in_their_file(tmp_path: Path) -> None:
     for name, all_ in (("small", images), ("large", large)):
         lmdb_images.write(tmp_path / name, all_, range(len(all_)))
         stored, labels = lmdb_images.read_within(tmp_path / name, crop=lambda image: image[:, 1:4, 2:5], in_memory=1)
-        assert isinstance(stored, lmdb_images.StoredImages)
+        assert isinstance(stored, StoredImages)
         cropped = all_[:, :, 1:4, 2:5]
         assert (stored.shape, len(stored), labels.tolist()) == (cropped.shape, len(all_), [*range(len(all_))])
         for which in (slice(None), slice(3, 6), np.array([5, 0, 5])):

@@ -19,9 +19,15 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from q7 import caffe_files, dataset, emit, graph, legacy, lmdb_images, memory, pictures, record
+from q7.caffe_io.blobs import read_mean, read_weights, write_mean, write_weights
+from q7.caffe_io.prototxt import read_prototxt
+from q7.codegen import boards, cost, emit, memory
+from q7.data import lmdb_images, pictures
+from q7.data.source import data_source
 from q7.errors import Q7Error
-from q7.qformat import Target
+from q7.network.from_caffe import attach_weights, parse_network
+from q7.store import original, record
+from q7.target import Target
 from tests import tiny
 
 OLD_PROTOTXT = b"""name: "old" # a comment {
@@ -127,9 +133,9 @@ def _encoded(kind: str) -> bytes:
 
 
 def _read_prototxt(path: Path) -> object:
-    network = caffe_files.read_prototxt(path)
-    source = replace(dataset.data_source(network), mean_file="")
-    return graph.attach_weights(graph.parse(network, "accuracy", source, tiny.IMAGE), tiny.blobs())
+    network = read_prototxt(path)
+    source = replace(data_source(network), mean_file="")
+    return attach_weights(parse_network(network, "accuracy", source, tiny.IMAGE), tiny.blobs())
 
 
 def _read_image(path: Path) -> object:
@@ -139,19 +145,19 @@ def _read_image(path: Path) -> object:
 def _read_pickle(path: Path) -> object:
     """As code_gen.py does, which writes nothing before all is rendered."""
     loaded = record.load(path)
-    network = loaded.network or legacy.rebuild(loaded.attributes, path.parent, Target())
+    network = loaded.network or original.rebuild(loaded.attributes, path.parent, Target())
     plan = memory.plan(network.graph, network.layers, network.target)
-    return emit.render(network, plan, emit.Options()), emit.table(network, plan, emit.Options())
+    return emit.render(network, plan, boards.Options()), cost.table(network, plan, boards.Options())
 
 
 Reader = Callable[[Path], object]
 READERS: dict[str, Reader] = {
     "prototxt": _read_prototxt,
     "old prototxt": _read_prototxt,
-    "caffemodel": caffe_files.read_weights,
-    "h5": caffe_files.read_weights,
-    "new h5": caffe_files.read_weights,
-    "mean": caffe_files.read_mean,
+    "caffemodel": read_weights,
+    "h5": read_weights,
+    "new h5": read_weights,
+    "mean": read_mean,
     "lmdb": lmdb_images.read,
     "large lmdb": lmdb_images.read,
     "branched lmdb": lmdb_images.read,
@@ -165,8 +171,8 @@ READERS: dict[str, Reader] = {
 def samples(folder: Path) -> dict[str, bytes]:
     """A valid small file for each reader; the files that an old pickle names stay in the folder."""
     tiny.quantize(folder)
-    caffe_files.write_weights(folder / "net.caffemodel", "net", tiny.blobs(), tiny.TYPES)
-    caffe_files.write_mean(folder / "mean.binaryproto", np.full(tiny.IMAGE, 120, np.float32))
+    write_weights(folder / "net.caffemodel", "net", tiny.blobs(), tiny.TYPES)
+    write_mean(folder / "mean.binaryproto", np.full(tiny.IMAGE, 120, np.float32))
     with h5py.File(folder / "new.h5", "w", libver="latest") as file:
         for i, blob in enumerate(tiny.blobs()["conv1"]):
             file.create_dataset(f"data/conv1/{i}", data=blob, chunks=True, compression="gzip", shuffle=True)

@@ -9,11 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import caffe_files, dataset, graph, lmdb_images, passes
-from q7.engines import FloatNetwork, Simulation
+from q7.caffe_io import caffe_pb2 as pb
+from q7.caffe_io.blobs import Blobs, write_mean, write_weights
+from q7.caffe_io.prototxt import read_prototxt
+from q7.data import lmdb_images
+from q7.data.source import data_source
+from q7.engines.float_network import FloatNetwork, Simulation
 from q7.errors import Q7Error
-from q7.graph import Graph
-from q7.layers import Declined, Pooling
+from q7.layers.base import Declined
+from q7.layers.windowed import Pooling
+from q7.network.folding import fold_affine, fold_input_scale
+from q7.network.from_caffe import attach_weights, find_accuracy, parse_network
+from q7.network.graph import Graph
+from q7.network.to_caffe import caffe_types
 from tests import tiny
 from tests.support import prototxt
 
@@ -53,11 +61,11 @@ def scale(name: str, bottom: str, top: str, bias: bool = True) -> str:
 
 
 def parse(folder: Path, layers: str, bottom: str, transform: str = "", shape: tuple[int, ...] = IMAGE) -> Graph:
-    network = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform))
-    return graph.parse(network, "accuracy", dataset.data_source(network), shape)
+    network = read_prototxt(prototxt(folder, layers, bottom, transform))
+    return parse_network(network, "accuracy", data_source(network), shape)
 
 
-def random_weights(network: Graph, seed: int = 0) -> caffe_files.Blobs:
+def random_weights(network: Graph, seed: int = 0) -> Blobs:
     rng = np.random.default_rng(seed)
     return {
         layer.name: [
@@ -185,14 +193,14 @@ def write_net(folder: Path, name: str) -> tuple[Graph, np.ndarray]:
     rng = np.random.default_rng(len(name))
     images = rng.integers(0, 256, (4, *IMAGE), dtype=np.uint8)
     lmdb_images.write(folder / "data_lmdb", images, [0, 1, 2, 1])
-    caffe_files.write_mean(folder / "mean.binaryproto", rng.uniform(90, 140, IMAGE).astype(np.float32))
+    write_mean(folder / "mean.binaryproto", rng.uniform(90, 140, IMAGE).astype(np.float32))
     layers, bottom, transform = NETS[name]
-    read = caffe_files.read_prototxt(prototxt(folder, layers, bottom, transform, batch=4))
-    source = dataset.data_source(read)
-    network = graph.parse(read, "accuracy", source, IMAGE)
+    read = read_prototxt(prototxt(folder, layers, bottom, transform, batch=4))
+    source = data_source(read)
+    network = parse_network(read, "accuracy", source, IMAGE)
     blobs = random_weights(network)
-    caffe_files.write_weights(folder / "net.caffemodel", name, blobs, graph.caffe_types(network))
-    return passes.fold_affine(graph.attach_weights(network, blobs)), np.ascontiguousarray(source.crop_image(images))
+    write_weights(folder / "net.caffemodel", name, blobs, caffe_types(network))
+    return fold_affine(attach_weights(network, blobs)), np.ascontiguousarray(source.crop_image(images))
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -293,7 +301,7 @@ def test_a_network_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_crop_takes_the_centre(tmp_path: Path) -> None:
-    source = dataset.data_source(caffe_files.read_prototxt(prototxt(tmp_path, "", "x", "crop_size: 5")))
+    source = data_source(read_prototxt(prototxt(tmp_path, "", "x", "crop_size: 5")))
     image = np.arange(8 * 9).reshape(1, 8, 9)
     np.testing.assert_array_equal(source.crop_image(image), image[:, 1:6, 2:7])
     with pytest.raises(Q7Error, match="crop_size 5 is larger than the image, 4x9"):
@@ -336,7 +344,7 @@ def test_refused_transforms(tmp_path: Path, transform: str, message: str) -> Non
 
 
 def test_a_mean_of_another_shape_is_refused(tmp_path: Path) -> None:
-    caffe_files.write_mean(tmp_path / "m", np.zeros((3, 5, 5), np.float32))
+    write_mean(tmp_path / "m", np.zeros((3, 5, 5), np.float32))
     with pytest.raises(Q7Error, match=r"the mean has shape \(3, 5, 5\), the images have \(3, 10, 11\)"):
         parse(tmp_path, ip("ip1", "data"), "ip1", 'mean_file: "m"')
 
@@ -344,8 +352,8 @@ def test_a_mean_of_another_shape_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("scale", "power"), [(2.0**-8, 2.0**-8), (0.017, 2.0**-6), (1 / 255, 2.0**-8), (3.0, 4.0)])
 def test_scale_is_folded_into_the_first_weights(tmp_path: Path, scale: float, power: float) -> None:
     network = parse(tmp_path, ip("ip1", "data"), "ip1", f"mean_value: 9 scale: {scale!r}")
-    network = graph.attach_weights(network, random_weights(network))
-    folded = passes.fold_input_scale(network)
+    network = attach_weights(network, random_weights(network))
+    folded = fold_input_scale(network)
     assert folded.input.scale == power
     images = np.random.default_rng(0).integers(0, 256, (4, *IMAGE), dtype=np.uint8)
     before, after = (FloatNetwork(n, images).logits([Simulation()] * 2) for n in (network, folded))
@@ -356,7 +364,7 @@ def test_scale_cannot_be_folded_past_a_pooling(tmp_path: Path) -> None:
     layers = pool("p", "data", "kernel_size: 2") + ip("ip1", "p")
     network = parse(tmp_path, layers, "ip1", "scale: 0.017")
     with pytest.raises(Q7Error, match=r"layer 'p' reads the data, whose scale 0\.017 is no power of two"):
-        passes.fold_input_scale(graph.attach_weights(network, random_weights(network)))
+        fold_input_scale(attach_weights(network, random_weights(network)))
 
 
 # --- accuracy layers --------------------------------------------------------------------------------------------------
@@ -369,16 +377,16 @@ layer { name: "rest" type: "Accuracy" bottom: "ip1" bottom: "label" accuracy_par
 
 
 def test_accuracy_layers_by_name_or_top(tmp_path: Path) -> None:
-    network = caffe_files.read_prototxt(prototxt(tmp_path, ip("ip1", "data") + SECOND, "ip1"))
-    assert dataset.find_accuracy(network, "accuracy").name == "accuracy"
-    assert dataset.find_accuracy(network, "out").name == "other"
+    network = read_prototxt(prototxt(tmp_path, ip("ip1", "data") + SECOND, "ip1"))
+    assert find_accuracy(network, "accuracy").name == "accuracy"
+    assert find_accuracy(network, "out").name == "other"
     for name in ("five", "rest"):
         with pytest.raises(Q7Error, match="it must have top_k 1, axis 1, no ignore_label and 2 bottoms"):
-            dataset.find_accuracy(network, name)
+            find_accuracy(network, name)
     with pytest.raises(Q7Error, match=r"no accuracy layer 'acc'.* it has: 'top5', 'other', 'rest', 'accuracy'$"):
-        dataset.find_accuracy(network, "acc")
+        find_accuracy(network, "acc")
     with pytest.raises(Q7Error, match="accuracy layer 'other' reads 'data', which is not the data layer's label"):
-        graph.parse(network, "other", dataset.data_source(network), IMAGE)
+        parse_network(network, "other", data_source(network), IMAGE)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -388,7 +396,7 @@ def test_old_four_axis_blobs_fit(tmp_path: Path) -> None:
     network = parse(tmp_path, tiny.LAYERS, "ip1", shape=tiny.IMAGE)
     blobs = tiny.blobs()
     old = {name: [b.reshape((1,) * (4 - b.ndim) + b.shape) for b in both] for name, both in blobs.items()}
-    for name, (w, b) in graph.attach_weights(network, old).weights.items():
+    for name, (w, b) in attach_weights(network, old).weights.items():
         np.testing.assert_array_equal(w, blobs[name][0])
         np.testing.assert_array_equal(b, blobs[name][1])
 
@@ -396,7 +404,7 @@ def test_old_four_axis_blobs_fit(tmp_path: Path) -> None:
 def test_transposed_weights_and_a_missing_bias(tmp_path: Path) -> None:
     network = parse(tmp_path, ip("ip1", "data", 4, "transpose: true bias_term: false"), "ip1")
     trained = np.arange(1320, dtype=np.float32).reshape(330, 4)
-    w, b = graph.attach_weights(network, {"ip1": [trained]}).weights["ip1"]
+    w, b = attach_weights(network, {"ip1": [trained]}).weights["ip1"]
     np.testing.assert_array_equal(w, trained.T)
     assert b.tolist() == [0, 0, 0, 0]
 
@@ -405,12 +413,12 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     network = parse(tmp_path, tiny.LAYERS, "ip1", shape=tiny.IMAGE)
     blobs = tiny.blobs()
     with pytest.raises(Q7Error) as caught:
-        graph.attach_weights(network, {**blobs, "ip1": [blobs["ip1"][0][:, :17], blobs["ip1"][1]]})
+        attach_weights(network, {**blobs, "ip1": [blobs["ip1"][0][:, :17], blobs["ip1"][1]]})
     assert "layer 'ip1': the weights file has (3, 17) and (3,), the prototxt asks for (3, 18) and (3,)" in str(caught)
     with pytest.raises(Q7Error, match=r"layer 'ip1': the weights file has \(3, 18\), the prototxt asks for"):
-        graph.attach_weights(network, {**blobs, "ip1": blobs["ip1"][:1]})
+        attach_weights(network, {**blobs, "ip1": blobs["ip1"][:1]})
     with pytest.raises(Q7Error, match="layer 'ip1' has no weights in the weights file; it has: conv1"):
-        graph.attach_weights(network, {"conv1": blobs["conv1"]})
+        attach_weights(network, {"conv1": blobs["conv1"]})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -419,10 +427,10 @@ def test_weights_that_are_no_numbers(tmp_path: Path, value: float) -> None:
     blobs = tiny.blobs()
     blobs["conv1"][1][1] = value
     with pytest.raises(Q7Error, match="layer 'conv1': its weights hold NaN or infinity"):
-        graph.attach_weights(network, blobs)
+        attach_weights(network, blobs)
 
 
 def test_declined_names_the_reason_alone() -> None:
-    message = caffe_files.pb.LayerParameter(name="p", top=["p"])
+    message = pb.LayerParameter(name="p", top=["p"])
     with pytest.raises(Declined, match=r"^its input has shape \(5,\), allowed is \(channels, height, width\)$"):
         Pooling.parse(message, ("ip",), ((5,),))

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7 import emit, known_answers, memory, record
-from q7.emit import comment, identifiers
+from q7.codegen import boards, emit, known_answers, memory
+from q7.codegen.c_text import comment, identifiers
+from q7.store import record
 from tests import tiny
 
 
@@ -116,8 +117,8 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
     plan = memory.plan(loaded.graph, loaded.layers, loaded.target)
     answers = known_answers.compute(loaded, np.zeros((1, *tiny.IMAGE), np.uint8), np.zeros(1, np.int32))
     files = {}
-    for target in emit.TARGETS:
-        files.update(emit.render(loaded, plan, emit.Options(target, profile=True), answers))
+    for target in boards.TARGETS:
+        files.update(emit.render(loaded, plan, boards.Options(target, profile=True), answers))
     return {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in files.items()}
 
 

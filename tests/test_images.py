@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import nn_quantizer
-from q7 import caffe_files, lmdb_images, pictures
-from q7.images import ImageList
+from q7.caffe_io.blobs import write_weights
+from q7.data import lmdb_images, pictures
+from q7.data.readers import ImageList
 from tests import tiny
 from tests.generated import generate
 
@@ -47,7 +48,7 @@ def write(folder: Path, data: str) -> list[str]:
     top = 'top: "data" top: "label"'
     accuracy = 'layer { name: "accuracy" type: "Accuracy" bottom: "ip1" bottom: "label" top: "accuracy" }'
     (folder / "net.prototxt").write_text(f'layer {{ name: "data" {top} {data} }}\n{tiny.LAYERS}\n{accuracy}\n')
-    caffe_files.write_weights(folder / "net.caffemodel.h5", "net", tiny.blobs(), tiny.TYPES)
+    write_weights(folder / "net.caffemodel.h5", "net", tiny.blobs(), tiny.TYPES)
     names = {"--model": "net.prototxt", "--weights": "net.caffemodel.h5", "--save": "net.pkl"}
     arguments = [part for flag, name in names.items() for part in (flag, str(folder / name))]
     return [*arguments, "--mean", str(MEAN), "--scale", str(SCALE)]

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7 import journal, record, search_caffe, search_device
-from q7.engines import FloatNetwork
-from q7.journal import Journal, RememberedJudge, RememberedSimulation
+from q7.engines.float_network import FloatNetwork
+from q7.search import caffe_objective, device_objective, journal, weight_fitting
+from q7.search.journal import Journal, RememberedJudge, RememberedSimulation
+from q7.search.verdict import Verdict
+from q7.store import record
 from tests import tiny
 from tests.support import ROOT
 
-OBJECTIVES = {"device": (search_device.Judge, "judge"), "caffe": (search_caffe.ScreenedSimulation, "judge")}
+OBJECTIVES = {"device": (device_objective.Judge, "judge"), "caffe": (caffe_objective.ScreenedSimulation, "judge")}
 
 
 def ask(opened: Journal, question: Any, answer: Any) -> Any:
@@ -90,7 +92,7 @@ def test_a_damaged_answer_is_computed_again(tmp_path: Path) -> None:
 def test_verdicts_come_back_bit_for_bit() -> None:
     rng = np.random.default_rng(0)
     for count in (1, 8, 250, 2001):
-        verdict = search_device.Verdict(rng.random(count) < 0.5, rng.normal(size=count))
+        verdict = Verdict(rng.random(count) < 0.5, rng.normal(size=count))
         back = journal._verdict(journal._plain(verdict))
         np.testing.assert_array_equal(back.right, verdict.right)
         np.testing.assert_array_equal(back.divergences, verdict.divergences)
@@ -175,14 +177,14 @@ def test_other_options_start_anew_and_say_so(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = tiny.write(tmp_path)
-    refine = search_device.rounding.refine
+    refine = weight_fitting.refine
 
     def stop(*values: Any) -> Any:
         raise Stopped
 
-    monkeypatch.setattr(search_device.rounding, "refine", stop)
+    monkeypatch.setattr(weight_fitting, "refine", stop)
     assert nn_quantizer.main(arguments) == 130
-    monkeypatch.setattr(search_device.rounding, "refine", refine)
+    monkeypatch.setattr(weight_fitting, "refine", refine)
     capsys.readouterr()
     assert nn_quantizer.main([*arguments, *option]) == 0
     err = capsys.readouterr().err
@@ -228,12 +230,12 @@ def test_both_searches_take_the_journal(tmp_path: Path) -> None:
     opened = nn_quantizer.open_journal(job, args)
     network = FloatNetwork(job.graph, job.images)
     remembered = RememberedSimulation(opened, network, job.labels)
-    computed = search_caffe.ScreenedSimulation(network, job.labels)
+    computed = caffe_objective.ScreenedSimulation(network, job.labels)
     np.testing.assert_array_equal(remembered.start({}), computed.start({}))
     np.testing.assert_array_equal(remembered.judge({}).right, computed.judge({}).right)
     assert remembered.largest({}) == computed.largest({})
     assert RememberedSimulation(Journal(opened.path, opened.key), network, job.labels).largest(
         {}
     ) == remembered.largest({})
-    assert issubclass(RememberedJudge, search_device.Judge)
+    assert issubclass(RememberedJudge, device_objective.Judge)
     assert record.FORMAT.encode() in opened.path.read_bytes()

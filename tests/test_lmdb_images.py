@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from q7 import caffe_pb2 as pb
-from q7 import lmdb_images
+from q7.caffe_io import caffe_pb2 as pb
+from q7.data import lmdb_images
 from q7.errors import Q7Error
 
 

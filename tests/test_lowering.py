@@ -10,9 +10,10 @@ import pytest
 
 import code_gen
 import nn_quantizer
-from q7 import lowering
-from q7.kernel import Bounds
-from q7.qformat import Api, Core, QFormat, Target
+from q7.codegen import lowering
+from q7.kernels.base import Bounds
+from q7.qformat import QFormat
+from q7.target import Api, Core, Target
 from tests import small, tiny
 from tests.generated import generate, macros, make, network, on_host, predicted, stored_images
 from tests.support import tool

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7 import emit, memory
-from q7.emit import Options
-from q7.memory import ALIGNMENT, MemoryPlan
-from q7.qformat import Core, Target
+from q7.codegen import cost, memory
+from q7.codegen.boards import Options
+from q7.codegen.memory import ALIGNMENT, MemoryPlan
+from q7.target import Core, Target
 from tests import small
 from tests.generated import STRICT, cross_compile, generate, network, sections
 
@@ -183,7 +183,7 @@ def test_totals_are_those_of_the_built_object(
     constants = sum(size for section, size in found.items() if section.startswith((".rodata", ".data")))
     quantized = network(pickle)
     plan = memory.plan(quantized.graph, quantized.layers, quantized.target, "--no-inplace-pooling" in flags)
-    total = emit.totals(quantized, plan, Options(weights_in_ram="ram" in flags))
+    total = cost.totals(quantized, plan, Options(weights_in_ram="ram" in flags))
     assert total.ram == pytest.approx(in_ram(found), rel=0.01)
     assert total.flash == pytest.approx(constants, rel=0.01)
     printed = f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes"

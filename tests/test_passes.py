@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import caffe_files, graph, passes, search
-from q7.engines import FloatNetwork, Simulation
+from q7.caffe_io.blobs import Blobs
+from q7.engines.float_network import FloatNetwork, Simulation
 from q7.errors import Q7Error
-from q7.graph import Graph
+from q7.network.folding import fold_affine
+from q7.network.from_caffe import attach_weights
+from q7.network.graph import Graph
+from q7.network.to_caffe import caffe_types, quantized_blobs
 from q7.qformat import QFormat
+from q7.search import common
 from tests.test_graph import conv, ip, layer, parse, plain, random_weights, scale
 
 SHAPE = (2, 5, 5)
@@ -25,7 +29,7 @@ CHAINS = {
 }
 
 
-def _network(folder: Path, chain: str, bias: bool) -> tuple[Graph, caffe_files.Blobs]:
+def _network(folder: Path, chain: str, bias: bool) -> tuple[Graph, Blobs]:
     param = f"num_output: 3 kernel_size: 2 bias_term: {'true' if bias else 'false'}"
     top = chain.rsplit('top: "', 1)[1].split('"', maxsplit=1)[0]
     network = parse(folder, conv("c", "data", param) + chain + ip("ip", top), "ip", shape=SHAPE)
@@ -39,16 +43,16 @@ def test_quantized_blobs_give_the_quantized_network_with_the_same_prototxt(
 ) -> None:
     """Fine formats, so that folding once more what was written for each layer gives what was folded before."""
     network, blobs = _network(tmp_path, CHAINS[chain], bias)
-    folded = passes.fold_affine(graph.attach_weights(network, blobs))
+    folded = fold_affine(attach_weights(network, blobs))
     assert [layer.name for layer in folded.layers] == ["data", "c", "ip"]
-    fine = {key: QFormat(4) for key in search.tensors(folded)}
-    formats = search.table(folded, fine)
-    written = graph.quantized_blobs(folded, formats)
+    fine = {key: QFormat(4) for key in common.tensors(folded)}
+    formats = common.table(folded, fine)
+    written = quantized_blobs(folded, formats)
     assert {name: [b.shape for b in bs] for name, bs in written.items()} == {
         name: [b.shape for b in bs] for name, bs in blobs.items()
     }
-    assert set(graph.caffe_types(folded)) >= set(written)
-    again = passes.fold_affine(graph.attach_weights(network, written))
+    assert set(caffe_types(folded)) >= set(written)
+    again = fold_affine(attach_weights(network, written))
     for name, (w, b) in folded.weights.items():
         q, own = formats[name], again.weights[name]
         assert q.w and q.b
@@ -60,7 +64,7 @@ def test_a_batch_norm_without_samples_counts_nothing(tmp_path: Path) -> None:
     """Caffe takes the mean and the variance for 0 then."""
     network, blobs = _network(tmp_path, CHAINS["BatchNorm"], False)
     blobs["bn"][2][:] = 0
-    folded = passes.fold_affine(graph.attach_weights(network, blobs))
+    folded = fold_affine(attach_weights(network, blobs))
     np.testing.assert_allclose(folded.weights["c"][0], blobs["c"][0] / np.sqrt(1e-5), rtol=1e-5)
     assert not folded.weights["c"][1].any()
 
@@ -69,7 +73,7 @@ def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
     network, blobs = _network(tmp_path, CHAINS["BatchNorm"], False)
     blobs["bn"][1][0] = -1
     with pytest.raises(Q7Error, match="layer 'c': NaN or infinity, after BatchNorm was folded into it"):
-        passes.fold_affine(graph.attach_weights(network, blobs))
+        fold_affine(attach_weights(network, blobs))
 
 
 BN = plain("BatchNorm", "bn", "c", "bn")
@@ -110,7 +114,7 @@ def test_what_cannot_be_folded_is_declined(tmp_path: Path, name: str) -> None:
 def test_folding_does_not_change_what_the_network_computes(tmp_path: Path) -> None:
     chain = CHAINS["BatchNorm, Scale"]
     network, blobs = _network(tmp_path, chain, True)
-    folded = passes.fold_affine(graph.attach_weights(network, blobs))
+    folded = fold_affine(attach_weights(network, blobs))
     images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
     ours = FloatNetwork(folded, images).outputs([Simulation()] * 3)["c"]
     w, b = (blob.astype(np.float64) for blob in blobs["c"])

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import nn_quantizer
-from q7 import progress, search_caffe, search_device
-from q7.progress import Best, Estimate
 from q7.qformat import QFormat
-from q7.search import Found, Phase, Score, Search, Tensor, Trial
+from q7.search import caffe_objective, device_objective, progress
+from q7.search.common import Found, Phase, Score, Search, Tensor, Trial
+from q7.search.progress import Best, Estimate
 from tests import tiny
 from tests.test_search_device import _graph
 
-SCHEDULE = search_device.schedule(_graph())
+SCHEDULE = device_objective.schedule(_graph())
 
 
 def trial(layer: str, tensor: Tensor, accuracy: float = 50, kept: bool = False, images: int | None = None) -> Trial:
@@ -46,7 +46,9 @@ def test_schedules() -> None:
     ]
     assert [key for key in SCHEDULE[7:] if key[1] is Tensor.BIAS] == []
     assert len(SCHEDULE) == 7 + 2 * 5
-    assert [t.value for _, t in search_caffe.schedule(_graph())] == ["weights"] * 2 + ["activations"] * 3 + ["bias"] * 2
+    assert [t.value for _, t in caffe_objective.schedule(_graph())] == ["weights"] * 2 + ["activations"] * 3 + [
+        "bias"
+    ] * 2
 
 
 def test_time_left_is_the_pace_so_far_over_what_can_still_come() -> None:
@@ -141,7 +143,7 @@ def test_the_trials_follow_the_schedule(objective: str, tmp_path: Path) -> None:
     nn_quantizer.check_engine(args)
     job = nn_quantizer.prepare(args)
     args.journal = nn_quantizer.open_journal(job, args)
-    module = search_device if objective == "device" else search_caffe
+    module = device_objective if objective == "device" else caffe_objective
     later = iter(module.schedule(job.graph))
     _, trials = nn_quantizer.find_formats(job, args)
     visits = [(t.layer, t.tensor) for t in trials]

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from q7 import caffe_files, dataset, device, emit, graph, memory, passes, search
-from q7.emit import Options
+from q7.caffe_io.prototxt import read_prototxt
+from q7.codegen import emit, memory
+from q7.codegen.boards import Options
+from q7.data.source import data_source
 from q7.errors import Q7Error
-from q7.graph import Graph
-from q7.qformat import Core, QFormat, Target
-from q7.record import QuantizedNetwork
+from q7.network.folding import simplify
+from q7.network.from_caffe import attach_weights, parse_network
+from q7.network.graph import Graph
+from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.qformat import QFormat
+from q7.search import common
+from q7.target import Core, Target
 from tests.test_graph import random_weights
 
 
@@ -446,8 +452,8 @@ CASES = {
 
 def parse(folder: Path, case: Case) -> Graph:
     (folder / "net.prototxt").write_text(case.text())
-    prototxt = caffe_files.read_prototxt(folder / "net.prototxt")
-    return graph.parse(prototxt, "accuracy", dataset.data_source(prototxt), case.shape, Target(case.core))
+    prototxt = read_prototxt(folder / "net.prototxt")
+    return parse_network(prototxt, "accuracy", data_source(prototxt), case.shape, Target(case.core))
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.declined])
@@ -467,9 +473,9 @@ def test_parsed_and_placed(name: str, tmp_path: Path) -> None:
     assert len([layer for layer in network.layers if not layer.folds]) == case.layers
     if sum(layer.macs for layer in network.layers) > 2e8:
         return
-    network = passes.simplify(graph.attach_weights(network, random_weights(network)))
-    formats = search.table(network, {key: QFormat(4) for key in search.tensors(network)})
-    layers = tuple(device.quantize(network, formats, target))
+    network = simplify(attach_weights(network, random_weights(network)))
+    formats = common.table(network, {key: QFormat(4) for key in common.tensors(network)})
+    layers = tuple(quantize_network(network, formats, target))
     quantized = QuantizedNetwork(network, formats, layers, target)
     plan = memory.plan(network, layers, target)
     files = emit.render(quantized, plan, Options("host"))

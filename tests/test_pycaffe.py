@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 
 import nn_quantizer
 from nn_quantizer import Job
-from q7 import caffe_files, dataset, pycaffe_engine, record
-from q7.engines import FloatNetwork, Grid, Simulation, accuracy_caffe, plain
+from q7.caffe_io.prototxt import read_prototxt
+from q7.data.source import data_source
+from q7.engines import pycaffe_network
+from q7.engines.accuracy import accuracy_caffe
+from q7.engines.float_network import FloatNetwork, Grid, Simulation, as_trained
+from q7.engines.pycaffe_network import PycaffeNetwork
 from q7.errors import Q7Error
-from q7.pycaffe_engine import PycaffeNetwork
 from q7.qformat import QFormat
+from q7.store import record
 from tests import networks, test_images, tiny
 from tests.support import MODELS, prototxt, write_dataset
 
@@ -32,7 +36,7 @@ RANDOM_NETWORKS = int(os.environ.get("RANDOM_NETWORKS", "200"))
 def load_or_skip() -> Any:
     """pycaffe; most machines cannot have it, so that only REQUIRE_CAFFE makes its absence a failure."""
     try:
-        return pycaffe_engine.load()
+        return pycaffe_network.load()
     except Q7Error as error:
         if os.environ.get("REQUIRE_CAFFE"):
             pytest.fail(f"REQUIRE_CAFFE is set: {error}")
@@ -82,8 +86,8 @@ def compare_blobs(caffe: Any, job: Job, arguments: list[str], folder: Path, term
     net = users_net(caffe, job, arguments, folder)
     net.forward()
     images = job.images[: job.source.batch_size]
-    ours = FloatNetwork(job.graph, images).outputs(plain(job.graph))
-    copied = PycaffeNetwork(job.graph, images, job.prototxt).outputs(plain(job.graph))
+    ours = FloatNetwork(job.graph, images).outputs(as_trained(job.graph))
+    copied = PycaffeNetwork(job.graph, images, job.prototxt).outputs(as_trained(job.graph))
     writers = {layer.blob: layer.name for layer in job.graph.layers}
     for layer in job.graph.layers:
         close(ours[layer.name], copied[layer.name], terms)
@@ -140,7 +144,7 @@ def test_accuracy_is_caffes_to_the_image(caffe: Any, trained: list[str], tmp_pat
     net = users_net(caffe, job, trained, tmp_path)
     batches = len(job.images) // job.source.batch_size
     right = sum(float(net.forward()["accuracy"]) * job.source.batch_size for _ in range(batches))
-    logits = FloatNetwork(job.graph, job.images).logits(plain(job.graph))
+    logits = FloatNetwork(job.graph, job.images).logits(as_trained(job.graph))
     assert accuracy_caffe(logits, job.labels) / 100 * len(job.images) == pytest.approx(right, abs=0.01)
 
 
@@ -202,7 +206,7 @@ def test_no_pycaffe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_no_gpu(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = tiny.write(tmp_path)
     try:
-        pycaffe_engine.load(gpu=True)
+        pycaffe_network.load(gpu=True)
     except Q7Error:
         refused([*arguments, "--gpu"], capsys, "a pycaffe built with CUDA")
     else:
@@ -224,7 +228,7 @@ def test_no_lmdb(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 )
 def test_what_caffe_would_die_of(caffe: Any, text: str, reason: str) -> None:
     with pytest.raises(Q7Error, match=reason):
-        pycaffe_engine.build(caffe, text)
+        pycaffe_network.build(caffe, text)
 
 
 def random_blobs_for(caffe: Any, model: Path, weights: Path, seed: int) -> None:
@@ -271,7 +275,7 @@ def test_caffe_reads_the_same_images(caffe: Any, form: str, tmp_path: Path) -> N
     for name in ("whole_1.h5", "whole_2.h5"):  # Caffe looks for them in the current directory
         (tmp_path / "whole.txt").write_text((tmp_path / "whole.txt").read_text().replace(name, f"{tmp_path}/{name}"))
     if form == "resized":
-        source = dataset.data_source(caffe_files.read_prototxt(Path(arguments[1])))
+        source = data_source(read_prototxt(Path(arguments[1])))
         images, labels = source.reader.read(source.find_images(), 5)
     else:
         job = prepare(*arguments, "--iterations", "1")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from q7.errors import Q7Error
-from q7.qformat import LayerFormats, QFormat, Rounding, Shifts, shifts
+from q7.qformat import LayerFormats, QFormat, Shifts, shifts
+from q7.target import Rounding
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import pytest
 
 import nn_quantizer
 from nn_quantizer import Caffe_Quantizer
-from q7 import emit, memory, record
+from q7.codegen import boards, emit, memory
 from q7.errors import Q7Error
-from q7.record import Record
+from q7.store import record
+from q7.store.record import Record
 from tests import tiny
 from tests.support import shared
 
@@ -58,7 +59,7 @@ def test_round_trip(tiny_pickle: Path, tmp_path: Path) -> None:
     record.save(tmp_path / "again.pkl", loaded)
     assert content(tmp_path / "again.pkl") == content(tiny_pickle)
     plan = memory.plan(loaded.network.graph, loaded.network.layers, loaded.network.target)
-    assert "conv1" in emit.render(loaded.network, plan, emit.Options())["main.cpp"]
+    assert "conv1" in emit.render(loaded.network, plan, boards.Options())["main.cpp"]
 
 
 def test_the_pickle_holds_plain_values_alone(tiny_pickle: Path) -> None:
@@ -378,7 +379,9 @@ def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
     loaded = record.load(tmp_path / "evil.pkl").network
     assert loaded
     assert loaded.graph.layers[1].name == evil
-    rendered = emit.render(loaded, memory.plan(loaded.graph, loaded.layers, loaded.target), emit.Options(profile=True))
+    rendered = emit.render(
+        loaded, memory.plan(loaded.graph, loaded.layers, loaded.target), boards.Options(profile=True)
+    )
     assert "int evil" in rendered["parameter.h"]
     for text in rendered.values():
         assert "*/ int evil" not in text

@@ -20,7 +20,8 @@ from PIL import Image
 
 import code_gen
 import nn_quantizer
-from q7 import record, report
+from q7.report import facts, page
+from q7.store import record
 from tests import tiny
 from tests.support import ROOT, run, tool
 
@@ -155,7 +156,7 @@ def test_the_page_is_whole_in_itself_and_has_everything(reported: Reported) -> N
 def test_every_changed_image_has_its_picture(reported: Reported) -> None:
     elements = Elements(reported.page)
     pictures = [attributes["alt"] for tag, attributes in elements.tags if tag == "img"]
-    changed = reported.values["changed"][: report.MOST_PICTURES]
+    changed = reported.values["changed"][: page.MOST_PICTURES]
     assert pictures == [f"image {one['image']}" for one in changed]
 
 
@@ -182,7 +183,7 @@ def hostile(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_names_cannot_leave_their_place(reported: Reported) -> None:
-    text = report.page(hostile(reported.values), {})
+    text = page.page(hostile(reported.values), {})
     elements = check_self_contained(text)
     assert "a</script><script>alert(1)" in elements.text
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
@@ -191,13 +192,13 @@ def test_names_cannot_leave_their_place(reported: Reported) -> None:
 def test_images_of_few_and_many_classes(reported: Reported) -> None:
     for classes in (1, 2, 15, 300):
         values = {**reported.values, "classes": classes, "confusion": [{"float": 0, "device": classes - 1, "count": 7}]}
-        check_self_contained(report.page(values, {}))
+        check_self_contained(page.page(values, {}))
 
 
 def test_connections_that_jump_over_layers_get_lanes_of_their_own() -> None:
     names = {"a": [], "b": ["a"], "c": ["b", "a"], "d": ["c", "b"], "e": ["d"], "f": ["e", "d"]}
     layers = [{"name": name, "inputs": inputs} for name, inputs in names.items()]
-    edges = [(e.source, e.target, e.lane) for e in report._edges(layers)]
+    edges = [(e.source, e.target, e.lane) for e in page._edges(layers)]
     assert edges == [(0, 2, 0), (1, 3, 1), (3, 5, 0)]
 
 
@@ -228,7 +229,7 @@ def browse(page: Path, *options: str) -> tuple[str, str]:
 def test_in_a_browser(reported: Reported, tmp_path: Path, width: int, names: str) -> None:
     """No errors, nothing wider than the screen, and no text too small to read."""
     values = reported.values if names == "plain" else hostile(reported.values)
-    text = report.page(values, {})
+    text = page.page(values, {})
     (tmp_path / "page.html").write_text(text)
     assert browse(tmp_path / "page.html", "--dump-dom")[1] == ""
 
@@ -260,9 +261,9 @@ def test_it_prints(reported: Reported, tmp_path: Path) -> None:
 def test_pictures_have_the_colours_of_their_order(reported: Reported) -> None:
     image = np.zeros((1, 3, 6, 6), np.uint8)
     image[:, 0] = 200
-    logits = report.Logits(np.array([[0, 1]]), np.array([[1, 0]]))
-    told: Any = report.Run("", None, [], None, np.array([7]), image, np.array([0]), logits)  # type: ignore[arg-type]
+    logits = facts.Logits(np.array([[0, 1]]), np.array([[1, 0]]))
+    told: Any = facts.Run("", None, [], None, np.array([7]), image, np.array([0]), logits)  # type: ignore[arg-type]
     for order, colour in (("rgb", (200, 0, 0)), ("bgr", (0, 0, 200))):
-        (url,) = report.pictures(told, order).values()
+        (url,) = page.pictures(told, order).values()
         png = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
         assert png.getpixel((0, 0)) == colour

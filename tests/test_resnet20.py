@@ -8,13 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import caffe_files, dataset, device, engines, graph, lmdb_images, passes, search
-from q7.dataset import DataSource
-from q7.engines import FloatNetwork, Simulation
-from q7.graph import Graph
-from q7.qformat import QFormat, Target
-from q7.record import QuantizedNetwork
-from q7.search import Tensor
+from q7.caffe_io.blobs import read_weights
+from q7.caffe_io.prototxt import read_prototxt
+from q7.data import lmdb_images
+from q7.data.source import DataSource, data_source, override
+from q7.engines.accuracy import accuracy_caffe, accuracy_first
+from q7.engines.float_network import FloatNetwork, Simulation
+from q7.network.folding import simplify
+from q7.network.from_caffe import attach_weights, parse_network
+from q7.network.graph import Graph
+from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.qformat import QFormat
+from q7.search import common
+from q7.search.common import Tensor
+from q7.target import Target
 from tests import small
 from tests.generated import generate, make, on_host, predicted
 from tests.support import shared, tool
@@ -26,20 +33,20 @@ IMAGES = 300
 def resnet20() -> tuple[Graph, DataSource, np.ndarray, np.ndarray]:
     """The network, its data source, and all test images with their labels."""
     folder = shared("data", "resnet20")
-    prototxt = caffe_files.read_prototxt(folder / "res20_cifar_train_test.prototxt")
+    prototxt = read_prototxt(folder / "res20_cifar_train_test.prototxt")
     mean = shared("data", "cifar10", "mean.binaryproto")
     lmdb = shared("data", "cifar10", "cifar10_test_lmdb")
-    source = dataset.override(dataset.data_source(prototxt), str(lmdb), str(mean), None, None)
+    source = override(data_source(prototxt), str(lmdb), str(mean), None, None)
     images, labels = lmdb_images.read(lmdb)
-    network = graph.parse(prototxt, "Accuracy1", source, images.shape[1:])
-    blobs = caffe_files.read_weights(folder / "cifar10_res20_iter_64000.caffemodel")
-    return passes.simplify(graph.attach_weights(network, blobs)), source, images, labels
+    network = parse_network(prototxt, "Accuracy1", source, images.shape[1:])
+    blobs = read_weights(folder / "cifar10_res20_iter_64000.caffemodel")
+    return simplify(attach_weights(network, blobs)), source, images, labels
 
 
 def test_float_accuracy_is_caffes(resnet20: tuple[Graph, DataSource, np.ndarray, np.ndarray]) -> None:
     network, _, images, labels = resnet20
     logits = FloatNetwork(network, images).logits([Simulation()] * len(network.layers))
-    assert engines.accuracy_caffe(logits, labels) == pytest.approx(79.71, abs=0.05)
+    assert accuracy_caffe(logits, labels) == pytest.approx(79.71, abs=0.05)
 
 
 def test_the_program_computes_what_the_model_predicts(
@@ -52,15 +59,15 @@ def test_the_program_computes_what_the_model_predicts(
     images, labels = images[:IMAGES], labels[:IMAGES]
     ranges = FloatNetwork(network, images).survey([Simulation()] * len(network.layers))[1]
     choices = {}
-    for name, tensor in search.tensors(network):
+    for name, tensor in common.tensors(network):
         values = ranges[name] if tensor is Tensor.ACTIVATIONS else network.weights[name][tensor is Tensor.BIAS]
-        choices[name, tensor] = QFormat.covering(search.largest(values))
-    formats = search.table(network, choices)
-    layers = tuple(device.quantize(network, formats, Target()))
+        choices[name, tensor] = QFormat.covering(common.largest(values))
+    formats = common.table(network, choices)
+    layers = tuple(quantize_network(network, formats, Target()))
     sources = {"model": {"name": "resnet20.prototxt", "sha256": "0" * 64}}
     quantized = QuantizedNetwork(network, formats, layers, Target(), sources, str(source.find_images()))
     expected = predicted(quantized, images)
-    assert engines.accuracy_first(expected, labels) > 79
+    assert accuracy_first(expected, labels) > 79
     folder = generate(small.save(quantized, tmp_path / "net.pkl"), tmp_path / "code", "--target", "host")
     assert "PASS" in make(folder, "run")
     np.testing.assert_array_equal(on_host(folder, images), expected)

@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import record, search, search_caffe
-from q7.engines import FloatNetwork, accuracy_caffe, accuracy_first
-from q7.graph import Graph
-from q7.job import Job
-from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
+from q7.engines.accuracy import accuracy_caffe, accuracy_first
+from q7.engines.float_network import FloatNetwork
+from q7.layers.activations import ReLU
+from q7.layers.input import Input
+from q7.layers.windowed import Convolution, InnerProduct, Pooling
+from q7.network.graph import Graph
+from q7.pipeline.job import Job
 from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
-from q7.search import Found, Search, Tensor, Trial
-from q7.search_caffe import Grids, Judged
+from q7.search import caffe_objective, common
+from q7.search.caffe_objective import Grids, Judged
+from q7.search.common import Found, Search, Tensor, Trial
+from q7.store import record
 from tests.support import run_through
 
 
@@ -41,7 +45,7 @@ RANGES = {"data": 255.0, "conv": 30.0, "relu": 30.0, "pool": 20.0, "ip": 7.0}
 
 
 def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple[list[Trial], Found]:
-    class Simulation(search_caffe.CaffeSimulation):
+    class Simulation(caffe_objective.CaffeSimulation):
         def __init__(self) -> None:
             pass
 
@@ -51,7 +55,7 @@ def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple
         def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
             return Judged(np.arange(10_000) < round(100 * accuracy(grids)))
 
-    return collect(search_caffe.caffe_objective(_graph(), Simulation(), tolerance))
+    return collect(caffe_objective.caffe_objective(_graph(), Simulation(), tolerance))
 
 
 def collect(steps: Search) -> tuple[list[Trial], Found]:
@@ -75,7 +79,7 @@ def test_one_trial_each_where_nothing_is_lost() -> None:
         "conv bias Q1.6",  # -3.10 would be finer than the accumulator's -1 + 7 fraction bits
         "ip bias Q3.4",
     ]
-    assert len(search.tensors(_graph())) == len(trials)
+    assert len(common.tensors(_graph())) == len(trials)
     assert found.chosen.formats["pool"] == LayerFormats(QFormat(2), None, None, QFormat(2))
     assert set(found.accuracies.values()) == {90.0}
 
@@ -96,7 +100,7 @@ def test_tolerance_ends_a_sweep() -> None:
         return 90.0 - 0.05 * len(grids)
 
     assert len(_search(accuracy, tolerance=0.2)[0]) < len(_search(accuracy, tolerance=0.0)[0])
-    assert len(_search(accuracy, tolerance=1.0)[0]) == len(search.tensors(_graph()))
+    assert len(_search(accuracy, tolerance=1.0)[0]) == len(common.tensors(_graph()))
 
 
 def test_only_the_first_trial_does_not_clip() -> None:
@@ -129,11 +133,13 @@ def test_screening_chooses_the_same_and_tells_the_same_accuracies(lenet_job: Job
     """On a trained network, against all images for every trial; what was given up was far from being taken."""
     images, labels = lenet_job.images[:4000], lenet_job.labels[:4000]
 
-    def sweep(simulation: type[search_caffe.CaffeSimulation]) -> tuple[list[Trial], Found]:
+    def sweep(simulation: type[caffe_objective.CaffeSimulation]) -> tuple[list[Trial], Found]:
         network = FloatNetwork(lenet_job.graph, images)
-        return collect(search_caffe.caffe_objective(lenet_job.graph, simulation(network, labels), 0.001))
+        return collect(caffe_objective.caffe_objective(lenet_job.graph, simulation(network, labels), 0.001))
 
-    (quick, found), (thorough, expected) = map(sweep, (search_caffe.ScreenedSimulation, search_caffe.CaffeSimulation))
+    (quick, found), (thorough, expected) = map(
+        sweep, (caffe_objective.ScreenedSimulation, caffe_objective.CaffeSimulation)
+    )
     assert found.chosen.formats == expected.chosen.formats
     assert found.accuracies == expected.accuracies
     assert _order(quick) == _order(thorough)
@@ -153,7 +159,7 @@ def test_legal_formats_can_be_carried(fraction_bits: int) -> None:
     table = dict.fromkeys(("data", "conv", "ip"), q)
     for w, b, y in ((q, QFormat(7), QFormat(7)), (QFormat(7), q, QFormat(7)), (QFormat(7), QFormat(7), q)):
         wild = graph.formats(dict.fromkeys(table, w), dict.fromkeys(table, b), dict.fromkeys(table, y))
-        legal = search.legal(graph, wild)
+        legal = common.legal(graph, wild)
         for name in ("conv", "ip"):
             carried = shifts(legal[name])
             assert 0 <= carried.bias_lshift <= MAX_BIAS_LSHIFT

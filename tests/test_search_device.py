@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7 import caffe_files, device, engines, record, rounding, search
-from q7.engines import FloatNetwork, plain, spread
-from q7.graph import Graph
-from q7.job import Job
-from q7.layers import Convolution, InnerProduct, Input, Pooling, ReLU
-from q7.qformat import LayerFormats, QFormat, Rounding, Target, shifts
-from q7.search import Choices, Trial
-from q7.search_device import SAMPLE, STAGES, Judge, Verdict, _descend, _Finals, _start, device_objective
+from q7.caffe_io.blobs import write_weights
+from q7.data.image_set import spread
+from q7.engines import device_network, engine
+from q7.engines.float_network import FloatNetwork, as_trained
+from q7.layers.activations import ReLU
+from q7.layers.input import Input
+from q7.layers.windowed import Convolution, InnerProduct, Pooling
+from q7.network.graph import Graph
+from q7.network.quantized import quantize_network
+from q7.pipeline.job import Job
+from q7.qformat import LayerFormats, QFormat, shifts
+from q7.search import common, weight_fitting
+from q7.search.common import Choices, Trial
+from q7.search.device_objective import SAMPLE, STAGES, Judge, _descend, _Finals, _start, device_objective
+from q7.search.verdict import Verdict
+from q7.store import record
+from q7.target import Rounding, Target
 from tests.support import prototxt, run_through, write_dataset
 
 
@@ -83,7 +92,7 @@ def _trials(judge: FakeJudge | Judge, choices: Choices) -> tuple[list[Trial], di
 
 def test_order_of_trials() -> None:
     """Finer first, on while it pays, else coarser; then all over again until nothing changes."""
-    choices = {key: QFormat(5) for key in search.tensors(_graph())}
+    choices = {key: QFormat(5) for key in common.tensors(_graph())}
     judge = FakeJudge(lambda f: abs(_bits(f["conv"].w) - 7) + abs(_bits(f["ip"].y) - 4))
     trials, formats = _trials(judge, choices)
     order = [f"{t.layer} {t.tensor.value} {t.format.fraction_bits}" for t in trials]
@@ -101,7 +110,7 @@ def test_order_of_trials() -> None:
 
 
 def test_the_search_ends_where_every_step_pays() -> None:
-    choices = {key: QFormat(5) for key in search.tensors(_graph())}
+    choices = {key: QFormat(5) for key in common.tensors(_graph())}
     trials, formats = _trials(FakeJudge(lambda f: -_bits(f["ip"].y)), choices)
     assert len(trials) < 500
     assert shifts(formats["ip"]).out_rshift == 0
@@ -112,7 +121,7 @@ def test_trials_given_up_early_would_not_have_been_taken(lenet_job: Job) -> None
     job = lenet_job
     some = spread(len(job.images), SAMPLE)
     images, labels = job.images[some], job.labels[some]
-    logits, ranges = FloatNetwork(job.graph, images).survey(plain(job.graph))
+    logits, ranges = FloatNetwork(job.graph, images).survey(as_trained(job.graph))
 
     def descend(stages: Sequence[int]) -> tuple[dict[str, LayerFormats], int]:
         judge = Judge(job.graph, images, labels, logits, Target(), stages)
@@ -176,7 +185,7 @@ def test_candidates_given_up_early_would_not_have_been_chosen(lenet_job: Job, mo
     """On a trained network: the same choice as where all images judge every candidate."""
     job = lenet_job
 
-    def find() -> search.Found:
+    def find() -> common.Found:
         network = FloatNetwork(job.graph, job.images)
         return run_through(device_objective(job.graph, network, job.labels, Target(), 0.001))[1]
 
@@ -191,7 +200,7 @@ def test_candidates_given_up_early_would_not_have_been_chosen(lenet_job: Job, mo
     np.testing.assert_array_equal(quick.on_device, thorough.on_device)
 
 
-def _search(graph: Graph, count: int = 300) -> search.Found:
+def _search(graph: Graph, count: int = 300) -> common.Found:
     rng = np.random.default_rng(5)
     images = rng.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
     labels = rng.integers(0, 5, count)
@@ -201,8 +210,8 @@ def _search(graph: Graph, count: int = 300) -> search.Found:
 def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where other numbers of images are run at once, on other numbers of cores."""
     first = _search(_graph())
-    monkeypatch.setattr(engines, "BATCH", 7)
-    monkeypatch.setattr(engines, "threads", lambda: 5)
+    monkeypatch.setattr(engine, "BATCH", 7)
+    monkeypatch.setattr(engine, "threads", lambda: 5)
     second = _search(_graph())
     assert first.chosen.formats == second.chosen.formats
     assert first.accuracies == second.accuracies
@@ -215,14 +224,14 @@ def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_fit_sees_as_many_images_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the largest output, 8x8x8, as int8; and of 8 places of 8 channels and of 5 outputs, float32."""
     graph, seen = _graph(), []
-    assert rounding.bytes_per_image(graph) == 2 * 512 + 8 * 8 * 4 + 5 * 4
-    refine = rounding.refine
+    assert weight_fitting.bytes_per_image(graph) == 2 * 512 + 8 * 8 * 4 + 5 * 4
+    refine = weight_fitting.refine
 
     def watched(graph: Graph, formats: Any, images: np.ndarray, target: Target) -> Any:
         seen.append(len(images))
         return refine(graph, formats, images, target)
 
-    monkeypatch.setattr(rounding, "refine", watched)
+    monkeypatch.setattr(weight_fitting, "refine", watched)
     images = np.random.default_rng(5).integers(0, 256, (300, 3, 8, 8), dtype=np.uint8)
     for memory in (1 << 30, 4 * 1300 * 20):
         network = FloatNetwork(graph, images, memory=memory)
@@ -235,13 +244,13 @@ def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> Non
     """Logits on images that the fit did not see, against rounding to nearest; half the error at the most."""
     graph, target = _graph(), Target(rounding=mode)
     images = np.random.default_rng(3).integers(0, 256, (1200, 3, 8, 8), dtype=np.uint8)
-    formats = search.table(graph, {key: QFormat(4) for key in search.tensors(graph)})
-    adapted = rounding.refine(graph, formats, images[:800], target)
-    expected = FloatNetwork(graph, images[800:]).logits(plain(graph))
+    formats = common.table(graph, {key: QFormat(4) for key in common.tensors(graph)})
+    adapted = weight_fitting.refine(graph, formats, images[:800], target)
+    expected = FloatNetwork(graph, images[800:]).logits(as_trained(graph))
 
     def error(network: Graph, table: Mapping[str, LayerFormats]) -> float:
-        integers = device.quantize(network, table, target)
-        logits = device.DeviceNetwork(network, images[800:], target).logits(integers)
+        integers = quantize_network(network, table, target)
+        logits = device_network.DeviceNetwork(network, images[800:], target).logits(integers)
         return float(np.mean((np.ldexp(logits.astype(float), -4) - expected) ** 2))
 
     assert error(*adapted) < 0.5 * error(graph, formats)
@@ -299,7 +308,7 @@ def test_degenerate_networks(
     shapes = [(4, 3, 3, 3), (4,), (classes, 144), (classes,)]
     w1, b1, w2, b2 = (rng.normal(0, 0.3, shape) * factor for shape, factor in zip(shapes, factors))
     types = {"conv1": "Convolution", "ip1": "InnerProduct"}
-    caffe_files.write_weights(tmp_path / "n.caffemodel", "net", {"conv1": [w1, b1], "ip1": [w2, b2]}, types)
+    write_weights(tmp_path / "n.caffemodel", "net", {"conv1": [w1, b1], "ip1": [w2, b2]}, types)
     model = prototxt(tmp_path, NET % classes, "ip1", "mean_value: 120")
     arguments = ["--model", str(model), "--weights", str(tmp_path / "n.caffemodel"), "--objective", objective]
     assert nn_quantizer.main([*arguments, "--save", str(tmp_path / "n.pkl")]) == 0

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import passes
-from q7.qformat import Core, Target
+from q7.codegen import lowering
+from q7.target import Core, Target
 from tests import small
 from tests.generated import generate, make, network, on_host, predicted, printed_logits, stored_images
 from tests.support import tool
@@ -42,7 +42,7 @@ def test_host(pickle: Path, tmp_path: Path) -> None:
         assert "PASS" in text
         assert ", softmax values " in text
         assert "arm_softmax_q7(" in (folder / "main.cpp").read_text()
-        expected = predicted(passes.add_softmax(network(pickle)), images)
+        expected = predicted(lowering.add_softmax(network(pickle)), images)
         assert expected.min() >= 0
         assert (expected.max(axis=1) > 0).all()
         np.testing.assert_array_equal(on_host(folder, images), expected)
@@ -50,7 +50,7 @@ def test_host(pickle: Path, tmp_path: Path) -> None:
 
 def test_the_largest_stays_the_largest(pickle: Path) -> None:
     images = stored_images(network(pickle), pickle, small.IMAGES)
-    logits, values = (predicted(net, images) for net in (network(pickle), passes.add_softmax(network(pickle))))
+    logits, values = (predicted(net, images) for net in (network(pickle), lowering.add_softmax(network(pickle))))
     np.testing.assert_array_equal(logits.argmax(axis=1), values.argmax(axis=1))
     assert (logits != values).any()
 
@@ -64,7 +64,7 @@ def test_board(core: Core, tmp_path: Path) -> None:
     flags = ["--target", "mps2", "--softmax", "--test_images", str(IMAGES)]
     text = make(generate(pickle, tmp_path / "code", *flags), "run")
     assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in text
-    expected = predicted(passes.add_softmax(quantized), stored_images(quantized, pickle, IMAGES))
+    expected = predicted(lowering.add_softmax(quantized), stored_images(quantized, pickle, IMAGES))
     np.testing.assert_array_equal(printed_logits(text.replace("softmax values", "logits")), expected)
 
 

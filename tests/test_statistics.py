@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7 import statistics
-from q7.graph import Graph
-from q7.layers import Convolution, Input, ReLU, Sigmoid
+from q7.layers.activations import ReLU, Sigmoid
+from q7.layers.input import Input
+from q7.layers.windowed import Convolution
+from q7.network.graph import Graph
 from q7.qformat import LayerFormats, QFormat
+from q7.report import statistics
 from tests import small
 from tests.generated import stored_images
 

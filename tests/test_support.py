@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import pytest
 
-from q7 import kernels, support
-from q7.layers import IDENTITIES, LAYERS
+from q7 import readme_tables
+from q7.kernels import registry
+from q7.layers.passthrough import IDENTITIES
+from q7.layers.registry import LAYERS
 from tests.support import ROOT
 
 
 def test_the_table_names_every_layer_and_kernel() -> None:
-    table = support.markdown()
+    table = readme_tables.markdown()
     assert all(f"| {name} |" in table for name in (*LAYERS, *IDENTITIES))
-    assert all(f"`{kernel.name}`" in table for kernel in kernels.ALL)
+    assert all(f"`{kernel.name}`" in table for kernel in registry.ALL)
     assert "||" not in table.replace(" ", "")
 
 
@@ -22,6 +24,6 @@ def test_the_readme_holds_the_table() -> None:
     if not readme.exists():
         pytest.skip("there is no README.md")
     text = readme.read_text()
-    assert text.count(support.BEGIN) == text.count(support.END) == 1
-    held = text.split(support.BEGIN)[1].split(support.END)[0].strip()
-    assert held == support.markdown(), "paste what `python -m q7.support` prints between the markers"
+    assert text.count(readme_tables.BEGIN) == text.count(readme_tables.END) == 1
+    held = text.split(readme_tables.BEGIN)[1].split(readme_tables.END)[0].strip()
+    assert held == readme_tables.markdown(), "paste what `python -m q7.readme_tables` prints between the markers"

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import nn_quantizer
-from q7 import caffe_files
-from q7.caffe_files import Blobs
+from q7.caffe_io.blobs import Blobs, write_weights
 from tests.support import prototxt, write_dataset
 
 LAYERS = """
@@ -37,7 +36,7 @@ def write(folder: Path, suffix: str = ".caffemodel.h5") -> list[str]:
     write_dataset(folder, IMAGE, 20, CLASSES)
     model = prototxt(folder, LAYERS, "ip1", "mean_value: 120")
     weights = folder / f"net{suffix}"
-    caffe_files.write_weights(weights, "net", blobs(), TYPES)
+    write_weights(weights, "net", blobs(), TYPES)
     return ["--model", str(model), "--weights", str(weights), "--save", str(folder / "net.pkl")]
 
 

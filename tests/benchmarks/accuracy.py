@@ -21,11 +21,13 @@ from pathlib import Path
 import numpy as np
 
 import nn_quantizer
-from q7 import device, engines
-from q7.device import DeviceNetwork
-from q7.engines import FloatNetwork
-from q7.qformat import Api, Target
-from q7.search import Candidate
+from q7.engines import engine
+from q7.engines.accuracy import accuracy_caffe, accuracy_first
+from q7.engines.device_network import DeviceNetwork
+from q7.engines.float_network import FloatNetwork, as_trained
+from q7.network.quantized import quantize_network
+from q7.search.common import Candidate
+from q7.target import Api, Target
 from tests.support import MODELS, SHARED
 
 Q7, S8 = Target(), Target(api=Api.S8)
@@ -68,7 +70,7 @@ def search(case: Case, folder: Path, *options: str) -> tuple[nn_quantizer.Job, n
     """The inputs, what the search found, and its seconds."""
     arguments = ["--model", str(case.model), "--weights", str(case.weights), "--accuracy", case.accuracy]
     args = nn_quantizer.parse_arguments([*arguments, "--save", str(folder / "net.pkl"), *options])
-    args.providers = engines.CPU
+    args.providers = engine.CPU
     with contextlib.redirect_stderr(io.StringIO()):
         job = nn_quantizer.prepare(args)
     start = time.perf_counter()
@@ -80,14 +82,14 @@ def search(case: Case, folder: Path, *options: str) -> tuple[nn_quantizer.Job, n
 
 def on_device(job: nn_quantizer.Job, candidate: Candidate, target: Target = Q7) -> float:
     """Percent of the reported images."""
-    layers = device.quantize(candidate.graph, candidate.formats, target)
+    layers = quantize_network(candidate.graph, candidate.formats, target)
     logits = DeviceNetwork(candidate.graph, job.pick(job.reported), target).logits(layers)
-    return engines.accuracy_first(logits, job.labels[job.reported])
+    return accuracy_first(logits, job.labels[job.reported])
 
 
 def in_float(job: nn_quantizer.Job) -> float:
-    logits = FloatNetwork(job.graph, job.pick(job.reported)).logits(engines.plain(job.graph))
-    return engines.accuracy_caffe(logits, job.labels[job.reported])
+    logits = FloatNetwork(job.graph, job.pick(job.reported)).logits(as_trained(job.graph))
+    return accuracy_caffe(logits, job.labels[job.reported])
 
 
 def all_images(name: str, case: Case, folder: Path) -> str:

@@ -23,7 +23,8 @@ import numpy as np
 
 import code_gen
 import nn_quantizer
-from q7 import caffe_files, lmdb_images
+from q7.caffe_io.blobs import write_weights
+from q7.data import lmdb_images
 from tests.support import prototxt
 
 CLASSES = 10
@@ -56,7 +57,7 @@ def write_network(folder: Path, shape: tuple[int, int, int], depth: int) -> list
     )
     blobs["ip"] = [rng.normal(0, 0.05, (CLASSES, channels * shape[1] * shape[2])), np.zeros(CLASSES)]
     types["ip"] = "InnerProduct"
-    caffe_files.write_weights(folder / "net.caffemodel", "net", blobs, types)
+    write_weights(folder / "net.caffemodel", "net", blobs, types)
     model = prototxt(folder, "\n".join(layers), "ip", "mean_value: 127 scale: 0.0078125", batch=100)
     return ["--model", str(model), "--weights", str(folder / "net.caffemodel"), "--save", str(folder / "net.pkl")]
 

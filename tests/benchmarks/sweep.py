@@ -19,12 +19,12 @@ import numpy as np
 
 import nn_quantizer
 from nn_quantizer import Job
-from q7.engines import FloatNetwork, plain
-from q7.pycaffe_engine import PycaffeNetwork
-from q7.qformat import Target
-from q7.search import Search
-from q7.search_caffe import CaffeSimulation, ScreenedSimulation, caffe_objective
-from q7.search_device import device_objective
+from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.pycaffe_network import PycaffeNetwork
+from q7.search.caffe_objective import CaffeSimulation, ScreenedSimulation, caffe_objective
+from q7.search.common import Search
+from q7.search.device_objective import device_objective
+from q7.target import Target
 from tests.benchmarks.accuracy import Case, cases
 
 TOLERANCE = 0.001
@@ -60,7 +60,7 @@ def _seconds(search: Way, job: Job, network: FloatNetwork) -> float:
 
 def _one_pass(network: FloatNetwork) -> float:
     start = time.perf_counter()
-    network.logits(plain(network.graph))
+    network.logits(as_trained(network.graph))
     return time.perf_counter() - start
 
 

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caffe's binary files: caffemodel, HDF5 weights and images, mean. The only importer of h5py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from q7 import files
+from q7.caffe_io import caffe_pb2 as pb
+from q7.caffe_io.prototxt import read_file
+from q7.errors import Q7Error
+
+Blobs = dict[str, list[np.ndarray]]
+
+
+def _array(blob: Any, where: str) -> np.ndarray:
+    """A BlobProto as float32, in its `shape` or its old (num, channels, height, width)."""
+    values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
+    shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+    count = 1
+    for extent in shape:
+        count *= extent
+    if min(shape, default=1) < 0 or count != values.size:
+        raise Q7Error(f"{where}: a blob of shape {shape} holds {values.size} values")
+    return values.reshape(shape)
+
+
+def _message(path: Path, message: Any, what: str) -> Any:
+    content = read_file(path, what)
+    with files.reading(f"{what} '{path}'"):
+        message.ParseFromString(content)
+    return message
+
+
+def _read_caffemodel(path: Path) -> Blobs:
+    network = _message(path, pb.NetParameter(), "the weights file")
+    with files.reading(f"the weights file '{path}'"):
+        return {
+            layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
+            for layer in [*network.layers, *network.layer]
+            if layer.blobs
+        }
+
+
+COMPRESSION = 100  # how many times the data sets may be larger than their file: far more than trained weights shrink
+
+
+def _read_hdf5(path: Path) -> Blobs:
+    """Caffe writes blob i of a layer to the data set /data/LAYER/i (Net::ToHDF5)."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    left = COMPRESSION * path.stat().st_size
+
+    def visit(name: str, item: Any) -> None:
+        nonlocal left
+        layer, _, index = name.rpartition("/")
+        if isinstance(item, h5py.Dataset) and index.isdigit():
+            if item.dtype.kind not in "fiu":
+                raise ValueError(f"data set '{name}' holds no numbers but {item.dtype}")
+            if item.external or item.is_virtual:
+                raise ValueError(f"data set '{name}' lies in other files")
+            left -= item.nbytes
+            if left < 0:
+                raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
+            found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
+
+    with files.reading(f"the weights file '{path}'"), h5py.File(path, "r") as file:
+        if not isinstance(file.get("data", getlink=True), h5py.HardLink) or not isinstance(file["data"], h5py.Group):
+            raise Q7Error(f"the weights file '{path}' has no group 'data': Caffe did not write it")
+        file["data"].visititems(visit)
+    return {layer: [blobs[i] for i in sorted(blobs)] for layer, blobs in found.items()}
+
+
+def read_hdf5_images(path: Path, data: str, label: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32; at most `limit` rows."""
+
+    def rows(file: h5py.File, name: str) -> np.ndarray:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+            raise Q7Error(f"the HDF5 file '{path}' has no data set '{name}'; it has: {', '.join(file)}")
+        item = file[name]
+        if item.dtype.kind not in "fiu" or item.external or item.is_virtual or not item.shape:
+            raise ValueError(f"data set '{name}' is no array of numbers in this file")
+        if item.nbytes > COMPRESSION * path.stat().st_size:
+            raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
+        return np.asarray(item[:limit], np.float32)
+
+    with files.reading(f"the HDF5 file '{path}'"), h5py.File(path, "r") as file:
+        images, labels = rows(file, data), rows(file, label)
+    if images.ndim != 4 or min(images.shape[1:]) < 1:
+        raise Q7Error(
+            f"'{path}': data set '{data}' has shape {images.shape}, allowed is (images, channels, height, width)"
+        )
+    if len(images) != labels.size or not (labels == np.rint(labels)).all() or np.abs(labels).max(initial=0) > 1e6:
+        raise Q7Error(
+            f"'{path}': data set '{label}' of shape {labels.shape} is not one class for each of {len(images)} images"
+        )
+    return images, labels.ravel().astype(np.int32)
+
+
+def read_weights(path: Path) -> Blobs:
+    """The trained blobs of each layer by name, float32, from HDF5 (told by its signature) or a binary caffemodel.
+
+    Convolution weights are OIHW, inner product weights (rows, columns). Raises Q7Error for damaged files.
+    """
+    try:
+        with open(path, "rb") as file:
+            signature = file.read(8)
+    except OSError as error:
+        raise Q7Error(f"cannot read the weights file '{path}': {error.strerror}") from error
+    return _read_hdf5(path) if signature == b"\x89HDF\r\n\x1a\n" else _read_caffemodel(path)
+
+
+def to_caffemodel(name: str, weights: Blobs, types: dict[str, str]) -> bytes:
+    """Blobs as a binary caffemodel, which carries each layer's Caffe type, too."""
+    network = pb.NetParameter(name=name)
+    for layer, blobs in weights.items():
+        message = network.layer.add(name=layer, type=types[layer])
+        for blob in blobs:
+            entry = message.blobs.add(data=blob.ravel().astype(np.float32))
+            entry.shape.dim.extend(blob.shape)
+    content: bytes = network.SerializeToString(deterministic=True)
+    return content
+
+
+def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) -> None:
+    """Writes blobs as Caffe does: HDF5 where the name ends with .h5, else a binary caffemodel."""
+    if path.suffix != ".h5":
+        files.write(path, to_caffemodel(name, weights, types))
+        return
+    with files.replacing(path) as (temporary,), h5py.File(temporary, "w") as file:
+        for layer, blobs in weights.items():
+            for i, blob in enumerate(blobs):
+                file.create_dataset(f"data/{layer}/{i}", data=blob.astype(np.float32), track_times=False)
+
+
+def read_mean(path: Path) -> np.ndarray:
+    """The mean image of a .binaryproto, float32 CHW."""
+    with files.reading(f"the mean file '{path}'"):
+        mean = _array(_message(path, pb.BlobProto(), "the mean file"), f"the mean file '{path}'")
+    if mean.ndim == 4 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim != 3 or not np.isfinite(mean).all():
+        raise Q7Error(f"the mean file '{path}' holds no finite image of shape (channels, height, width): {mean.shape}")
+    return mean
+
+
+def write_mean(path: Path, mean: np.ndarray) -> None:
+    """Writes a CHW mean image as Caffe's compute_image_mean does."""
+    channels, height, width = mean.shape
+    blob = pb.BlobProto(num=1, channels=channels, height=height, width=width, data=mean.ravel().astype(np.float32))
+    files.write(path, blob.SerializeToString(deterministic=True))

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that is valid C whatever goes into it: identifiers, comments, initializers, calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+LINE = 112  # characters of a generated line, indentation aside
+
+
+def identifiers(names: Iterable[str]) -> dict[str, str]:
+    """A C identifier for each layer name, lower case and unique also in upper case; the first name is the input's.
+
+    Macros are the identifier in upper case and a suffix, arrays the identifier and a suffix, so that no keyword or
+    other name can be met.
+    """
+    taken: dict[str, str] = {}
+    for i, name in enumerate(names):
+        base = "data" if i == 0 else re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "layer"
+        base = f"layer_{base}" if base[0].isdigit() else base
+        identifier, number = base, 2
+        while identifier in taken.values():
+            identifier, number = f"{base}_{number}", number + 1
+        taken[name] = identifier
+    return taken
+
+
+def _lines(items: Iterable[str], width: int) -> list[str]:
+    """Items with commas between them, as many on a line as fit."""
+    lines = [""]
+    for item in items:
+        if lines[-1] and len(lines[-1]) + len(item) >= width:
+            lines.append("")
+        lines[-1] += f"{item}, "
+    return [line.rstrip() for line in lines[:-1]] + [lines[-1].rstrip(", ")]
+
+
+def c_array(values: np.ndarray) -> str:
+    """A brace initializer, broken into continued lines of a macro; uint32 values are hexadecimal."""
+    number = "0x{:08x}u" if values.dtype == np.uint32 else "{}"
+    lines = _lines(map(number.format, values.ravel().tolist()), LINE)
+    return "{ \\\n" + " \\\n".join(f"    {line}" for line in lines) + " \\\n}"
+
+
+def c_statement(call: str) -> str:
+    """A call, or an initializer, broken at its commas outside inner braces, aligned behind the opening bracket."""
+    start = min(call.index(bracket) for bracket in "({" if bracket in call) + 1
+    arguments = re.split(r", (?![^{]*})", call[start:-1])
+    return call[:start] + ("\n" + " " * (4 + start)).join(_lines(arguments, LINE - start + 1)) + call[-1]
+
+
+def comment(text: str) -> str:
+    """Text that cannot end or continue a comment: other than printable ASCII becomes '?', and so does a backslash.
+
+    Spaces come between * and /, and into the trigraph that stands for a backslash.
+    """
+    text = "".join(c if " " <= c <= "~" else "?" for c in text)
+    return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *").replace("??/", "?? /")

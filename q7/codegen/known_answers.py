@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images with what the device must compute for them: the firmware's proof that it computes what was predicted here."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from q7 import files
+from q7.data.image_set import crop_centre
+from q7.engines.device_network import DeviceNetwork
+from q7.errors import Q7Error
+from q7.network.quantized import QuantizedNetwork
+
+NO_LABEL = -1
+CHANNEL_ORDERS = ("bgr", "rgb")
+
+
+@dataclass(frozen=True, eq=False)
+class KnownAnswers:
+    """For each of N images: pixels, label, logits, each layer's output, and the CRC-32 of its bytes in HWC order."""
+
+    pixels: np.ndarray  # (N, H, W, C) uint8
+    labels: np.ndarray  # (N,), NO_LABEL where it is not known
+    logits: np.ndarray  # (N, classes) int8
+    outputs: dict[str, np.ndarray]  # (N, H, W, C) or (N, features) int8 by layer, as they lie in the device's memory
+    checksums: np.ndarray  # (N, layers) uint32
+
+
+def _channels_last(values: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) of (N, C, H, W); (N, features) stays."""
+    return np.ascontiguousarray(np.moveaxis(values, 1, -1))
+
+
+def compute(network: QuantizedNetwork, images: np.ndarray, labels: np.ndarray) -> KnownAnswers:
+    """The device model's answers for raw pixels (N, C, H, W) uint8."""
+    outputs = {
+        name: _channels_last(values)
+        for name, values in DeviceNetwork(network.graph, images, network.target).outputs(network.layers).items()
+    }
+    checksums = [[zlib.crc32(y.tobytes()) for y in ys] for ys in outputs.values()]
+    logits = outputs[network.graph.output.name].reshape(len(images), -1)
+    return KnownAnswers(_channels_last(images), labels, logits, outputs, np.array(checksums, np.uint32).T)
+
+
+def checksum_lines(answers: KnownAnswers, identifiers: Mapping[str, str]) -> list[str]:
+    """What the firmware prints where it is built with NN_PRINT_CHECKSUMS; layers go by their C identifiers."""
+    return [
+        f"image {i}: layer {identifiers[name]}: checksum {checksum:08x}"
+        for i, row in enumerate(answers.checksums.tolist())
+        for name, checksum in zip(answers.outputs, row)
+    ]
+
+
+def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path, read: Iterable[Path] = ()) -> list[str]:
+    """Writes the pixels and every layer's output as .npy files, and the checksums; returns the files' names.
+
+    Raises Q7Error where a file would overwrite one that the run has `read`.
+    """
+    arrays = {"pixels": answers.pixels, "labels": answers.labels}
+    arrays.update({f"{i:02}_{identifiers[name]}": values for i, (name, values) in enumerate(answers.outputs.items())})
+    contents = {"checksums.txt": ("\n".join(checksum_lines(answers, identifiers)) + "\n").encode()}
+    for name, values in arrays.items():
+        file = io.BytesIO()
+        np.save(file, values)
+        contents[f"{name}.npy"] = file.getvalue()
+    files.write_all({folder / name: content for name, content in contents.items()}, read)
+    return list(contents)
+
+
+def read_images(network: QuantizedNetwork, path: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first images (N, C, H, W) of the test data, or all, cropped, with their labels.
+
+    Raises Q7Error where there are too few, or they are of another shape.
+    """
+    images, labels = network.reader.read(path, count)
+    if len(images) < (count or 1):
+        raise Q7Error(f"'{path}' holds {len(images)} images, asked for are {count}")
+    shape = network.graph.input.out_shape
+    if network.crop <= min(images.shape[2:]):
+        images = crop_centre(images, network.crop)
+    if images.shape[1:] != shape:
+        raise Q7Error(f"'{path}' has images of shape {images.shape[1:]}, the network takes {shape}")
+    return np.ascontiguousarray(images), labels
+
+
+def read_positions(network: QuantizedNetwork, lmdb: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_images`, of the images at these positions, counted from 0."""
+    images, labels = read_images(network, lmdb, max(positions) + 1)
+    return images[list(positions)], labels[list(positions)]
+
+
+def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """A PNG or JPEG as the network's input (1, C, H, W): cut about its centre to the input's shape, then resized.
+
+    `order` says which way the channels of a colour image go, "bgr" or "rgb".
+    """
+    from PIL import Image, ImageOps
+
+    channels, height, width = network.graph.input.out_shape
+    if channels not in (1, 3):
+        raise Q7Error(f"a picture has 1 or 3 channels, the network takes {channels}")
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+            picture = np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR))
+    except OSError as error:
+        raise Q7Error(f"cannot read the picture '{path}': {error.strerror or error}") from None
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Q7Error(f"cannot read the picture '{path}': {error}") from None
+    pixels = picture.reshape(height, width, channels)
+    pixels = pixels[..., ::-1] if order == "bgr" else pixels
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None], np.array([NO_LABEL], np.int32)

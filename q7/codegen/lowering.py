@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a quantized network before code is generated: kernels of the library asked for, and layers fused."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+
+from q7.errors import Q7Error
+from q7.kernels.base import Integers
+from q7.layers.passthrough import Softmax
+from q7.network.folding import without
+from q7.network.quantized import IntegerLayer, QuantizedNetwork
+from q7.qformat import LayerFormats, Shifts
+from q7.target import Api, Rounding, Target
+
+
+def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
+    """The same integers with other kernels; raises Q7Error where they cannot take a layer.
+
+    Where the library's kernels truncated and now round, half a step is taken from each bias.
+    """
+    truncated = network.target.rounding is Rounding.TRUNCATE and target.rounding is Rounding.NEAREST
+    layers = []
+    for layer, own in zip(network.graph.layers, network.layers):
+        integers = own.integers
+        if layer.weighted and target.api is Api.Q7 and integers.bias.dtype != np.int8:
+            raise Q7Error(
+                f"layer '{layer.name}' has a bias of 32 bits, which the q7 kernels cannot take: "
+                "quantize the network with --api q7, then it serves both"
+            )
+        if layer.weighted and truncated and not own.kernel.own:
+            integers = _truncating(integers)
+        layers.append(IntegerLayer(layer.kernel_for(target), integers))
+    return replace(network, target=target, layers=tuple(layers))
+
+
+def _truncating(integers: Integers) -> Integers:
+    """What a kernel that rounds half up needs to round down."""
+    shifts = integers.shifts
+    bias = (integers.bias.astype(np.int32) << shifts.bias_lshift) - Rounding.NEAREST.term(shifts.out_rshift)
+    return replace(integers, bias=bias, shifts=Shifts(0, shifts.out_rshift))
+
+
+def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
+    """Has kernels limit their outputs themselves, in place of a ReLU, ReLU6 or Clip that alone reads them.
+
+    No result changes: a kernel saturates to its limits where it would saturate to 8 bits.
+    """
+    layers = list(network.graph.layers)
+    lowered = dict(zip((layer.name for layer in layers), network.layers))
+    for name, own in zip([*lowered], network.layers):
+        bounds = own.kernel.bounds(own.integers)
+        if bounds is None:
+            continue
+        by_name = {layer.name: layer for layer in layers}
+        source = by_name[name].inputs[0]
+        readers = [layer for layer in layers if source in layer.inputs]
+        if lowered[source].kernel.limits and len(readers) == 1:
+            lowered[source] = replace(lowered[source], bounds=lowered[source].bounds.within(bounds))
+            layers = without(layers, by_name[name], by_name[source])
+    graph = replace(network.graph, layers=tuple(layers))
+    return replace(network, graph=graph, layers=tuple(lowered[layer.name] for layer in layers))
+
+
+def add_softmax(network: QuantizedNetwork) -> QuantizedNetwork:
+    """The network with a Softmax behind its output."""
+    graph, output = network.graph, network.graph.output
+    names = {layer.name for layer in graph.layers}
+    name = next(n for n in itertools.chain(["softmax"], map("softmax_{}".format, itertools.count(2))) if n not in names)
+    softmax = Softmax(name, (output.name,), name, (output.out_shape,))
+    x = network.formats[output.name].y
+    assert x
+    return replace(
+        network,
+        graph=replace(graph, layers=(*graph.layers, softmax)),
+        formats={**network.formats, name: LayerFormats(x, y=softmax.inherited(x))},
+        layers=(*network.layers, IntegerLayer(softmax.kernel_for(network.target), None)),
+    )

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where each layer's output and scratch memory lie in one arena, from when they are alive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from q7.network.graph import Graph
+from q7.network.quantized import IntegerLayer
+from q7.target import Target
+
+ALIGNMENT = 4  # bytes; scratch memory is used as q15_t
+
+
+@dataclass
+class Buffer:
+    """A stretch of the arena: bytes, the first and the last layer (index) that uses it, and its offset in bytes."""
+
+    name: str
+    size: int
+    first: int
+    last: int
+    offset: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Buffers by the time they come alive, and the arena that holds them (bytes)."""
+
+    buffers: tuple[Buffer, ...]
+    outputs: dict[str, Buffer]  # by layer
+    scratch: dict[str, Buffer]  # by layer, where its kernel needs any
+    in_place: dict[str, str]  # by layer that works in place, the layer whose output it takes the memory of
+
+    @property
+    def arena_bytes(self) -> int:
+        return max(buffer.end for buffer in self.buffers)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _place(groups: Sequence[Sequence[Buffer]]) -> None:
+    """Largest first, each group at the lowest offset where none of its buffers meets another one alive with it."""
+    placed: list[Buffer] = []
+    for group in sorted(groups, key=lambda group: (-max(b.size for b in group), group[0].first, group[0].name)):
+        offset = 0
+        while True:
+            clashes = [
+                other.end
+                for buffer in group
+                for other in placed
+                if buffer.first <= other.last
+                and other.first <= buffer.last
+                and offset < other.end
+                and other.offset < offset + buffer.size
+            ]
+            if not clashes:
+                break
+            offset = min(clashes)
+        for buffer in group:
+            buffer.offset = offset
+        placed.extend(group)
+
+
+def plan(graph: Graph, layers: Sequence[IntegerLayer], target: Target, promised_only: bool = False) -> MemoryPlan:
+    """Gives each layer's output and scratch a place; the output of a layer that works in place starts at its input.
+
+    No layer works in place of an input that another one reads later.
+
+    With `promised_only`, those layers alone that the kernel library promises to work in place.
+    """
+    outputs: dict[str, Buffer] = {}
+    scratch: dict[str, Buffer] = {}
+    groups: dict[str, list[Buffer]] = {}
+    taken: dict[str, str] = {}
+    last_reader = {name: index for index, layer in enumerate(graph.layers) for name in layer.inputs}
+    for index, (layer, integer) in enumerate(zip(graph.layers, layers)):
+        for name, shape in zip(layer.inputs, layer.in_shapes):
+            source = outputs[name]
+            source.last = index
+            source.size = max(source.size, _aligned(math.prod(shape) + integer.kernel.overread_bytes()))
+        output = outputs[layer.name] = Buffer(layer.name, _aligned(math.prod(layer.out_shape)), index, index)
+        over = [name for name in layer.inputs if last_reader[name] == index]
+        if over and integer.kernel.in_place(layer, promised_only):
+            taken[layer.name] = over[0]
+            groups[layer.name] = groups[over[0]]
+            groups[layer.name].append(output)
+        else:
+            groups[layer.name] = [output]
+        size = integer.kernel.scratch_bytes(layer, target)
+        if size:
+            scratch[layer.name] = Buffer(f"{layer.name} scratch", _aligned(size), index, index)
+            groups[f"{layer.name} scratch"] = [scratch[layer.name]]
+    outputs[graph.output.name].last = len(graph.layers)
+    unique = list({id(group): group for group in groups.values()}.values())
+    _place(unique)
+    return MemoryPlan(
+        tuple(sorted((b for group in unique for b in group), key=lambda b: b.first)), outputs, scratch, taken
+    )

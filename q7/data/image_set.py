@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of images, in memory or in their file, and how some of them are picked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Union
+
+import numpy as np
+
+from q7 import files
+from q7.caffe_io import caffe_pb2 as pb
+from q7.data import pictures
+from q7.data.lmdb_file import LmdbFile
+from q7.errors import Q7Error
+
+
+def parse_datum(value: bytes, where: str) -> Any:
+    with files.reading(f"{where}: its Datum"):
+        return pb.Datum.FromString(value)
+
+
+def datum_pixels(datum: Any, where: str) -> np.ndarray:
+    """A Datum's image, uint8 CHW."""
+    if datum.encoded:
+        return pictures.decode(datum.data, where)
+    shape = (datum.channels, datum.height, datum.width)
+    if datum.data:
+        values = np.frombuffer(datum.data, np.uint8)
+    else:
+        floats = np.array(datum.float_data, np.float32)
+        if not ((floats >= 0) & (floats <= 255) & (floats == np.floor(floats))).all():
+            raise Q7Error(
+                f"{where}: float_data must be whole numbers from 0 to 255, since the device reads 8-bit pixels"
+            )
+        values = floats.astype(np.uint8)
+    if min(shape) < 1 or values.size != shape[0] * shape[1] * shape[2]:
+        raise Q7Error(f"{where}: {values.size} values for an image of shape {shape}")
+    return values.reshape(shape)
+
+
+Crop = Callable[[np.ndarray], np.ndarray]
+
+
+class StoredImages:
+    """Images (N, C, H, W) uint8, too many for the memory: an index reads those that it asks for from their LMDB."""
+
+    def __init__(self, path: Path, file: BinaryIO, database: LmdbFile, places: np.ndarray, crop: Crop) -> None:
+        """`places` (N, 2) holds the offset and the size of each value in the file."""
+        self._path, self._file, self._database, self._places, self._crop = path, file, database, places, crop
+        self.shape = (len(places), *self[:1].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        images, where = [], f"'{self._path}'"
+        with self._database.lock, unchanged(self._path, self._database):
+            for offset, size in self._places[which].tolist():
+                self._file.seek(offset)
+                images.append(self._crop(datum_pixels(parse_datum(self._file.read(size), where), where)))
+        return np.stack(images)
+
+    def pick(self, which: np.ndarray) -> StoredImages:
+        """Some of the images, which stay where they are."""
+        return StoredImages(self._path, self._file, self._database, self._places[which], self._crop)
+
+
+Images = Union[np.ndarray, StoredImages]
+
+
+def pick(images: Images, which: np.ndarray) -> Images:
+    """Some of the images; no copy of them where they stay in their file."""
+    return images.pick(which) if isinstance(images, StoredImages) else images[which]
+
+
+@contextlib.contextmanager
+def unchanged(path: Path, database: LmdbFile) -> Iterator[None]:
+    """Raises Q7Error where another process has written to a database, which makes what was read of it worth nothing."""
+    try:
+        yield
+    finally:
+        if database.changed:
+            raise Q7Error(f"the LMDB '{path}' was changed while it was read: run again when nothing writes to it")
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """Indices of at most so many of `count` images, evenly spaced."""
+    return np.linspace(0, count - 1, min(most, count)).astype(int)
+
+
+def crop_centre(images: np.ndarray, size: int) -> np.ndarray:
+    """(..., size, size) out of (..., height, width), as Caffe's data_transformer.cpp does at TEST; 0 crops nothing."""
+    if not size:
+        return images
+    top, left = ((extent - size) // 2 for extent in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]

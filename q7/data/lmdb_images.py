@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images and labels in LMDBs of Datums, as Caffe's Data layer reads them. The only importer of lmdb."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import lmdb
+import numpy as np
+
+from q7 import files
+from q7.caffe_io import caffe_pb2 as pb
+from q7.data.image_set import Crop, Images, StoredImages, datum_pixels, parse_datum, unchanged
+from q7.data.lmdb_file import LmdbFile
+from q7.errors import Q7Error
+
+
+def _read_images(
+    path: Path, database: LmdbFile, limit: int | None, crop: Crop, in_memory: float
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """Images, unless they are too many for the memory, their labels, and each one's (offset, size) in the file."""
+    count = database.entries if limit is None else min(database.entries, limit)
+    images, shape = None, None
+    labels, places = np.empty(count, np.int32), np.empty((count, 2), np.int64)
+    done = 0
+    for key, offset, value in itertools.islice(database, count):
+        where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
+        datum = parse_datum(value, where)
+        pixels = datum_pixels(datum, where)
+        if shape is None:
+            shape, cropped = pixels.shape, crop(pixels)
+            if count * cropped.size <= in_memory:
+                images = np.empty((count, *cropped.shape), np.uint8)
+        if pixels.shape != shape:
+            raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {shape}")
+        if images is not None:
+            images[done] = crop(pixels)
+        labels[done], places[done] = datum.label, (offset, len(value))
+        done += 1
+    if done != count:
+        raise ValueError(f"it says that it has {database.entries} entries")
+    if not count:
+        raise Q7Error(f"the LMDB '{path}' holds no images")
+    return images, labels, places
+
+
+def _data_file(path: Path) -> Path:
+    return path / "data.mdb" if path.is_dir() else path
+
+
+def version(path: Path) -> object:
+    """What differs once a database has been written to, or replaced; None where it cannot be read."""
+    try:
+        with open(_data_file(path), "rb") as file:
+            return os.fstat(file.fileno()).st_ino, LmdbFile(file).version()
+    except (OSError, ValueError, struct.error):
+        return None
+
+
+def read_within(
+    path: Path, limit: int | None = None, crop: Crop = lambda image: image, in_memory: float = math.inf
+) -> tuple[Images, np.ndarray]:
+    """As `read`, with each image cropped; images of more bytes than `in_memory` stay in the file."""
+    data = _data_file(path)
+    if not data.is_file():
+        raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")
+    with files.reading(f"the LMDB '{path}'"), contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(data, "rb"))
+        database = LmdbFile(file)
+        with unchanged(path, database):
+            images, labels, places = _read_images(path, database, limit, crop, in_memory)
+        if images is not None:
+            return images, labels
+        stack.pop_all()  # the file stays open
+        return StoredImages(path, file, database, places, crop), labels
+
+
+def read(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, C, H, W) as uint8 and labels (N,) as int32, in key order; at most `limit` of them.
+
+    Raises Q7Error where the database is missing, damaged, empty or changed meanwhile, or its images differ in shape.
+    """
+    images, labels = read_within(path, limit)
+    return images[:], labels
+
+
+def write(path: Path, images: Iterable[np.ndarray], labels: Iterable[int]) -> None:
+    """Writes uint8 CHW images and labels as Datums under keys that keep their order, as Caffe's tools do.
+
+    The folder is replaced only when all of it is written; it holds data.mdb alone.
+    """
+    try:
+        with files.replacing(path / "data.mdb") as (temporary,):
+            database = lmdb.open(str(temporary), map_size=1 << 40, subdir=False, lock=False)
+            with database, database.begin(write=True) as transaction:
+                for i, (image, label) in enumerate(zip(images, labels)):
+                    channels, height, width = image.shape
+                    datum = pb.Datum(channels=channels, height=height, width=width, data=image.tobytes())
+                    datum.label = int(label)
+                    transaction.put(b"%08d" % i, datum.SerializeToString(), append=True)
+    except lmdb.Error as error:
+        raise Q7Error(f"cannot write the LMDB '{path}': {error}") from error

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where test images come from: what Caffe's Data, ImageData and HDF5Data layers read, as 8-bit pixels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from q7 import files
+from q7.caffe_io.blobs import read_hdf5_images
+from q7.data import lmdb_images, pictures
+from q7.data.image_set import Crop, Images
+from q7.errors import Q7Error
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads (N, C, H, W) uint8 images and (N,) int32 labels, at most `limit` of them."""
+
+    caffe_type: ClassVar[str]
+    kind: ClassVar[str]  # of what `path` names
+
+    def files(self, path: Path) -> list[Path]:
+        """All that a reading of `path` may read."""
+        raise NotImplementedError
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Raises Q7Error where the images are missing, damaged or no 8-bit pixels of one shape."""
+        raise NotImplementedError
+
+    def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
+        """As `read`, with the images cropped; those of more bytes than `in_memory` may stay in their file."""
+        images, labels = self.read(path, limit)
+        return np.ascontiguousarray(crop(images)), labels
+
+
+@dataclass(frozen=True)
+class Lmdb(Reader):
+    """8-bit pixels of an LMDB; Caffe's transform_param makes (pixel - mean) * scale of them."""
+
+    caffe_type = "Data"
+    kind = "LMDB"
+
+    def files(self, path: Path) -> list[Path]:
+        return [path, *(path / name for name in ("data.mdb", "lock.mdb"))]
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        return lmdb_images.read(path, limit)
+
+    def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
+        return lmdb_images.read_within(path, limit, crop, in_memory)
+
+
+def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers."""
+    with files.reading(f"{what} '{path}'"):
+        text = path.read_text("utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+@dataclass(frozen=True)
+class ImageList(Reader):
+    """Pictures whose paths and labels a text file lists, decoded and resized as OpenCV does it for Caffe."""
+
+    caffe_type = "ImageData"
+    kind = "list of images"
+
+    root_folder: str = ""
+    height: int = 0  # 0: as they are
+    width: int = 0
+    color: bool = True
+
+    def _entries(self, path: Path) -> Iterator[tuple[str, int]]:
+        """Paths as the list names them, and labels."""
+        for number, line in _lines(path, "the list of images"):
+            name, _, label = line.rpartition(" ")
+            if not (name and label.isdecimal() and len(label) < 10):
+                raise Q7Error(f"'{path}', line {number}: '{line[:100]}' is no path, a space and a label")
+            yield name.strip(), int(label)
+
+    def _find(self, name: str, path: Path) -> Path:
+        return files.find(self.root_folder + name, path.parent, f"'{path}': the image")
+
+    def files(self, path: Path) -> list[Path]:
+        return [path, *(self._find(name, path) for name, _ in self._entries(path))]
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        if self.height * self.width > pictures.LARGEST_IMAGE:
+            raise Q7Error(f"'{path}': new_height {self.height} and new_width {self.width} are too large")
+        entries = list(itertools.islice(self._entries(path), limit))
+        images: np.ndarray | None = None
+        for i, (name, _) in enumerate(entries):
+            file = self._find(name, path)
+            image = self._decode(file)
+            if images is None:
+                images = np.empty((len(entries), *image.shape), np.uint8)
+            if image.shape != images.shape[1:]:
+                raise Q7Error(
+                    f"'{file}': image shape {image.shape}, but the first has {images.shape[1:]}: "
+                    "new_height and new_width would make them equal"
+                )
+            images[i] = image
+        if images is None:
+            raise Q7Error(f"the list of images '{path}' is empty")
+        return images, np.array([label for _, label in entries], np.int32)
+
+    def _decode(self, file: Path) -> np.ndarray:
+        pixels = pictures.read(file, self.color)
+        if self.height and self.width:
+            pixels = pictures.resize(pixels, self.height, self.width)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+WHOLE = 0.01  # how far from a whole number a pixel may be, which covers float32's rounding many times
+
+
+@dataclass(frozen=True)
+class Hdf5List(Reader):
+    """Data sets of HDF5 files that a text file lists; they hold (pixel - mean) * scale, and the device gets the pixels.
+
+    What was done to the pixels is for --mean and --scale to say: HDF5Data has no transform_param.
+    """
+
+    caffe_type = "HDF5Data"
+    kind = "list of HDF5 files"
+
+    data: str = "data"
+    label: str = "label"
+    mean: tuple[float, ...] = ()  # one value, or one for each channel
+    scale: float = 1.0
+
+    def _find(self, line: str, path: Path) -> Path:
+        return files.find(line, path.parent, f"'{path}': the file")
+
+    def files(self, path: Path) -> list[Path]:
+        return [path, *(self._find(line, path) for _, line in _lines(path, "the list of HDF5 files"))]
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        images: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        count = 0
+        for _, line in _lines(path, "the list of HDF5 files"):
+            if limit is not None and count >= limit:
+                break
+            file = self._find(line, path)
+            left = None if limit is None else limit - count
+            values, truth = read_hdf5_images(file, self.data, self.label, left)
+            if images and values.shape[1:] != images[0].shape[1:]:
+                raise Q7Error(f"'{file}': image shape {values.shape[1:]}, but the first has {images[0].shape[1:]}")
+            images.append(self._pixels(values, file))
+            labels.append(truth)
+            count += len(values)
+        if not count:
+            raise Q7Error(f"the list of HDF5 files '{path}' leads to no images")
+        return np.concatenate(images), np.concatenate(labels)
+
+    def _pixels(self, values: np.ndarray, file: Path) -> np.ndarray:
+        mean = np.array(self.mean or (0.0,))[:, None, None]
+        if len(mean) not in (1, values.shape[1]):
+            raise Q7Error(f"{len(mean)} mean values for {values.shape[1]} channels of '{file}'")
+        pixels = values / self.scale + mean
+        nearest = np.rint(pixels)
+        if not ((np.abs(pixels - nearest) < WHOLE) & (nearest >= 0) & (nearest <= 255)).all():
+            raise Q7Error(
+                f"'{file}': data set '{self.data}' has values from {values.min():g} to {values.max():g} that are not "
+                f"(pixel - mean) * scale of 8-bit pixels, which the device reads: say with --mean and --scale what was "
+                f"done to them (now: mean {','.join(f'{v:g}' for v in mean.ravel())}, scale {self.scale:g})"
+            )
+        return nearest.astype(np.uint8)
+
+
+READERS: dict[str, type[Reader]] = {cls.caffe_type: cls for cls in (Lmdb, ImageList, Hdf5List)}

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network as Caffe computes it, on onnxruntime, with any tensor put on a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from q7.engines.engine import Network
+from q7.layers.base import Layer
+from q7.network.graph import Graph
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import INT8_MAX, INT8_MIN, QFormat
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Float values on a Q-format's grid; `clip` to what 8 bits hold."""
+
+    format: QFormat
+    clip: bool = True
+
+    def round(self, values: np.ndarray) -> np.ndarray:
+        """Half to even."""
+        scaled = np.rint(self.format.scaled(values))
+        scaled = np.clip(scaled, INT8_MIN, INT8_MAX) if self.clip else scaled
+        return self.format.dequantize(scaled)
+
+    def floor(self, g: OnnxGraph, x: str) -> str:
+        """Toward minus infinity, in a graph."""
+        x = g.add("Floor", g.scale(x, 2.0**self.format.fraction_bits))
+        x = g.clip(x, INT8_MIN, INT8_MAX) if self.clip else x
+        return g.scale(x, 2.0**-self.format.fraction_bits)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A layer's setting in the float network: which of its tensors are put on a grid."""
+
+    w: Grid | None = None
+    b: Grid | None = None
+    y: Grid | None = None
+
+
+def as_trained(graph: Graph) -> list[Simulation]:
+    """Settings of the float network as it was trained."""
+    return [Simulation()] * len(graph.layers)
+
+
+class FloatNetwork(Network):
+    """The network as Caffe computes it, with any tensor put on a grid: the original's simulation of 8 bits."""
+
+    stored = np.float32
+
+    def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Simulation) -> str:
+        weights = self.graph.weights.get(layer.name)
+        if weights:
+            w, b = weights
+            weights = (setting.w.round(w) if setting.w else w, setting.b.round(b) if setting.b else b)
+        y = layer.build_float(g, xs, weights)
+        return setting.y.floor(g, y) if setting.y else y

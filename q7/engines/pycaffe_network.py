@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the float network on Caffe itself; imported only where it is asked for, since few machines have pycaffe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format
+
+from q7.caffe_io import caffe_pb2 as pb
+from q7.caffe_io.prototxt import Prototxt
+from q7.engines.engine import LARGE_BATCH, MEMORY, Run, Values
+from q7.engines.float_network import FloatNetwork, Grid, Simulation
+from q7.errors import Q7Error
+from q7.layers.base import Layer
+from q7.network.graph import Graph
+from q7.qformat import INT8_MAX, INT8_MIN
+
+# Caffe ends the whole process where there is no GPU, or where it was built without: tried in a process of its own.
+_PROBE = """
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except ImportError:
+    pass  # Windows writes no core
+import caffe
+caffe.set_device(0)
+"""
+
+
+def load(gpu: bool = False) -> Any:
+    """The module caffe, set to compute on the CPU or the GPU; raises Q7Error where it cannot."""
+    # Both are read while the module is loaded. OpenBLAS's threads cost more than they bring at these sizes.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    try:
+        import caffe
+        from caffe import Net  # noqa: F401
+        from caffe.proto import caffe_pb2  # noqa: F401
+    except Exception as error:  # also what an incompatible protobuf raises
+        reason = " ".join(str(error).split())[:200]
+        raise Q7Error(
+            "--engine caffe needs pycaffe: on Python 3.9, pip install -r requirements-caffe.txt, or add the folder "
+            f"'python' of your Caffe to PYTHONPATH ({reason})"
+        ) from error
+    if not gpu:
+        caffe.set_mode_cpu()
+        return caffe
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, check=False).returncode:
+        raise Q7Error(
+            "--gpu with --engine caffe needs an NVIDIA GPU, and a pycaffe built with CUDA (CPU_ONLY off) on PYTHONPATH"
+        )
+    caffe.set_device(0)
+    caffe.set_mode_gpu()
+    return caffe
+
+
+def _message(prototxt: Prototxt, layer: Layer) -> Any:
+    """The layer's message with the graph's names, and without what is for training or for another build of Caffe."""
+    own = next((m for m in prototxt.layers if (m.name, m.type) == (layer.name, layer.caffe_type)), None)
+    if own is None:
+        raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): --engine caffe does not find it in the prototxt")
+    message = pb.LayerParameter(name=layer.name, type=layer.caffe_type, bottom=layer.inputs, top=[layer.name])
+    for field, value in own.ListFields():
+        if field.name.endswith("_param"):
+            param = getattr(message, field.name)
+            param.CopyFrom(value)
+            known = {f.name for f in param.DESCRIPTOR.fields}
+            for name in known & {"engine", "weight_filler", "bias_filler", "transpose"}:
+                param.ClearField(name)
+            if layer.weighted and "bias_term" in known:
+                param.bias_term = True
+    return message
+
+
+def definition(graph: Graph, prototxt: Prototxt, batch: int) -> str:
+    """The prototxt of the graph behind an Input layer; each layer writes a blob of its own name, none in place."""
+    network = pb.NetParameter(name=graph.name)
+    data = network.layer.add(name=graph.input.name, type="Input", top=[graph.input.name])
+    data.input_param.shape.add(dim=[batch, *graph.input.out_shape])
+    network.layer.extend(_message(prototxt, layer) for layer in graph.layers[1:])
+    return text_format.MessageToString(network)
+
+
+def build(caffe: Any, text: str) -> Any:
+    """Caffe's network; what would make Caffe end the process is checked before."""
+    from caffe.proto import caffe_pb2
+
+    try:
+        network = text_format.Parse(text, caffe_pb2.NetParameter())
+    except text_format.ParseError as error:
+        raise Q7Error(f"this Caffe does not know a field of the network: {error}") from error
+    for layer in network.layer:
+        if layer.type not in caffe.layer_type_list():
+            raise Q7Error(
+                f"layer '{layer.name}' ({layer.type}): this Caffe has no such layer; leave out --engine caffe"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "net.prototxt")
+        path.write_text(text)
+        return caffe.Net(str(path), caffe.TEST)
+
+
+def _floor(grid: Grid, values: np.ndarray) -> None:
+    """Onto the grid toward minus infinity, in place."""
+    np.floor(np.ldexp(values, grid.format.fraction_bits, out=values), out=values)
+    if grid.clip:
+        np.clip(values, INT8_MIN, INT8_MAX, out=values)
+    np.ldexp(values, -grid.format.fraction_bits, out=values)
+
+
+class PycaffeNetwork(FloatNetwork):
+    """The float network on pycaffe: weights on grids go into its parameters, outputs are floored between layers."""
+
+    def __init__(
+        self, graph: Graph, images: np.ndarray, prototxt: Prototxt, gpu: bool = False, memory: int = MEMORY
+    ) -> None:
+        super().__init__(graph, images, memory=memory)
+        self.batch, self.workers = min(LARGE_BATCH, len(images)), 1  # there is one set of blobs
+        self._net = build(load(gpu), definition(graph, prototxt, self.batch))
+        # Blobs with several readers are copied by Split layers, which share memory once they have run: from then on,
+        # what is written into a blob is seen by all its readers.
+        self._net.forward()
+
+    def _set_weights(self, layers: Sequence[Layer], settings: Sequence[Simulation]) -> None:
+        for layer, setting in zip(layers, settings):
+            if layer.weighted:
+                for blob, values, grid in zip(
+                    self._net.params[layer.name], self.graph.weights[layer.name], (setting.w, setting.b)
+                ):
+                    blob.data[...] = grid.round(values) if grid else values
+
+    def _forward(self, layers: Sequence[Layer], settings: Sequence[Simulation]) -> None:
+        """Runs these layers, stopping behind each whose output goes on a grid."""
+        start = 0
+        for i, (layer, setting) in enumerate(zip(layers, settings)):
+            if setting.y or i == len(layers) - 1:
+                self._net.forward(start=layers[start].name, end=layer.name)
+                start = i + 1
+            if setting.y:
+                _floor(setting.y, self._net.blobs[layer.name].data)
+
+    def _write(self, name: str, values: np.ndarray) -> None:
+        if values.dtype == np.uint8:
+            values = (values.astype(np.float32) - self.graph.input.mean) * np.float32(self.graph.input.scale)
+        self._net.blobs[name].data[: len(values)] = values
+
+    def runner(
+        self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], watched: Sequence[Layer] = ()
+    ) -> Run:
+        layers = self.graph.layers[first:last]
+        self._set_weights(layers, settings[first:last])
+
+        def run(batch: Values) -> Sequence[np.ndarray]:
+            for name, values in batch.items():
+                self._write(name, values)
+            self._forward(layers, settings[first:last])
+            size = len(next(iter(batch.values())))
+            results = [self._net.blobs[layer.name].data[:size] for layer in outputs]
+            seen = [self._net.blobs[layer.name].data[:size] for layer in watched]
+            return results + [end for values in seen for end in (values.min(), values.max())]
+
+        return run

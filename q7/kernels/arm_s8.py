@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The s8 kernels of CMSIS-NN 4 to 7, with power-of-two scales and zero points of 0.
+
+They requantize a sum by a multiplier and a shift: (sum * multiplier << shift) >> 31, rounded half up. With the
+multiplier 2**(31 - s) and the shift 0 that is what the q7 kernels do, (sum + (1 << s >> 1)) >> s, for every 32-bit sum.
+(The normalised pair, a multiplier of 2**30 or more with a negative shift, rounds twice and differs.) Results are the
+same on all cores. Scratch memory is not; sizes are the library's *_get_buffer_size, the largest of the four releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from q7.kernels import arm_q7
+from q7.kernels.base import Array, CNames, Integers, Kernel, WeightedKernel
+from q7.kernels.exact import divide, window_sum
+from q7.kernels.own import Merge, Operands
+from q7.onnx_graph import OnnxGraph
+from q7.onnx_windows import crop, image_cells, max_pool, window_attributes
+from q7.target import Api, Core, Target
+
+INT32_MAX = (1 << 31) - 1
+ADD_LSHIFT = 20  # of both operands; below 16 the DSP path is wrong for negative ones, from 23 on sums can overflow
+MVE_WEIGHTS = 16  # bytes behind the weights that MVE code reads
+MVE_SCRATCH = 16  # bytes behind the scratch memory of a depthwise convolution that it reads
+MVE_LANES = 4  # it reads 32-bit arrays in whole groups
+MVE_BLOCK = 124  # channels that the depthwise kernel takes at once (CH_IN_BLOCK_MVE)
+
+
+def multiplier(rshift: int) -> int:
+    """What shifts right by 0 to 31 bits and rounds half up; for no shift it is exact once saturated to 8 bits."""
+    return min(1 << (31 - rshift), INT32_MAX)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _braces(*values: str) -> str:
+    return f"{{{', '.join(values)}}}"
+
+
+@dataclass(frozen=True)
+class S8Kernel(Kernel):
+    """A call takes pointers to structures; all but those that hold pointers are constants."""
+
+    apis = (Api.S8,)
+    limits = True
+
+    def _context(self, c: CNames, buffer: str, size: str) -> str:
+        return f"const cmsis_nn_context {c.local}_ctx = {_braces(buffer, size)}"
+
+    def _constant(self, c: CNames, kind: str, name: str, *values: str) -> str:
+        return f"static const cmsis_nn_{kind} {c.local}_{name} = {_braces(*values)}"
+
+    def _activation(self, c: CNames) -> str:
+        return _braces(f"{c.prefix}_ACT_MIN", f"{c.prefix}_ACT_MAX")
+
+    def _call(self, c: CNames, arguments: str) -> str:
+        """The layer's own structures are written as &name."""
+        return f"{self.name}({arguments.replace('&', f'&{c.local}_')})"
+
+
+def _pairs(layer: Any, c: CNames) -> list[tuple[str, str]]:
+    """Macros of (width, height): of the input, the window, its stride and padding, and the output."""
+    return [c.sizes(layer, what) for what in ("IN_DIM", "KER_DIM", "STRIDE", "PAD", "OUT_DIM")]
+
+
+@dataclass(frozen=True)
+class _Weighted(S8Kernel, WeightedKernel):
+    """The weights are in the order of the q7 kernels, the bias is already shifted to the accumulator's grid."""
+
+    def defines(self, integers: Integers) -> dict[str, int]:
+        return {}
+
+    def arrays(self, layer: Any, integers: Integers, c: CNames) -> list[Array]:
+        weights = self.layout(integers.weights, layer)
+        return [
+            Array(f"{c.prefix}_WT", c.weights, "int8_t", weights, MVE_WEIGHTS),
+            self._each_output(c, "BIAS", integers.bias.astype(np.int32) << integers.shifts.bias_lshift),
+        ]
+
+    def _each_output(self, c: CNames, what: str, values: np.ndarray) -> Array:
+        spare = -len(values) % MVE_LANES
+        return Array(f"{c.prefix}_{what}", f"{c.local}_{what.lower()}", "int32_t", values.astype(np.int32), spare)
+
+
+@dataclass(frozen=True)
+class Convolution(_Weighted, arm_q7.Convolution):
+    """Convolutions in groups; the multiplier and the shift are arrays, although all outputs have the same."""
+
+    params: ClassVar[str] = "conv_params"
+
+    def scratch_bytes(self, layer: Any, target: Target) -> int:
+        """im2col columns; a grouped 1x1 convolution refuses to run without them, whatever it says it needs."""
+        if (layer.kernel, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
+            return 4 * layer.in_shape[0] if target.core is Core.DSP else 0  # as built with Arm's compiler
+        column = layer.in_shape[0] * layer.kernel[0] * layer.kernel[1]
+        return 4 * _round_up(column, 16 if target.core is Core.MVE else 4)
+
+    def least_version(self, layer: Any) -> int:
+        """Older ones take all groups for one, and report success."""
+        return 6 if layer.group > 1 else 4
+
+    def arrays(self, layer: Any, integers: Integers, c: CNames) -> list[Array]:
+        outputs = len(integers.bias)
+        return [
+            *super().arrays(layer, integers, c),
+            self._each_output(c, "MULTIPLIER", np.full(outputs, multiplier(integers.shifts.out_rshift))),
+            self._each_output(c, "SHIFT", np.zeros(outputs)),
+        ]
+
+    def _geometry(self, layer: Any, c: CNames) -> list[tuple[str, str]]:
+        """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
+        pairs = _pairs(layer, c)
+        return [pair[::-1] for pair in pairs] if layer.in_shape[1] == layer.kernel[0] == 1 else pairs
+
+    def _channels(self, layer: Any, p: str) -> tuple[list[str], str, str]:
+        """What goes before the strides in the parameters, and the filter's dimensions n and c."""
+        return ["0", "0"], f"{p}_OUT_CH", f"{p}_IN_CH" if layer.group == 1 else f"{p}_IN_CH / {p}_GROUPS"
+
+    def calls(self, layer: Any, c: CNames) -> list[str]:
+        p = c.prefix
+        (in_x, in_y), (kernel_x, kernel_y), stride, pad, (out_x, out_y) = self._geometry(layer, c)
+        offsets, filters, depth = self._channels(layer, p)
+        windows = [_braces(*pair) for pair in (stride, pad, ("1", "1"))]
+        quantization = _braces(f"(int32_t *){c.local}_multiplier", f"(int32_t *){c.local}_shift")
+        return [
+            self._context(c, c.scratch, str(c.scratch_bytes)),
+            f"const cmsis_nn_per_channel_quant_params {c.local}_quant = {quantization}",
+            self._constant(c, self.params, "params", *offsets, *windows, self._activation(c)),
+            self._constant(c, "dims", "in_dims", "1", in_y, in_x, f"{p}_IN_CH"),
+            self._constant(c, "dims", "filter_dims", filters, kernel_y, kernel_x, depth),
+            self._constant(c, "dims", "bias_dims", "1", "1", "1", f"{p}_OUT_CH"),
+            self._constant(c, "dims", "out_dims", "1", out_y, out_x, f"{p}_OUT_CH"),
+            self._call(
+                c,
+                f"&ctx, &params, &quant, &in_dims, {c.input}, &filter_dims, {c.weights}, &bias_dims, {c.bias}, "
+                f"&out_dims, {c.output}",
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class Depthwise(Convolution, arm_q7.Depthwise):
+    """One or more outputs for each channel; weights KH,KW,C_OUT."""
+
+    params = "dw_conv_params"
+
+    def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
+        return arm_q7.Depthwise.layout(self, weights, layer)
+
+    def scratch_bytes(self, layer: Any, target: Target) -> int:
+        area = layer.kernel[0] * layer.kernel[1]
+        if target.core is Core.PLAIN or layer.out_shape[0] > layer.in_shape[0]:
+            return 0
+        return 4 * MVE_BLOCK * area + MVE_SCRATCH if target.core is Core.MVE else 2 * layer.in_shape[0] * area
+
+    def least_version(self, layer: Any) -> int:
+        return 4
+
+    def _geometry(self, layer: Any, c: CNames) -> list[tuple[str, str]]:
+        return _pairs(layer, c)
+
+    def _channels(self, layer: Any, p: str) -> tuple[list[str], str, str]:
+        return ["0", "0", f"{p}_OUT_CH / {p}_IN_CH"], "1", f"{p}_OUT_CH"
+
+
+@dataclass(frozen=True)
+class FullyConnected(_Weighted, arm_q7.FullyConnected):
+    """The context's buffer is the bias: on MVE, CMSIS-NN 7 takes its sums from there, which zero points of 0 end."""
+
+    def scratch_bytes(self, layer: Any, target: Target) -> int:
+        return 0
+
+    def defines(self, integers: Integers) -> dict[str, int]:
+        return {"MULTIPLIER": multiplier(integers.shifts.out_rshift)}
+
+    def calls(self, layer: Any, c: CNames) -> list[str]:
+        p = c.prefix
+        columns, rows = f"{p}_IN_DIM", f"{p}_OUT_DIM"
+        return [
+            self._context(c, f"(void *){c.bias}", f"(int32_t)sizeof({c.bias})"),
+            self._constant(c, "per_tensor_quant_params", "quant", f"{p}_MULTIPLIER", "0"),
+            self._constant(c, "fc_params", "params", "0", "0", "0", self._activation(c)),
+            self._constant(c, "dims", "in_dims", "1", "1", "1", columns),
+            self._constant(c, "dims", "filter_dims", columns, "1", "1", rows),
+            self._constant(c, "dims", "out_dims", "1", "1", "1", rows),
+            self._call(
+                c,
+                f"&ctx, &params, &quant, &in_dims, {c.input}, &filter_dims, {c.weights}, &out_dims, {c.bias}, "
+                f"&out_dims, {c.output}",
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class Pool(S8Kernel):
+    """Windows are clipped to the image; the input stays as it is."""
+
+    def in_place(self, layer: Any, promised_only: bool) -> bool:
+        """Measured for squares, where no window holds a cell before its output; see arm_kernels.Pool."""
+        return layer.square and arm_q7.Pool.in_place(self, layer, promised_only)  # type: ignore[arg-type]
+
+    def calls(self, layer: Any, c: CNames) -> list[str]:
+        (in_x, in_y), (kernel_x, kernel_y), stride, pad, (out_x, out_y) = _pairs(layer, c)
+        channels = f"{c.prefix}_IN_CH"
+        return [
+            self._context(c, c.scratch, str(c.scratch_bytes)),
+            self._constant(c, "pool_params", "params", _braces(*stride), _braces(*pad), self._activation(c)),
+            self._constant(c, "dims", "in_dims", "1", in_y, in_x, channels),
+            self._constant(c, "dims", "filter_dims", "1", kernel_y, kernel_x, "1"),
+            self._constant(c, "dims", "out_dims", "1", out_y, out_x, channels),
+            self._call(c, f"&ctx, &params, &in_dims, {c.input}, &filter_dims, &out_dims, {c.output}"),
+        ]
+
+
+@dataclass(frozen=True)
+class MaxPool(Pool):
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        return max_pool(g, xs[0], layer)
+
+
+@dataclass(frozen=True)
+class AveragePool(Pool):
+    """sum / cells, rounded to the nearest integer, ties away from zero."""
+
+    def scratch_bytes(self, layer: Any, target: Target) -> int:
+        return 4 * layer.in_shape[0] if target.core is Core.DSP else 0
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        cells = image_cells(layer)
+        total = crop(g, window_sum(g, xs[0], **window_attributes(layer)), layer)
+        half = g.add("Mul", g.add("Sign", total), (cells // 2).astype(np.float32))
+        return divide(g, g.add("Add", total, half), cells)
+
+
+@dataclass(frozen=True)
+class Add(S8Kernel, Merge):
+    """The sum of two inputs of any formats, rounded once."""
+
+    own = False
+
+    def in_place(self, layer: Any, promised_only: bool) -> bool:
+        """Measured: each element is read before it is written."""
+        return not promised_only
+
+    def calls(self, layer: Any, c: CNames) -> list[str]:
+        p = c.prefix
+        operands = [f"0, {p}_MULTIPLIER_{i}, {p}_SHIFT_{i}" for i in (1, 2)]
+        ends = f"{p}_ACT_MIN, {p}_ACT_MAX, {p}_SIZE"
+        return [
+            f"{self.name}({', '.join([*c.inputs, *operands])}, {ADD_LSHIFT}, {c.output}, 0, {p}_MULTIPLIER, 0, {ends})"
+        ]
+
+    def defines(self, integers: Operands) -> dict[str, int]:
+        """Operands are shifted left by 20 bits, and the finer one back by what it is finer."""
+        coarsest = max(integers.factors)
+        defines = {}
+        for i, factor in enumerate(integers.factors, 1):
+            finer = (coarsest // factor).bit_length() - 1
+            # 2**30 and a left shift by 1 change nothing, and are exact for operands below 2**30.
+            pair = (multiplier(finer), 0) if finer else (1 << 30, 1)
+            defines.update({f"MULTIPLIER_{i}": pair[0], f"SHIFT_{i}": pair[1]})
+        out_rshift = ADD_LSHIFT + integers.out_rshift - (coarsest.bit_length() - 1)
+        # The sum of two 8-bit numbers is gone after 29 bits.
+        return {**defines, "MULTIPLIER": multiplier(min(out_rshift, 31))}
+
+
+@dataclass(frozen=True)
+class Lookup(arm_q7.Activation):
+    """Our own loop: the curve's value for each of the 256 inputs; the s8 library has no curves of 8 bits."""
+
+    own = True
+    apis = (Api.S8,)
+
+    def defines(self, integers: Any) -> dict[str, int]:
+        return {}
+
+    def arrays(self, layer: Any, integers: Any, c: CNames) -> list[Array]:
+        """Indexed by the input's bits as an unsigned number."""
+        x = np.arange(256).astype(np.uint8).view(np.int8).astype(int)
+        values = self.table()[(x >> (3 - integers.int_width)) + 128].astype(np.int8)
+        return [Array(f"{c.prefix}_TABLE", f"{c.local}_table", "int8_t", values)]
+
+    def calls(self, layer: Any, c: CNames) -> list[str]:
+        return [f"{self.name}({c.input}, {layer.size_expression(c.prefix)}, {c.local}_table, {c.output})"]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact integer arithmetic in ONNX graphs.
+
+Every tensor holds integers as float32, NCHW or (N, features). Sums stay exact because they are proved to stay below
+2**24, or are split until they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from q7.kernels.base import Integers
+from q7.onnx_graph import OnnxGraph
+from q7.onnx_windows import crop, image_cells, window_attributes
+from q7.qformat import INT8_MAX, INT8_MIN
+from q7.target import Target
+
+EXACT_FLOAT32 = 1 << 24  # every integer of smaller magnitude is a float32, and so is every partial sum on the way
+
+
+def saturate(g: OnnxGraph, x: str) -> str:
+    return g.clip(x, INT8_MIN, INT8_MAX)
+
+
+def _exact_parts(weights: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Splits weights (O, ...) into arrays that sum to them, so that each output's sum of |w| is within the budget."""
+    flat = np.abs(weights.reshape(len(weights), -1).astype(np.int64))
+    part = np.cumsum(flat, axis=1).max(axis=0) // (budget - INT8_MAX - 1)
+    return [np.where((part == i).reshape(weights.shape[1:]), weights, 0) for i in np.unique(part)]
+
+
+def weighted_sum(
+    g: OnnxGraph, integers: Integers, target: Target, product: Callable[[np.ndarray, np.ndarray], str]
+) -> str:
+    """clamp((sum(x * w) + (bias << bias_lshift) + rounding term) >> out_rshift), exact for every int8 input.
+
+    `product(weights, constants)` adds the convolution or matrix product of float32 weights and per-output constants.
+    Scaling by 2**-out_rshift is put on the weights, which keeps every float exact. The kernels' 32-bit sums cannot
+    overflow: at most 65535 * 2**14 of products, 2**29 of bias and 2**29 of rounding stay below 2**31.
+    """
+    shift = integers.shifts
+    weights = integers.weights.astype(np.float64)
+    constants = (integers.bias.astype(np.int64) << shift.bias_lshift) + target.rounding.term(shift.out_rshift)
+    sums = np.abs(weights.reshape(len(weights), -1)).sum(axis=1) * -INT8_MIN
+    bound = int((sums + np.abs(constants)).max())
+    scale = 2.0**-shift.out_rshift
+    if bound < EXACT_FLOAT32:
+        total = product((weights * scale).astype(np.float32), (constants * scale).astype(np.float32))
+        return saturate(g, g.add("Floor", total))
+    none = np.zeros(len(weights), np.float32)
+    parts = [
+        g.cast(product(part.astype(np.float32), none), np.float64)
+        for part in _exact_parts(weights, EXACT_FLOAT32 // -INT8_MIN)
+    ]
+    shape = (-1,) + (1,) * (weights.ndim - 2)
+    total = g.add("Sum", *parts, constants.astype(np.float64).reshape(shape))
+    total = g.add("Floor", g.add("Mul", total, np.array(scale)))
+    return g.cast(g.clip(total, INT8_MIN, INT8_MAX, np.float64), np.float32)
+
+
+def convolution(g: OnnxGraph, x: str, layer: Any, integers: Integers, target: Target) -> str:
+    """The weighted sum of a convolution layer."""
+
+    def convolve(weights: np.ndarray, constants: np.ndarray) -> str:
+        return g.add("Conv", x, weights, constants, group=layer.group, **window_attributes(layer))
+
+    return crop(g, weighted_sum(g, integers, target, convolve), layer)
+
+
+def divide(g: OnnxGraph, total: str, count: np.ndarray) -> str:
+    """C's division, which truncates toward zero; float32 divides integers below 2**24 without crossing one."""
+    return g.cast(g.cast(g.add("Div", total, count.astype(np.float32)), np.int32), np.float32)
+
+
+def window_sum(g: OnnxGraph, x: str, **windows: Any) -> str:
+    """The sum over each window, zeros outside: exact, since the mean's rounding error is far below 1 / cells."""
+    cells = float(np.prod(windows["kernel_shape"]))
+    mean = g.add("AveragePool", x, count_include_pad=1, **windows)
+    return g.add("Round", g.add("Mul", mean, np.array(cells, np.float32)))
+
+
+NUDGE = 2.0**-20  # far above the four roundings of 2**-24 that it makes good
+MOST_NUDGED_CELLS = 4096  # quotients up to 128 are 2**-12 apart from the next integer, and are moved by 2**-13 at most
+
+
+def truncated_mean(g: OnnxGraph, x: str, layer: Any, axes: tuple[int, ...] = (0, 1)) -> str:
+    """C's sum / cells over each window, along both axes, or along x (1) and then y (0); the cells are the image's.
+
+    The float quotient may miss an integer by its rounding; a nudge away from zero makes that good.
+    """
+    cells, windows = image_cells(layer, axes), window_attributes(layer, axes)
+    if cells.max() > MOST_NUDGED_CELLS:
+        return divide(g, crop(g, window_sum(g, x, **windows), layer, axes), cells)
+    mean = crop(g, g.add("AveragePool", x, count_include_pad=1, **windows), layer, axes)
+    factor = np.prod(windows["kernel_shape"]) / cells * (1 + NUDGE)
+    height = layer.out_shape[1] if 0 in axes else layer.in_shape[1]
+    # In full, since onnxruntime is slow where it has to repeat short rows.
+    factor = np.broadcast_to(factor, (layer.in_shape[0], height, layer.out_shape[2]))
+    return g.cast(g.cast(g.add("Mul", mean, factor.astype(np.float32)), np.int32), np.float32)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that compute each element alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from q7.kernels import registry
+from q7.kernels.base import Bounds
+from q7.layers.base import Declined, Layer, Shape, Weights, extents
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Layer):
+    elementwise = True
+
+    def defines(self) -> dict[str, int]:
+        if len(self.out_shape) == 1:
+            return {"OUT_DIM": self.out_shape[0]}
+        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
+
+    def size_expression(self, prefix: str) -> str:
+        """The number of elements, in the layer's macros."""
+        if len(self.out_shape) == 1:
+            return f"{prefix}_OUT_DIM"
+        factors = ["OUT_DIM", "OUT_DIM"] if self.square else ["OUT_DIM_X", "OUT_DIM_Y"]
+        return "*".join(f"{prefix}_{factor}" for factor in ["OUT_CH", *factors])
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU(Elementwise):
+    """max(x, 0)."""
+
+    caffe_type = "ReLU"
+    kernels = registry.RELU
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        if message.relu_param.negative_slope != 0:
+            raise Declined(f"negative_slope {message.relu_param.negative_slope:g}, allowed is 0")
+        return super().parse(message, inputs, in_shapes)
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add("Relu", xs[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Clip(Elementwise):
+    """max(low, min(x, high))."""
+
+    caffe_type = "Clip"
+    kernels = registry.CLIP
+
+    low: float = 0.0
+    high: float = 6.0
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        param = message.clip_param
+        layer = cls(message.name, inputs, message.top[0], in_shapes, low=param.min, high=param.max)
+        layer.check()
+        return layer
+
+    def check(self) -> None:
+        if not self.low < self.high:
+            raise Declined(f"min {self.low:g} must be below max {self.high:g}")
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.clip(xs[0], self.low, self.high)
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Bounds:
+        assert formats.x
+        bounds = np.rint(formats.x.scaled(np.array([self.low, self.high])))
+        low, high = np.clip(bounds, INT8_MIN, INT8_MAX).astype(int).tolist()
+        return Bounds(low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU6(Clip):
+    """max(0, min(x, 6)), a layer of some branches of Caffe."""
+
+    caffe_type = "ReLU6"
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        return cls(message.name, inputs, message.top[0], in_shapes)
+
+
+@dataclass(frozen=True)
+class IntWidth:
+    """The input's integer bits."""
+
+    int_width: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve(Elementwise):
+    floors = True
+
+    op: ClassVar[str]
+
+    def inherited(self, x: QFormat) -> QFormat:
+        return QFormat(7)
+
+    def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """The kernel takes 0 to 3 integer bits."""
+        return 4, 7
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add(self.op, xs[0])
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> IntWidth:
+        assert formats.x
+        return IntWidth(formats.x.integer_bits)
+
+
+@dataclass(frozen=True, eq=False)
+class Sigmoid(_Curve):
+    """1 / (1 + exp(-x))."""
+
+    caffe_type = "Sigmoid"
+    kernels = registry.SIGMOID
+    op = "Sigmoid"
+
+
+@dataclass(frozen=True, eq=False)
+class TanH(_Curve):
+    """tanh(x)."""
+
+    caffe_type = "TanH"
+    kernels = registry.TANH
+    op = "Tanh"

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every Caffe layer has: its shapes, cost, float computation, macros, and the kernels that can compute it.
+
+Shapes are Caffe's without the batch axis: (channels, height, width) or (features,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from q7.errors import Q7Error
+from q7.kernels import base
+from q7.kernels.base import Kernel
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
+from q7.target import Target
+
+Shape = tuple[int, ...]
+Weights = tuple[np.ndarray, np.ndarray]  # OIHW or (rows, columns), and the bias (O,); float32
+
+
+class Declined(Q7Error):
+    """A layer that the tool cannot take; the message is the reason alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer: its name, the layers whose outputs it reads, their shapes, and the Caffe blob that it writes."""
+
+    caffe_type: ClassVar[str]
+    kernels: ClassVar[tuple[Kernel, ...]] = ()
+    variants: ClassVar[tuple[Kernel, ...]] = ()  # all kernels, where `kernels` depends on the layer's parameters
+    weighted: ClassVar[bool] = False
+    own_format: ClassVar[bool] = False  # the output's Q-format is chosen, not inherited from the input
+    most_inputs: ClassVar[int] = 1
+    elementwise: ClassVar[bool] = False  # the order of the data does not matter
+    flattens: ClassVar[bool] = False  # takes an image for the vector that it is in Caffe's order
+    folds: ClassVar[bool] = False  # goes into the weights of the layer before it
+    last_only: ClassVar[bool] = False  # may be dropped at the end of the network, and cannot be computed elsewhere
+    floors: ClassVar[bool] = False  # the original's simulation puts the output on its grid
+
+    name: str
+    inputs: tuple[str, ...]
+    blob: str
+    in_shapes: tuple[Shape, ...]
+    shared_input: bool = False  # another layer reads an input of this one later
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        """From a LayerParameter; raises Declined where the layer asks for what cannot be done."""
+        return cls(message.name, inputs, message.top[0], in_shapes)
+
+    @property
+    def in_shape(self) -> Shape:
+        return self.in_shapes[0]
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.in_shape
+
+    @property
+    def out_size(self) -> int:
+        """Elements of the output, for one image."""
+        return math.prod(self.out_shape)
+
+    @property
+    def square(self) -> bool:
+        return len(self.out_shape) < 3 or self.in_shape[1] == self.in_shape[2]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations for one image."""
+        return 0
+
+    def check(self) -> None:
+        """Raises Declined where the sizes make no sense."""
+
+    def weight_shapes(self) -> tuple[Shape, ...]:
+        """Shapes of the trained blobs; the bias, where there is one, comes second."""
+        return ()
+
+    def load(self, blobs: Sequence[np.ndarray]) -> Weights:
+        """What the trained blobs, in the shapes asked for, mean to this tool."""
+        raise NotImplementedError
+
+    def inherited(self, x: QFormat) -> QFormat:
+        """The output's format where it is not chosen."""
+        return x
+
+    def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """The fraction bits that the kernels can take, fewest and most, given those of all inputs."""
+        return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """The fraction bits that the kernels can give, fewest and most, where the format is chosen."""
+        return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
+
+    def kernel_for(self, target: Target) -> Kernel:
+        """The fastest kernel that can compute the layer; raises Q7Error where there is none."""
+        return base.choose(self.kernels, self, target)
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        """Adds Caffe's computation to a graph."""
+        raise NotImplementedError
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Any:
+        """What the layer's kernel holds as integers; None where it holds nothing."""
+        return None
+
+    def defines(self) -> dict[str, int]:
+        """The layer's macros in parameter.h without its prefix, named as the original tool names them."""
+        return {}
+
+    def describe(self) -> str:
+        """The layer's sizes in a few characters."""
+        return "x".join(map(str, self.out_shape))
+
+
+def extents(what: str, pair: tuple[int, int]) -> dict[str, int]:
+    """One macro for equal (height, width), else _X for the width and _Y for the height."""
+    return {what: pair[0]} if pair[0] == pair[1] else {f"{what}_X": pair[1], f"{what}_Y": pair[0]}

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The input layer: raw 8-bit pixels, and how the device reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from q7.errors import Q7Error
+from q7.kernels.own import MOST_PIXEL_SHIFT, Pixels, ReadPixels
+from q7.layers.base import Layer, Weights, extents
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import LayerFormats, QFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Layer):
+    """8-bit pixels; Caffe's transform_param makes (pixel - mean) * scale of them. `mean` is CHW or (C, 1, 1)."""
+
+    caffe_type = "Data"
+    kernels = (ReadPixels("read_pixels"),)
+    own_format = True
+    floors = True
+
+    mean: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1), np.float32))
+    scale: float = 1.0
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        x = g.add("Sub", xs[0], self.mean.astype(np.float32))
+        return g.add("Mul", x, np.array(self.scale, np.float32))
+
+    @property
+    def integer_mean(self) -> np.ndarray:
+        """The mean rounded half to even, as the device subtracts it."""
+        return np.clip(np.rint(self.mean), 0, 255).astype(np.int32)
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Pixels:
+        """The scale is a power of two here: the graph has put what is left of it into the first layer's weights."""
+        assert formats.y
+        mantissa, exponent = math.frexp(self.scale)
+        assert mantissa == 0.5, "the scale is folded before"
+        rshift = -(exponent - 1) - formats.y.fraction_bits
+        if abs(rshift) > MOST_PIXEL_SHIFT:
+            raise Q7Error(f"its pixels would be shifted by {rshift}, allowed are {MOST_PIXEL_SHIFT} bits either way")
+        return Pixels(self.integer_mean, rshift)
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        middle = 1 - math.frexp(self.scale)[1]
+        return middle - MOST_PIXEL_SHIFT, middle + MOST_PIXEL_SHIFT
+
+    def defines(self) -> dict[str, int]:
+        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that make one blob of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from q7.kernels import registry
+from q7.kernels.base import Kernel
+from q7.kernels.own import MOST_ALIGNMENT, MOST_MERGED_RSHIFT, MOST_OPERANDS, Operands, rescaling
+from q7.layers.base import Declined, Layer, Shape, Weights
+from q7.onnx_graph import OnnxGraph
+from q7.onnx_windows import same_axes
+from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
+
+
+@dataclass(frozen=True, eq=False)
+class _Merge(Layer):
+    own_format = True
+    floors = True
+    most_inputs: ClassVar[int] = MOST_OPERANDS
+
+    def check(self) -> None:
+        if len(self.in_shapes) < 2:
+            raise Declined(f"it has {len(self.in_shapes)} input, allowed are 2 or more")
+
+
+def _vector(shape: Shape) -> Shape:
+    """An image of one pixel as a vector."""
+    return shape[:1] if shape[1:] == (1, 1) else shape
+
+
+@dataclass(frozen=True, eq=False)
+class Eltwise(_Merge):
+    """Caffe's Eltwise: the sum of its inputs, each with coefficient 1 or -1, or their maximum."""
+
+    caffe_type = "Eltwise"
+    elementwise = True
+    variants = (*registry.SUM, *registry.MAXIMUM)
+
+    maximum: bool = False
+    negative: tuple[bool, ...] = ()
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        param = message.eltwise_param
+        coefficients = list(param.coeff) or [1.0] * len(inputs)
+        if param.operation == param.PROD:
+            raise Declined("operation PROD, allowed are SUM and MAX")
+        if param.operation == param.MAX and param.coeff:
+            raise Declined("coefficients are for SUM only")
+        if len(coefficients) != len(inputs) or not set(coefficients) <= {1.0, -1.0}:
+            raise Declined(f"coefficients {coefficients}, allowed is 1 or -1 for each of {len(inputs)} inputs")
+        layer = cls(
+            message.name,
+            inputs,
+            message.top[0],
+            in_shapes,
+            maximum=param.operation == param.MAX,
+            negative=tuple(c < 0 for c in coefficients),
+        )
+        layer.check()
+        return layer
+
+    def check(self) -> None:
+        super().check()
+        if len({_vector(shape) for shape in self.in_shapes}) > 1:
+            raise Declined(f"its inputs have different shapes: {', '.join(map(str, self.in_shapes))}")
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:  # type: ignore[override]
+        return registry.MAXIMUM if self.maximum else registry.SUM
+
+    def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        return -MOST_FRACTION_BITS, min(xs).fraction_bits + MOST_ALIGNMENT
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        return max(xs).fraction_bits - MOST_MERGED_RSHIFT, min(xs).fraction_bits + MOST_ALIGNMENT
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        if self.maximum:
+            return g.add("Max", *same_axes(g, xs, self))
+        xs = same_axes(g, xs, self)
+        return g.add("Sum", *(g.add("Neg", x) if negative else x for x, negative in zip(xs, self.negative)))
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Operands:
+        assert formats.y
+        return Operands.align([x.fraction_bits for x in formats.inputs], self.negative, formats.y.fraction_bits)
+
+    def defines(self) -> dict[str, int]:
+        return {"SIZE": self.out_size}
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(_Merge):
+    """Caffe's Concat over channels."""
+
+    caffe_type = "Concat"
+    kernels = registry.CONCAT
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        param = message.concat_param
+        axis = param.concat_dim if param.HasField("concat_dim") else param.axis
+        if axis not in (1, -len(in_shapes[0])):
+            raise Declined(f"axis {axis}, allowed is 1")
+        layer = cls(message.name, inputs, message.top[0], in_shapes)
+        layer.check()
+        return layer
+
+    def check(self) -> None:
+        super().check()
+        if len({_vector(shape)[1:] for shape in self.in_shapes}) > 1:
+            raise Declined(f"its inputs have different sizes: {', '.join(map(str, self.in_shapes))}")
+
+    @property
+    def out_shape(self) -> Shape:
+        return sum(shape[0] for shape in self.in_shapes), *self.in_shape[1:]
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add("Concat", *same_axes(g, xs, self), axis=1)
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> tuple[int, ...]:
+        assert formats.y
+        return tuple(rescaling(x.fraction_bits - formats.y.fraction_bits) for x in formats.inputs)
+
+    def defines(self) -> dict[str, int]:
+        return {"OUT_CH": self.out_shape[0], "PIXELS": math.prod(self.out_shape[1:])}

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that look at their input through windows, and the inner product, which has one for all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from q7.kernels import constraints, registry
+from q7.kernels.base import Integers, Kernel
+from q7.kernels.own import MOST_POOLED_SHIFT, Ratio
+from q7.layers.base import Declined, Layer, Shape, Weights
+from q7.onnx_graph import OnnxGraph
+from q7.onnx_windows import crop, max_pool, window_attributes, window_cells
+from q7.qformat import LayerFormats, QFormat, shifts
+from q7.target import Target
+
+
+def _pair(what: str, values: Sequence[int], param: Any, prefix: str, default: int | None) -> tuple[int, int]:
+    """(height, width) of a repeated or single field, or of its _h and _w forms (Caffe's base_conv_layer.cpp)."""
+    if len(values) > 2:
+        raise Declined(f"{what} has {len(values)} spatial axes, allowed are 2")
+    if param.HasField(f"{prefix}_h") or param.HasField(f"{prefix}_w"):
+        return getattr(param, f"{prefix}_h"), getattr(param, f"{prefix}_w")
+    if values:
+        return values[0], values[-1]
+    if default is None:
+        raise Declined(f"{what} is missing")
+    return default, default
+
+
+@dataclass(frozen=True, eq=False)
+class _Windowed(Layer):
+    """What convolution and pooling share; pairs are (height, width)."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int] = (0, 0)
+
+    @property
+    def square(self) -> bool:
+        sizes = (self.in_shape[1:], self.out_shape[1:], self.kernel, self.stride, self.pad)
+        return all(height == width for height, width in sizes)
+
+    def check(self) -> None:
+        if min(*self.kernel, *self.stride) < 1:
+            raise Declined(f"kernel {self.kernel} and stride {self.stride} must be at least 1")
+        if min(self.out_shape) < 1:
+            raise Declined(f"its output would be empty: input {self.in_shape}, kernel {self.kernel}")
+
+    def _window_defines(self) -> dict[str, int]:
+        pairs = {
+            "IN_DIM": self.in_shape[1:],
+            "KER_DIM": self.kernel,
+            "PAD": self.pad,
+            "STRIDE": self.stride,
+            "OUT_DIM": self.out_shape[1:],
+        }
+        if self.square:
+            return {what: pair[0] for what, pair in pairs.items()}
+        return {f"{what}_{axis}": pair[i] for what, pair in pairs.items() for axis, i in (("X", 1), ("Y", 0))}
+
+    def describe(self) -> str:
+        return f"{super().describe()}, kernel {self.kernel[0]}x{self.kernel[1]}, stride {self.stride[0]}"
+
+
+def _spatial(in_shape: Shape) -> None:
+    if len(in_shape) != 3:
+        raise Declined(f"its input has shape {in_shape}, allowed is (channels, height, width)")
+
+
+class _Weighted(Layer):
+    weighted = True
+    own_format = True
+    floors = True
+
+    def load(self, blobs: Sequence[np.ndarray]) -> Weights:
+        """A missing bias becomes zeros, since kernels always read one."""
+        return blobs[0], blobs[1] if len(blobs) > 1 else np.zeros(len(blobs[0]), np.float32)
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Integers:
+        assert weights and formats.w
+        return Integers(formats.w.quantize(weights[0]), formats.quantize_bias(weights[1]), shifts(formats))
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(_Windowed, _Weighted):
+    """Caffe's Convolution: the output size rounds down."""
+
+    caffe_type = "Convolution"
+    kernels = registry.CONVOLUTION
+
+    num_output: int = 1
+    group: int = 1
+    bias_term: bool = True
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        param = message.convolution_param
+        _spatial(in_shapes[0])
+        if any(d != 1 for d in param.dilation):
+            raise Declined(f"dilation {list(param.dilation)}, allowed is 1: no q7 kernel skips cells")
+        if param.axis != 1:
+            raise Declined(f"axis {param.axis}, allowed is 1")
+        if param.num_output < 1:
+            raise Declined("num_output is missing")
+        if param.group < 1 or in_shapes[0][0] % param.group or param.num_output % param.group:
+            raise Declined(
+                f"group {param.group} does not divide {in_shapes[0][0]} inputs and {param.num_output} outputs"
+            )
+        layer = cls(
+            message.name,
+            inputs,
+            message.top[0],
+            in_shapes,
+            kernel=_pair("kernel_size", param.kernel_size, param, "kernel", None),
+            stride=_pair("stride", param.stride, param, "stride", 1),
+            pad=_pair("pad", param.pad, param, "pad", 0),
+            num_output=param.num_output,
+            group=param.group,
+            bias_term=param.bias_term,
+        )
+        layer.check()
+        return layer
+
+    @property
+    def out_shape(self) -> Shape:
+        sizes = zip(self.in_shape[1:], self.kernel, self.stride, self.pad)
+        return self.num_output, *((d + 2 * p - k) // s + 1 for d, k, s, p in sizes)
+
+    @property
+    def macs(self) -> int:
+        return self.out_size * math.prod(self.weight_shapes()[0][1:])
+
+    def weight_shapes(self) -> tuple[Shape, ...]:
+        weights = (self.num_output, self.in_shape[0] // self.group, *self.kernel)
+        return (weights, (self.num_output,)) if self.bias_term else (weights,)
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        assert weights
+        attributes = window_attributes(self)
+        return crop(g, g.add("Conv", xs[0], *weights, group=self.group, **attributes), self)
+
+    def defines(self) -> dict[str, int]:
+        sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **self._window_defines()}
+        return {**sizes, "GROUPS": self.group} if self.group > 1 else sizes
+
+
+@dataclass(frozen=True, eq=False)
+class InnerProduct(_Weighted):
+    """Caffe's InnerProduct: an image is flattened in CHW order."""
+
+    caffe_type = "InnerProduct"
+    kernels = registry.FULLY_CONNECTED
+    flattens = True
+
+    num_output: int = 1
+    bias_term: bool = True
+    transpose: bool = False
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        param = message.inner_product_param
+        if param.axis != 1:
+            raise Declined(f"axis {param.axis}, allowed is 1")
+        if param.num_output < 1:
+            raise Declined("num_output is missing")
+        return cls(
+            message.name,
+            inputs,
+            message.top[0],
+            in_shapes,
+            num_output=param.num_output,
+            bias_term=param.bias_term,
+            transpose=param.transpose,
+        )
+
+    @property
+    def out_shape(self) -> Shape:
+        return (self.num_output,)
+
+    @property
+    def macs(self) -> int:
+        return self.num_output * math.prod(self.in_shape)
+
+    def weight_shapes(self) -> tuple[Shape, ...]:
+        weights = (self.num_output, math.prod(self.in_shape))
+        weights = weights[::-1] if self.transpose else weights
+        return (weights, (self.num_output,)) if self.bias_term else (weights,)
+
+    def load(self, blobs: Sequence[np.ndarray]) -> Weights:
+        w = np.ascontiguousarray(blobs[0].T) if self.transpose else blobs[0]
+        return super().load([w, *blobs[1:]])
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        assert weights
+        return g.add("Gemm", g.add("Flatten", xs[0]), *weights, transB=1)
+
+    def defines(self) -> dict[str, int]:
+        return {"IN_DIM": math.prod(self.in_shape), "OUT_DIM": self.num_output}
+
+
+@dataclass(frozen=True, eq=False)
+class Pooling(_Windowed):
+    """Caffe's Pooling: the output size rounds up, and windows are clipped (pooling_layer.cpp)."""
+
+    caffe_type = "Pooling"
+    variants = (*registry.MAX_POOL, *registry.AVERAGE_POOL)
+
+    average: bool = False
+    round_up: bool = True
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+        param = message.pooling_param
+        _spatial(in_shapes[0])
+        if param.pool == param.STOCHASTIC:
+            raise Declined("STOCHASTIC pooling, allowed are MAX and AVE")
+        if param.global_pooling:
+            kernel: tuple[int, int] = (in_shapes[0][1], in_shapes[0][2])
+            stride, pad = (1, 1), (0, 0)
+        else:
+            sizes = [param.kernel_size] if param.HasField("kernel_size") else []
+            kernel = _pair("kernel_size", sizes, param, "kernel", None)
+            stride = _pair("stride", [param.stride], param, "stride", 1)
+            pad = _pair("pad", [param.pad], param, "pad", 0)
+        if any(p >= k for p, k in zip(pad, kernel)):
+            raise Declined(f"pad {pad} must be below the kernel {kernel}")
+        layer = cls(
+            message.name,
+            inputs,
+            message.top[0],
+            in_shapes,
+            kernel=kernel,
+            stride=stride,
+            pad=pad,
+            average=param.pool == param.AVE,
+            round_up=param.round_mode == param.CEIL,
+        )
+        layer.check()
+        if not constraints.no_empty_window(layer, Target()):
+            raise Declined(f"the last window lies outside the image: kernel {kernel}, stride {stride}")
+        return layer
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:  # type: ignore[override]
+        if self.own_format:
+            return registry.OWN_AVERAGE_POOL
+        return registry.AVERAGE_POOL if self.average else registry.MAX_POOL
+
+    @property
+    def covers_image(self) -> bool:
+        """One window that is the whole image."""
+        whole = all(k >= d for k, d in zip(self.kernel, self.in_shape[1:]))
+        return whole and self.out_shape[1:] == (1, 1) and self.pad == (0, 0)
+
+    @property
+    def own_format(self) -> bool:  # type: ignore[override]
+        """The mean of a whole image has a far smaller range than its pixels."""
+        return self.average and self.covers_image
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        return xs[0].fraction_bits - MOST_POOLED_SHIFT, xs[0].fraction_bits + MOST_POOLED_SHIFT
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Ratio | None:
+        assert formats.x and formats.y
+        return Ratio.shift(formats.y.fraction_bits - formats.x.fraction_bits) if self.average else None
+
+    @property
+    def floors(self) -> bool:  # type: ignore[override]
+        return self.average
+
+    @property
+    def out_shape(self) -> Shape:
+        sizes = []
+        for d, k, s, p in zip(self.in_shape[1:], self.kernel, self.stride, self.pad):
+            out = -(-(d + 2 * p - k) // s) + 1 if self.round_up else (d + 2 * p - k) // s + 1
+            # With padding, Caffe drops a last window that would start behind the image.
+            sizes.append(out - 1 if max(self.pad) > 0 and (out - 1) * s >= d + p else out)
+        return self.in_shape[0], *sizes
+
+    def divisors(self) -> np.ndarray:
+        """(height, width) cells of each window clipped to the padded image: what Caffe divides a sum by."""
+        geometry = zip(self.in_shape[1:], self.out_shape[1:], self.kernel, self.stride, self.pad)
+        rows, columns = (window_cells(d + 2 * p, o, k, s, 0) for d, o, k, s, p in geometry)
+        return rows[:, None] * columns
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        attributes = window_attributes(self)
+        if not self.average:
+            return max_pool(g, xs[0], self)
+        correction = math.prod(self.kernel) / self.divisors()
+        mean = crop(g, g.add("AveragePool", xs[0], count_include_pad=1, **attributes), self)
+        return mean if (correction == 1).all() else g.add("Mul", mean, correction.astype(np.float32))
+
+    def defines(self) -> dict[str, int]:
+        return {"IN_CH": self.in_shape[0], **self._window_defines()}

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be computed beforehand is put into the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from q7.errors import Q7Error
+from q7.layers.affine import Affine
+from q7.layers.base import Layer
+from q7.network.graph import Graph
+
+
+def without(layers: Sequence[Layer], folded: Layer, producer: Layer) -> list[Layer]:
+    """The layers without one, whose readers read `producer` instead; that one writes the blob now."""
+    result = []
+    for layer in layers:
+        if layer is producer:
+            result.append(replace(layer, blob=folded.blob))
+        elif layer is not folded:
+            inputs = tuple(producer.name if name == folded.name else name for name in layer.inputs)
+            result.append(replace(layer, inputs=inputs))
+    return result
+
+
+def fold_affine(graph: Graph) -> Graph:
+    """Puts BatchNorm, Scale and Bias into the convolution or inner product before them, in float64."""
+    layers, weights = list(graph.layers), dict(graph.weights)
+    folded: dict[str, tuple[Affine, ...]] = {}
+    for layer in graph.layers:
+        if isinstance(layer, Affine):
+            source = next(other for other in layers if other.name == layer.name).inputs[0]
+            producer = next(other for other in layers if other.name == source)
+            affine = next(other for other in layers if other.name == layer.name)
+            assert isinstance(affine, Affine)
+            layers = without(layers, affine, producer)
+            (w, b), (gain, offset) = weights[source], weights.pop(layer.name)
+            weights[source] = (w * gain.reshape(-1, *[1] * (w.ndim - 1)), b * gain + offset)
+            folded[source] = (*folded.get(source, ()), affine)
+    single = {name: (w.astype(np.float32), b.astype(np.float32)) for name, (w, b) in weights.items()}
+    for name, (w, b) in single.items():
+        if not (np.isfinite(w).all() and np.isfinite(b).all()):
+            raise Q7Error(f"layer '{name}': NaN or infinity, after {folded[name][-1].caffe_type} was folded into it")
+    return replace(graph, layers=tuple(layers), weights=single, folded=folded)
+
+
+def fold_input_scale(graph: Graph) -> Graph:
+    """Makes the input's scale a power of two, and puts the rest of it into the weights that read the input.
+
+    Raises Q7Error where something else than a convolution or inner product reads it.
+    """
+    mantissa, exponent = math.frexp(graph.input.scale)
+    if mantissa == 0.5:
+        return graph
+    # The power of two nearest on a logarithmic scale.
+    exponent = exponent if mantissa >= math.sqrt(0.5) else exponent - 1
+    rest = graph.input.scale / 2.0**exponent
+    weights = dict(graph.weights)
+    for layer in graph.layers:
+        if graph.input.name in layer.inputs:
+            if not layer.weighted:
+                raise Q7Error(
+                    f"layer '{layer.name}' reads the data, whose scale {graph.input.scale:g} is no power of two: "
+                    "only a convolution or an inner product can take it into its weights"
+                )
+            w, b = weights[layer.name]
+            weights[layer.name] = ((w * rest).astype(np.float32), b)
+    data = replace(graph.input, scale=2.0**exponent)
+    return replace(graph, layers=(data, *graph.layers[1:]), weights=weights)
+
+
+def simplify(graph: Graph) -> Graph:
+    """All passes; raises Q7Error where one of them cannot be done."""
+    return fold_input_scale(fold_affine(graph))

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a network from Caffe's files; lists every layer that cannot be taken, with the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from q7.caffe_io.blobs import Blobs
+from q7.caffe_io.prototxt import Prototxt
+from q7.data.source import DataSource
+from q7.errors import Q7Error
+from q7.layers.base import Declined, Layer, Shape, Weights
+from q7.layers.input import Input
+from q7.layers.passthrough import IDENTITIES
+from q7.layers.registry import LAYERS
+from q7.network.graph import Graph, mark_shared
+from q7.target import Target
+
+
+def find_accuracy(prototxt: Prototxt, name: str) -> Any:
+    """The Accuracy layer that `name` or its top blob names; raises Q7Error that lists those that exist."""
+    layers = {i: layer for i, layer in enumerate(prototxt.layers) if layer.type == "Accuracy"}
+    for index, layer in layers.items():
+        if name == layer.name or name in layer.top:
+            prototxt.check_known(index)
+            param = layer.accuracy_param
+            if (param.top_k, param.axis, param.HasField("ignore_label"), len(layer.bottom)) != (1, 1, False, 2):
+                raise Q7Error(
+                    f"accuracy layer '{layer.name}': it must have top_k 1, axis 1, no ignore_label and 2 bottoms"
+                )
+            return layer
+    known = ", ".join(f"'{layer.name}'" for layer in layers.values()) or "none"
+    raise Q7Error(f"'{prototxt.path}' has no accuracy layer '{name}' in the TEST phase; it has: {known}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """The blob that holds the logits, and the Accuracy layer that reads it: its name, tops and bottoms."""
+
+    blob: str
+    name: str
+    tops: tuple[str, ...] = ()
+    bottoms: tuple[str, ...] = ()
+
+
+def find_output(prototxt: Prototxt, accuracy: str, source: DataSource) -> Output:
+    """What the Accuracy layer reads; where a deploy prototxt has none, the last layer's top."""
+    if not source.label and not any(layer.type == "Accuracy" for layer in prototxt.layers):
+        last = next((layer for layer in reversed(prototxt.layers) if layer.top and layer.bottom), None)
+        if last is None:
+            raise Q7Error(f"'{prototxt.path}' has no layer behind its input")
+        return Output(last.top[0], accuracy, (), (last.top[0],))
+    layer = find_accuracy(prototxt, accuracy)
+    if layer.bottom[1] != source.label:
+        raise Q7Error(f"accuracy layer '{layer.name}' reads '{layer.bottom[1]}', which is not the data layer's label")
+    return Output(layer.bottom[0], layer.name, tuple(layer.top), tuple(layer.bottom))
+
+
+DSP_TARGET = Target()
+
+
+def _ancestors(layers: Sequence[Any], blob: str) -> list[int]:
+    """Indices of the layers that a blob's final value depends on, in file order."""
+    wanted, found = {blob}, []
+    for index in range(len(layers) - 1, -1, -1):
+        layer = layers[index]
+        if wanted.intersection(layer.top):
+            wanted.difference_update(layer.top)
+            wanted.update(layer.bottom)
+            found.append(index)
+    return found[::-1]
+
+
+@dataclass
+class _Parser:
+    """What is known while layers are read in file order: the layers, and which of them wrote each blob last."""
+
+    layers: list[Layer]
+    written: dict[str, Layer]
+    flat: set[str] = field(default_factory=set)  # blobs that are images in Caffe's flat order
+
+    def read(self, message: Any) -> Layer | None:
+        """The layer, or None where it changes nothing; raises Declined."""
+        missing = [blob for blob in message.bottom if blob not in self.written]
+        if missing or not message.bottom or not message.top:
+            raise Declined(f"no layer writes its input '{', '.join(missing)}'")
+        if any(layer.name == message.name for layer in self.layers):
+            raise Declined("a layer of the same name comes before it")
+        inputs = tuple(self.written[blob] for blob in message.bottom)
+        flat = any(blob in self.flat for blob in message.bottom)
+        self.flat.difference_update(message.top)
+        if message.type in IDENTITIES:
+            if IDENTITIES[message.type](message, inputs[0].out_shape) or flat:
+                self.flat.update(message.top)
+            self.written.update(dict.fromkeys(message.top, inputs[0]))
+            return None
+        cls = LAYERS[message.type]
+        if len(inputs) > cls.most_inputs:
+            raise Declined(f"it has {len(inputs)} inputs, allowed is {cls.most_inputs}")
+        if flat and not (cls.flattens or cls.elementwise):
+            raise Declined("it reads a flattened image, whose order on the device is another: height, width, channels")
+        layer = cls.parse(message, tuple(i.name for i in inputs), tuple(i.out_shape for i in inputs))
+        self.layers.append(layer)
+        self.written[layer.blob] = layer
+        if flat and layer.elementwise:
+            self.flat.add(layer.blob)
+        return layer
+
+    def stand_in(self, message: Any) -> None:
+        """Takes a declined layer for one that changes nothing: most of those that are unknown keep the shape."""
+        source = next((self.written[blob] for blob in message.bottom if blob in self.written), self.layers[0])
+        self.written.update(dict.fromkeys(message.top, source))
+
+
+def input_layer(source: DataSource, image_shape: Shape) -> Input:
+    """The input layer for CHW images of a shape; raises Q7Error where the mean does not fit them."""
+    mean = source.mean(image_shape)
+    if not (mean.min() >= -0.5 and mean.max() <= 255.5):
+        raise Q7Error(f"layer '{source.layer}': the mean must lie within a pixel's range, 0 to 255")
+    shape = source.crop_image(np.broadcast_to(np.uint8(0), image_shape)).shape
+    if source.shape not in ((), shape):
+        raise Q7Error(f"layer '{source.layer}': the images have shape {shape}, the prototxt asks for {source.shape}")
+    return Input(source.layer, (), source.top, (shape,), mean=mean, scale=source.scale)
+
+
+def parse_network(
+    prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Shape, target: Target = DSP_TARGET
+) -> Graph:
+    """The layers between the data and the accuracy layer, without weights yet.
+
+    Raises Q7Error that lists every layer that cannot be taken, or that no kernel can compute on the target.
+    """
+    output = find_output(prototxt, accuracy, source)
+    data = input_layer(source, image_shape)
+    parser = _Parser([data], {source.top: data})
+    tops: dict[str, tuple[str, ...]] = {source.layer: (source.top, source.label) if source.label else (source.top,)}
+    bottoms: dict[str, tuple[str, ...]] = {source.layer: ()}
+    problems: list[str] = []
+    for index in _ancestors(prototxt.layers, output.blob):
+        message = prototxt.layers[index]
+        if message.name == source.layer and source.top in message.top:
+            continue
+        try:
+            if message.type not in LAYERS and message.type not in IDENTITIES:
+                raise Declined("this type is not supported")
+            if index in prototxt.unknown:
+                raise Declined(f"it has a field that this tool does not know: {prototxt.unknown[index]}")
+            layer = parser.read(message)
+        except Declined as reason:
+            problems.append(f"layer '{message.name}' ({message.type}): {reason}")
+            parser.stand_in(message)  # go on, to report all layers at once
+            continue
+        if layer:
+            tops[layer.name], bottoms[layer.name] = tuple(message.top), tuple(message.bottom)
+    problems += [f"layer '{layer.name}' ({layer.caffe_type}): {why}" for layer, why in _misplaced(parser.layers)]
+    problems += _without_kernel(parser.layers, target)
+    if problems:
+        raise Q7Error("; ".join(problems))
+    layers = parser.layers
+    if layers[-1].last_only:
+        layers = layers[:-1]
+    if not any(layer.weighted for layer in layers):
+        raise Q7Error(f"accuracy layer '{output.name}' reads '{output.blob}', which no weighted layer leads to")
+    if math.prod(layers[-1].out_shape[1:]) > 1:
+        raise Q7Error(f"'{output.blob}' has shape {layers[-1].out_shape}, allowed is one value for each class")
+    tops[output.name], bottoms[output.name] = output.tops, output.bottoms
+    return Graph(prototxt.name, mark_shared(layers), {}, output.name, tops, bottoms)
+
+
+def _misplaced(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
+    """Layers that are supported elsewhere only, with the reason."""
+    known = {layer.name: layer for layer in layers}
+    for layer in layers:
+        if layer.folds:
+            producer = known[layer.inputs[0]]
+            readers = [other.name for other in layers if producer.name in other.inputs]
+            if not (producer.weighted or producer.folds):
+                yield (
+                    layer,
+                    f"it can only be folded into a convolution or inner product, but it reads '{producer.name}'",
+                )
+            elif len(readers) > 1:
+                others = ", ".join(f"'{name}'" for name in readers if name != layer.name)
+                yield layer, f"it cannot be folded into '{producer.name}', since {others} reads that, too"
+        elif layer.last_only and layer is not layers[-1]:
+            yield layer, "allowed as the last layer only"
+
+
+def _without_kernel(layers: Sequence[Layer], target: Target) -> Iterator[str]:
+    for layer in layers:
+        if not (layer.folds or layer.last_only):
+            try:
+                layer.kernel_for(target)
+            except Q7Error as error:
+                yield str(error)
+
+
+def _fits(blob: np.ndarray, shape: Shape) -> bool:
+    """Equal shapes, or equal up to leading ones of the four old axes."""
+    return blob.shape == shape or (blob.ndim == 4 and blob.shape == (1,) * (4 - len(shape)) + shape)
+
+
+def attach_weights(graph: Graph, blobs: Blobs) -> Graph:
+    """Gives layers their trained weights.
+
+    Raises Q7Error where blobs are missing, misshapen or not finite.
+    """
+    weights: dict[str, Weights] = {}
+    for layer in graph.layers:
+        shapes = layer.weight_shapes()
+        if not shapes:
+            continue
+        found = blobs.get(layer.name)
+        if found is None:
+            raise Q7Error(f"layer '{layer.name}' has no weights in the weights file; it has: {', '.join(blobs)}")
+        if len(found) != len(shapes) or not all(map(_fits, found, shapes)):
+            seen = " and ".join(str(blob.shape) for blob in found)
+            raise Q7Error(
+                f"layer '{layer.name}': the weights file has {seen}, the prototxt asks for "
+                f"{' and '.join(map(str, shapes))}"
+            )
+        if not all(np.isfinite(blob).all() for blob in found):
+            raise Q7Error(f"layer '{layer.name}': its weights hold NaN or infinity")
+        weights[layer.name] = layer.load([blob.reshape(shape) for blob, shape in zip(found, shapes)])
+    return replace(graph, weights=weights)

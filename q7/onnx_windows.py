@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a layer's windows lie on its input, as ONNX attributes and as counts of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from q7.onnx_graph import OnnxGraph
+
+
+def end_padding(extent: int, out: int, kernel: int, stride: int, pad: int) -> int:
+    """Cells to add behind an axis so that its last window is whole, where `pad` were added before it."""
+    return max(0, (out - 1) * stride + kernel - extent - pad)
+
+
+def _windows(layer: Any) -> list[tuple[int, ...]]:
+    """(extent, output extent, kernel, stride, padding before) along y and x."""
+    return list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.kernel, layer.stride, layer.pad))
+
+
+def window_attributes(layer: Any, axes: tuple[int, ...] = (0, 1)) -> dict[str, list[int]]:
+    """ONNX attributes of a layer's windows along y (0) and x (1); the padding at the end follows from the output."""
+    windows = [window if axis in axes else (1, 1, 1, 1, 0) for axis, window in enumerate(_windows(layer))]
+    kernel, stride, pad = ([window[i] for window in windows] for i in (2, 3, 4))
+    return {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *(end_padding(*window) for window in windows)]}
+
+
+def crop(g: OnnxGraph, y: str, layer: Any, axes: tuple[int, ...] = (0, 1)) -> str:
+    """Drops rows (0) and columns (1) beyond the layer's output, where the windows allow more than it asks for."""
+    for axis in axes:
+        d, o, k, s, p = window = _windows(layer)[axis]
+        if (d + p + end_padding(*window) - k) // s + 1 > o:
+            y = g.slice(y, axis + 2, 0, o)
+    return y
+
+
+def max_pool(g: OnnxGraph, x: str, layer: Any) -> str:
+    """The maximum of each window's cells in the image."""
+    return crop(g, g.max_pool(x, **window_attributes(layer)), layer)
+
+
+def image_cells(layer: Any, axes: tuple[int, ...] = (0, 1)) -> np.ndarray:
+    """(rows, columns) cells of the image in each of a layer's windows, along both axes or one."""
+    rows, columns = (
+        window_cells(*window) if axis in axes else np.ones(1, int) for axis, window in enumerate(_windows(layer))
+    )
+    return rows[:, None] * columns
+
+
+def window_cells(extent: int, out: int, kernel: int, stride: int, pad: int) -> np.ndarray:
+    """How many cells of the image each window holds along one axis."""
+    start = np.arange(out) * stride - pad
+    return np.minimum(start + kernel, extent) - np.maximum(start, 0)
+
+
+def same_axes(g: OnnxGraph, xs: Sequence[str], layer: Any) -> list[str]:
+    """Inputs with as many axes as the output has: a vector and an image of one pixel are the same."""
+    return [
+        x if len(shape) == len(layer.out_shape) else g.add("Reshape", x, np.array([0, shape[0], *layer.out_shape[1:]]))
+        for x, shape in zip(xs, layer.in_shapes)
+    ]

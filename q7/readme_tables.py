@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's table of supported layers, made of what layers, kernels and constraints say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from q7.data.readers import READERS
+from q7.kernels import registry
+from q7.kernels.constraints import Constraint
+from q7.layers.base import Layer
+from q7.layers.input import Input
+from q7.layers.passthrough import IDENTITIES
+from q7.layers.registry import LAYERS
+from q7.target import Api
+
+BEGIN, END = "<!-- layers -->", "<!-- /layers -->"
+
+
+def _sentence(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _how(cls: type[Layer], api: Api) -> str:
+    able = dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels if api in kernel.apis)
+    names = "<br>".join(f"`{name}`" for name in able)
+    if cls.folds:
+        return "folded into the convolution or inner product before it"
+    if cls.last_only:
+        return "dropped, at the end of the network only" + (f"; {names} with `code_gen.py --softmax`" if names else "")
+    return names
+
+
+def _for_each_api(cls: type[Layer]) -> str:
+    return " | ".join(_how(cls, api) for api in Api)
+
+
+def _constraints() -> Iterator[tuple[str, Constraint]]:
+    for kernel in registry.ALL:
+        for constraint in kernel.constraints:
+            yield kernel.name, constraint
+
+
+def markdown() -> str:
+    """Layers with their kernels, the best first, and what each kernel needs."""
+    lines = ["| Caffe layer | computes | q7 kernels, the first that fits | s8 kernels |", "|---|---|---|---|"]
+    for name, reader in READERS.items():
+        lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_for_each_api(Input)} |")
+    for name, cls in LAYERS.items():
+        lines.append(f"| {name} | {_sentence(cls.__doc__)} | {_for_each_api(cls)} |")
+    for name, function in IDENTITIES.items():
+        lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute | nothing to compute |")
+    lines += ["", "| kernel | needs |", "|---|---|"]
+    needs: dict[str, list[str]] = {}
+    for name, constraint in _constraints():
+        needs.setdefault(name, []).append(_sentence(constraint.__doc__))
+    for name, reasons in needs.items():
+        lines.append(f"| `{name}` | {'; '.join(dict.fromkeys(reasons))} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

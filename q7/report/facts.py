@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run of the quantizer found, as plain values; docs/report.schema.json describes them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import q7
+from q7.codegen import boards, cost, lowering, memory
+from q7.network.quantized import QuantizedNetwork
+from q7.qformat import QFormat
+from q7.report import statistics
+from q7.report.statistics import Histogram, Statistics, TensorStatistics
+from q7.search.common import Trial
+
+FORMAT, VERSION = "caffe-to-cmsis-nn report", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """(N, classes), int8 of the device and float32 of the float network."""
+
+    on_device: np.ndarray
+    in_float: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run of the quantizer knows at its end; images and logits are those that the accuracies are from."""
+
+    command: str
+    network: QuantizedNetwork
+    trials: Sequence[Trial]
+    statistics: Statistics
+    positions: np.ndarray  # (N,) of the images in the LMDB
+    images: np.ndarray  # (N, C, H, W) uint8
+    labels: np.ndarray  # (N,)
+    logits: Logits
+
+    @property
+    def classes(self) -> tuple[list[int], list[int]]:
+        """That the float network and the device give each image."""
+        return self.logits.in_float.argmax(axis=1).tolist(), self.logits.on_device.argmax(axis=1).tolist()
+
+
+def _bits(q: QFormat | None) -> int | None:
+    return q.fraction_bits if q else None
+
+
+def _histogram(histogram: Histogram) -> dict[str, Any]:
+    shares = {"float": histogram.trained, "device": histogram.device}
+    return {
+        "low": histogram.low,
+        "width": histogram.width,
+        **{what: [round(float(share), 9) for share in values] for what, values in shares.items()},
+    }
+
+
+def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
+    return {
+        "at_min": tensor.at_min,
+        "at_max": tensor.at_max,
+        "sqnr": tensor.sqnr,
+        "range": [tensor.smallest, tensor.largest],
+        "histogram": _histogram(tensor.histogram),
+    }
+
+
+def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
+    """Of the network as code is generated for it."""
+    behind = statistics.settled(run.network.graph, network.formats)
+    layers = []
+    for layer, integer, size in zip(network.graph.layers, network.layers, cost.constant_bytes(network)):
+        own, weights = network.formats[layer.name], run.statistics.weights.get(layer.name)
+        shifts = integer.integers.shifts if layer.weighted else None
+        scratch = plan.scratch.get(layer.name)
+        layers.append(
+            {
+                "name": layer.name,
+                "type": layer.caffe_type,
+                "inputs": list(layer.inputs),
+                "shape": list(layer.out_shape),
+                "description": layer.describe(),
+                "kernel": integer.kernel.name,
+                "macs": layer.macs,
+                "constant_bytes": size,
+                "scratch_bytes": scratch.size if scratch else 0,
+                "own_format": bool(layer.own_format),
+                "fraction_bits": {"weights": _bits(own.w), "bias": _bits(own.b), "activations": _bits(own.y)},
+                "bias_lshift": shifts.bias_lshift if shifts else None,
+                "act_rshift": shifts.out_rshift if shifts else None,
+                "measured_behind": behind[layer.name],
+                "activations": _tensor(run.statistics.outputs[layer.name]),
+                "weights": _tensor(weights) if weights else None,
+            }
+        )
+    return layers
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "layer": trial.layer,
+        "tensor": trial.tensor.value,
+        "fraction_bits": trial.format.fraction_bits,
+        "accuracy": trial.score.accuracy,
+        "reference_accuracy": trial.reference.accuracy,
+        "divergence": trial.score.divergence,
+        "reference_divergence": trial.reference.divergence,
+        "images": trial.score.images,
+        "kept": trial.kept,
+    }
+
+
+def _confusion(run: Run) -> list[dict[str, int]]:
+    """How many images the float network gives one class and the device another, or the same."""
+    pairs = Counter(zip(*run.classes))
+    return [{"float": f, "device": d, "count": count} for (f, d), count in sorted(pairs.items())]
+
+
+def changed(run: Run) -> list[dict[str, int]]:
+    """The images that get another class on the device."""
+    classes = zip(run.positions.tolist(), run.labels.tolist(), *run.classes)
+    return [{"image": i, "label": label, "float": f, "device": d} for i, label, f, d in classes if f != d]
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """Everything as plain values, as docs/report.schema.json describes them."""
+    network = lowering.fuse(run.network)
+    plan = memory.plan(network.graph, network.layers, network.target)
+    totals = cost.totals(network, plan, boards.Options())
+    known = network.summary["accuracy"]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "tool": q7.__version__,
+        "command": run.command,
+        "name": network.graph.name,
+        "sources": {what: dict(source) for what, source in network.sources.items()},
+        "target": {field: value.value for field, value in vars(network.target).items()},
+        "objective": network.summary["objective"],
+        "images": {
+            "lmdb": network.dataset,
+            "count": len(run.images),
+            "held_out": network.summary["held out"],
+            "measured": run.statistics.images,
+        },
+        "accuracy": {**known, "loss": known["float"] - known["device"]},
+        "search": dict(network.summary["search"]),
+        "layers": _layers(run, network, plan),
+        "trials": [_trial(trial) for trial in run.trials],
+        "classes": network.graph.classes,
+        "confusion": _confusion(run),
+        "changed": changed(run),
+        "memory": {
+            "macs": totals.macs,
+            "flash_bytes": totals.flash,
+            "ram_bytes": totals.ram,
+            "buffers": [
+                {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
+                for b in plan.buffers
+            ],
+        },
+    }
+
+
+def to_json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()

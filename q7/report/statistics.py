@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What quantization did to each layer: saturation, signal-to-quantization-noise ratio, histograms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from q7.data.image_set import spread
+from q7.engines.device_network import DeviceNetwork
+from q7.engines.float_network import FloatNetwork, as_trained
+from q7.network.graph import Graph
+from q7.network.quantized import IntegerLayer
+from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
+from q7.target import Target
+
+MOST_IMAGES = 500
+MOST_VALUES = 50_000_000  # of all layers' outputs for all images at once
+LEVELS_PER_BIN = 4
+MOST_BINS = 256
+CHUNK = 1 << 16  # values that are compared at once: few enough for the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Shares of the float and of the device's values, each adding up to 1, in bins of equal width from `low` on."""
+
+    low: float
+    width: float
+    trained: np.ndarray
+    device: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class TensorStatistics:
+    """A tensor of the device against the float network's.
+
+    `at_min` and `at_max` are the percentages of values that are -128 or 127 on the device, and a step or more beyond in
+    float; `sqnr` is in dB, and None where the signal or the noise is zero.
+    """
+
+    at_min: float
+    at_max: float
+    sqnr: float | None
+    smallest: float  # of the float values
+    largest: float
+    histogram: Histogram
+
+
+def _decibels(power: float, error: float) -> float | None:
+    return 10 * math.log10(power / error) if power > 0 and error > 0 else None
+
+
+def _bins(low: float, high: float) -> tuple[int, int, int]:
+    """Index of the first bin, number and width of bins from low to high, all in steps of the device.
+
+    They have a whole number of its levels each, so that its grid makes no stripes.
+    """
+    low, high = min(low, INT8_MIN), max(high, INT8_MAX + 1)
+    width = LEVELS_PER_BIN * max(1, -(-math.ceil((high - low) / LEVELS_PER_BIN) // MOST_BINS))
+    first = math.floor(low / width)
+    return first, math.ceil(high / width) - first, width
+
+
+def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStatistics:
+    """int8 values against the float ones that they stand for; the ratio is 10 log10(sum x^2 / sum (x - q)^2)."""
+    smallest, largest = float(trained.min(initial=0)), float(trained.max(initial=0))
+    first, count, width = _bins(*q.scaled(np.array([smallest, largest])).tolist())
+    every_level = np.arange(INT8_MIN, INT8_MAX + 1)
+    power = error = 0.0
+    at_min = at_max = 0
+    in_float, on_device = np.zeros(count), np.zeros(len(every_level))
+
+    def bin_of(values: np.ndarray) -> np.ndarray:
+        return np.clip(np.floor((values + 0.5) / width) - first, 0, count - 1).astype(np.intp)
+
+    for i in range(0, trained.size, CHUNK):
+        x, levels = q.scaled(trained.ravel()[i : i + CHUNK]), integers.ravel()[i : i + CHUNK]
+        noise = x - levels
+        power, error = power + float(x @ x), error + float(noise @ noise)
+        at_min += int(np.count_nonzero((levels == INT8_MIN) & (x <= INT8_MIN - 1)))
+        at_max += int(np.count_nonzero((levels == INT8_MAX) & (x >= INT8_MAX + 1)))
+        in_float += np.bincount(bin_of(x), minlength=count)
+        on_device += np.bincount(levels.astype(np.intp) - INT8_MIN, minlength=len(every_level))
+    step, total = 2.0**-q.fraction_bits, max(trained.size, 1)
+    shares = in_float / total, np.bincount(bin_of(every_level), on_device, count) / total
+    histogram = Histogram((first * width - 0.5) * step, width * step, *shares)
+    return TensorStatistics(
+        100 * at_min / total, 100 * at_max / total, _decibels(power, error), smallest, largest, histogram
+    )
+
+
+def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
+    """Evenly spread images, as many as are looked at."""
+    values = sum(layer.out_size for layer in graph.layers)
+    return images[spread(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
+
+
+def settled(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
+    """For each layer, the last of the layers that follow it alone, element by element, in the same format.
+
+    A convolution's output below zero does not matter where a ReLU follows: what is behind the ReLU does.
+    """
+    last = {layer.name: layer.name for layer in graph.layers}
+    for layer in reversed(graph.layers):
+        if layer.elementwise and formats[layer.name].inputs == (formats[layer.name].y,):
+            (source,) = layer.inputs
+            if sum(source in other.inputs for other in graph.layers) == 1:
+                last[source] = last[layer.name]
+    return last
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """By layer: the outputs (behind the activation that follows a layer alone), and the weights of weighted layers."""
+
+    images: int  # that the outputs are from
+    outputs: Mapping[str, TensorStatistics]
+    weights: Mapping[str, TensorStatistics]
+
+    def plain(self) -> dict[str, dict[str, float | None]]:
+        """What the table shows, by layer, as plain values."""
+        return {
+            name: {"at_min": own.at_min, "at_max": own.at_max, "sqnr": own.sqnr} for name, own in self.outputs.items()
+        }
+
+
+def collect(
+    trained: Graph,
+    layers: Sequence[IntegerLayer],
+    formats: Mapping[str, LayerFormats],
+    images: np.ndarray,
+    target: Target,
+) -> Statistics:
+    """Runs both networks on raw images (N, C, H, W); `trained` has the weights that were trained."""
+    in_float = FloatNetwork(trained, images).outputs(as_trained(trained))
+    on_device = DeviceNetwork(trained, images, target).outputs(layers)
+    outputs, weights = {}, {}
+    last = settled(trained, formats)
+    for layer, integer in zip(trained.layers, layers):
+        own, behind = formats[layer.name], last[layer.name]
+        y = formats[behind].y
+        assert y
+        outputs[layer.name] = compare(in_float[behind], on_device[behind], y)
+        if own.w:
+            weights[layer.name] = compare(trained.weights[layer.name][0], integer.integers.weights, own.w)
+    return Statistics(len(images), outputs, weights)

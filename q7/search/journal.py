@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a search has found out so far, in a file beside the pickle: a run that was stopped goes on from there.
+
+Searches are deterministic, so that it is enough to remember what the judges said: a search that starts again comes
+by its finished trials without computing them. The file holds one JSON value on each line: the key of the model,
+weights, data and options that the answers are for, and then questions with their answers.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+
+from q7 import files
+from q7.data.image_set import Images
+from q7.errors import Q7Error
+from q7.qformat import LayerFormats
+from q7.search.caffe_objective import Grids, Judged, ScreenedSimulation
+from q7.search.device_objective import Judge
+from q7.search.verdict import Verdict
+
+LARGEST_FILE = 1 << 28  # bytes; beyond, the search starts anew
+AT_ONCE = 1000  # rows of an array that are hashed
+T = TypeVar("T")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def key(arrays: Sequence[Images], options: Mapping[str, Any]) -> str:
+    """The hexadecimal SHA-256 of everything that a search depends on."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(f"{array[:1].dtype} {array.shape}".encode())
+        for i in range(0, len(array), AT_ONCE):
+            digest.update(np.ascontiguousarray(array[i : i + AT_ONCE]).data)
+    return digest.hexdigest()
+
+
+class Journal:
+    """Questions and their answers under one key; nothing is written before the first answer.
+
+    `resumed` counts the answers of a run that was stopped, `replaced` says whether there is a journal of another key,
+    which the first answer replaces, and `computed` counts the answers of this run.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.key = key
+        self.computed = 0
+        self.replaced = False
+        self._file: BinaryIO | None = None
+        self._answers = self._read()
+        self.resumed = len(self._answers)
+
+    def _read(self) -> dict[str, Any]:
+        """The answers of the file, if its key is ours; lines that are torn or damaged do not count."""
+        try:
+            if self.path.stat().st_size > LARGEST_FILE:
+                self.replaced = True
+                return {}
+            first, *lines = self.path.read_bytes().split(b"\n")
+        except OSError:
+            return {}
+        answers: dict[str, Any] = {}
+        if first != self._header():
+            self.replaced = True
+            return answers
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                question, answer = json.loads(line)
+                answers[str(question)] = answer
+        return answers
+
+    def _header(self) -> bytes:
+        return json.dumps({"format": "caffe-to-cmsis-nn journal", "key": self.key}).encode()
+
+    def _append(self, question: str, answer: Any) -> None:
+        """One line in one write; it begins with a line's end, in case that the last one was torn."""
+        try:
+            if self._file is None:
+                if not self.resumed:
+                    files.write(self.path, self._header())
+                self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._file.write(b"\n" + json.dumps([question, answer]).encode())
+        except OSError as error:
+            raise Q7Error(f"cannot write '{self.path}': {error.strerror}") from error
+
+    def remember(
+        self, question: Any, compute: Callable[[], T], plain: Callable[[T], Any], restore: Callable[[Any], T]
+    ) -> T:
+        """The answer of before, else the computed one; `plain` makes it JSON, `restore` undoes that or raises."""
+        asked = _digest(question)
+        if asked in self._answers:
+            with contextlib.suppress(Exception):  # a damaged answer is computed again
+                return restore(self._answers[asked])
+        answer = compute()
+        self._answers[asked] = plain(answer)
+        self._append(asked, self._answers[asked])
+        self.computed += 1
+        return answer
+
+    @property
+    def kept(self) -> int:
+        """Answers that the next run finds."""
+        return len(self._answers)
+
+    def close(self) -> None:
+        """The file stays for the next run."""
+        if self._file:
+            self._file.close()
+
+    def remove(self) -> None:
+        """To be called when nothing is left to go on with. Another run's file, which has replaced ours, stays."""
+        self.close()
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            if file.read(len(self._header())) == self._header():
+                self.path.unlink()
+
+
+def _text(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def _values(text: str, dtype: Any) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype)
+
+
+def _flags(right: np.ndarray) -> str:
+    return _text(np.packbits(right))
+
+
+def _right(text: str, count: int) -> np.ndarray:
+    packed = _values(text, np.uint8)
+    if len(packed) != -(-count // 8):
+        raise ValueError("another number of images")
+    return np.unpackbits(packed, count=count).astype(bool)
+
+
+def _plain(verdict: Verdict) -> list[Any]:
+    return [len(verdict.right), _flags(verdict.right), _text(verdict.divergences)]
+
+
+def _verdict(value: Any) -> Verdict:
+    """What `_plain` was made of; raises where it was damaged."""
+    divergences = _values(value[2], np.float64)
+    if len(divergences) != value[0]:
+        raise ValueError("another number of images")
+    return Verdict(_right(value[1], value[0]), divergences)
+
+
+class RememberedJudge(Judge):
+    """Looks into the journal before it computes."""
+
+    def __init__(self, journal: Journal, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.journal = journal
+
+    def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
+        bits = {name: [q and q.fraction_bits for q in (own.w, own.b, own.y)] for name, own in formats.items()}
+        compute = super().judge
+        return self.journal.remember([bits, best and _plain(best)], lambda: compute(formats, best), _plain, _verdict)
+
+
+class RememberedSimulation(ScreenedSimulation):
+    """Looks into the journal before it computes."""
+
+    def __init__(self, journal: Journal, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.journal = journal
+
+    @staticmethod
+    def _question(what: str, grids: Grids) -> list[Any]:
+        return [
+            what,
+            sorted((*key[:1], key[1].value, grid.format.fraction_bits, grid.clip) for key, grid in grids.items()),
+        ]
+
+    def start(self, grids: Grids) -> np.ndarray:
+        self._begin(grids)
+        compute, count = super().start, len(self.labels)
+        question = self._question("start", grids)
+        return self.journal.remember(question, lambda: compute(grids), _flags, lambda text: _right(text, count))
+
+    def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
+        assert self._grids is not None
+        compute, count = super().judge, len(self.labels)
+        question = [self._question("judge", grids), self._question("start", self._grids), rival and _flags(rival.right)]
+        return self.journal.remember(
+            question,
+            lambda: compute(grids, rival),
+            lambda judged: [_flags(judged.right), None if judged.seen is None else _flags(judged.seen)],
+            lambda value: Judged(_right(value[0], count), None if value[1] is None else _right(value[1], count)),
+        )
+
+    def largest(self, grids: Grids) -> dict[str, float]:
+        compute = super().largest
+        names = [*self._measured]
+        self._begin(grids)
+        return self.journal.remember(
+            self._question("largest", grids),
+            lambda: compute(grids),
+            lambda values: [values[name] for name in names],
+            lambda values: {name: float(values[i]) for i, name in enumerate(names)},
+        )

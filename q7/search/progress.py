@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees while a search works: one bar on a terminal, or a line for each trial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from q7.network.graph import Graph
+from q7.search.common import Found, Phase, Score, Search, Tensor, Trial
+
+BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
+
+
+def line(trial: Trial) -> str:
+    """A trial in words."""
+    images = f" of {trial.score.images} images" if trial.score.images else ""
+    return (
+        f"layer {trial.layer}: {trial.tensor.value} {trial.format}: {trial.score.accuracy:.2f} %{images}, "
+        f"before {trial.reference.accuracy:.2f} %{', kept' if trial.kept else ''}"
+    )
+
+
+def work(graph: Graph, schedule: Sequence[tuple[str, Tensor]]) -> list[float]:
+    """What looking at each tensor costs (MACs): its layer and all behind it run again, each with some overhead."""
+    macs = [layer.macs for layer in graph.layers]
+    overhead = sum(macs) / len(macs) / 2
+    behind = {layer.name: sum(macs[i:]) + overhead * (len(macs) - i) for i, layer in enumerate(graph.layers)}
+    return [behind[name] for name, _ in schedule]
+
+
+class Estimate:
+    """How far a search is, and how long it can still take.
+
+    How many trials there will be is not known, but which tensors are still to be looked at, at the most. What comes
+    out of a journal takes no time, and tells nothing about the time that is left.
+    """
+
+    def __init__(self, graph: Graph, schedule: Sequence[tuple[str, Tensor]], clock: Callable[[], float]) -> None:
+        self.schedule = schedule
+        self.costs = work(graph, schedule)
+        self.clock = clock
+        self.position = -1
+        self._start: tuple[float, float] | None = None  # time and share of the work when computing began
+
+    def see(self, trial: Trial, computed: bool) -> None:
+        """Moves on to the trial's tensor."""
+        here = (trial.layer, trial.tensor)
+        if self.position < 0 or self.schedule[self.position] != here:
+            later = range(self.position + 1, len(self.schedule))
+            self.position = next((i for i in later if self.schedule[i] == here), self.position)
+        if computed and self._start is None:
+            self._start = self.clock(), self.share
+
+    @property
+    def share(self) -> float:
+        """Of the most work that there can be, 0 to 1: what lies before the tensor looked at."""
+        return sum(self.costs[: max(self.position, 0)]) / sum(self.costs)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far, if all that can come does come; None as long as there is no pace."""
+        if self._start is None or self.share <= self._start[1]:
+            return None
+        return (self.clock() - self._start[0]) * (1 - self.share) / (self.share - self._start[1])
+
+
+class Best:
+    """The accuracy of the formats kept so far, on the most images that any trial was judged by."""
+
+    def __init__(self) -> None:
+        self.score: Score | None = None
+
+    def see(self, trial: Trial) -> None:
+        score = trial.score if trial.kept else trial.reference
+        all_images = float("inf")
+        if self.score is None or (score.images or all_images) >= (self.score.images or all_images):
+            self.score = score
+
+
+def follow(
+    search: Search,
+    graph: Graph,
+    schedule: Sequence[tuple[str, Tensor]],
+    computed: Callable[[], bool],
+    show: Callable[[str], None] | None = None,
+    disable: bool | None = None,
+) -> tuple[Found, list[Trial]]:
+    """Runs a search behind a bar; returns what it found, and its trials.
+
+    `computed` says whether trials are computed by now or still come from a journal, `show` gets each trial as a line.
+    There is no bar with `disable`, and, where that is None, none where stderr is no terminal.
+    """
+    trials: list[Trial] = []
+    estimate, best = Estimate(graph, schedule, time.monotonic), Best()
+    bar: Any = tqdm(total=1.0, bar_format=BAR, disable=disable, leave=False, dynamic_ncols=True)
+    with bar:
+        while True:
+            try:
+                step = next(search)
+            except StopIteration as stop:
+                return stop.value, trials
+            if isinstance(step, Phase):
+                bar.bar_format, bar.n = BAR, bar.total
+                bar.set_description_str(step.what)
+                continue
+            trials.append(step)
+            estimate.see(step, computed())
+            best.see(step)
+            if show:
+                with tqdm.external_write_mode():
+                    show(line(step))
+            if bar.disable:
+                continue
+            left = estimate.seconds_left
+            bar.n = estimate.share
+            bar.bar_format = BAR if left is None else f"{BAR}, up to {tqdm.format_interval(left)} of search left"
+            assert best.score
+            bar.set_description_str(
+                f"{step.layer} {step.tensor.value} {step.format}, best {best.score.accuracy:.2f} %", refresh=False
+            )
+            bar.refresh()

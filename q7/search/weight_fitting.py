@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive rounding: integer weights that bring a layer's output on the device close to the float network's.
+
+Rounding each weight to its nearest integer ignores two things: errors of weights add up in the output, and the
+layer's input on the device already differs from the float one (it was rounded, clipped, and truncated by pooling).
+So each layer, in network order, is first fitted to the float output by least squares on the device's own inputs (the
+asymmetric reconstruction of AdaRound, Nagel et al. 2020, https://arxiv.org/abs/2004.10568, solved in closed form),
+and then rounded column by column, each error being made good by the columns that follow (GPTQ, Frantar et al. 2022,
+https://arxiv.org/abs/2210.17323).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from q7.engines.device_network import DeviceNetwork
+from q7.engines.float_network import FloatNetwork, as_trained
+from q7.layers.base import Layer
+from q7.network.graph import Graph
+from q7.network.quantized import quantize_layer, quantize_network
+from q7.qformat import MAX_BIAS_LSHIFT, LayerFormats, QFormat
+from q7.target import Rounding, Target
+
+PATCHES = 8  # places sampled in each image for each layer
+CHUNK = 250  # images whose patches are held at once
+BLOCK = 64  # columns whose errors go into the later ones together
+LARGEST_COLUMN = 4096  # inputs of one output; beyond, the normal equations take too much memory
+RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
+DAMPING = 1e-4  # of the mean input power, for a stable inverse
+
+
+def _can_fit(graph: Graph, layer: Layer) -> bool:
+    return layer.weighted and getattr(layer, "group", 1) == 1 and graph.weights[layer.name][0][0].size <= LARGEST_COLUMN
+
+
+def bytes_per_image(graph: Graph) -> int:
+    """What the fit holds of each image: what enters and what leaves a layer on the device, and what it is fitted to."""
+    on_device = 2 * max(graph.live_size(position) for position in range(len(graph.layers)))
+    fitted = (layer.out_shape for layer in graph.layers if _can_fit(graph, layer))
+    return max(1, on_device) + sum(4 * shape[0] * min(PATCHES, math.prod(shape[1:])) for shape in fitted)
+
+
+def _places(layer: Layer, count: int) -> np.ndarray:
+    """(N, P) random places in a layer's output, row-major."""
+    area = math.prod(layer.out_shape[1:])
+    return np.random.default_rng(0).integers(0, area, (count, min(PATCHES, area)))
+
+
+def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
+    """The inputs (N * P, C * KH * KW) of a layer's outputs at `places`; (N, features) as they are."""
+    if len(layer.out_shape) == 1:
+        return x.reshape(len(x), -1)
+    rows, columns = np.divmod(places, layer.out_shape[2])
+    (k_y, k_x), (s_y, s_x), (p_y, p_x) = layer.kernel, layer.stride, layer.pad  # type: ignore[attr-defined]
+    padded = np.pad(x, ((0, 0), (0, 0), (p_y, p_y), (p_x, p_x)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (k_y, k_x), axis=(2, 3))
+    picked = windows[np.arange(len(x))[:, None], :, rows * s_y, columns * s_x]
+    return picked.reshape(places.size, -1)
+
+
+def _trained_outputs(graph: Graph, images: np.ndarray, places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What layers of the float network give at their `places`, (N, P, O)."""
+    layers = [layer for layer in graph.layers if layer.name in places]
+    found = {name: np.empty((*at.shape, len(graph.weights[name][0])), np.float32) for name, at in places.items()}
+
+    def take(some: slice, outputs: Sequence[np.ndarray]) -> None:
+        for layer, values in zip(layers, outputs):
+            flat = values.reshape(*values.shape[:2], -1)
+            taken = np.take_along_axis(flat, places[layer.name][some, None], axis=2)
+            found[layer.name][some] = taken.transpose(0, 2, 1)
+
+    FloatNetwork(graph, images).show(as_trained(graph), layers, take)
+    return found
+
+
+@dataclass
+class _Equations:
+    """Normal equations of a fit of outputs to inputs, the bias being the last column: sums over samples."""
+
+    inputs: np.ndarray  # (K + 1, K + 1)
+    outputs: np.ndarray  # (K + 1, O)
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.inputs += x.T @ x
+        self.outputs += x.T @ y
+
+
+def _with_one(x: np.ndarray) -> np.ndarray:
+    """With a column of ones, float32."""
+    return np.hstack([x.astype(np.float32), np.ones((len(x), 1), np.float32)])
+
+
+def _raised(matrix: np.ndarray, diagonal: np.ndarray | float) -> np.ndarray:
+    """With something added to its diagonal."""
+    raised = matrix.copy()
+    raised.flat[:: len(matrix) + 1] += diagonal
+    return raised
+
+
+def _collect(
+    layer: Layer, trained: np.ndarray, wanted: np.ndarray, x: np.ndarray, places: np.ndarray, formats: LayerFormats
+) -> _Equations:
+    """Of the outputs (N, P, O) wanted at `places`, from the integers (N, ...) that the device has before the layer.
+
+    A chunk is added up in units of the formats' steps, where numbers are small and float32 is precise enough.
+    """
+    assert formats.x and formats.y
+    outputs, inputs = trained.shape
+    equations = _Equations(np.zeros((inputs, inputs)), np.zeros((inputs, outputs)))
+    for i in range(0, len(x), CHUNK):
+        samples = _with_one(_patches(x[i : i + CHUNK], layer, places[i : i + CHUNK]))
+        equations.add(samples, formats.y.scaled(wanted[i : i + CHUNK].reshape(-1, outputs)).astype(np.float32))
+    steps = np.full((inputs, 1), 2.0**-formats.x.fraction_bits)
+    steps[-1] = 1
+    equations.inputs *= steps * steps.T / places.size
+    equations.outputs *= steps * 2.0**-formats.y.fraction_bits / places.size
+    return equations
+
+
+def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> np.ndarray:
+    """GPTQ: (O, K + 1) weights on their grids, the last column being the bias; `power` is the inputs' X'X.
+
+    Columns of a block make good each other's errors one by one, and those of all later blocks at once.
+    """
+    assert formats.w
+    w, rounded = w.copy(), np.empty_like(w)
+    count = w.shape[1]
+    factor = np.linalg.cholesky(np.linalg.inv(power)).T
+    for first in range(0, count, BLOCK):
+        block = slice(first, min(first + BLOCK, count))
+        errors = np.empty_like(w[:, block])
+        for k in range(block.start, block.stop):
+            if k < count - 1:
+                rounded[:, k] = formats.w.dequantize(formats.w.quantize(w[:, k]))
+            else:
+                rounded[:, k] = formats.bias_grid.dequantize(formats.quantize_bias(w[:, k]))
+            errors[:, k - first] = (w[:, k] - rounded[:, k]) / factor[k, k]
+            w[:, k + 1 : block.stop] -= np.outer(errors[:, k - first], factor[k, k + 1 : block.stop])
+        w[:, block.stop :] -= errors @ factor[block, block.stop :]
+    return rounded
+
+
+def _bias_format(bias: np.ndarray, formats: LayerFormats) -> QFormat:
+    """The finest format that covers the bias and that the kernel can shift."""
+    accumulator = formats.accumulator.fraction_bits
+    covering = QFormat.covering(float(np.abs(bias).max())).fraction_bits
+    return QFormat(min(max(covering, accumulator - MAX_BIAS_LSHIFT), accumulator))
+
+
+def _fit(equations: _Equations, trained: np.ndarray, own: LayerFormats) -> tuple[np.ndarray, LayerFormats]:
+    """(O, K + 1) weights that solve the equations, on their grids; and the formats with a bias's to match."""
+    mean_power = max(np.trace(equations.inputs[:-1, :-1]) / (trained.shape[1] - 1), 1e-12)
+    ridge = np.full(len(equations.inputs), RIDGE * mean_power)
+    ridge[-1] = 1e-9
+    best = np.linalg.solve(_raised(equations.inputs, ridge), equations.outputs + ridge[:, None] * trained.T).T
+    own = replace(own, b=_bias_format(best[:, -1], own)) if own.b else own
+    power = _raised(equations.inputs, DAMPING * mean_power)
+    return _round_columns(best, power, own).astype(np.float32), own
+
+
+def refine(
+    graph: Graph, formats: Mapping[str, LayerFormats], images: np.ndarray, target: Target
+) -> tuple[Graph, dict[str, LayerFormats]]:
+    """The graph with weights that lie on their formats' grids, and the formats with biases to match.
+
+    `images` (N, C, H, W) uint8 are what the fit sees. Grouped layers and those with more than 4096 inputs to an
+    output keep their weights, to be rounded to nearest.
+    """
+    formats, weights = dict(formats), dict(graph.weights)
+    places = {layer.name: _places(layer, len(images)) for layer in graph.layers if _can_fit(graph, layer)}
+    if not places:
+        return graph, formats
+    wanted = _trained_outputs(graph, images, places)
+    network, layers = DeviceNetwork(graph, images, target), quantize_network(graph, formats, target)
+    position, x = 0, network.start()
+    for index, layer in enumerate(graph.layers):
+        if layer.name not in places:
+            continue
+        x = network.advance(position, index, x, layers)
+        position = index
+        w, b = graph.weights[layer.name]
+        own = formats[layer.name]
+        assert own.y
+        trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
+        equations = _collect(layer, trained, wanted.pop(layer.name), x[layer.inputs[0]], places[layer.name], own)
+        if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
+            equations.outputs += equations.inputs[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
+        rounded, formats[layer.name] = _fit(equations, trained, own)
+        weights[layer.name] = (rounded[:, :-1].reshape(w.shape), rounded[:, -1])
+        fitted = replace(graph, weights=weights)
+        layers[index] = quantize_layer(fitted, layer, formats[layer.name], target)
+    return replace(graph, weights=weights), formats

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The original tool's pickles: networks rebuilt from them, and the attributes that its users' scripts read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from q7 import files
+from q7.caffe_io.blobs import read_weights
+from q7.caffe_io.prototxt import read_prototxt
+from q7.data import pictures
+from q7.data.source import data_source
+from q7.errors import Q7Error
+from q7.network.folding import fold_affine
+from q7.network.from_caffe import attach_weights, parse_network
+from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.qformat import MOST_FRACTION_BITS, QFormat
+from q7.store import record
+from q7.target import Target
+
+
+def _formats(attributes: Mapping[str, Any], key: str) -> dict[str, QFormat]:
+    bits = attributes[key]
+    if not all(type(n) is int and abs(n) <= MOST_FRACTION_BITS for n in bits.values()):
+        raise Q7Error(f"the pickle's {key} are no numbers of bits")
+    return {name: QFormat(n) for name, n in bits.items()}
+
+
+def rebuild(
+    attributes: Mapping[str, Any], folder: Path, target: Target, weights: str | None = None, mean: str | None = None
+) -> QuantizedNetwork:
+    """The network of an old pickle's attributes, its weights from the quantized caffemodel that it names.
+
+    Files are looked for as named and then in `folder`, the pickle's; `weights` and `mean` replace the names.
+    """
+    with files.reading("the old pickle"):
+        model = files.find(attributes["model_file"], folder, "the network definition")
+        weight_file = files.find(weights or attributes["quant_weight_file"], folder, "the quantized weights file")
+        prototxt = read_prototxt(model)
+        source = replace(data_source(prototxt), folder=folder)
+        if math.frexp(source.scale)[0] != 0.5:
+            raise Q7Error(
+                f"'{model}' has scale {source.scale:g}: of old pickles' networks, powers of two are supported"
+            )
+        if source.mean_file or mean:
+            source = replace(source, mean_file=mean or attributes["mean_file"], mean_values=())
+        shape = tuple(int(extent) for extent in attributes["layer_shape"][attributes["data_layer"]][1:])
+        if min(shape) < 1 or math.prod(shape) > pictures.LARGEST_IMAGE:
+            raise Q7Error(f"the pickle's images of shape {shape} are no images")
+        network = parse_network(prototxt, attributes["accuracy_layer"], source, shape, target)
+        network = fold_affine(attach_weights(network, read_weights(weight_file)))
+        formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))
+        layers = quantize_network(network, formats, target)
+    return QuantizedNetwork(
+        network,
+        formats,
+        tuple(layers),
+        target,
+        {
+            "model": {"name": model.name, "sha256": files.sha256(model)},
+            "weights": {"name": weight_file.name, "sha256": files.sha256(weight_file)},
+        },
+        source.images,
+        source.crop,
+        reader=source.reader,
+    )
+
+
+def open_network(path: Path, weights: str | None = None, mean: str | None = None) -> QuantizedNetwork:
+    """The network of a pickle; an old pickle's is rebuilt from the files that it names, or from those given."""
+    loaded = record.load(path)
+    if loaded.network is None:
+        return rebuild(loaded.attributes, path.parent, Target(), weights, mean)
+    if weights or mean:
+        raise Q7Error(f"--weights and --mean are for pickles of the original tool; '{path}' holds its weights")
+    return loaded.network
+
+
+def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool) -> dict[str, Any]:
+    """What the original's Caffe_Quantizer holds for a network, under its names; shapes are NCHW."""
+    graph, formats = network.graph, network.formats
+    layers = {layer.name: layer for layer in graph.layers}
+    chosen = {layer.name: formats[layer.name] for layer in graph.layers if layer.own_format or layer.floors}
+    weighted = [layer for layer in graph.layers if layer.weighted]
+    end = [*chosen, graph.accuracy]
+    order = [*layers, graph.accuracy]
+    windowed = {name: layer for name, layer in layers.items() if hasattr(layer, "kernel")}
+    shifts = {
+        layer.name: integer.integers.shifts for layer, integer in zip(graph.layers, network.layers) if layer.weighted
+    }
+    weights = {
+        layer.name: integer.integers.weights for layer, integer in zip(graph.layers, network.layers) if layer.weighted
+    }
+    own = graph.input
+
+    def bits(table: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+        return {n: q.integer_bits for n, q in table.items()}, {n: q.fraction_bits for n, q in table.items()}
+
+    wt_int_bits, wt_dec_bits = bits({name: formats[name].w for name in weights})
+    bias_int_bits, bias_dec_bits = bits({name: formats[name].bias_grid for name in weights})
+    act_int_bits, act_dec_bits = bits({name: formats[name].y for name in chosen})
+    sources = network.sources
+    return {
+        "model_file": sources["model"]["name"],
+        "weight_file": sources["weights"]["name"],
+        "quant_weight_file": sources["quantized weights"]["name"],
+        "conv_layer": [layer.name for layer in weighted if len(layer.out_shape) == 3],
+        "ip_layer": [layer.name for layer in weighted if len(layer.out_shape) == 1],
+        "start_layer": ["", *(order[order.index(name) + 1] for name in end[:-1])],
+        "end_layer": end,
+        "layer": order,
+        "layer_shape": {**{n: (batch, *layer.out_shape) for n, layer in layers.items()}, graph.accuracy: ()},
+        "layer_wt_shape": {name: w.shape for name, w in weights.items()},
+        "top_blob": {k: list(v) for k, v in graph.tops.items()},
+        "bottom_blob": {k: list(v) for k, v in graph.bottoms.items()},
+        "layer_type": {**{n: layer.caffe_type.lower() for n, layer in layers.items()}, graph.accuracy: "accuracy"},
+        "kernel_size": {n: layer.kernel[0] for n, layer in windowed.items()},
+        "stride": {n: layer.stride[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
+        "pad": {n: layer.pad[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
+        "group": {n: layer.group for n, layer in layers.items() if hasattr(layer, "group")},
+        "pool_type": {n: int(layer.average) for n, layer in layers.items() if hasattr(layer, "average")},
+        "lrn_type": {},
+        "lrn_size": {},
+        "lrn_alpha": {},
+        "lrn_beta": {},
+        "num_ops": {n: layer.macs for n, layer in layers.items()},
+        "num_wts": {n: int(w.size) for n, w in weights.items()},
+        "wt_int_bits": wt_int_bits,
+        "wt_dec_bits": wt_dec_bits,
+        "bias_int_bits": bias_int_bits,
+        "bias_dec_bits": bias_dec_bits,
+        "act_int_bits": {**act_int_bits, graph.accuracy: 0},
+        "act_dec_bits": {**act_dec_bits, graph.accuracy: 7},
+        "bias_lshift": {n: s.bias_lshift for n, s in shifts.items()},
+        "act_rshift": {n: s.out_rshift for n, s in shifts.items()},
+        "data_layer": own.name,
+        "mean_file": sources.get("mean", {}).get("name", ""),
+        "mean_val": [float(v) for v in own.mean.ravel()] if own.mean.shape[1:] == (1, 1) and own.mean.any() else [],
+        "label_layer": graph.tops[own.name][1] if len(graph.tops[own.name]) > 1 else "",
+        "accuracy_layer": graph.accuracy,
+        "iterations": iterations,
+        "gpu": gpu,
+    }

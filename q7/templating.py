@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text for people and compilers: templates, and tables of aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+
+def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> jinja2.Environment:
+    """What renders a folder's templates."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=autoescape,
+    )
+    environment.filters.update(filters)
+    return environment
+
+
+def columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Rows of cells as aligned lines, the first `left` columns to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
