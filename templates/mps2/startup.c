@@ -102,7 +102,7 @@ int _write(int file, const char *text, int length)
     return length - (int)semihost(SYS_WRITE, write);
 }
 
-/* printf's buffer alone. */
+/* For printf's buffer only. */
 void *_sbrk(ptrdiff_t bytes)
 {
     static char *heap = (char *)&heap_begin;

@@ -311,7 +311,7 @@ struct KnownAnswer {
     }
 };
 
-/* Runs the test images; returns how many of them this device computes otherwise than predicted. */
+/* Runs the test images; returns how many of them this device computes differently than predicted. */
 static int known_answer_test(void)
 {
     int failures = 0;
