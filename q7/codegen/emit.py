@@ -16,7 +16,8 @@ from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.memory import MemoryPlan
 from q7.errors import Q7Error
-from q7.kernels.base import Array, CNames
+from q7.kernels.base import Array
+from q7.kernels.call import CNames, Statement
 from q7.network.quantized import QuantizedNetwork
 from q7.target import Rounding
 from q7.templating import TEMPLATES, templates
@@ -29,7 +30,7 @@ class Step:
     identifier: str
     comment: str
     defines: Mapping[str, int]
-    calls: Sequence[str]
+    calls: Sequence[Statement]
     arrays: Sequence[Array]
     storage: str  # of the arrays
     bytes: int  # of its output
@@ -54,6 +55,7 @@ def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> lis
             weights=f"{identifier}_wt",
             bias=f"{identifier}_bias",
             in_place=layer.name in plan.in_place,
+            square=layer.square,
         )
         offsets = {"OFFSET": plan.outputs[layer.name].offset}
         if scratch:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from q7.kernels import exact
-from q7.kernels.base import Array, Bounds, CNames, Kernel, WeightedKernel
+from q7.kernels.base import Array, Bounds, Kernel, WeightedKernel
+from q7.kernels.call import Call, CNames, Declaration, Statement
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, max_pool, same_axes, window_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
@@ -67,12 +68,12 @@ class Merge(OwnKernel):
         total = g.clip(total, INT8_MIN, INT8_MAX, dtype)
         return total if dtype is np.float32 else g.cast(total, np.float32)
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        operands = [f"{{{x}, {c.prefix}_FACTOR_{i}}}" for i, x in enumerate(c.inputs, 1)]
-        name = f"{c.output}_operands"
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        operands = tuple((x, c.macro(f"FACTOR_{i}")) for i, x in enumerate(c.inputs, 1))
+        name = c.variable("out_operands")
         return [
-            f"const operand_t {name}[] = {{{', '.join(operands)}}}",
-            f"{self.name}({name}, {len(operands)}, {c.prefix}_SIZE, {c.prefix}_OUT_RSHIFT, {c.output})",
+            Declaration("const operand_t", f"{name}[]", operands),
+            Call(self.name, (name, str(len(operands)), c.macro("SIZE"), c.macro("OUT_RSHIFT"), c.output)),
         ]
 
     def defines(self, integers: Any) -> dict[str, int]:
@@ -96,11 +97,12 @@ class Concatenate(OwnKernel):
             parts.append(exact.saturate(g, g.add("Floor", g.add("Add", scaled, half))))
         return g.add("Concat", *parts, axis=1)
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p, calls, offset = c.prefix, [], 0
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        calls: list[Statement] = []
+        offset = 0
         for i, (x, shape) in enumerate(zip(c.inputs, layer.in_shapes), 1):
-            arguments = [x, f"{p}_PIXELS", str(shape[0]), f"{p}_RSHIFT_{i}", f"{c.output} + {offset}", f"{p}_OUT_CH"]
-            calls.append(f"{self.name}({', '.join(arguments)})")
+            source = (x, c.macro("PIXELS"), str(shape[0]), c.macro(f"RSHIFT_{i}"))
+            calls.append(Call(self.name, (*source, f"{c.output} + {offset}", c.macro("OUT_CH"))))
             offset += shape[0]
         return calls
 
@@ -133,19 +135,16 @@ class Ratio:
 class WindowKernel(OwnKernel):
     """Windows of any shape, stride and padding; the image stays as it is."""
 
-    def _sizes(self, layer: Any, c: CNames) -> list[str]:
-        pairs = [c.sizes(layer, what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
-        return [size for pair in pairs for size in pair]
-
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        sizes = ", ".join(self._sizes(layer, c))
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        window = c.variable("out_window")
+        sizes = (*c.input_extent, *c.window, *c.padding, *c.stride, *c.output_extent)
         return [
-            f"const window_t {c.output}_window = {{{sizes}}}",
-            f"{self.name}({c.input}, &{c.output}_window, {', '.join(self._arguments(c))}, {c.output})",
+            Declaration("const window_t", window, sizes),
+            Call(self.name, (c.input, f"&{window}", *self._arguments(c), c.output)),
         ]
 
     def _arguments(self, c: CNames) -> list[str]:
-        return [f"{c.prefix}_IN_CH"]
+        return [c.macro("IN_CH")]
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class OwnAveragePool(WindowKernel):
         return {"MULTIPLIER": integers.multiplier, "DIVISOR": integers.divisor}
 
     def _arguments(self, c: CNames) -> list[str]:
-        return [f"{c.prefix}_{what}" for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
+        return [c.macro(what) for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
 
 
 @dataclass(frozen=True)
@@ -192,8 +191,8 @@ class GroupConvolution(WindowKernel, WeightedKernel):
         return WeightedKernel.defines(self, integers)
 
     def _arguments(self, c: CNames) -> list[str]:
-        sizes = [f"{c.prefix}_{what}" for what in ("IN_CH", "GROUPS", "OUT_CH")]
-        return [*sizes, c.weights, c.bias, f"{c.prefix}_BIAS_LSHIFT", f"{c.prefix}_OUT_RSHIFT"]
+        sizes = [c.macro(what) for what in ("IN_CH", "GROUPS", "OUT_CH")]
+        return [*sizes, c.weights, c.bias, c.macro("BIAS_LSHIFT"), c.macro("OUT_RSHIFT")]
 
 
 @dataclass(frozen=True)
@@ -210,9 +209,9 @@ class Clamp(OwnKernel):
         assert isinstance(integers, Bounds)
         return integers
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p = c.prefix
-        return [f"{self.name}({c.input}, {layer.size_expression(p)}, {p}_LOW, {p}_HIGH, {c.output})"]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        size = c.elements(layer.out_shape)
+        return [Call(self.name, (c.input, size, c.macro("LOW"), c.macro("HIGH"), c.output))]
 
     def defines(self, integers: Any) -> dict[str, int]:
         return {"LOW": integers.low, "HIGH": integers.high}
@@ -238,8 +237,8 @@ class ReadPixels(Kernel):
         x = g.add("Mul", x, np.array(2.0**-integers.rshift, np.float32))
         return exact.saturate(g, g.add("Floor", x))
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        return [f"{self.name}({c.input}, {c.output})"]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        return [Call(self.name, (c.input, c.output))]
 
     def defines(self, integers: Any) -> dict[str, int]:
         return {"RSHIFT": max(integers.rshift, 0), "LSHIFT": max(-integers.rshift, 0)}
