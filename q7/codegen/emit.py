@@ -87,10 +87,10 @@ def _origin(network: QuantizedNetwork) -> list[str]:
     return [comment(line) for line in lines]
 
 
-def _templates(target: str, with_answers: bool, own: bool) -> list[Path]:
+def _templates(target: str, with_answers: bool, own_loops: bool) -> list[Path]:
     """The files of a target: templates, except the included ones (_*), and files to copy."""
     paths = [path for folder in ("common", target) for path in sorted((TEMPLATES / folder).iterdir())]
-    unwanted = [*([] if with_answers else ["test_images.h.jinja"]), *([] if own else ["own_q7.h"])]
+    unwanted = [*([] if with_answers else ["test_images.h.jinja"]), *([] if own_loops else ["own_q7.h"])]
     return [path for path in paths if not path.name.startswith("_") and path.name not in unwanted]
 
 
@@ -116,12 +116,12 @@ def render(
         "board": BOARDS[network.target.core],
         "definitions": definitions(network.target),
         "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
-        "own": any(layer.kernel.own for layer in network.layers),
+        "own_loops": any(layer.kernel.own_loop for layer in network.layers),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
     environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement)
     contents = {}
-    for path in _templates(options.target, answers is not None, context["own"]):
+    for path in _templates(options.target, answers is not None, context["own_loops"]):
         if path.suffix == ".jinja":
             contents[path.stem] = environment.get_template(f"{path.parent.name}/{path.name}").render(context)
         else:

@@ -12,7 +12,7 @@ import numpy as np
 from q7.kernels.base import Bounds, Kernel, WeightedKernel
 from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.constraints import padding_below_stride, short_window
-from q7.kernels.exact import convolution, divide, truncated_mean, weighted_sum
+from q7.kernels.exact_onnx import convolution, divide, truncated_mean, weighted_sum
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import max_pool
 from q7.qformat import INT8_MAX, INT8_MIN
@@ -37,7 +37,7 @@ class Convolution(WeightedKernel):
         if target.core is not Core.DSP:
             return 0
         columns = 1 if layer.out_shape[1] * layer.out_shape[2] == 1 else 2
-        return 2 * columns * layer.in_shape[0] * layer.kernel[0] * layer.kernel[1]
+        return 2 * columns * layer.in_shape[0] * layer.window[0] * layer.window[1]
 
     def overread_bytes(self) -> int:
         return self.overread
@@ -61,7 +61,7 @@ class Depthwise(Convolution):
         return weights[:, 0].transpose(1, 2, 0).ravel()
 
     def scratch_bytes(self, layer: Any, target: Target) -> int:
-        return layer.in_shape[0] * layer.kernel[0] * layer.kernel[1] if target.core is Core.DSP else 0
+        return layer.in_shape[0] * layer.window[0] * layer.window[1] if target.core is Core.DSP else 0
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: Any, axis: int, average: bool) -
     window may read columns that earlier outputs have replaced.
     """
     extent, out = layer.in_shape[axis], layer.out_shape[axis]
-    kernel, stride, pad = layer.kernel[axis - 1], layer.stride[axis - 1], layer.pad[axis - 1]
+    length, stride, pad = layer.window[axis - 1], layer.stride[axis - 1], layer.pad[axis - 1]
     channels = layer.in_shape[0]
     row = (channels, 1, 1) if axis == 2 else (channels, 1, layer.out_shape[2])
     lane = np.arange(np.prod(row)).reshape(row[1], row[2], channels).transpose(2, 0, 1)
@@ -240,7 +240,7 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: Any, axis: int, average: bool) -
     for i in range(out):
         start = i * stride - pad
         first = start if start >= 0 else (i if axis == 2 else 0)
-        window = cells[first : max(first + 1, min(start + kernel, extent))]
+        window = cells[first : max(first + 1, min(start + length, extent))]
         value = g.add("Max", *window)
         if average:
             value = divide(g, _sum_int16(g, window, saturates), np.array(len(window)))

@@ -18,8 +18,8 @@ import numpy as np
 from q7.kernels import arm_q7
 from q7.kernels.base import Array, Integers, Kernel, WeightedKernel
 from q7.kernels.call import Call, CNames, Declaration, Extent, Statement, Value
-from q7.kernels.exact import divide, window_sum
-from q7.kernels.own import Merge, Operands
+from q7.kernels.exact_onnx import divide, window_sum
+from q7.kernels.own_loops import Merge, Operands
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, image_cells, max_pool, window_attributes
 from q7.target import Api, Core, Target
@@ -95,9 +95,9 @@ class Convolution(_Weighted, arm_q7.Convolution):
 
     def scratch_bytes(self, layer: Any, target: Target) -> int:
         """im2col columns; a grouped 1x1 convolution refuses to run without them, whatever it says it needs."""
-        if (layer.kernel, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
+        if (layer.window, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
             return 4 * layer.in_shape[0] if target.core is Core.DSP else 0  # as built with Arm's compiler
-        column = layer.in_shape[0] * layer.kernel[0] * layer.kernel[1]
+        column = layer.in_shape[0] * layer.window[0] * layer.window[1]
         return 4 * _round_up(column, 16 if target.core is Core.MVE else 4)
 
     def least_version(self, layer: Any) -> int:
@@ -115,7 +115,7 @@ class Convolution(_Weighted, arm_q7.Convolution):
     def _geometry(self, layer: Any, c: CNames) -> list[Extent]:
         """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
         extents = _extents(c)
-        row = layer.in_shape[1] == layer.kernel[0] == 1
+        row = layer.in_shape[1] == layer.window[0] == 1
         return [Extent(pair.y, pair.x) for pair in extents] if row else extents
 
     def _channels(self, layer: Any, c: CNames) -> tuple[tuple[str, ...], str, str]:
@@ -151,7 +151,7 @@ class Depthwise(Convolution, arm_q7.Depthwise):
         return arm_q7.Depthwise.layout(self, weights, layer)
 
     def scratch_bytes(self, layer: Any, target: Target) -> int:
-        area = layer.kernel[0] * layer.kernel[1]
+        area = layer.window[0] * layer.window[1]
         if target.core is Core.PLAIN or layer.out_shape[0] > layer.in_shape[0]:
             return 0
         return 4 * MVE_BLOCK * area + MVE_SCRATCH if target.core is Core.MVE else 2 * layer.in_shape[0] * area
@@ -237,7 +237,7 @@ class AveragePool(Pool):
 class Add(S8Kernel, Merge):
     """The sum of two inputs of any formats, rounded once."""
 
-    own = False
+    own_loop = False
 
     def in_place(self, layer: Any, promised_only: bool) -> bool:
         """Measured: each element is read before it is written."""
@@ -266,7 +266,7 @@ class Add(S8Kernel, Merge):
 class Lookup(arm_q7.Activation):
     """Our own loop: the curve's value for each of the 256 inputs; the s8 library has no curves of 8 bits."""
 
-    own = True
+    own_loop = True
     apis = (Api.S8,)
 
     def defines(self, integers: Any) -> dict[str, int]:

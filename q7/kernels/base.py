@@ -63,7 +63,7 @@ class Array:
 class Kernel:
     """A C function: the kernel library's, or our own."""
 
-    own: ClassVar[bool] = False  # in own_q7.h
+    own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
     apis: ClassVar[tuple[Api, ...]] = tuple(Api)  # the kernel libraries beside which it can be used
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
 

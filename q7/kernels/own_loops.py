@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from q7.kernels import exact
+from q7.kernels import exact_onnx
 from q7.kernels.base import Array, Bounds, Kernel, WeightedKernel
 from q7.kernels.call import Call, CNames, Declaration, Statement
 from q7.onnx_graph import OnnxGraph
@@ -25,8 +25,8 @@ MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
 
 
 @dataclass(frozen=True)
-class OwnKernel(Kernel):
-    own = True
+class OwnLoop(Kernel):
+    own_loop = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Operands:
 
 
 @dataclass(frozen=True)
-class Merge(OwnKernel):
+class Merge(OwnLoop):
     """clamp((f(factor * x, ...) + rounding term) >> out_rshift), where f is the sum or the maximum."""
 
     op: str = "Sum"
@@ -57,7 +57,7 @@ class Merge(OwnKernel):
         scale = 2.0**-integers.out_rshift
         # Scaled by the power of two from the start, which keeps every number exact that its type holds.
         bound = 128 * sum(abs(factor) for factor in integers.factors) + (1 << integers.out_rshift)
-        dtype = np.float32 if bound < exact.EXACT_FLOAT32 else np.float64
+        dtype = np.float32 if bound < exact_onnx.EXACT_FLOAT32 else np.float64
         terms = [
             g.add("Mul", x if dtype is np.float32 else g.cast(x, dtype), np.array(factor * scale, dtype))
             for x, factor in zip(same_axes(g, xs, layer), integers.factors)
@@ -86,7 +86,7 @@ def rescaling(rshift: int) -> int:
 
 
 @dataclass(frozen=True)
-class Concatenate(OwnKernel):
+class Concatenate(OwnLoop):
     """Each input, shifted to the output's format and saturated, goes to its channels of every pixel."""
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
@@ -94,7 +94,7 @@ class Concatenate(OwnKernel):
         for x, rshift in zip(same_axes(g, xs, layer), integers):
             scaled = g.add("Mul", x, np.array(2.0**-rshift, np.float32))
             half = np.array(0.5 if rshift > 0 else 0, np.float32)
-            parts.append(exact.saturate(g, g.add("Floor", g.add("Add", scaled, half))))
+            parts.append(exact_onnx.saturate(g, g.add("Floor", g.add("Add", scaled, half))))
         return g.add("Concat", *parts, axis=1)
 
     def calls(self, layer: Any, c: CNames) -> list[Statement]:
@@ -132,7 +132,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class WindowKernel(OwnKernel):
+class WindowLoop(OwnLoop):
     """Windows of any shape, stride and padding; the image stays as it is."""
 
     def calls(self, layer: Any, c: CNames) -> list[Statement]:
@@ -148,7 +148,7 @@ class WindowKernel(OwnKernel):
 
 
 @dataclass(frozen=True)
-class OwnMaxPool(WindowKernel):
+class OwnMaxPool(WindowLoop):
     """The maximum of the cells in the image."""
 
     apis = (Api.Q7,)
@@ -158,14 +158,14 @@ class OwnMaxPool(WindowKernel):
 
 
 @dataclass(frozen=True)
-class OwnAveragePool(WindowKernel):
+class OwnAveragePool(WindowLoop):
     """sum * multiplier / (cells * divisor), rounded half up; cells as Caffe counts them, with some of the padding."""
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         if layer.covers_image:
             total = g.add("ReduceSum", xs[0], np.array([2, 3]))
         else:
-            total = crop(g, exact.window_sum(g, xs[0], **window_attributes(layer)), layer)
+            total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
         return _rounded_division(g, total, integers.multiplier, layer.divisors() * integers.divisor)
 
     def defines(self, integers: Any) -> dict[str, int]:
@@ -176,7 +176,7 @@ class OwnAveragePool(WindowKernel):
 
 
 @dataclass(frozen=True)
-class GroupConvolution(WindowKernel, WeightedKernel):
+class GroupConvolution(WindowLoop, WeightedKernel):
     """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
 
     apis = (Api.Q7,)
@@ -185,7 +185,7 @@ class GroupConvolution(WindowKernel, WeightedKernel):
         return weights.transpose(0, 2, 3, 1).ravel()
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        return exact.convolution(g, xs[0], layer, integers, Target(target.core, Rounding.NEAREST))
+        return exact_onnx.convolution(g, xs[0], layer, integers, Target(target.core, Rounding.NEAREST))
 
     def defines(self, integers: Any) -> dict[str, int]:
         return WeightedKernel.defines(self, integers)
@@ -196,7 +196,7 @@ class GroupConvolution(WindowKernel, WeightedKernel):
 
 
 @dataclass(frozen=True)
-class Clamp(OwnKernel):
+class Clamp(OwnLoop):
     """max(low, min(x, high))."""
 
     def in_place(self, layer: Any, promised_only: bool) -> bool:
@@ -235,7 +235,7 @@ class ReadPixels(Kernel):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         x = g.add("Sub", xs[0], integers.mean.astype(np.float32))
         x = g.add("Mul", x, np.array(2.0**-integers.rshift, np.float32))
-        return exact.saturate(g, g.add("Floor", x))
+        return exact_onnx.saturate(g, g.add("Floor", x))
 
     def calls(self, layer: Any, c: CNames) -> list[Statement]:
         return [Call(self.name, (c.input, c.output))]
