@@ -11,21 +11,21 @@ import numpy as np
 from q7.onnx_graph import OnnxGraph
 
 
-def end_padding(extent: int, out: int, kernel: int, stride: int, pad: int) -> int:
+def end_padding(extent: int, out: int, window: int, stride: int, pad: int) -> int:
     """Cells to add behind an axis so that its last window is whole, where `pad` were added before it."""
-    return max(0, (out - 1) * stride + kernel - extent - pad)
+    return max(0, (out - 1) * stride + window - extent - pad)
 
 
 def _windows(layer: Any) -> list[tuple[int, ...]]:
-    """(extent, output extent, kernel, stride, padding before) along y and x."""
-    return list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.kernel, layer.stride, layer.pad))
+    """(extent, output extent, window, stride, padding before) along y and x."""
+    return list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.window, layer.stride, layer.pad))
 
 
 def window_attributes(layer: Any, axes: tuple[int, ...] = (0, 1)) -> dict[str, list[int]]:
     """ONNX attributes of a layer's windows along y (0) and x (1); the padding at the end follows from the output."""
     windows = [window if axis in axes else (1, 1, 1, 1, 0) for axis, window in enumerate(_windows(layer))]
-    kernel, stride, pad = ([window[i] for window in windows] for i in (2, 3, 4))
-    return {"kernel_shape": kernel, "strides": stride, "pads": [*pad, *(end_padding(*window) for window in windows)]}
+    lengths, stride, pad = ([window[i] for window in windows] for i in (2, 3, 4))
+    return {"kernel_shape": lengths, "strides": stride, "pads": [*pad, *(end_padding(*window) for window in windows)]}
 
 
 def crop(g: OnnxGraph, y: str, layer: Any, axes: tuple[int, ...] = (0, 1)) -> str:
@@ -50,10 +50,10 @@ def image_cells(layer: Any, axes: tuple[int, ...] = (0, 1)) -> np.ndarray:
     return rows[:, None] * columns
 
 
-def window_cells(extent: int, out: int, kernel: int, stride: int, pad: int) -> np.ndarray:
+def window_cells(extent: int, out: int, window: int, stride: int, pad: int) -> np.ndarray:
     """How many cells of the image each window holds along one axis."""
     start = np.arange(out) * stride - pad
-    return np.minimum(start + kernel, extent) - np.maximum(start, 0)
+    return np.minimum(start + window, extent) - np.maximum(start, 0)
 
 
 def same_axes(g: OnnxGraph, xs: Sequence[str], layer: Any) -> list[str]:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from q7.kernels import arm_s8, registry
-from q7.kernels.base import Bounds, CNames, Integers, Kernel
-from q7.kernels.own import Operands
+from q7.kernels.base import Bounds, Integers, Kernel
+from q7.kernels.call import CNames
+from q7.kernels.own_loops import Operands
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import Shifts
 from q7.target import Api, Core, Target
@@ -96,9 +97,9 @@ class Vector:
         if len(layer.in_shape) == 1:
             w = w.reshape(layer.out_shape[0], -1)
         elif "ch_mult" in a:
-            w = w.reshape(*layer.kernel, layer.out_shape[0]).transpose(2, 0, 1)[:, None]
+            w = w.reshape(*layer.window, layer.out_shape[0]).transpose(2, 0, 1)[:, None]
         else:
-            w = w.reshape(layer.out_shape[0], *layer.kernel, -1).transpose(0, 3, 1, 2)
+            w = w.reshape(layer.out_shape[0], *layer.window, -1).transpose(0, 3, 1, 2)
         return Integers(w, self.arrays["bias32"], Shifts(0, self.legacy["out_shift"]))
 
 
@@ -249,7 +250,7 @@ def _c_arguments(vector: Vector, output: np.ndarray) -> list[Any]:
         filters = (layer.out_shape[0], a["filter_c"]) if "filter_c" in a else (1, layer.out_shape[0])
         dims = (
             struct(1, *layer.in_shape[1:], layer.in_shape[0]),
-            struct(filters[0], *layer.kernel, filters[1]),
+            struct(filters[0], *layer.window, filters[1]),
             struct(1, *layer.out_shape[1:], layer.out_shape[0]),
         )
         if "weights" not in arrays:
@@ -286,7 +287,7 @@ def test_portable_kernels_equal_the_kernels(vectors: list[Vector], core: Core, p
     compared = 0
     for vector in vectors:
         per_channel = len(np.unique(vector.arrays.get("multiplier", np.zeros(1)))) > 1
-        if vector.kernel.own or core in vector.bad or (per_channel and "accum_depth" in vector.args):
+        if vector.kernel.own_loop or core in vector.bad or (per_channel and "accum_depth" in vector.args):
             continue
         expected = vector.outputs[core]
         output = vector.arrays["input"].copy() if "size" in vector.args else np.zeros(expected.size, np.int8)

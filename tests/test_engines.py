@@ -42,7 +42,7 @@ def _network(extent: int, count: int, workers: int) -> Watched:
     layers = (
         Input("data", (), "data", (shape,)),
         ReLU("relu", ("data",), "data", (shape,)),
-        Pooling("pool", ("relu",), "pool", (shape,), kernel=(extent, extent)),
+        Pooling("pool", ("relu",), "pool", (shape,), window=(extent, extent)),
     )
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     network = Watched(Graph("net", layers, {}, "accuracy"), images)

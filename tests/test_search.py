@@ -31,7 +31,7 @@ def _graph() -> Graph:
         Input("data", (), "data", (shape,)),
         Convolution("conv", ("data",), "conv", (shape,), num_output=4),
         ReLU("relu", ("conv",), "conv", (shape,)),
-        Pooling("pool", ("relu",), "pool", (shape,), kernel=(2, 2), stride=(2, 2), average=True),
+        Pooling("pool", ("relu",), "pool", (shape,), window=(2, 2), stride=(2, 2), average=True),
         InnerProduct("ip", ("pool",), "ip", ((4, 2, 2),), num_output=3),
     )
     weights = {

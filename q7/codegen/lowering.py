@@ -24,14 +24,14 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
     """
     truncated = network.target.rounding is Rounding.TRUNCATE and target.rounding is Rounding.NEAREST
     layers = []
-    for layer, own in zip(network.graph.layers, network.layers):
-        integers = own.integers
+    for layer, held in zip(network.graph.layers, network.layers):
+        integers = held.integers
         if layer.weighted and target.api is Api.Q7 and integers.bias.dtype != np.int8:
             raise Q7Error(
                 f"layer '{layer.name}' has a bias of 32 bits, which the q7 kernels cannot take: "
                 "quantize the network with --api q7, then it serves both"
             )
-        if layer.weighted and truncated and not own.kernel.own:
+        if layer.weighted and truncated and not held.kernel.own_loop:
             integers = _truncating(integers)
         layers.append(IntegerLayer(layer.kernel_for(target), integers))
     return replace(network, target=target, layers=tuple(layers))
@@ -51,8 +51,8 @@ def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
     """
     layers = list(network.graph.layers)
     lowered = dict(zip((layer.name for layer in layers), network.layers))
-    for name, own in zip([*lowered], network.layers):
-        bounds = own.kernel.bounds(own.integers)
+    for name, held in zip([*lowered], network.layers):
+        bounds = held.kernel.bounds(held.integers)
         if bounds is None:
             continue
         by_name = {layer.name: layer for layer in layers}

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from q7.kernels.base import Bounds, CNames, Kernel, WeightedKernel
+from q7.kernels.base import Bounds, Kernel, WeightedKernel
+from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.constraints import padding_below_stride, short_window
-from q7.kernels.exact import convolution, divide, truncated_mean, weighted_sum
+from q7.kernels.exact_onnx import convolution, divide, truncated_mean, weighted_sum
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import max_pool
 from q7.qformat import INT8_MAX, INT8_MIN
@@ -36,7 +37,7 @@ class Convolution(WeightedKernel):
         if target.core is not Core.DSP:
             return 0
         columns = 1 if layer.out_shape[1] * layer.out_shape[2] == 1 else 2
-        return 2 * columns * layer.in_shape[0] * layer.kernel[0] * layer.kernel[1]
+        return 2 * columns * layer.in_shape[0] * layer.window[0] * layer.window[1]
 
     def overread_bytes(self) -> int:
         return self.overread
@@ -44,13 +45,12 @@ class Convolution(WeightedKernel):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         return convolution(g, xs[0], layer, integers, target)
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        pairs = [c.sizes(layer, what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
-        inputs, kernel, pad, stride, output = (pair if self.nonsquare else pair[:1] for pair in pairs)
-        p = c.prefix
-        arguments = [c.input, *inputs, f"{p}_IN_CH", c.weights, f"{p}_OUT_CH", *kernel, *pad, *stride]
-        arguments += [c.bias, f"{p}_BIAS_LSHIFT", f"{p}_OUT_RSHIFT", c.output, *output, f"(q15_t *){c.scratch}", "NULL"]
-        return [f"{self.name}({', '.join(arguments)})"]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        extents = (c.input_extent, c.window, c.padding, c.stride, c.output_extent)
+        inputs, window, padding, stride, output = (pair if self.nonsquare else pair[:1] for pair in extents)
+        arguments = [c.input, *inputs, c.macro("IN_CH"), c.weights, c.macro("OUT_CH"), *window, *padding, *stride]
+        arguments += [c.bias, c.macro("BIAS_LSHIFT"), c.macro("OUT_RSHIFT"), c.output, *output]
+        return [Call(self.name, (*arguments, f"(q15_t *){c.scratch}", "NULL"))]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Depthwise(Convolution):
         return weights[:, 0].transpose(1, 2, 0).ravel()
 
     def scratch_bytes(self, layer: Any, target: Target) -> int:
-        return layer.in_shape[0] * layer.kernel[0] * layer.kernel[1] if target.core is Core.DSP else 0
+        return layer.in_shape[0] * layer.window[0] * layer.window[1] if target.core is Core.DSP else 0
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,9 @@ class FullyConnected(WeightedKernel):
 
         return weighted_sum(g, integers, target, multiply)
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p = c.prefix
-        arguments = [c.input, c.weights, f"{p}_IN_DIM", f"{p}_OUT_DIM", f"{p}_BIAS_LSHIFT", f"{p}_OUT_RSHIFT"]
-        return [f"{self.name}({', '.join([*arguments, c.bias, c.output, f'(q15_t *){c.scratch}'])})"]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        sizes = [c.macro(what) for what in ("IN_DIM", "OUT_DIM", "BIAS_LSHIFT", "OUT_RSHIFT")]
+        return [Call(self.name, (c.input, c.weights, *sizes, c.bias, c.output, f"(q15_t *){c.scratch}"))]
 
 
 def interleave(matrix: np.ndarray) -> np.ndarray:
@@ -126,15 +125,16 @@ class InPlace(Kernel):
         """What follows the data and their size."""
         return []
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
         size = int(np.prod(layer.out_shape))
-        calls = [] if c.in_place else [f"memcpy({c.output}, {c.input}, {size})"]
-        if size <= self.LARGEST:
-            parts = [(c.output, layer.size_expression(c.prefix))]
+        copy = Call("memcpy", (c.output, c.input, c.replaced.get("SIZE", str(size))))
+        if size <= self.LARGEST or "SIZE" in c.replaced:
+            parts = [(c.output, c.elements(layer.out_shape))]
         else:
             starts = range(0, size, self.LARGEST)
             parts = [(f"{c.output} + {start}", str(min(self.LARGEST, size - start))) for start in starts]
-        return [*calls, *(f"{self.name}({', '.join([*part, *self._arguments(c)])})" for part in parts)]
+        calls = [Call(self.name, (*part, *self._arguments(c))) for part in parts]
+        return [*calls] if c.in_place else [copy, *calls]
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Activation(InPlace):
         return g.add("Gather", self.table().astype(np.float32), index)
 
     def _arguments(self, c: CNames) -> list[str]:
-        return [f"{c.prefix}_INT_WIDTH", self.c_type]
+        return [c.macro("INT_WIDTH"), self.c_type]
 
     def defines(self, integers: Any) -> dict[str, int]:
         return {"INT_WIDTH": integers.int_width}
@@ -204,8 +204,8 @@ class Softmax(Kernel):
         scale = g.add("Gather", (2.0 ** -np.arange(self.SHIFTS)).astype(np.float32), shift)
         return g.clip(g.add("Floor", g.add("Mul", base, scale)), 0, INT8_MAX)
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        return [f"{self.name}({c.input}, {c.prefix}_OUT_DIM, {c.output})"]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        return [Call(self.name, (c.input, c.macro("OUT_DIM"), c.output))]
 
 
 def _sum_int16(g: OnnxGraph, cells: list[str], saturates: np.ndarray) -> str:
@@ -230,7 +230,7 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: Any, axis: int, average: bool) -
     window may read columns that earlier outputs have replaced.
     """
     extent, out = layer.in_shape[axis], layer.out_shape[axis]
-    kernel, stride, pad = layer.kernel[axis - 1], layer.stride[axis - 1], layer.pad[axis - 1]
+    length, stride, pad = layer.window[axis - 1], layer.stride[axis - 1], layer.pad[axis - 1]
     channels = layer.in_shape[0]
     row = (channels, 1, 1) if axis == 2 else (channels, 1, layer.out_shape[2])
     lane = np.arange(np.prod(row)).reshape(row[1], row[2], channels).transpose(2, 0, 1)
@@ -240,7 +240,7 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: Any, axis: int, average: bool) -
     for i in range(out):
         start = i * stride - pad
         first = start if start >= 0 else (i if axis == 2 else 0)
-        window = cells[first : max(first + 1, min(start + kernel, extent))]
+        window = cells[first : max(first + 1, min(start + length, extent))]
         value = g.add("Max", *window)
         if average:
             value = divide(g, _sum_int16(g, window, saturates), np.array(len(window)))
@@ -266,11 +266,10 @@ class Pool(Kernel):
             p < s and o <= d for p, s, o, d in zip(layer.pad, layer.stride, layer.out_shape[1:], layer.in_shape[1:])
         )
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p = c.prefix
-        sizes = [f"{p}_{what}" for what in ("IN_DIM", "IN_CH", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        sizes = (c.window.x, c.padding.x, c.stride.x, c.output_extent.x)
         scratch = c.scratch if self.scratch_bytes(layer, Target()) else "NULL"
-        return [f"{self.name}({', '.join([c.input, *sizes, scratch, c.output])})"]
+        return [Call(self.name, (c.input, c.input_extent.x, c.macro("IN_CH"), *sizes, scratch, c.output))]
 
 
 @dataclass(frozen=True)

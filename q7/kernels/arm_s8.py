@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from q7.kernels import arm_q7
-from q7.kernels.base import Array, CNames, Integers, Kernel, WeightedKernel
-from q7.kernels.exact import divide, window_sum
-from q7.kernels.own import Merge, Operands
+from q7.kernels.base import Array, Integers, Kernel, WeightedKernel
+from q7.kernels.call import Call, CNames, Declaration, Extent, Statement, Value
+from q7.kernels.exact_onnx import divide, window_sum
+from q7.kernels.own_loops import Merge, Operands
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, image_cells, max_pool, window_attributes
 from q7.target import Api, Core, Target
@@ -40,10 +41,6 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _braces(*values: str) -> str:
-    return f"{{{', '.join(values)}}}"
-
-
 @dataclass(frozen=True)
 class S8Kernel(Kernel):
     """A call takes pointers to structures; all but those that hold pointers are constants."""
@@ -51,23 +48,24 @@ class S8Kernel(Kernel):
     apis = (Api.S8,)
     limits = True
 
-    def _context(self, c: CNames, buffer: str, size: str) -> str:
-        return f"const cmsis_nn_context {c.local}_ctx = {_braces(buffer, size)}"
+    def _context(self, c: CNames, buffer: str, size: str) -> Declaration:
+        return Declaration("const cmsis_nn_context", c.variable("ctx"), (buffer, size))
 
-    def _constant(self, c: CNames, kind: str, name: str, *values: str) -> str:
-        return f"static const cmsis_nn_{kind} {c.local}_{name} = {_braces(*values)}"
+    def _constant(self, c: CNames, kind: str, name: str, *values: Value) -> Declaration:
+        return Declaration(f"static const cmsis_nn_{kind}", c.variable(name), values)
 
-    def _activation(self, c: CNames) -> str:
-        return _braces(f"{c.prefix}_ACT_MIN", f"{c.prefix}_ACT_MAX")
-
-    def _call(self, c: CNames, arguments: str) -> str:
-        """The layer's own structures are written as &name."""
-        return f"{self.name}({arguments.replace('&', f'&{c.local}_')})"
+    def _activation(self, c: CNames) -> Value:
+        return c.macro("ACT_MIN"), c.macro("ACT_MAX")
 
 
-def _pairs(layer: Any, c: CNames) -> list[tuple[str, str]]:
-    """Macros of (width, height): of the input, the window, its stride and padding, and the output."""
-    return [c.sizes(layer, what) for what in ("IN_DIM", "KER_DIM", "STRIDE", "PAD", "OUT_DIM")]
+def _pointers(c: CNames, *structures: str) -> tuple[str, ...]:
+    """To structures of the layer's."""
+    return tuple(f"&{c.variable(name)}" for name in structures)
+
+
+def _extents(c: CNames) -> list[Extent]:
+    """Of the input, the window, its stride and padding, and the output."""
+    return [c.input_extent, c.window, c.stride, c.padding, c.output_extent]
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class _Weighted(S8Kernel, WeightedKernel):
 
     def _each_output(self, c: CNames, what: str, values: np.ndarray) -> Array:
         spare = -len(values) % MVE_LANES
-        return Array(f"{c.prefix}_{what}", f"{c.local}_{what.lower()}", "int32_t", values.astype(np.int32), spare)
+        return Array(f"{c.prefix}_{what}", c.variable(what.lower()), "int32_t", values.astype(np.int32), spare)
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,9 @@ class Convolution(_Weighted, arm_q7.Convolution):
 
     def scratch_bytes(self, layer: Any, target: Target) -> int:
         """im2col columns; a grouped 1x1 convolution refuses to run without them, whatever it says it needs."""
-        if (layer.kernel, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
+        if (layer.window, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
             return 4 * layer.in_shape[0] if target.core is Core.DSP else 0  # as built with Arm's compiler
-        column = layer.in_shape[0] * layer.kernel[0] * layer.kernel[1]
+        column = layer.in_shape[0] * layer.window[0] * layer.window[1]
         return 4 * _round_up(column, 16 if target.core is Core.MVE else 4)
 
     def least_version(self, layer: Any) -> int:
@@ -114,34 +112,32 @@ class Convolution(_Weighted, arm_q7.Convolution):
             self._each_output(c, "SHIFT", np.zeros(outputs)),
         ]
 
-    def _geometry(self, layer: Any, c: CNames) -> list[tuple[str, str]]:
+    def _geometry(self, layer: Any, c: CNames) -> list[Extent]:
         """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
-        pairs = _pairs(layer, c)
-        return [pair[::-1] for pair in pairs] if layer.in_shape[1] == layer.kernel[0] == 1 else pairs
+        extents = _extents(c)
+        row = layer.in_shape[1] == layer.window[0] == 1
+        return [Extent(pair.y, pair.x) for pair in extents] if row else extents
 
-    def _channels(self, layer: Any, p: str) -> tuple[list[str], str, str]:
+    def _channels(self, layer: Any, c: CNames) -> tuple[tuple[str, ...], str, str]:
         """What goes before the strides in the parameters, and the filter's dimensions n and c."""
-        return ["0", "0"], f"{p}_OUT_CH", f"{p}_IN_CH" if layer.group == 1 else f"{p}_IN_CH / {p}_GROUPS"
+        depth = c.macro("IN_CH") if layer.group == 1 else f"{c.macro('IN_CH')} / {c.macro('GROUPS')}"
+        return ("0", "0"), c.macro("OUT_CH"), depth
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p = c.prefix
-        (in_x, in_y), (kernel_x, kernel_y), stride, pad, (out_x, out_y) = self._geometry(layer, c)
-        offsets, filters, depth = self._channels(layer, p)
-        windows = [_braces(*pair) for pair in (stride, pad, ("1", "1"))]
-        quantization = _braces(f"(int32_t *){c.local}_multiplier", f"(int32_t *){c.local}_shift")
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        inputs, window, stride, padding, output = self._geometry(layer, c)
+        offsets, filters, depth = self._channels(layer, c)
+        quantization = (f"(int32_t *){c.variable('multiplier')}", f"(int32_t *){c.variable('shift')}")
+        arguments = [*_pointers(c, "ctx", "params", "quant", "in_dims"), c.input]
+        arguments += [*_pointers(c, "filter_dims"), c.weights, *_pointers(c, "bias_dims"), c.bias]
         return [
             self._context(c, c.scratch, str(c.scratch_bytes)),
-            f"const cmsis_nn_per_channel_quant_params {c.local}_quant = {quantization}",
-            self._constant(c, self.params, "params", *offsets, *windows, self._activation(c)),
-            self._constant(c, "dims", "in_dims", "1", in_y, in_x, f"{p}_IN_CH"),
-            self._constant(c, "dims", "filter_dims", filters, kernel_y, kernel_x, depth),
-            self._constant(c, "dims", "bias_dims", "1", "1", "1", f"{p}_OUT_CH"),
-            self._constant(c, "dims", "out_dims", "1", out_y, out_x, f"{p}_OUT_CH"),
-            self._call(
-                c,
-                f"&ctx, &params, &quant, &in_dims, {c.input}, &filter_dims, {c.weights}, &bias_dims, {c.bias}, "
-                f"&out_dims, {c.output}",
-            ),
+            Declaration("const cmsis_nn_per_channel_quant_params", c.variable("quant"), quantization),
+            self._constant(c, self.params, "params", *offsets, stride, padding, ("1", "1"), self._activation(c)),
+            self._constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, c.macro("IN_CH")),
+            self._constant(c, "dims", "filter_dims", filters, window.y, window.x, depth),
+            self._constant(c, "dims", "bias_dims", "1", "1", "1", c.macro("OUT_CH")),
+            self._constant(c, "dims", "out_dims", "1", output.y, output.x, c.macro("OUT_CH")),
+            Call(self.name, (*arguments, *_pointers(c, "out_dims"), c.output)),
         ]
 
 
@@ -155,7 +151,7 @@ class Depthwise(Convolution, arm_q7.Depthwise):
         return arm_q7.Depthwise.layout(self, weights, layer)
 
     def scratch_bytes(self, layer: Any, target: Target) -> int:
-        area = layer.kernel[0] * layer.kernel[1]
+        area = layer.window[0] * layer.window[1]
         if target.core is Core.PLAIN or layer.out_shape[0] > layer.in_shape[0]:
             return 0
         return 4 * MVE_BLOCK * area + MVE_SCRATCH if target.core is Core.MVE else 2 * layer.in_shape[0] * area
@@ -163,11 +159,11 @@ class Depthwise(Convolution, arm_q7.Depthwise):
     def least_version(self, layer: Any) -> int:
         return 4
 
-    def _geometry(self, layer: Any, c: CNames) -> list[tuple[str, str]]:
-        return _pairs(layer, c)
+    def _geometry(self, layer: Any, c: CNames) -> list[Extent]:
+        return _extents(c)
 
-    def _channels(self, layer: Any, p: str) -> tuple[list[str], str, str]:
-        return ["0", "0", f"{p}_OUT_CH / {p}_IN_CH"], "1", f"{p}_OUT_CH"
+    def _channels(self, layer: Any, c: CNames) -> tuple[tuple[str, ...], str, str]:
+        return ("0", "0", f"{c.macro('OUT_CH')} / {c.macro('IN_CH')}"), "1", c.macro("OUT_CH")
 
 
 @dataclass(frozen=True)
@@ -180,21 +176,18 @@ class FullyConnected(_Weighted, arm_q7.FullyConnected):
     def defines(self, integers: Integers) -> dict[str, int]:
         return {"MULTIPLIER": multiplier(integers.shifts.out_rshift)}
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p = c.prefix
-        columns, rows = f"{p}_IN_DIM", f"{p}_OUT_DIM"
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        columns, rows = c.macro("IN_DIM"), c.macro("OUT_DIM")
+        arguments = [*_pointers(c, "ctx", "params", "quant", "in_dims"), c.input]
+        arguments += [*_pointers(c, "filter_dims"), c.weights, *_pointers(c, "out_dims"), c.bias]
         return [
             self._context(c, f"(void *){c.bias}", f"(int32_t)sizeof({c.bias})"),
-            self._constant(c, "per_tensor_quant_params", "quant", f"{p}_MULTIPLIER", "0"),
+            self._constant(c, "per_tensor_quant_params", "quant", c.macro("MULTIPLIER"), "0"),
             self._constant(c, "fc_params", "params", "0", "0", "0", self._activation(c)),
             self._constant(c, "dims", "in_dims", "1", "1", "1", columns),
             self._constant(c, "dims", "filter_dims", columns, "1", "1", rows),
             self._constant(c, "dims", "out_dims", "1", "1", "1", rows),
-            self._call(
-                c,
-                f"&ctx, &params, &quant, &in_dims, {c.input}, &filter_dims, {c.weights}, &out_dims, {c.bias}, "
-                f"&out_dims, {c.output}",
-            ),
+            Call(self.name, (*arguments, *_pointers(c, "out_dims"), c.output)),
         ]
 
 
@@ -206,16 +199,17 @@ class Pool(S8Kernel):
         """Measured for squares, where no window holds a cell before its output; see arm_kernels.Pool."""
         return layer.square and arm_q7.Pool.in_place(self, layer, promised_only)  # type: ignore[arg-type]
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        (in_x, in_y), (kernel_x, kernel_y), stride, pad, (out_x, out_y) = _pairs(layer, c)
-        channels = f"{c.prefix}_IN_CH"
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        inputs, window, stride, padding, output = _extents(c)
+        channels = c.macro("IN_CH")
+        structures = _pointers(c, "ctx", "params", "in_dims"), _pointers(c, "filter_dims", "out_dims")
         return [
             self._context(c, c.scratch, str(c.scratch_bytes)),
-            self._constant(c, "pool_params", "params", _braces(*stride), _braces(*pad), self._activation(c)),
-            self._constant(c, "dims", "in_dims", "1", in_y, in_x, channels),
-            self._constant(c, "dims", "filter_dims", "1", kernel_y, kernel_x, "1"),
-            self._constant(c, "dims", "out_dims", "1", out_y, out_x, channels),
-            self._call(c, f"&ctx, &params, &in_dims, {c.input}, &filter_dims, &out_dims, {c.output}"),
+            self._constant(c, "pool_params", "params", stride, padding, self._activation(c)),
+            self._constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, channels),
+            self._constant(c, "dims", "filter_dims", "1", window.y, window.x, "1"),
+            self._constant(c, "dims", "out_dims", "1", output.y, output.x, channels),
+            Call(self.name, (*structures[0], c.input, *structures[1], c.output)),
         ]
 
 
@@ -243,19 +237,16 @@ class AveragePool(Pool):
 class Add(S8Kernel, Merge):
     """The sum of two inputs of any formats, rounded once."""
 
-    own = False
+    own_loop = False
 
     def in_place(self, layer: Any, promised_only: bool) -> bool:
         """Measured: each element is read before it is written."""
         return not promised_only
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p = c.prefix
-        operands = [f"0, {p}_MULTIPLIER_{i}, {p}_SHIFT_{i}" for i in (1, 2)]
-        ends = f"{p}_ACT_MIN, {p}_ACT_MAX, {p}_SIZE"
-        return [
-            f"{self.name}({', '.join([*c.inputs, *operands])}, {ADD_LSHIFT}, {c.output}, 0, {p}_MULTIPLIER, 0, {ends})"
-        ]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        scales = [argument for i in (1, 2) for argument in ("0", c.macro(f"MULTIPLIER_{i}"), c.macro(f"SHIFT_{i}"))]
+        output = (c.output, "0", c.macro("MULTIPLIER"), "0", c.macro("ACT_MIN"), c.macro("ACT_MAX"), c.macro("SIZE"))
+        return [Call(self.name, (*c.inputs, *scales, str(ADD_LSHIFT), *output))]
 
     def defines(self, integers: Operands) -> dict[str, int]:
         """Operands are shifted left by 20 bits, and the finer one back by what it is finer."""
@@ -275,7 +266,7 @@ class Add(S8Kernel, Merge):
 class Lookup(arm_q7.Activation):
     """Our own loop: the curve's value for each of the 256 inputs; the s8 library has no curves of 8 bits."""
 
-    own = True
+    own_loop = True
     apis = (Api.S8,)
 
     def defines(self, integers: Any) -> dict[str, int]:
@@ -285,7 +276,7 @@ class Lookup(arm_q7.Activation):
         """Indexed by the input's bits as an unsigned number."""
         x = np.arange(256).astype(np.uint8).view(np.int8).astype(int)
         values = self.table()[(x >> (3 - integers.int_width)) + 128].astype(np.int8)
-        return [Array(f"{c.prefix}_TABLE", f"{c.local}_table", "int8_t", values)]
+        return [Array(f"{c.prefix}_TABLE", c.variable("table"), "int8_t", values)]
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        return [f"{self.name}({c.input}, {layer.size_expression(c.prefix)}, {c.local}_table, {c.output})"]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        return [Call(self.name, (c.input, c.elements(layer.out_shape), c.variable("table"), c.output))]

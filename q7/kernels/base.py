@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from q7.errors import Q7Error
+from q7.kernels.call import CNames, Statement
 from q7.kernels.constraints import Constraint
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, Shifts
@@ -59,39 +60,10 @@ class Array:
 
 
 @dataclass(frozen=True)
-class CNames:
-    """What the arguments of a call are named in C."""
-
-    prefix: str
-    inputs: tuple[str, ...]
-    output: str
-    scratch: str
-    weights: str
-    bias: str
-    scratch_bytes: int = 0
-    in_place: bool = False  # the output lies where the first input lay
-
-    @property
-    def input(self) -> str:
-        return self.inputs[0]
-
-    @property
-    def local(self) -> str:
-        """What the names of the layer's other variables begin with."""
-        return self.prefix.lower()
-
-    def sizes(self, layer: Any, what: str) -> tuple[str, str]:
-        """The macros of an x and a y extent (width before height), which are one macro for a square layer."""
-        if layer.square:
-            return (f"{self.prefix}_{what}",) * 2
-        return f"{self.prefix}_{what}_X", f"{self.prefix}_{what}_Y"
-
-
-@dataclass(frozen=True)
 class Kernel:
     """A C function: the kernel library's, or our own."""
 
-    own: ClassVar[bool] = False  # in own_q7.h
+    own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
     apis: ClassVar[tuple[Api, ...]] = tuple(Api)  # the kernel libraries beside which it can be used
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
 
@@ -129,8 +101,8 @@ class Kernel:
         """Adds the kernel's exact integer computation to a graph."""
         raise NotImplementedError
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        """The C calls, without their semicolons."""
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        """The C calls, and the variables that they take."""
         raise NotImplementedError
 
     def defines(self, integers: Any) -> dict[str, int]:

@@ -55,22 +55,22 @@ def wide_groups(layer: Any, target: Target) -> bool:
 
 def pointwise(layer: Any, target: Target) -> bool:
     """a 1x1 kernel with stride 1 and no padding"""
-    return (layer.kernel, layer.stride, layer.pad) == ((1, 1), (1, 1), (0, 0))
+    return (layer.window, layer.stride, layer.pad) == ((1, 1), (1, 1), (0, 0))
 
 
 def indexable(layer: Any, target: Target) -> bool:
     """extents, channels, kernel, stride and padding of at most 32767"""
-    return max(*layer.in_shape, *layer.out_shape, *layer.kernel, *layer.stride, *layer.pad) <= 32767
+    return max(*layer.in_shape, *layer.out_shape, *layer.window, *layer.stride, *layer.pad) <= 32767
 
 
 def short_column(layer: Any, target: Target) -> bool:
     """at most 65535 weights for each output"""
-    return layer.in_shape[0] // layer.group * layer.kernel[0] * layer.kernel[1] <= 65535
+    return layer.in_shape[0] // layer.group * layer.window[0] * layer.window[1] <= 65535
 
 
 def short_image_column(layer: Any, target: Target) -> bool:
     """at most 65535 elements of all channels in a window"""
-    return layer.in_shape[0] * layer.kernel[0] * layer.kernel[1] <= 65535
+    return layer.in_shape[0] * layer.window[0] * layer.window[1] <= 65535
 
 
 def vector_sizes(layer: Any, target: Target) -> bool:
@@ -92,7 +92,7 @@ def no_empty_window(layer: Any, target: Target) -> bool:
     """a cell of the image in every window"""
     return all(
         k > p and (o - 1) * s - p < d
-        for d, o, k, s, p in zip(layer.in_shape[1:], layer.out_shape[1:], layer.kernel, layer.stride, layer.pad)
+        for d, o, k, s, p in zip(layer.in_shape[1:], layer.out_shape[1:], layer.window, layer.stride, layer.pad)
     )
 
 
@@ -110,7 +110,7 @@ def padding_below_stride(layer: Any, target: Target) -> bool:
 
 def short_window(layer: Any, target: Target) -> bool:
     """windows of at most 256 cells along an axis (DSP: longer ones overflow 16 bits)"""
-    return target.core is not Core.DSP or max(layer.kernel) <= 256
+    return target.core is not Core.DSP or max(layer.window) <= 256
 
 
 def input_may_be_lost(layer: Any, target: Target) -> bool:
@@ -125,7 +125,7 @@ def plain_sum_of_two(layer: Any, target: Target) -> bool:
 
 def countable(layer: Any, target: Target) -> bool:
     """windows of at most 32768 cells"""
-    return int(np.prod(layer.kernel)) <= 1 << 15
+    return int(np.prod(layer.window)) <= 1 << 15
 
 
 def unpadded(layer: Any, target: Target) -> bool:

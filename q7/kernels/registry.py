@@ -42,7 +42,7 @@ from q7.kernels.constraints import (
     vector_sizes,
     wide_groups,
 )
-from q7.kernels.own import Clamp, Concatenate, GroupConvolution, Merge, OwnAveragePool, OwnMaxPool
+from q7.kernels.own_loops import Clamp, Concatenate, GroupConvolution, Merge, OwnAveragePool, OwnMaxPool
 
 _CONVOLUTION = (indexable, short_column)
 _FAST = (one_group, channels_of_four_and_two, output_covers_padding, *_CONVOLUTION)

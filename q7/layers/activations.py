@@ -25,13 +25,6 @@ class Elementwise(Layer):
             return {"OUT_DIM": self.out_shape[0]}
         return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
 
-    def size_expression(self, prefix: str) -> str:
-        """The number of elements, in the layer's macros."""
-        if len(self.out_shape) == 1:
-            return f"{prefix}_OUT_DIM"
-        factors = ["OUT_DIM", "OUT_DIM"] if self.square else ["OUT_DIM_X", "OUT_DIM_Y"]
-        return "*".join(f"{prefix}_{factor}" for factor in ["OUT_CH", *factors])
-
 
 @dataclass(frozen=True, eq=False)
 class ReLU(Elementwise):

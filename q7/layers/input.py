@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from q7.errors import Q7Error
-from q7.kernels.own import MOST_PIXEL_SHIFT, Pixels, ReadPixels
+from q7.kernels.own_loops import MOST_PIXEL_SHIFT, Pixels, ReadPixels
 from q7.layers.base import Layer, Weights, extents
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats, QFormat

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from q7.kernels import registry
 from q7.kernels.base import Kernel
-from q7.kernels.own import MOST_ALIGNMENT, MOST_MERGED_RSHIFT, MOST_OPERANDS, Operands, rescaling
+from q7.kernels.own_loops import MOST_ALIGNMENT, MOST_MERGED_RSHIFT, MOST_OPERANDS, Operands, rescaling
 from q7.layers.base import Declined, Layer, Shape, Weights
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import same_axes

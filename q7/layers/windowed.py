@@ -12,7 +12,7 @@ import numpy as np
 
 from q7.kernels import constraints, registry
 from q7.kernels.base import Integers, Kernel
-from q7.kernels.own import MOST_POOLED_SHIFT, Ratio
+from q7.kernels.own_loops import MOST_POOLED_SHIFT, Ratio
 from q7.layers.base import Declined, Layer, Shape, Weights
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, max_pool, window_attributes, window_cells
@@ -37,25 +37,25 @@ def _pair(what: str, values: Sequence[int], param: Any, prefix: str, default: in
 class _Windowed(Layer):
     """What convolution and pooling share; pairs are (height, width)."""
 
-    kernel: tuple[int, int] = (1, 1)
+    window: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)
 
     @property
     def square(self) -> bool:
-        sizes = (self.in_shape[1:], self.out_shape[1:], self.kernel, self.stride, self.pad)
+        sizes = (self.in_shape[1:], self.out_shape[1:], self.window, self.stride, self.pad)
         return all(height == width for height, width in sizes)
 
     def check(self) -> None:
-        if min(*self.kernel, *self.stride) < 1:
-            raise Declined(f"kernel {self.kernel} and stride {self.stride} must be at least 1")
+        if min(*self.window, *self.stride) < 1:
+            raise Declined(f"kernel {self.window} and stride {self.stride} must be at least 1")
         if min(self.out_shape) < 1:
-            raise Declined(f"its output would be empty: input {self.in_shape}, kernel {self.kernel}")
+            raise Declined(f"its output would be empty: input {self.in_shape}, kernel {self.window}")
 
     def _window_defines(self) -> dict[str, int]:
         pairs = {
             "IN_DIM": self.in_shape[1:],
-            "KER_DIM": self.kernel,
+            "KER_DIM": self.window,
             "PAD": self.pad,
             "STRIDE": self.stride,
             "OUT_DIM": self.out_shape[1:],
@@ -65,7 +65,7 @@ class _Windowed(Layer):
         return {f"{what}_{axis}": pair[i] for what, pair in pairs.items() for axis, i in (("X", 1), ("Y", 0))}
 
     def describe(self) -> str:
-        return f"{super().describe()}, kernel {self.kernel[0]}x{self.kernel[1]}, stride {self.stride[0]}"
+        return f"{super().describe()}, kernel {self.window[0]}x{self.window[1]}, stride {self.stride[0]}"
 
 
 def _spatial(in_shape: Shape) -> None:
@@ -117,7 +117,7 @@ class Convolution(_Windowed, _Weighted):
             inputs,
             message.top[0],
             in_shapes,
-            kernel=_pair("kernel_size", param.kernel_size, param, "kernel", None),
+            window=_pair("kernel_size", param.kernel_size, param, "kernel", None),
             stride=_pair("stride", param.stride, param, "stride", 1),
             pad=_pair("pad", param.pad, param, "pad", 0),
             num_output=param.num_output,
@@ -129,7 +129,7 @@ class Convolution(_Windowed, _Weighted):
 
     @property
     def out_shape(self) -> Shape:
-        sizes = zip(self.in_shape[1:], self.kernel, self.stride, self.pad)
+        sizes = zip(self.in_shape[1:], self.window, self.stride, self.pad)
         return self.num_output, *((d + 2 * p - k) // s + 1 for d, k, s, p in sizes)
 
     @property
@@ -137,7 +137,7 @@ class Convolution(_Windowed, _Weighted):
         return self.out_size * math.prod(self.weight_shapes()[0][1:])
 
     def weight_shapes(self) -> tuple[Shape, ...]:
-        weights = (self.num_output, self.in_shape[0] // self.group, *self.kernel)
+        weights = (self.num_output, self.in_shape[0] // self.group, *self.window)
         return (weights, (self.num_output,)) if self.bias_term else (weights,)
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
@@ -221,21 +221,21 @@ class Pooling(_Windowed):
         if param.pool == param.STOCHASTIC:
             raise Declined("STOCHASTIC pooling, allowed are MAX and AVE")
         if param.global_pooling:
-            kernel: tuple[int, int] = (in_shapes[0][1], in_shapes[0][2])
+            window: tuple[int, int] = (in_shapes[0][1], in_shapes[0][2])
             stride, pad = (1, 1), (0, 0)
         else:
             sizes = [param.kernel_size] if param.HasField("kernel_size") else []
-            kernel = _pair("kernel_size", sizes, param, "kernel", None)
+            window = _pair("kernel_size", sizes, param, "kernel", None)
             stride = _pair("stride", [param.stride], param, "stride", 1)
             pad = _pair("pad", [param.pad], param, "pad", 0)
-        if any(p >= k for p, k in zip(pad, kernel)):
-            raise Declined(f"pad {pad} must be below the kernel {kernel}")
+        if any(p >= k for p, k in zip(pad, window)):
+            raise Declined(f"pad {pad} must be below the kernel {window}")
         layer = cls(
             message.name,
             inputs,
             message.top[0],
             in_shapes,
-            kernel=kernel,
+            window=window,
             stride=stride,
             pad=pad,
             average=param.pool == param.AVE,
@@ -243,7 +243,7 @@ class Pooling(_Windowed):
         )
         layer.check()
         if not constraints.no_empty_window(layer, Target()):
-            raise Declined(f"the last window lies outside the image: kernel {kernel}, stride {stride}")
+            raise Declined(f"the last window lies outside the image: kernel {window}, stride {stride}")
         return layer
 
     @property
@@ -255,7 +255,7 @@ class Pooling(_Windowed):
     @property
     def covers_image(self) -> bool:
         """One window that is the whole image."""
-        whole = all(k >= d for k, d in zip(self.kernel, self.in_shape[1:]))
+        whole = all(k >= d for k, d in zip(self.window, self.in_shape[1:]))
         return whole and self.out_shape[1:] == (1, 1) and self.pad == (0, 0)
 
     @property
@@ -277,7 +277,7 @@ class Pooling(_Windowed):
     @property
     def out_shape(self) -> Shape:
         sizes = []
-        for d, k, s, p in zip(self.in_shape[1:], self.kernel, self.stride, self.pad):
+        for d, k, s, p in zip(self.in_shape[1:], self.window, self.stride, self.pad):
             out = -(-(d + 2 * p - k) // s) + 1 if self.round_up else (d + 2 * p - k) // s + 1
             # With padding, Caffe drops a last window that would start behind the image.
             sizes.append(out - 1 if max(self.pad) > 0 and (out - 1) * s >= d + p else out)
@@ -285,7 +285,7 @@ class Pooling(_Windowed):
 
     def divisors(self) -> np.ndarray:
         """(height, width) cells of each window clipped to the padded image: what Caffe divides a sum by."""
-        geometry = zip(self.in_shape[1:], self.out_shape[1:], self.kernel, self.stride, self.pad)
+        geometry = zip(self.in_shape[1:], self.out_shape[1:], self.window, self.stride, self.pad)
         rows, columns = (window_cells(d + 2 * p, o, k, s, 0) for d, o, k, s, p in geometry)
         return rows[:, None] * columns
 
@@ -293,7 +293,7 @@ class Pooling(_Windowed):
         attributes = window_attributes(self)
         if not self.average:
             return max_pool(g, xs[0], self)
-        correction = math.prod(self.kernel) / self.divisors()
+        correction = math.prod(self.window) / self.divisors()
         mean = crop(g, g.add("AveragePool", xs[0], count_include_pad=1, **attributes), self)
         return mean if (correction == 1).all() else g.add("Mul", mean, correction.astype(np.float32))
 

@@ -31,7 +31,7 @@ from q7.network.quantized import IntegerLayer, QuantizedNetwork
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, LayerFormats, QFormat, shifts
 from q7.target import Api, Core, Rounding, Target
 
-FORMAT, VERSION = "caffe-to-cmsis-nn", 1
+FORMAT, VERSION = "caffe-to-cmsis-nn", 2
 LARGEST_FILE = 1 << 28  # bytes
 MOST_VALUES = 1 << 20  # of a pickle: numbers, texts and containers, each as often as it is reached
 _LAYER_TYPES: dict[str, type[Layer]] = {**LAYERS, Input.caffe_type: Input}
@@ -112,6 +112,11 @@ def _array(value: Any, dtype: str, *shapes: Shape) -> np.ndarray:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _from_version_1(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer of the first version's pickles in today's words."""
+    return {"window" if name == "kernel" else name: value for name, value in layer.items()}
 
 
 def _unpack_layer(value: dict[str, Any]) -> Layer:
@@ -328,7 +333,9 @@ def load(path: Path) -> Record:
             return Record(_attributes(value))
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError("it is no network of this tool")
-        if value["version"] != VERSION:
-            raise Q7Error(f"the pickle '{path}' has version {value['version']!r}, this tool reads {VERSION}")
-        network = value["network"]
+        version, network = value["version"], value["network"]
+        if version not in (1, VERSION):
+            raise Q7Error(f"the pickle '{path}' has version {version!r}, this tool reads 1 to {VERSION}")
+        if version == 1 and network is not None:
+            network = {**network, "layers": [_from_version_1(layer) for layer in network["layers"]]}
         return Record(_attributes(value["attributes"]), None if network is None else _unpack(network))

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from q7.kernels import exact
-from q7.kernels.base import Array, Bounds, CNames, Kernel, WeightedKernel
+from q7.kernels import exact_onnx
+from q7.kernels.base import Array, Bounds, Kernel, WeightedKernel
+from q7.kernels.call import Call, CNames, Declaration, Statement
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, max_pool, same_axes, window_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
@@ -24,8 +25,8 @@ MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
 
 
 @dataclass(frozen=True)
-class OwnKernel(Kernel):
-    own = True
+class OwnLoop(Kernel):
+    own_loop = True
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Operands:
 
 
 @dataclass(frozen=True)
-class Merge(OwnKernel):
+class Merge(OwnLoop):
     """clamp((f(factor * x, ...) + rounding term) >> out_rshift), where f is the sum or the maximum."""
 
     op: str = "Sum"
@@ -56,7 +57,7 @@ class Merge(OwnKernel):
         scale = 2.0**-integers.out_rshift
         # Scaled by the power of two from the start, which keeps every number exact that its type holds.
         bound = 128 * sum(abs(factor) for factor in integers.factors) + (1 << integers.out_rshift)
-        dtype = np.float32 if bound < exact.EXACT_FLOAT32 else np.float64
+        dtype = np.float32 if bound < exact_onnx.EXACT_FLOAT32 else np.float64
         terms = [
             g.add("Mul", x if dtype is np.float32 else g.cast(x, dtype), np.array(factor * scale, dtype))
             for x, factor in zip(same_axes(g, xs, layer), integers.factors)
@@ -67,12 +68,12 @@ class Merge(OwnKernel):
         total = g.clip(total, INT8_MIN, INT8_MAX, dtype)
         return total if dtype is np.float32 else g.cast(total, np.float32)
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        operands = [f"{{{x}, {c.prefix}_FACTOR_{i}}}" for i, x in enumerate(c.inputs, 1)]
-        name = f"{c.output}_operands"
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        operands = tuple((x, c.macro(f"FACTOR_{i}")) for i, x in enumerate(c.inputs, 1))
+        name = c.variable("out_operands")
         return [
-            f"const operand_t {name}[] = {{{', '.join(operands)}}}",
-            f"{self.name}({name}, {len(operands)}, {c.prefix}_SIZE, {c.prefix}_OUT_RSHIFT, {c.output})",
+            Declaration("const operand_t", f"{name}[]", operands),
+            Call(self.name, (name, str(len(operands)), c.macro("SIZE"), c.macro("OUT_RSHIFT"), c.output)),
         ]
 
     def defines(self, integers: Any) -> dict[str, int]:
@@ -85,7 +86,7 @@ def rescaling(rshift: int) -> int:
 
 
 @dataclass(frozen=True)
-class Concatenate(OwnKernel):
+class Concatenate(OwnLoop):
     """Each input, shifted to the output's format and saturated, goes to its channels of every pixel."""
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
@@ -93,14 +94,15 @@ class Concatenate(OwnKernel):
         for x, rshift in zip(same_axes(g, xs, layer), integers):
             scaled = g.add("Mul", x, np.array(2.0**-rshift, np.float32))
             half = np.array(0.5 if rshift > 0 else 0, np.float32)
-            parts.append(exact.saturate(g, g.add("Floor", g.add("Add", scaled, half))))
+            parts.append(exact_onnx.saturate(g, g.add("Floor", g.add("Add", scaled, half))))
         return g.add("Concat", *parts, axis=1)
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p, calls, offset = c.prefix, [], 0
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        calls: list[Statement] = []
+        offset = 0
         for i, (x, shape) in enumerate(zip(c.inputs, layer.in_shapes), 1):
-            arguments = [x, f"{p}_PIXELS", str(shape[0]), f"{p}_RSHIFT_{i}", f"{c.output} + {offset}", f"{p}_OUT_CH"]
-            calls.append(f"{self.name}({', '.join(arguments)})")
+            source = (x, c.macro("PIXELS"), str(shape[0]), c.macro(f"RSHIFT_{i}"))
+            calls.append(Call(self.name, (*source, f"{c.output} + {offset}", c.macro("OUT_CH"))))
             offset += shape[0]
         return calls
 
@@ -130,26 +132,23 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class WindowKernel(OwnKernel):
+class WindowLoop(OwnLoop):
     """Windows of any shape, stride and padding; the image stays as it is."""
 
-    def _sizes(self, layer: Any, c: CNames) -> list[str]:
-        pairs = [c.sizes(layer, what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
-        return [size for pair in pairs for size in pair]
-
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        sizes = ", ".join(self._sizes(layer, c))
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        window = c.variable("out_window")
+        sizes = (*c.input_extent, *c.window, *c.padding, *c.stride, *c.output_extent)
         return [
-            f"const window_t {c.output}_window = {{{sizes}}}",
-            f"{self.name}({c.input}, &{c.output}_window, {', '.join(self._arguments(c))}, {c.output})",
+            Declaration("const window_t", window, sizes),
+            Call(self.name, (c.input, f"&{window}", *self._arguments(c), c.output)),
         ]
 
     def _arguments(self, c: CNames) -> list[str]:
-        return [f"{c.prefix}_IN_CH"]
+        return [c.macro("IN_CH")]
 
 
 @dataclass(frozen=True)
-class OwnMaxPool(WindowKernel):
+class OwnMaxPool(WindowLoop):
     """The maximum of the cells in the image."""
 
     apis = (Api.Q7,)
@@ -159,25 +158,25 @@ class OwnMaxPool(WindowKernel):
 
 
 @dataclass(frozen=True)
-class OwnAveragePool(WindowKernel):
+class OwnAveragePool(WindowLoop):
     """sum * multiplier / (cells * divisor), rounded half up; cells as Caffe counts them, with some of the padding."""
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         if layer.covers_image:
             total = g.add("ReduceSum", xs[0], np.array([2, 3]))
         else:
-            total = crop(g, exact.window_sum(g, xs[0], **window_attributes(layer)), layer)
+            total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
         return _rounded_division(g, total, integers.multiplier, layer.divisors() * integers.divisor)
 
     def defines(self, integers: Any) -> dict[str, int]:
         return {"MULTIPLIER": integers.multiplier, "DIVISOR": integers.divisor}
 
     def _arguments(self, c: CNames) -> list[str]:
-        return [f"{c.prefix}_{what}" for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
+        return [c.macro(what) for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
 
 
 @dataclass(frozen=True)
-class GroupConvolution(WindowKernel, WeightedKernel):
+class GroupConvolution(WindowLoop, WeightedKernel):
     """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
 
     apis = (Api.Q7,)
@@ -186,18 +185,18 @@ class GroupConvolution(WindowKernel, WeightedKernel):
         return weights.transpose(0, 2, 3, 1).ravel()
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        return exact.convolution(g, xs[0], layer, integers, Target(target.core, Rounding.NEAREST))
+        return exact_onnx.convolution(g, xs[0], layer, integers, Target(target.core, Rounding.NEAREST))
 
     def defines(self, integers: Any) -> dict[str, int]:
         return WeightedKernel.defines(self, integers)
 
     def _arguments(self, c: CNames) -> list[str]:
-        sizes = [f"{c.prefix}_{what}" for what in ("IN_CH", "GROUPS", "OUT_CH")]
-        return [*sizes, c.weights, c.bias, f"{c.prefix}_BIAS_LSHIFT", f"{c.prefix}_OUT_RSHIFT"]
+        sizes = [c.macro(what) for what in ("IN_CH", "GROUPS", "OUT_CH")]
+        return [*sizes, c.weights, c.bias, c.macro("BIAS_LSHIFT"), c.macro("OUT_RSHIFT")]
 
 
 @dataclass(frozen=True)
-class Clamp(OwnKernel):
+class Clamp(OwnLoop):
     """max(low, min(x, high))."""
 
     def in_place(self, layer: Any, promised_only: bool) -> bool:
@@ -210,9 +209,9 @@ class Clamp(OwnKernel):
         assert isinstance(integers, Bounds)
         return integers
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        p = c.prefix
-        return [f"{self.name}({c.input}, {layer.size_expression(p)}, {p}_LOW, {p}_HIGH, {c.output})"]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        size = c.elements(layer.out_shape)
+        return [Call(self.name, (c.input, size, c.macro("LOW"), c.macro("HIGH"), c.output))]
 
     def defines(self, integers: Any) -> dict[str, int]:
         return {"LOW": integers.low, "HIGH": integers.high}
@@ -236,10 +235,10 @@ class ReadPixels(Kernel):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
         x = g.add("Sub", xs[0], integers.mean.astype(np.float32))
         x = g.add("Mul", x, np.array(2.0**-integers.rshift, np.float32))
-        return exact.saturate(g, g.add("Floor", x))
+        return exact_onnx.saturate(g, g.add("Floor", x))
 
-    def calls(self, layer: Any, c: CNames) -> list[str]:
-        return [f"{self.name}({c.input}, {c.output})"]
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        return [Call(self.name, (c.input, c.output))]
 
     def defines(self, integers: Any) -> dict[str, int]:
         return {"RSHIFT": max(integers.rshift, 0), "LSHIFT": max(-integers.rshift, 0)}
