@@ -13,7 +13,7 @@ from typing import Any
 
 import q7
 from q7 import command, files
-from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, memory
+from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, rows
 from q7.codegen.boards import Options
 from q7.codegen.known_answers import KnownAnswers
 from q7.errors import Q7Error
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     network = lower(original.open_network(Path(args.model), args.weights, args.mean), args)
     if args.softmax:
         network = lowering.add_softmax(network)
-    plan = memory.plan(network.graph, network.layers, network.target, promised_only=args.no_inplace_pooling)
+    plan = rows.plan(network, args.no_inplace_pooling, int(args.ram) if args.ram.isdigit() else args.ram)
     if args.describe:
         print("\n".join([*summary.describe(network), "", *cost.table(network, plan, options)]))
         return
@@ -138,6 +138,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         action="store_true",
         help="give pooling its own output memory, since the library does not promise that it works in place",
     )
+    parser.add_argument("--ram", default="fast")
     parser.add_argument(
         "--softmax", action="store_true", help="end in arm_softmax_q7: 128ths that tell how sure the network is"
     )

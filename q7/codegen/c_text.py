@@ -51,7 +51,7 @@ def _value(value: Value) -> str:
     return value if isinstance(value, str) else f"{{{', '.join(map(_value, value))}}}"
 
 
-def c_statement(statement: Statement) -> str:
+def c_statement(statement: Statement, indent: int = 4) -> str:
     """A call or a declaration, broken after its outer commas and aligned with the opening bracket; no semicolon."""
     if isinstance(statement, Call):
         values: tuple[Value, ...] = statement.arguments
@@ -59,8 +59,8 @@ def c_statement(statement: Statement) -> str:
     else:
         values = statement.values
         start, end = f"{statement.type} {statement.name} = {{", "}"
-    lines = _lines(map(_value, values), LINE - len(start) + 1)
-    return start + ("\n" + " " * (4 + len(start))).join(lines) + end
+    lines = _lines(map(_value, values), LINE - len(start) + 5 - indent)
+    return start + ("\n" + " " * (indent + len(start))).join(lines) + end
 
 
 def comment(text: str) -> str:

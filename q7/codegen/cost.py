@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from q7.codegen.boards import Options
 from q7.codegen.c_text import comment
 from q7.codegen.memory import MemoryPlan
+from q7.codegen.rows import RowPlan
 from q7.kernels.base import consider
 from q7.kernels.call import CNames
 from q7.network.quantized import QuantizedNetwork
@@ -49,11 +50,11 @@ def constant_bytes(network: QuantizedNetwork) -> list[int]:
     ]
 
 
-def totals(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> Totals:
+def totals(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Totals:
     """Weights that lie in RAM take flash as well, which they are copied from at start-up."""
     layers, constants = network.graph.layers, constant_bytes(network)
     weights = sum(size for layer, size in zip(layers, constants) if layer.weighted)
-    ram = plan.arena_bytes + (weights if options.weights_in_ram else 0)
+    ram = plan.memory.arena_bytes + (weights if options.weights_in_ram else 0)
     return Totals(sum(layer.macs for layer in layers), sum(constants), ram)
 
 
@@ -67,11 +68,11 @@ def passed_over(network: QuantizedNetwork) -> list[str]:
     return [f"{', '.join(names)}: {reasons}" for reasons, names in layers.items()]
 
 
-def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[str]:
+def table(network: QuantizedNetwork, plan: RowPlan, options: Options) -> list[str]:
     """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals."""
     rows: list[tuple[str, ...]] = [("layer", "kernel", "MACs", "weights", "output", "scratch")]
     for layer, integer, constants in zip(network.graph.layers, network.layers, constant_bytes(network)):
-        scratch = plan.scratch.get(layer.name)
+        scratch = plan.memory.scratch.get(layer.name)
         sizes = (layer.macs, constants, layer.out_size, scratch.size if scratch else 0)
         rows.append((layer.name, integer.kernel.name, *map(str, sizes)))
     reasons = passed_over(network)
@@ -80,7 +81,7 @@ def table(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list
         *columns(rows, left=2),
         *(["", "Faster kernels that were passed over:", *reasons] if reasons else []),
         "",
-        *memory_lines(plan),
+        *memory_lines(plan.memory),
         "",
         f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes",
     ]

@@ -14,64 +14,14 @@ from q7.codegen.boards import BOARDS, KERNELS, PORTABLE, Options, definitions
 from q7.codegen.c_text import c_array, c_statement, comment, identifiers
 from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
-from q7.codegen.memory import MemoryPlan
+from q7.codegen.rows import RowPlan
+from q7.codegen.steps import RunStep, build
 from q7.errors import Q7Error
 from q7.kernels.base import Array
 from q7.kernels.call import CNames, Statement
 from q7.network.quantized import QuantizedNetwork
 from q7.target import Rounding
 from q7.templating import TEMPLATES, templates
-
-
-@dataclass(frozen=True)
-class Step:
-    """One layer in the generated code."""
-
-    identifier: str
-    comment: str
-    defines: Mapping[str, int]
-    calls: Sequence[Statement]
-    arrays: Sequence[Array]
-    storage: str  # of the arrays
-    bytes: int  # of its output
-
-    @property
-    def macro(self) -> str:
-        return self.identifier.upper()
-
-
-def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> list[Step]:
-    names = identifiers(layer.name for layer in network.graph.layers)
-    steps = []
-    for layer, integer in zip(network.graph.layers, network.layers):
-        identifier, kernel = names[layer.name], integer.kernel
-        macro, scratch = identifier.upper(), plan.scratch.get(layer.name)
-        c = CNames(
-            prefix=macro,
-            inputs=tuple(f"{names[name]}_out" for name in layer.inputs) or ("image",),
-            output=f"{identifier}_out",
-            scratch=f"(arena + {macro}_SCRATCH)" if scratch else "NULL",
-            scratch_bytes=scratch.size if scratch else 0,
-            weights=f"{identifier}_wt",
-            bias=f"{identifier}_bias",
-            in_place=layer.name in plan.in_place,
-            square=layer.square,
-        )
-        offsets = {"OFFSET": plan.outputs[layer.name].offset}
-        if scratch:
-            offsets["SCRATCH"] = scratch.offset
-        steps.append(
-            Step(
-                identifier,
-                comment(f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {network.formats[layer.name].y}"),
-                {**layer.defines(), **integer.defines(), **offsets},
-                kernel.calls(layer, c),
-                kernel.arrays(layer, integer.integers, c),
-                "static" if options.weights_in_ram and layer.weighted else "static const",
-                layer.out_size,
-            )
-        )
-    return steps
 
 
 def _origin(network: QuantizedNetwork) -> list[str]:
@@ -87,26 +37,30 @@ def _origin(network: QuantizedNetwork) -> list[str]:
     return [comment(line) for line in lines]
 
 
-def _templates(target: str, with_answers: bool, own_loops: bool) -> list[Path]:
-    """The files of a target: templates, except the included ones (_*), and files to copy."""
+def _templates(target: str, needed: Mapping[str, bool]) -> list[Path]:
+    """The files of a target: templates, except the included ones (_*), and files to copy; those not needed left out."""
     paths = [path for folder in ("common", target) for path in sorted((TEMPLATES / folder).iterdir())]
-    unwanted = [*([] if with_answers else ["test_images.h.jinja"]), *([] if own_loops else ["own_q7.h"])]
+    unwanted = [name for name, wanted in needed.items() if not wanted]
     return [path for path in paths if not path.name.startswith("_") and path.name not in unwanted]
 
 
 def render(
-    network: QuantizedNetwork, plan: MemoryPlan, options: Options, answers: KnownAnswers | None = None
+    network: QuantizedNetwork, plan: RowPlan, options: Options, answers: KnownAnswers | None = None
 ) -> dict[str, str]:
     """The generated files by name."""
-    steps = _steps(network, plan, options)
+    program = build(network, plan, options)
+    kernels = [layer.kernel for layer in network.layers]
+    kernels += [plan.stages[i].form.kernel for run in plan.runs for i in run.stages if plan.stages[i].form]
     context: dict[str, Any] = {
         "origin": _origin(network),
-        "memory": memory_lines(plan),
-        "steps": steps,
-        "arena_bytes": plan.arena_bytes,
+        "memory": memory_lines(plan.memory),
+        "steps": program.steps,
+        "sections": program.sections,
+        "runs": [section for section in program.sections if isinstance(section, RunStep)],
+        "arena_bytes": plan.memory.arena_bytes,
         "input_bytes": network.graph.input.out_size,
         "classes": network.graph.classes,
-        "output": steps[-1].identifier,
+        "output": program.steps[-1].identifier,
         "scores": "softmax values" if network.graph.output.last_only else "logits",
         "profile": options.profile,
         "answers": answers,
@@ -116,12 +70,17 @@ def render(
         "board": BOARDS[network.target.core],
         "definitions": definitions(network.target),
         "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
-        "own_loops": any(layer.kernel.own_loop for layer in network.layers),
+        "own_loops": any(kernel.own_loop for kernel in kernels),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
     environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement)
     contents = {}
-    for path in _templates(options.target, answers is not None, context["own_loops"]):
+    needed = {
+        "test_images.h.jinja": answers is not None,
+        "own_q7.h": context["own_loops"],
+        "rows_q7.h": bool(plan.runs),
+    }
+    for path in _templates(options.target, needed):
         if path.suffix == ".jinja":
             contents[path.stem] = environment.get_template(f"{path.parent.name}/{path.name}").render(context)
         else:

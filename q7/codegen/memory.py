@@ -37,20 +37,28 @@ class MemoryPlan:
     outputs: dict[str, Buffer]  # by layer
     scratch: dict[str, Buffer]  # by layer, where its kernel needs any
     in_place: dict[str, str]  # by layer that works in place, the layer whose output it takes the memory of
+    least_bytes: int = 0  # of the arena, beside these buffers
 
     @property
     def arena_bytes(self) -> int:
-        return max(buffer.end for buffer in self.buffers)
+        return max(self.least_bytes, *(buffer.end for buffer in self.buffers))
 
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _place(groups: Sequence[Sequence[Buffer]]) -> None:
-    """Largest first, each group at the lowest offset where none of its buffers meets another one alive with it."""
+def _place(groups: Sequence[Sequence[Buffer]], at_start: str) -> None:
+    """Each group at the lowest offset where none of its buffers meets another one alive with it, the largest first.
+
+    The group of the buffer `at_start` comes before all others.
+    """
+
+    def order(group: Sequence[Buffer]) -> tuple[bool, int, int, str]:
+        return group[0].name != at_start, -max(b.size for b in group), group[0].first, group[0].name
+
     placed: list[Buffer] = []
-    for group in sorted(groups, key=lambda group: (-max(b.size for b in group), group[0].first, group[0].name)):
+    for group in sorted(groups, key=order):
         offset = 0
         while True:
             clashes = [
@@ -70,20 +78,34 @@ def _place(groups: Sequence[Sequence[Buffer]]) -> None:
         placed.extend(group)
 
 
-def plan(graph: Graph, layers: Sequence[IntegerLayer], target: Target, promised_only: bool = False) -> MemoryPlan:
+def plan(
+    graph: Graph,
+    layers: Sequence[IntegerLayer],
+    target: Target,
+    promised_only: bool = False,
+    part: range | None = None,
+) -> MemoryPlan:
     """Gives each layer's output and scratch a place; the output of a layer that works in place starts at its input.
 
     No layer works in place of an input that another one reads later.
 
-    With `promised_only`, those layers alone that the kernel library promises to work in place.
+    With `promised_only`, those layers alone that the kernel library promises to work in place. Of a `part` of the
+    layers, the one tensor that comes from before it lies at the arena's start.
     """
+    part = part or range(len(graph.layers))
     outputs: dict[str, Buffer] = {}
     scratch: dict[str, Buffer] = {}
     groups: dict[str, list[Buffer]] = {}
     taken: dict[str, str] = {}
-    last_reader = {name: index for index, layer in enumerate(graph.layers) for name in layer.inputs}
-    for index, (layer, integer) in enumerate(zip(graph.layers, layers)):
+    last_reader = {name: index for index in part for name in graph.layers[index].inputs}
+    before = ""
+    for index in part:
+        layer, integer = graph.layers[index], layers[index]
         for name, shape in zip(layer.inputs, layer.in_shapes):
+            if name not in outputs:
+                before = name
+                outputs[name] = Buffer(name, 0, index, index)
+                groups[name] = [outputs[name]]
             source = outputs[name]
             source.last = index
             source.size = max(source.size, _aligned(math.prod(shape) + integer.kernel.overread_bytes()))
@@ -99,9 +121,22 @@ def plan(graph: Graph, layers: Sequence[IntegerLayer], target: Target, promised_
         if size:
             scratch[layer.name] = Buffer(f"{layer.name} scratch", _aligned(size), index, index)
             groups[f"{layer.name} scratch"] = [scratch[layer.name]]
-    outputs[graph.output.name].last = len(graph.layers)
+    outputs[graph.layers[part[-1]].name].last = part.stop
     unique = list({id(group): group for group in groups.values()}.values())
-    _place(unique)
+    _place(unique, before)
     return MemoryPlan(
         tuple(sorted((b for group in unique for b in group), key=lambda b: b.first)), outputs, scratch, taken
     )
+
+
+def join(plans: Sequence[MemoryPlan], least_bytes: int) -> MemoryPlan:
+    """Plans of parts of a network that follow each other, in one arena of at least so many bytes."""
+    outputs: dict[str, Buffer] = {}
+    scratch: dict[str, Buffer] = {}
+    in_place: dict[str, str] = {}
+    for part in plans:
+        outputs.update(part.outputs)
+        scratch.update(part.scratch)
+        in_place.update(part.in_place)
+    buffers = tuple(buffer for part in plans for buffer in part.buffers)
+    return MemoryPlan(buffers, outputs, scratch, in_place, _aligned(least_bytes))

@@ -52,7 +52,7 @@ class S8Kernel(Kernel):
         return Declaration("const cmsis_nn_context", c.variable("ctx"), (buffer, size))
 
     def _constant(self, c: CNames, kind: str, name: str, *values: Value) -> Declaration:
-        return Declaration(f"static const cmsis_nn_{kind}", c.variable(name), values)
+        return Declaration(f"{c.storage} cmsis_nn_{kind}", c.variable(name), values)
 
     def _activation(self, c: CNames) -> Value:
         return c.macro("ACT_MIN"), c.macro("ACT_MAX")
@@ -115,7 +115,7 @@ class Convolution(_Weighted, arm_q7.Convolution):
     def _geometry(self, layer: Any, c: CNames) -> list[Extent]:
         """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
         extents = _extents(c)
-        row = layer.in_shape[1] == layer.window[0] == 1
+        row = layer.window[0] == 1 and (layer.in_shape[1] == 1 or c.output_extent.y == "1")
         return [Extent(pair.y, pair.x) for pair in extents] if row else extents
 
     def _channels(self, layer: Any, c: CNames) -> tuple[tuple[str, ...], str, str]:

@@ -9,6 +9,13 @@ static inline q7_t saturate_q7(q31_t value)
     return (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
 }
 
+/* floor(sum / divisor + 1/2), where C's division truncates toward zero. */
+static inline q7_t divide_q7(q31_t sum, q31_t divisor)
+{
+    const q31_t numerator = 2 * sum + divisor;
+    return saturate_q7(numerator / (2 * divisor) - (numerator % (2 * divisor) < 0));
+}
+
 /* An input, and what it is multiplied with: 1 or -1 times a power of two. */
 typedef struct {
     const q7_t *data;
@@ -147,7 +154,7 @@ static inline void avepool_q7(const q7_t *in, const window_t *w, int channels, i
         const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
         for (int ox = 0; ox < w->out_x; ox++) {
             const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
-            const q31_t halves = rows.counted * columns.counted * divisor;
+            const q31_t cells = rows.counted * columns.counted * divisor;
             for (int c = 0; c < channels; c++) {
                 q31_t sum = 0;
                 for (int y = rows.begin; y < rows.end; y++) {
@@ -155,12 +162,71 @@ static inline void avepool_q7(const q7_t *in, const window_t *w, int channels, i
                         sum += in[(y * w->in_x + x) * channels + c];
                     }
                 }
-                /* floor((2 * sum + halves) / (2 * halves)), where C's division truncates toward zero. */
-                const q31_t numerator = 2 * sum * multiplier + halves;
-                const q31_t quotient = numerator / (2 * halves);
-                *out++ = saturate_q7(quotient - (numerator % (2 * halves) < 0));
+                *out++ = divide_q7(sum * multiplier, cells);
             }
         }
+    }
+}
+
+/* Averages along x and then along y, both truncated toward zero. */
+static inline void avepool_x_then_y_q7(const q7_t *in, const window_t *w, int channels, q7_t *out)
+{
+    for (int oy = 0; oy < w->out_y; oy++) {
+        const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
+        for (int ox = 0; ox < w->out_x; ox++) {
+            const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
+            for (int c = 0; c < channels; c++) {
+                q31_t sum = 0;
+                for (int y = rows.begin; y < rows.end; y++) {
+                    q31_t row = 0;
+                    for (int x = columns.begin; x < columns.end; x++) {
+                        row += in[(y * w->in_x + x) * channels + c];
+                    }
+                    sum += row / (columns.end - columns.begin);
+                }
+                *out++ = (q7_t)(sum / (rows.end - rows.begin));
+            }
+        }
+    }
+}
+
+/* Averages, truncated toward zero. */
+static inline void avepool_truncated_q7(const q7_t *in, const window_t *w, int channels, q7_t *out)
+{
+    for (int oy = 0; oy < w->out_y; oy++) {
+        const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
+        for (int ox = 0; ox < w->out_x; ox++) {
+            const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
+            for (int c = 0; c < channels; c++) {
+                q31_t sum = 0;
+                for (int y = rows.begin; y < rows.end; y++) {
+                    for (int x = columns.begin; x < columns.end; x++) {
+                        sum += in[(y * w->in_x + x) * channels + c];
+                    }
+                }
+                *out++ = (q7_t)(sum / ((rows.end - rows.begin) * (columns.end - columns.begin)));
+            }
+        }
+    }
+}
+
+/* Adds a row to the sums of its channels, which begin with the first row. */
+static inline void add_row_q7(const q7_t *in, int pixels, int channels, int first, q31_t *sums)
+{
+    for (int c = 0; c < channels; c++) {
+        q31_t sum = first ? 0 : sums[c];
+        for (int x = 0; x < pixels; x++) {
+            sum += in[x * channels + c];
+        }
+        sums[c] = sum;
+    }
+}
+
+/* sum * multiplier / (cells * divisor); the output may lie where the sums begin. */
+static inline void avepool_of_sums_q7(const q31_t *sums, int channels, int cells, int multiplier, int divisor, q7_t *out)
+{
+    for (int c = 0; c < channels; c++) {
+        out[c] = divide_q7(sums[c] * multiplier, cells * divisor);
     }
 }
 

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers as the templates print them: constants, macros and calls, in one call each or row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from q7.codegen.boards import Options
+from q7.codegen.c_text import comment, identifiers
+from q7.codegen.rows import Reading, RowPlan, Run, Stage, Window
+from q7.kernels.base import Array
+from q7.kernels.by_rows import SummedAveragePool
+from q7.kernels.call import CNames, Statement
+from q7.network.quantized import QuantizedNetwork
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer in the generated code."""
+
+    index: int
+    identifier: str
+    comment: str
+    defines: Mapping[str, int]
+    calls: Sequence[Statement]
+    last_calls: Sequence[Statement]  # of a layer that is made of sums, once it has them all
+    arrays: Sequence[Array]
+    storage: str  # of the arrays
+    bytes: int  # of its output, or of a row of it
+
+    @property
+    def macro(self) -> str:
+        return self.identifier.upper()
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """The layers that make a row of one image; its name is the first layer's."""
+
+    steps: Sequence[Step]
+    image: int  # its place among the run's images
+    rows: int
+    row_bytes: int  # in memory
+    window: Window
+    readings: Sequence[tuple[str, Reading, int]]  # name of what is read, which rows, and how many it has with zeros
+    wanted: Mapping[str, Sequence[tuple[str, int, Reading]]]  # by what is read: all its readers, and how many rows
+    scratch_bytes: int
+    sums: bool
+
+    @property
+    def name(self) -> str:
+        return self.steps[0].identifier
+
+
+@dataclass(frozen=True)
+class RunStep:
+    """Layers that run row by row."""
+
+    images: Sequence[RowStep]  # in the order of their addresses
+    stages: Sequence[RowStep]  # in the order in which they are computed
+    source: str  # what the run reads: the first layer of its stage
+    source_output: str  # and the last
+    source_rows: int
+    source_row_bytes: int
+    source_below: int
+    source_in_place: bool  # it lies at the arena's end already
+    lines: Sequence[str]  # that say what the run holds
+
+    @property
+    def summed(self) -> list[str]:
+        """Images that are made of sums."""
+        return [image.name for image in self.images if image.sums]
+
+    @property
+    def output(self) -> str:
+        """The layer whose output the run gives."""
+        return self.images[0].steps[-1].identifier
+
+
+@dataclass(frozen=True)
+class Program:
+    """All steps in network order, and the sections that they run in."""
+
+    steps: Sequence[Step]
+    sections: Sequence[RunStep | Sequence[Step]]
+
+
+class _Builder:
+    def __init__(self, network: QuantizedNetwork, plan: RowPlan, options: Options) -> None:
+        self.network, self.plan, self.options = network, plan, options
+        self.names = identifiers(layer.name for layer in network.graph.layers)
+        self.ids = [self.names[layer.name] for layer in network.graph.layers]
+        self.index = {layer.name: i for i, layer in enumerate(network.graph.layers)}
+
+    def _step(self, i: int, c: CNames, offsets: Mapping[str, int], stage: Stage | None = None) -> Step:
+        layer, integer = self.network.graph.layers[i], self.network.layers[i]
+        if stage and stage.layers[0] == i:
+            assert stage.form and stage.layer
+            layer, integer = stage.layer, replace(integer, kernel=stage.form.kernel, integers=stage.integers)
+        kernel = integer.kernel
+        last_calls = kernel.last_calls(layer, c) if isinstance(kernel, SummedAveragePool) else []
+        return Step(
+            i,
+            self.ids[i],
+            comment(f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {self.network.formats[layer.name].y}"),
+            {**layer.defines(), **integer.defines(), **offsets},
+            kernel.calls(layer, c),
+            last_calls,
+            kernel.arrays(layer, integer.integers, c),
+            "static" if self.options.weights_in_ram and layer.weighted else "static const",
+            stage.row_bytes if stage else layer.out_size,
+        )
+
+    def whole(self, i: int) -> Step:
+        """A layer in one call."""
+        layer, memory = self.network.graph.layers[i], self.plan.memory
+        macro, scratch = self.ids[i].upper(), memory.scratch.get(layer.name)
+        c = CNames(
+            prefix=macro,
+            inputs=tuple(f"{self.names[name]}_out" for name in layer.inputs) or ("image",),
+            output=f"{self.ids[i]}_out",
+            scratch=f"(arena + {macro}_SCRATCH)" if scratch else "NULL",
+            scratch_bytes=scratch.size if scratch else 0,
+            weights=f"{self.ids[i]}_wt",
+            bias=f"{self.ids[i]}_bias",
+            in_place=layer.name in memory.in_place,
+            square=layer.square,
+        )
+        offsets = {"OFFSET": memory.outputs[layer.name].offset}
+        if scratch:
+            offsets["SCRATCH"] = scratch.offset
+        return self._step(i, c, offsets)
+
+    def _row(self, stage: Stage, i: int) -> Step:
+        """A layer for one row: of windows if it is the stage's first, else in the row's place."""
+        layer = self.network.graph.layers[i]
+        name = self.ids[stage.layers[0]]
+        first = stage.layers[0] == i
+        readings = iter(range(1, len(stage.readings) + 1))
+        views = {reading.source: f"in_{number}" for reading, number in zip(stage.readings, readings)}
+        owner = {self.plan.stages[s].layers[-1]: view for s, view in views.items()}
+        inputs = []
+        numbers = iter(range(1, len(stage.readings) + 1))
+        for input_name in layer.inputs:
+            own = self.index[input_name] in stage.layers
+            inputs.append(f"{name}_row" if own else f"{owner[self.index[input_name]]}.data")
+        if first:  # an image may be read twice
+            inputs = [f"in_{next(numbers)}.data" for _ in layer.inputs]
+        assert stage.layer
+        c = CNames(
+            prefix=self.ids[i].upper(),
+            inputs=tuple(inputs),
+            output=f"{name}_row",
+            scratch=f"{name}_scratch" if first and stage.scratch_bytes else "NULL",
+            scratch_bytes=stage.scratch_bytes if first else 0,
+            weights=f"{self.ids[i]}_wt",
+            bias=f"{self.ids[i]}_bias",
+            in_place=not first,
+            square=(stage.layer if first else layer).square,
+            replaced={
+                "IN_DIM_Y": "in_1.count",
+                "PAD_Y": "in_1.above",
+                "OUT_DIM_Y": "1",
+                "SIZE": str(stage.row_bytes),
+                "PIXELS": str(layer.out_shape[2]) if len(layer.out_shape) == 3 else "1",
+                "FIRST_ROW": f"{name}_summed == 0",
+            },
+        )
+        return self._step(i, c, {}, stage)
+
+    def run(self, run: Run, in_place: bool) -> RunStep:
+        """The stages of a run; the deepest image has the lowest address."""
+        stages = self.plan.stages
+        windows = {w.stage: w for w in run.windows}
+        places = {s: len(run.stages) - 1 - k for k, s in enumerate(run.stages)}
+
+        def name(s: int) -> str:
+            return self.ids[stages[s].layers[0]]
+
+        found = []
+        for s in run.stages:
+            stage = stages[s]
+            readings = [(name(r.source), r, stages[r.source].rows + windows[r.source].below) for r in stage.readings]
+            wanted = {
+                name(source): [
+                    (name(other), stages[other].rows, r)
+                    for other in run.stages
+                    for r in stages[other].readings
+                    if r.source == source
+                ]
+                for source in dict.fromkeys(r.source for r in stage.readings)
+            }
+            steps = [self._row(stage, i) for i in stage.layers]
+            found.append(
+                RowStep(
+                    steps,
+                    places[s],
+                    stage.rows,
+                    stage.held_bytes,
+                    windows[s],
+                    readings,
+                    wanted,
+                    stage.scratch_bytes,
+                    stage.sums,
+                )
+            )
+        source = stages[run.source]
+        last = run.windows[-1]
+        return RunStep(
+            found[::-1],
+            found,
+            name(run.source),
+            self.ids[source.layers[-1]],
+            source.rows,
+            source.row_bytes,
+            last.below,
+            in_place,
+            run_lines(self.network, self.plan, run),
+        )
+
+    def program(self) -> Program:
+        sections: list[RunStep | Sequence[Step]] = []
+        steps: list[Step] = []
+        for number, section in enumerate(self.plan.sections):
+            if section.run:
+                before = self.plan.sections[number - 1] if number else None
+                run = self.run(section.run, bool(before and not before.run and before.stages == (0,)))
+                sections.append(run)
+                steps += [step for stage in run.stages for step in stage.steps]
+            else:
+                own = [self.whole(i) for i in sorted(i for s in section.stages for i in self.plan.stages[s].layers)]
+                sections.append(own)
+                steps += own
+        return Program(sorted(steps, key=lambda step: step.index), sections)
+
+
+def build(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Program:
+    """What the templates print of a network."""
+    return _Builder(network, plan, options).program()
+
+
+def run_lines(network: QuantizedNetwork, plan: RowPlan, run: Run) -> list[str]:
+    """What a run holds in memory: of each image the rows at most, and their bytes."""
+    layers, stages = network.graph.layers, plan.stages
+    names = [f"{layers[stages[i].layers[0]].name}" for i in (run.stages[0], run.stages[-1])]
+    lines = [f"Row by row, {names[0]} to {names[1]}: {run.bytes} bytes at most. Rows in memory, and bytes of each:"]
+    for window, most in zip(run.windows, run.most_rows):
+        stage = stages[window.stage]
+        what = f"all {stage.rows} at first" if window.stage == run.source else f"{most} of {stage.rows}"
+        lines.append(f"{layers[stage.layers[0]].name[:24]:24} {what:>18} {stage.held_bytes:>7}")
+    return [comment(line) for line in lines]

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How kernels compute one row of an output at a time, from the rows that it reads, with the same constants and bits.
+
+The nonsquare kernels take heights apart from widths, so that one call can compute one row; the library's poolings of
+the q7 kernels are for squares, and have loops of our own here (CMSIS-NN 5.9.0, read and measured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import Any
+
+from q7.kernels import arm_q7, arm_s8, own_loops
+from q7.kernels.base import Kernel
+from q7.kernels.call import Call, CNames, Statement
+from q7.onnx_graph import OnnxGraph
+from q7.target import Core, Target
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """What computes a row.
+
+    A kernel that does not check rows reads all rows of a window: rows of zeros must stand for the padding, except that
+    it takes one row of padding above. A kernel with `sums` adds one row of the input after the other.
+    """
+
+    kernel: Kernel
+    checks_rows: bool = True
+
+    @property
+    def sums(self) -> bool:
+        return isinstance(self.kernel, SummedAveragePool)
+
+
+@singledispatch
+def row_form(kernel: Kernel, layer: Any, target: Target) -> RowForm | None:
+    """How the kernel computes the layer row by row; None where it cannot."""
+    return None
+
+
+@row_form.register
+def _(kernel: arm_q7.Convolution, layer: Any, target: Target) -> RowForm | None:
+    """arm_convolve_HWC_q7_fast_nonsquare checks rows above the image for as many outputs as padding_y says only."""
+    if kernel.nonsquare:
+        return RowForm(kernel, checks_rows="fast" not in kernel.name)
+    name = kernel.name.replace("RGB", "basic") + "_nonsquare"
+    return RowForm(replace(kernel, name=name, nonsquare=True, overread=0), checks_rows="fast" not in name)
+
+
+@row_form.register
+def _(kernel: arm_s8.Convolution, layer: Any, target: Target) -> RowForm | None:
+    return RowForm(kernel)
+
+
+@row_form.register
+def _(kernel: arm_s8.Pool, layer: Any, target: Target) -> RowForm | None:
+    return RowForm(kernel)
+
+
+@row_form.register
+def _(kernel: arm_q7.MaxPool, layer: Any, target: Target) -> RowForm | None:
+    return RowForm(own_loops.OwnMaxPool("maxpool_q7"))
+
+
+@row_form.register
+def _(kernel: arm_q7.AveragePool, layer: Any, target: Target) -> RowForm | None:
+    """The DSP path averages along x and then along y, and truncates both; the plain one divides once."""
+    name = "avepool_x_then_y_q7" if target.core is Core.DSP else "avepool_truncated_q7"
+    return RowForm(TruncatedAveragePool(name))
+
+
+@row_form.register
+def _(kernel: own_loops.WindowLoop, layer: Any, target: Target) -> RowForm | None:
+    return RowForm(kernel)
+
+
+@row_form.register
+def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm | None:
+    if layer.covers_image:
+        return RowForm(SummedAveragePool("avepool_of_sums_q7"))
+    # What Caffe counts of the padding below the image is not seen in a row's window.
+    return RowForm(kernel) if layer.pad[0] == 0 else None
+
+
+@row_form.register(own_loops.Merge)
+@row_form.register(own_loops.Concatenate)
+@row_form.register(own_loops.Clamp)
+@row_form.register(arm_q7.InPlace)
+def _(kernel: Kernel, layer: Any, target: Target) -> RowForm | None:
+    return RowForm(kernel)
+
+
+@dataclass(frozen=True)
+class TruncatedAveragePool(own_loops.WindowLoop):
+    """What arm_avepool_q7_HWC computes, for windows of any shape; leaves the image alone."""
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        return arm_q7.AveragePool("arm_avepool_q7_HWC").build(g, xs, layer, integers, target)
+
+
+@dataclass(frozen=True)
+class SummedAveragePool(own_loops.OwnAveragePool):
+    """The mean of a whole image, of sums to which one row after the other is added."""
+
+    def _sums(self, c: CNames) -> str:
+        return f"(q31_t *)(void *){c.output}"
+
+    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+        """`c.output` has 32 bits for each channel until the last row has come."""
+        return [
+            Call("add_row_q7", (c.input, c.input_extent.x, c.macro("IN_CH"), c.macro("FIRST_ROW"), self._sums(c)))
+        ]
+
+    def last_calls(self, layer: Any, c: CNames) -> list[Statement]:
+        """What makes the output of the sums."""
+        cells = str(layer.in_shape[1] * layer.in_shape[2])
+        ratio = (c.macro("MULTIPLIER"), c.macro("DIVISOR"))
+        return [Call(self.name, (self._sums(c), c.macro("IN_CH"), cells, *ratio, c.output))]

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows of images that are computed one by one: of each image, the rows that some layer still needs are in memory.
+ * The rows of all images slide through one arena, and make room for each other. Images are HWC.
+ * The types q7_t and q31_t come from the program. */
+#ifndef ROWS_Q7_H
+#define ROWS_Q7_H
+
+/* The rows first .. end - 1 of an image, of `bytes` each, which lie one after the other from `data` on. */
+typedef struct {
+    q7_t *data;
+    int bytes, first, end;
+} rows_t;
+
+/* Images in the order of their addresses; the last is what is read, which lies at the arena's end and does not move. */
+typedef struct {
+    rows_t *images;
+    int last;
+    q7_t *arena;
+} rows_arena_t;
+
+static inline int rows_size(const rows_t *rows)
+{
+    return (rows->end - rows->first) * rows->bytes;
+}
+
+/* From `from` to `to`, which may overlap; in words where that is possible. */
+static inline void rows_copy(q7_t *to, const q7_t *from, int bytes)
+{
+    if ((((size_t)to | (size_t)from | (size_t)bytes) & (sizeof(q31_t) - 1)) != 0) {
+        memmove(to, from, (size_t)bytes);
+        return;
+    }
+    q31_t *out = (q31_t *)(void *)to;
+    const q31_t *in = (const q31_t *)(const void *)from;
+    const int words = bytes / (int)sizeof(q31_t);
+    if (out < in) {
+        for (int i = 0; i < words; i++) {
+            out[i] = in[i];
+        }
+    } else {
+        for (int i = words - 1; i >= 0; i--) {
+            out[i] = in[i];
+        }
+    }
+}
+
+/* Where the rows of the images up to `image` end. */
+static inline q7_t *rows_top(const rows_arena_t *a, int image)
+{
+    while (image >= 0 && rows_size(&a->images[image]) == 0) {
+        image--;
+    }
+    return image < 0 ? a->arena : a->images[image].data + rows_size(&a->images[image]);
+}
+
+/* Has the images from `image` on begin at `limit` or later, where `move` says so; the bytes to move, or -1. */
+static inline int rows_lift(const rows_arena_t *a, int image, q7_t *limit, int move)
+{
+    int k = image, cost = 0;
+    while (k < a->last && (rows_size(&a->images[k]) == 0 || a->images[k].data < limit)) {
+        cost += rows_size(&a->images[k]);
+        limit += rows_size(&a->images[k]);
+        k++;
+    }
+    if (a->images[k].data < limit) {
+        return -1;
+    }
+    while (move && k-- > image) {
+        rows_t *const rows = &a->images[k];
+        limit -= rows_size(rows);
+        if (rows_size(rows) > 0) {
+            rows_copy(limit, rows->data, rows_size(rows));
+            rows->data = limit;
+        }
+    }
+    return cost;
+}
+
+/* Has the images up to `image` end at `limit` or before, where `move` says so; the bytes to move, or -1. */
+static inline int rows_sink(const rows_arena_t *a, int image, q7_t *limit, int move)
+{
+    int k = image, cost = 0;
+    while (k >= 0 && (rows_size(&a->images[k]) == 0 || a->images[k].data + rows_size(&a->images[k]) > limit)) {
+        cost += rows_size(&a->images[k]);
+        limit -= rows_size(&a->images[k]);
+        k--;
+    }
+    if (k < 0 && limit < a->arena) {
+        return -1;
+    }
+    while (move && ++k <= image) {
+        rows_t *const rows = &a->images[k];
+        if (rows_size(rows) > 0) {
+            rows_copy(limit, rows->data, rows_size(rows));
+            rows->data = limit;
+            limit += rows_size(rows);
+        }
+    }
+    return cost;
+}
+
+/* Makes room for `bytes` after the rows of an image, and says where; the images above or below move, what is less. */
+static inline q7_t *rows_room(const rows_arena_t *a, int image, int bytes)
+{
+    q7_t *const top = rows_top(a, image);
+    const int up = rows_lift(a, image + 1, top + bytes, 0);
+    int next = image + 1;
+    while (next < a->last && rows_size(&a->images[next]) == 0) {
+        next++;
+    }
+    const int down = rows_sink(a, image, a->images[next].data - bytes, 0);
+    if (up >= 0 && (down < 0 || up <= down)) {
+        rows_lift(a, image + 1, top + bytes, 1);
+    } else {
+        if (down < 0) { /* neither is enough alone: all above go up first */
+            q7_t *limit = a->images[a->last].data;
+            for (int k = a->last - 1; k > image; k--) {
+                limit -= rows_size(&a->images[k]);
+            }
+            rows_lift(a, image + 1, limit, 1);
+        }
+        rows_sink(a, image, a->images[next].data - bytes, 1);
+    }
+    return rows_top(a, image);
+}
+
+/* Memory for an image's next row. */
+static inline void rows_add(const rows_arena_t *a, int image)
+{
+    rows_t *const rows = &a->images[image];
+    q7_t *const room = rows_room(a, image, rows->bytes);
+    if (rows->end == rows->first) {
+        rows->data = room;
+    }
+    rows->end++;
+}
+
+/* A row of zeros, which stands for padding. */
+static inline void rows_add_zeros(const rows_arena_t *a, int image)
+{
+    rows_add(a, image);
+    rows_t *const rows = &a->images[image];
+    memset(rows->data + rows_size(rows) - rows->bytes, 0, (size_t)rows->bytes);
+}
+
+/* Scratch memory for a kernel, after all rows. */
+static inline q7_t *rows_scratch(const rows_arena_t *a, int bytes)
+{
+    q7_t *const room = rows_room(a, a->last - 1, bytes);
+    return room + (size_t)(a->arena - room) % sizeof(q31_t);
+}
+
+static inline q7_t *rows_at(const rows_t *rows, int row)
+{
+    return rows->data + (row - rows->first) * rows->bytes;
+}
+
+/* The rows before `row` are not needed any more. */
+static inline void rows_drop(rows_t *rows, int row)
+{
+    if (row > rows->first) {
+        const int count = (row < rows->end ? row : rows->end) - rows->first;
+        rows->data += count * rows->bytes;
+        rows->first += count;
+    }
+}
+
+/* Whether the rows before `row` are there, or all of `count`. */
+static inline int rows_there(const rows_t *rows, int row, int count)
+{
+    return rows->end >= (row < count ? row : count);
+}
+
+/* The rows top .. top + window - 1 of an image, as far as they exist: `above` of them lie above it. */
+typedef struct {
+    const q7_t *data;
+    uint16_t above, count;
+} rows_view_t;
+
+static inline rows_view_t rows_view(const rows_t *rows, int top, int window)
+{
+    const int begin = top < rows->first ? rows->first : top;
+    const int end = top + window < rows->end ? top + window : rows->end;
+    rows_view_t view;
+    view.data = rows_at(rows, begin);
+    view.above = (uint16_t)(begin - top);
+    view.count = (uint16_t)(end - begin);
+    return view;
+}
+
+/* The first row that a layer with `rows` rows reads for its next one; none where it has them all. */
+static inline int rows_wanted(const rows_t *rows, int count, int stride, int padding)
+{
+    return rows->end < count ? rows->end * stride - padding : INT32_MAX;
+}
+
+static inline int rows_least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+#endif
