@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7.codegen import boards, emit, known_answers, lowering, memory
+from q7.codegen import boards, emit, known_answers, lowering, rows
 from q7.codegen.boards import Options
+from q7.codegen.rows import RowPlan, Section
+from q7.network.quantized import QuantizedNetwork
 from q7.store import record
 from q7.store.record import Record
 from q7.target import Api, Rounding, Target
@@ -44,13 +46,32 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
     return built
 
 
-@given(prototxts(), st.sampled_from(TARGETS), st.booleans(), st.integers(0, 1 << 30))
+def longest_runs(network: QuantizedNetwork, promised_only: bool) -> RowPlan:
+    """A plan that computes as much row by row as can be, whether that takes less memory or not."""
+    planner = rows.Planner(network, promised_only)
+    sections: list[Section] = []
+    start = 0
+    while start < len(planner.cuts) - 1:
+        stop, run = max(planner.runs(start), default=(start + 1, None), key=lambda found: found[0])
+        sections.append(Section(tuple(range(planner.cuts[start], planner.cuts[stop])), run))
+        start = stop
+    return planner.plan(sections)
+
+
+@given(
+    prototxts(),
+    st.sampled_from(TARGETS),
+    st.booleans(),
+    st.sampled_from(["fast", "least", "runs"]),
+    st.integers(0, 1 << 30),
+)
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_program_computes_what_the_model_predicts(
     kernels: dict[Target, Path],
     network: tuple[str, tuple[int, int, int], str],
     target: Target,
     promised_only: bool,
+    ram: str,
     seed: int,
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -68,7 +89,8 @@ def test_program_computes_what_the_model_predicts(
         np.testing.assert_array_equal(answers.logits, predicted(lowering.retarget(quantized, target), images))
         if not any(layer.kernel.name == "arm_avepool_q7_HWC" for layer in quantized.layers):
             np.testing.assert_array_equal(answers.logits, predicted(quantized, images))
-        plan = memory.plan(lowered.graph, lowered.layers, target, promised_only)
+        plan = longest_runs(lowered, promised_only) if ram == "runs" else rows.plan(lowered, promised_only, ram)
+        assert ram != "least" or plan.memory.arena_bytes <= rows.plan(lowered, promised_only).memory.arena_bytes
         emit.write(folder, emit.render(lowered, plan, Options("host"), answers))
         compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
         done = run(*compiler, folder / "main.cpp", "-x", "none", kernels[target], "-o", folder / "network")

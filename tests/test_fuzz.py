@@ -21,7 +21,7 @@ from PIL import Image
 
 from q7.caffe_io.blobs import read_mean, read_weights, write_mean, write_weights
 from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import boards, cost, emit, memory
+from q7.codegen import boards, cost, emit, rows
 from q7.data import lmdb_images, pictures
 from q7.data.source import data_source
 from q7.errors import Q7Error
@@ -146,7 +146,7 @@ def _read_pickle(path: Path) -> object:
     """As code_gen.py does, which writes nothing before all is rendered."""
     loaded = record.load(path)
     network = loaded.network or original.rebuild(loaded.attributes, path.parent, Target())
-    plan = memory.plan(network.graph, network.layers, network.target)
+    plan = rows.plan(network)
     return emit.render(network, plan, boards.Options()), cost.table(network, plan, boards.Options())
 
 

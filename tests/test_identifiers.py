@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7.codegen import boards, emit, known_answers, memory
+from q7.codegen import boards, emit, known_answers, rows
 from q7.codegen.c_text import comment, identifiers
 from q7.store import record
 from tests import tiny
@@ -114,7 +114,7 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
     path.write_bytes(pickle.dumps({**content, "network": {**content["network"], **network, "name": origin}}))
     loaded = record.load(path).network
     assert loaded
-    plan = memory.plan(loaded.graph, loaded.layers, loaded.target)
+    plan = rows.plan(loaded)
     answers = known_answers.compute(loaded, np.zeros((1, *tiny.IMAGE), np.uint8), np.zeros(1, np.int32))
     files = {}
     for target in boards.TARGETS:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from q7.codegen import emit, memory
+from q7.codegen import emit, rows
 from q7.codegen.boards import Options
 from tests import small
 from tests.generated import network, predicted
@@ -20,7 +20,7 @@ def test_the_first_version_is_read_as_before() -> None:
     quantized = network(DATA / "version_1.pkl")
     images = np.random.default_rng(1).integers(0, 256, (50, *small.SHAPE), dtype=np.uint8)
     np.testing.assert_array_equal(predicted(quantized, images), np.load(DATA / "version_1_logits.npy"))
-    plan = memory.plan(quantized.graph, quantized.layers, quantized.target)
+    plan = rows.plan(quantized)
     main = emit.render(quantized, plan, Options())["main.cpp"]
     assert all(integer.kernel.name in main for integer in quantized.layers)
 

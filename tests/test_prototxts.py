@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import emit, memory
+from q7.codegen import emit, rows
 from q7.codegen.boards import Options
 from q7.data.source import data_source
 from q7.errors import Q7Error
@@ -477,6 +477,6 @@ def test_parsed_and_placed(name: str, tmp_path: Path) -> None:
     formats = common.table(network, {key: QFormat(4) for key in common.tensors(network)})
     layers = tuple(quantize_network(network, formats, target))
     quantized = QuantizedNetwork(network, formats, layers, target)
-    plan = memory.plan(network, layers, target)
+    plan = rows.plan(quantized)
     files = emit.render(quantized, plan, Options("host"))
     assert all(integer.kernel.name in files["main.cpp"] for integer in layers)

@@ -15,7 +15,7 @@ import pytest
 
 import nn_quantizer
 from nn_quantizer import Caffe_Quantizer
-from q7.codegen import boards, emit, memory
+from q7.codegen import boards, emit, rows
 from q7.errors import Q7Error
 from q7.store import record
 from q7.store.record import Record
@@ -58,7 +58,7 @@ def test_round_trip(tiny_pickle: Path, tmp_path: Path) -> None:
     assert loaded.network
     record.save(tmp_path / "again.pkl", loaded)
     assert content(tmp_path / "again.pkl") == content(tiny_pickle)
-    plan = memory.plan(loaded.network.graph, loaded.network.layers, loaded.network.target)
+    plan = rows.plan(loaded.network)
     assert "conv1" in emit.render(loaded.network, plan, boards.Options())["main.cpp"]
 
 
@@ -379,9 +379,7 @@ def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
     loaded = record.load(tmp_path / "evil.pkl").network
     assert loaded
     assert loaded.graph.layers[1].name == evil
-    rendered = emit.render(
-        loaded, memory.plan(loaded.graph, loaded.layers, loaded.target), boards.Options(profile=True)
-    )
+    rendered = emit.render(loaded, rows.plan(loaded), boards.Options(profile=True))
     assert "int evil" in rendered["parameter.h"]
     for text in rendered.values():
         assert "*/ int evil" not in text

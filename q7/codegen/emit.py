@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import q7
 from q7 import files
 from q7.codegen.boards import BOARDS, KERNELS, PORTABLE, Options, definitions
-from q7.codegen.c_text import c_array, c_statement, comment, identifiers
+from q7.codegen.c_text import c_array, c_statement, comment
 from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
 from q7.codegen.steps import RunStep, build
 from q7.errors import Q7Error
-from q7.kernels.base import Array
-from q7.kernels.call import CNames, Statement
 from q7.network.quantized import QuantizedNetwork
 from q7.target import Rounding
 from q7.templating import TEMPLATES, templates

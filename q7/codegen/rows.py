@@ -169,9 +169,7 @@ class _Stages:
         if host is not None:
             stage = self.stages.pop(host)
             others = tuple(self._reading(name, 1, 1, 0) for name in layer.inputs if self.owner[name] != host)
-            self.stages[host] = replace(
-                stage, layers=(*stage.layers, i), readings=(*stage.readings, *others)
-            )
+            self.stages[host] = replace(stage, layers=(*stage.layers, i), readings=(*stage.readings, *others))
             self.owner[layer.name] = host
             return
         rows, row_bytes = _shape(layer)
@@ -268,7 +266,7 @@ class _Simulation:
         self.stages, self.members, self.source = stages, members, source
         self.windows = {w.stage: w for w in _windows(stages, members, source)}
         self.first = {i: -w.above for i, w in self.windows.items()}
-        self.end = {i: 0 for i in self.windows}
+        self.end = dict.fromkeys(self.windows, 0)
         self.summed = dict.fromkeys(members, 0)
         self.readings: dict[int, list[tuple[int, Reading]]] = {i: [] for i in self.windows}
         for i in members:
@@ -301,8 +299,7 @@ class _Simulation:
         if stage.sums:
             return self.end[stage.readings[0].source] > self.summed[i]
         return all(
-            self.end[r.source]
-            >= min(r.awaited(row), self.stages[r.source].rows + self.windows[r.source].below)
+            self.end[r.source] >= min(r.awaited(row), self.stages[r.source].rows + self.windows[r.source].below)
             for r in stage.readings
         )
 
@@ -403,11 +400,17 @@ class Planner:
         data, following = found.outputs[network.graph.input.name], sections[1:2]
         if following and following[0].run and following[0].run.source == 0:  # where the run reads it
             below = following[0].run.windows[-1].below * self.stages[0].row_bytes
-            data.offset = found.arena_bytes - below - network.graph.input.out_size
+            data.size = network.graph.input.out_size
+            data.offset = found.arena_bytes - below - data.size
         return found
 
-    def _runs(self, start: int, most: float, limits: Callable[[int], float]) -> Iterator[tuple[int, Run]]:
-        """The runs that begin at a cut, as long as they can take no more bytes than `most`."""
+    def runs(
+        self, start: int, most: float = math.inf, limits: Callable[[int], float] = lambda stop: math.inf
+    ) -> Iterator[tuple[int, Run]]:
+        """The runs that begin at a cut, with the index of the cut where they end, which may limit their bytes.
+
+        Longer ones are not looked at once `most` bytes are not enough even without the output.
+        """
         first = self.cuts[start]
         for stop in range(start + 1, len(self.cuts)):
             members = range(first, self.cuts[stop])
@@ -432,7 +435,7 @@ class Planner:
         bound = max(whole)
         for start in range(count - 1):
             best[start + 1] = min(best[start + 1], max(best[start], whole[start]))
-            for stop, run in self._runs(start, bound, lambda stop: best[stop] - 1):
+            for stop, run in self.runs(start, bound, lambda stop: best[stop] - 1):
                 best[stop] = min(best[stop], max(best[start], run.bytes))
         return int(best[-1])
 
@@ -446,21 +449,28 @@ class Planner:
                 continue
             if cost < best[start + 1][0] and self.whole_bytes(range(*self.cuts[start : start + 2])) <= budget:
                 best[start + 1] = (cost, start, None)
-            for stop, run in self._runs(start, budget, lambda stop: budget):
+            for stop, run in self.runs(start, budget, lambda stop: budget):
                 rows = sum(self.stages[i].rows for i in run.stages)
                 if cost + rows < best[stop][0]:
                     best[stop] = (cost + rows, start, run)
         return self._sections(best)
 
+    def plan(self, sections: Sequence[Section]) -> RowPlan:
+        """The sections with the memory that they take; neighbours that run whole share it better as one."""
+        joined: list[Section] = []
+        for section in sections:
+            if joined and not (section.run or joined[-1].run):
+                section = Section((*joined.pop().stages, *section.stages))
+            joined.append(section)
+        return RowPlan(tuple(self.stages), tuple(joined), self.memory(joined))
+
     def _sections(self, best: Sequence[tuple[float, int, Run | None]]) -> list[Section]:
-        """Back from the end; neighbours that run whole become one."""
+        """Back from the end."""
         found: list[Section] = []
         stop = len(self.cuts) - 1
         while stop:
             _, start, run = best[stop]
             stages = tuple(range(self.cuts[start], self.cuts[stop]))
-            if run is None and found and found[-1].run is None:
-                stages = (*stages, *found.pop().stages)
             found.append(Section(stages, run))
             stop = start
         return found[::-1]
@@ -499,4 +509,4 @@ def plan(network: QuantizedNetwork, promised_only: bool = False, ram: int | str 
         if isinstance(ram, int) and ram < least:
             raise Q7Error(f"--ram {ram}: this network's layers take {least} bytes at least")
         sections = planner.cheapest(ram if isinstance(ram, int) else least)
-    return RowPlan(tuple(planner.stages), tuple(sections), planner.memory(sections))
+    return planner.plan(sections)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from q7.codegen.boards import Options
 from q7.codegen.c_text import comment, identifiers

@@ -110,9 +110,7 @@ class SummedAveragePool(own_loops.OwnAveragePool):
 
     def calls(self, layer: Any, c: CNames) -> list[Statement]:
         """`c.output` has 32 bits for each channel until the last row has come."""
-        return [
-            Call("add_row_q7", (c.input, c.input_extent.x, c.macro("IN_CH"), c.macro("FIRST_ROW"), self._sums(c)))
-        ]
+        return [Call("add_row_q7", (c.input, c.input_extent.x, c.macro("IN_CH"), c.macro("FIRST_ROW"), self._sums(c)))]
 
     def last_calls(self, layer: Any, c: CNames) -> list[Statement]:
         """What makes the output of the sums."""

@@ -24,7 +24,7 @@ static inline int rows_size(const rows_t *rows)
 }
 
 /* From `from` to `to`, which may overlap; in words where that is possible. */
-static inline void rows_copy(q7_t *to, const q7_t *from, int bytes)
+static void rows_copy(q7_t *to, const q7_t *from, int bytes)
 {
     if ((((size_t)to | (size_t)from | (size_t)bytes) & (sizeof(q31_t) - 1)) != 0) {
         memmove(to, from, (size_t)bytes);
@@ -45,7 +45,7 @@ static inline void rows_copy(q7_t *to, const q7_t *from, int bytes)
 }
 
 /* Where the rows of the images up to `image` end. */
-static inline q7_t *rows_top(const rows_arena_t *a, int image)
+static q7_t *rows_top(const rows_arena_t *a, int image)
 {
     while (image >= 0 && rows_size(&a->images[image]) == 0) {
         image--;
@@ -54,7 +54,7 @@ static inline q7_t *rows_top(const rows_arena_t *a, int image)
 }
 
 /* Has the images from `image` on begin at `limit` or later, where `move` says so; the bytes to move, or -1. */
-static inline int rows_lift(const rows_arena_t *a, int image, q7_t *limit, int move)
+static int rows_lift(const rows_arena_t *a, int image, q7_t *limit, int move)
 {
     int k = image, cost = 0;
     while (k < a->last && (rows_size(&a->images[k]) == 0 || a->images[k].data < limit)) {
@@ -77,7 +77,7 @@ static inline int rows_lift(const rows_arena_t *a, int image, q7_t *limit, int m
 }
 
 /* Has the images up to `image` end at `limit` or before, where `move` says so; the bytes to move, or -1. */
-static inline int rows_sink(const rows_arena_t *a, int image, q7_t *limit, int move)
+static int rows_sink(const rows_arena_t *a, int image, q7_t *limit, int move)
 {
     int k = image, cost = 0;
     while (k >= 0 && (rows_size(&a->images[k]) == 0 || a->images[k].data + rows_size(&a->images[k]) > limit)) {
@@ -100,7 +100,7 @@ static inline int rows_sink(const rows_arena_t *a, int image, q7_t *limit, int m
 }
 
 /* Makes room for `bytes` after the rows of an image, and says where; the images above or below move, what is less. */
-static inline q7_t *rows_room(const rows_arena_t *a, int image, int bytes)
+static q7_t *rows_room(const rows_arena_t *a, int image, int bytes)
 {
     q7_t *const top = rows_top(a, image);
     const int up = rows_lift(a, image + 1, top + bytes, 0);
