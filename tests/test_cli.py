@@ -47,11 +47,11 @@ def net(tmp_path: Path) -> list[str]:
 
 def test_lenet_loses_nothing(lenet_pickle: Path) -> None:
     network = record.load(lenet_pickle).network
-    assert network is not None
-    accuracy = network.summary["accuracy"]
-    assert network.summary["images"] == 10000
-    assert accuracy["float"] >= 98.9
-    assert accuracy["device"] >= accuracy["float"] - 0.1
+    assert network is not None and network.outcome
+    accuracy = network.outcome.accuracy
+    assert network.outcome.images == 10000
+    assert accuracy.in_float >= 98.9
+    assert accuracy.on_device >= accuracy.in_float - 0.1
 
 
 def test_what_is_printed_and_written(net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,18 +233,14 @@ def test_describe_needs_no_data(net: list[str], tmp_path: Path, capsys: pytest.C
     assert any(line.startswith("weights: ") and "sha256 " in line for line in lines)
 
 
-def test_a_damaged_summary_is_refused_in_one_sentence(
+def test_a_damaged_outcome_is_refused_in_one_sentence(
     net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert nn_quantizer.main(net) == 0
-    content = pickle.loads((tmp_path / "net.pkl").read_bytes())
-    for key, value in (("accuracy", 3), ("search", {"x": "y"}), ("layers", {"conv1": {}}), ("images", [])):
-        damaged = {
-            **content,
-            "network": {**content["network"], "summary": {**content["network"]["summary"], key: value}},
-        }
-        (tmp_path / "damaged.pkl").write_bytes(pickle.dumps(damaged))
+    for key, value in (("accuracy", 3), ("search", {"x": "y"}), ("layers", {"conv1": {}}), ("images_read", [])):
+        content = pickle.loads((tmp_path / "net.pkl").read_bytes())
+        content["network"]["outcome"][key] = value
+        (tmp_path / "damaged.pkl").write_bytes(pickle.dumps(content))
         capsys.readouterr()
-        code = code_gen.main(["--describe", str(tmp_path / "damaged.pkl")])
-        assert code == (0 if key == "images" else 2)
-        assert len(capsys.readouterr().err.splitlines()) == (0 if key == "images" else 1)
+        assert code_gen.main(["--describe", str(tmp_path / "damaged.pkl")]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1

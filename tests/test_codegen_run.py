@@ -103,7 +103,8 @@ def test_host_computes_what_the_model_predicts_for_all_images(
     need_host_compiler()
     pickle = request.getfixturevalue(name)
     quantized = lowering.retarget(network(pickle), Target(api=api))
-    images = stored_images(quantized, pickle, quantized.summary["images"])
+    assert quantized.outcome
+    images = stored_images(quantized, pickle, quantized.outcome.images)
     folder = generate(pickle, tmp_path, "--target", "host", "--api", api.value)
     assert make(folder, "run").splitlines()[-1].startswith("PASS")
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))

@@ -25,6 +25,7 @@ from q7.data import lmdb_images
 from q7.data.image_set import StoredImages
 from q7.engines import engine
 from q7.errors import Q7Error
+from q7.pipeline import quantize
 from tests import children, test_datasets, tiny
 from tests.children import bound_by_permissions, killed_at, little_disk, writes_below
 from tests.support import ROOT, run
@@ -214,7 +215,7 @@ def test_files_are_replaced_together(tmp_path: Path) -> None:
     """One that cannot be replaced keeps the others from being replaced."""
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "b").mkdir()
-    with pytest.raises(Q7Error, match=r"cannot write '.*b': it is no file"):
+    with pytest.raises(Q7Error, match=r"cannot write '.*b': it is not a file"):
         files.write_all({tmp_path / "a": b"new", tmp_path / "b": b"new"})
     assert (tmp_path / "a").read_bytes() == b"old"
     assert files.write_all({tmp_path / "a": b"old", tmp_path / "c" / "d": b"new"}) == [tmp_path / "c" / "d"]
@@ -259,13 +260,13 @@ def test_a_data_set_that_changes_during_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was read is reported, and that it has changed since."""
-    arguments, search = tiny.write(tmp_path), nn_quantizer.find_formats
+    arguments, search = tiny.write(tmp_path), quantize.find_formats
 
     def change_and_search(*arguments: Any) -> Any:
         add_image(tmp_path / "data_lmdb")
         return search(*arguments)
 
-    monkeypatch.setattr(nn_quantizer, "find_formats", change_and_search)
+    monkeypatch.setattr(quantize, "find_formats", change_and_search)
     assert nn_quantizer.main(arguments) == 0
     out, err = capsys.readouterr()
     assert "(20 images," in out

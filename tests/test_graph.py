@@ -363,7 +363,7 @@ def test_scale_is_folded_into_the_first_weights(tmp_path: Path, scale: float, po
 def test_scale_cannot_be_folded_past_a_pooling(tmp_path: Path) -> None:
     layers = pool("p", "data", "kernel_size: 2") + ip("ip1", "p")
     network = parse(tmp_path, layers, "ip1", "scale: 0.017")
-    with pytest.raises(Q7Error, match=r"layer 'p' reads the data, whose scale 0\.017 is no power of two"):
+    with pytest.raises(Q7Error, match=r"layer 'p' reads the data, whose scale 0\.017 is not a power of two"):
         fold_input_scale(attach_weights(network, random_weights(network)))
 
 

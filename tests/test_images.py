@@ -14,6 +14,7 @@ import nn_quantizer
 from q7.caffe_io.blobs import write_weights
 from q7.data import lmdb_images, pictures
 from q7.data.readers import ImageList
+from q7.pipeline.job import prepare
 from tests import tiny
 from tests.generated import generate
 
@@ -60,7 +61,7 @@ def test_every_form_gives_the_same_network_and_test_images(form: str, tmp_path: 
     for name in ("lmdb", form):
         (tmp_path / name).mkdir()
         arguments = write(tmp_path / name, DATA[name])
-        job = nn_quantizer.prepare(nn_quantizer.parse_arguments(arguments))
+        job = prepare(nn_quantizer.parse_arguments(arguments))
         np.testing.assert_array_equal(job.images, PIXELS)
         np.testing.assert_array_equal(job.labels, LABELS)
         assert nn_quantizer.main([*arguments, "--objective", "caffe", "--iterations", "2"]) == 0
@@ -71,7 +72,7 @@ def test_every_form_gives_the_same_network_and_test_images(form: str, tmp_path: 
 
 def test_whole_numbers_need_no_flags(tmp_path: Path) -> None:
     arguments = write(tmp_path, DATA["whole numbers"])[:6]
-    job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*arguments, "--iterations", "1"]))
+    job = prepare(nn_quantizer.parse_arguments([*arguments, "--iterations", "1"]))
     np.testing.assert_array_equal(job.images, PIXELS[:5])
 
 
@@ -179,5 +180,5 @@ def test_a_mean_file_is_no_way_to_say_what_was_done(tmp_path: Path, capsys: pyte
 
 def test_lmdb_in_place_of_the_list(tmp_path: Path) -> None:
     arguments = write(tmp_path, LISTED.replace("list.txt", "/somebody's/list.txt") + " }")
-    job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*arguments, "--lmdb", str(tmp_path / "data_lmdb")]))
+    job = prepare(nn_quantizer.parse_arguments([*arguments, "--lmdb", str(tmp_path / "data_lmdb")]))
     np.testing.assert_array_equal(job.images, PIXELS)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,26 +75,36 @@ def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path, re
     return list(contents)
 
 
-def read_images(network: QuantizedNetwork, path: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _check_shape(network: QuantizedNetwork, path: Path, shape: tuple[int, ...]) -> None:
+    if shape != network.graph.input.out_shape:
+        raise Q7Error(f"'{path}' has images of shape {shape}, the network takes {network.graph.input.out_shape}")
+
+
+def _crop(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
+    return crop_centre(images, network.crop) if network.crop <= min(images.shape[-2:]) else images
+
+
+def open_images(
+    network: QuantizedNetwork, path: Path, count: int | None = None, in_memory: float = math.inf
+) -> tuple[Any, np.ndarray]:
     """The first images (N, C, H, W) of the test data, or all, cropped, with their labels.
 
-    Raises Q7Error where there are too few, or they are of another shape.
+    Those of more bytes than `in_memory` may stay in their file. Raises Q7Error where there are too few, or they are of
+    another shape.
     """
-    images, labels = network.reader.read(path, count)
-    if len(images) < (count or 1):
-        raise Q7Error(f"'{path}' holds {len(images)} images, asked for are {count}")
-    shape = network.graph.input.out_shape
-    if network.crop <= min(images.shape[2:]):
-        images = crop_centre(images, network.crop)
-    if images.shape[1:] != shape:
-        raise Q7Error(f"'{path}' has images of shape {images.shape[1:]}, the network takes {shape}")
+    if count and (held := network.reader.count(path)) < count:
+        raise Q7Error(f"'{path}' holds {held} images, asked for are {count}")
+    images, labels = network.reader.open(path, count, lambda image: _crop(network, image), in_memory)
+    _check_shape(network, path, images.shape[1:])
+    return images, labels
+
+
+def read_positions(network: QuantizedNetwork, path: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """As `open_images`, of the images at these positions alone, counted from 0."""
+    images, labels = network.reader.read_at(path, positions)
+    images = _crop(network, images)
+    _check_shape(network, path, images.shape[1:])
     return np.ascontiguousarray(images), labels
-
-
-def read_positions(network: QuantizedNetwork, lmdb: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_images`, of the images at these positions, counted from 0."""
-    images, labels = read_images(network, lmdb, max(positions) + 1)
-    return images[list(positions)], labels[list(positions)]
 
 
 def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -134,24 +134,26 @@ def facts(run: Run) -> dict[str, Any]:
     network = lowering.fuse(run.network)
     plan = memory.plan(network.graph, network.layers, network.target)
     totals = cost.totals(network, plan, boards.Options())
-    known = network.summary["accuracy"]
+    outcome = network.outcome
+    assert outcome
+    known = outcome.accuracy
     return {
         "format": FORMAT,
         "version": VERSION,
         "tool": q7.__version__,
         "command": run.command,
         "name": network.graph.name,
-        "sources": {what: dict(source) for what, source in network.sources.items()},
+        "sources": {what: asdict(source) for what, source in network.sources.items()},
         "target": {field: value.value for field, value in vars(network.target).items()},
-        "objective": network.summary["objective"],
+        "objective": outcome.objective,
         "images": {
             "lmdb": network.dataset,
             "count": len(run.images),
-            "held_out": network.summary["held out"],
+            "held_out": outcome.holdout > 0,
             "measured": run.statistics.images,
         },
-        "accuracy": {**known, "loss": known["float"] - known["device"]},
-        "search": dict(network.summary["search"]),
+        "accuracy": {"float": known.in_float, "device": known.on_device, "loss": known.loss},
+        "search": dict(outcome.search),
         "layers": _layers(run, network, plan),
         "trials": [_trial(trial) for trial in run.trials],
         "classes": network.graph.classes,

@@ -13,7 +13,7 @@ from q7.data.image_set import spread
 from q7.engines.device_network import DeviceNetwork
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.network.graph import Graph
-from q7.network.quantized import IntegerLayer
+from q7.network.quantized import IntegerLayer, Quality
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 from q7.target import Target
 
@@ -35,16 +35,12 @@ class Histogram:
 
 
 @dataclass(frozen=True, eq=False)
-class TensorStatistics:
+class TensorStatistics(Quality):
     """A tensor of the device against the float network's.
 
-    `at_min` and `at_max` are the percentages of values that are -128 or 127 on the device, and a step or more beyond in
-    float; `sqnr` is in dB, and None where the signal or the noise is zero.
+    Saturated is what is -128 or 127 on the device, and a step or more beyond in float.
     """
 
-    at_min: float
-    at_max: float
-    sqnr: float | None
     smallest: float  # of the float values
     largest: float
     histogram: Histogram
@@ -121,11 +117,9 @@ class Statistics:
     outputs: Mapping[str, TensorStatistics]
     weights: Mapping[str, TensorStatistics]
 
-    def plain(self) -> dict[str, dict[str, float | None]]:
-        """What the table shows, by layer, as plain values."""
-        return {
-            name: {"at_min": own.at_min, "at_max": own.at_max, "sqnr": own.sqnr} for name, own in self.outputs.items()
-        }
+    def qualities(self) -> dict[str, Quality]:
+        """What the table shows, by layer."""
+        return {name: Quality(own.at_min, own.at_max, own.sqnr) for name, own in self.outputs.items()}
 
 
 def collect(
