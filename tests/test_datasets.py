@@ -338,7 +338,7 @@ def test_bad_images(batches: dict[str, Batch], tmp_path: Path, capsys: pytest.Ca
     Image.new("RGB", (40, 32)).save(tmp_path / "train" / "truck" / "wide.png")
     assert "wide.png' has shape (3, 32, 40)" in refused(capsys, "--images", tmp_path, "--out", out)
     (tmp_path / "train" / "truck" / "wide.png").write_bytes(b"no picture")
-    assert "cannot read the picture" in refused(capsys, "--images", tmp_path, "--out", out)
+    assert "wide.png' is truncated, damaged" in refused(capsys, "--images", tmp_path, "--out", out)
     assert not out.exists()
 
 
@@ -406,7 +406,7 @@ def test_make_lmdb_seed(pictures: Path) -> None:
         ("a_blue/0.png\n", "line 1: 'a_blue/0.png' is not 'path,label'"),
         ("a_blue/0.png,1\nb_red/0.png,red\n", "line 2"),
         ("none.png,1\n", "cannot read the picture"),
-        ("a_blue/notes.txt,1\n", "cannot read the picture"),
+        ("a_blue/notes.txt,1\n", "notes.txt' is truncated, damaged or of another kind"),
         ("a_blue/0.png,1\nsmall.png,1\n", "has shape"),
         ("", "names no pictures"),
         ("\udcff,1\n", "is no CSV"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from q7 import files
+from q7.data import pictures
 from q7.data.image_set import crop_centre
 from q7.engines.device_network import DeviceNetwork
 from q7.errors import Q7Error
@@ -117,14 +118,7 @@ def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.
     channels, height, width = network.graph.input.out_shape
     if channels not in (1, 3):
         raise Q7Error(f"a picture has 1 or 3 channels, the network takes {channels}")
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-            picture = np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR))
-    except OSError as error:
-        raise Q7Error(f"cannot read the picture '{path}': {error.strerror or error}") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Q7Error(f"cannot read the picture '{path}': {error}") from None
-    pixels = picture.reshape(height, width, channels)
-    pixels = pixels[..., ::-1] if order == "bgr" else pixels
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None], np.array([NO_LABEL], np.int32)
+    with pictures.opened(path, f"the picture '{path}'") as image:
+        upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+        fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+        return pictures.channels_first(fitted, order)[None], np.array([NO_LABEL], np.int32)
