@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import code_gen
 import nn_quantizer
 from nn_quantizer import Caffe_Quantizer
 from q7.caffe_io.blobs import read_weights, write_weights
+from q7.codegen import known_answers
+from q7.data.image_set import StoredImages
 from q7.store import record
 from tests.support import MODELS, prototxt, write_dataset
 
@@ -200,6 +203,51 @@ def test_eval_takes_other_images(net: list[str], tmp_path: Path, capsys: pytest.
     write_dataset(tmp_path / "other", (3, 6, 6), 30, 3, seed=9)
     assert nn_quantizer.main(["--eval", net[-1], "--lmdb", str(tmp_path / "other" / "data_lmdb")]) == 0
     assert "(20 images of" in capsys.readouterr().out
+
+
+def test_eval_keeps_within_the_memory(
+    net: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nn_quantizer.main([*net, "--holdout", "0.4"]) == 0
+    open_images, opened = known_answers.open_images, []
+
+    def spy(*arguments: Any) -> Any:
+        opened.append(open_images(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(known_answers, "open_images", spy)
+    said = []
+    for flags in ([], ["--memory", "0.000002"]):
+        capsys.readouterr()
+        assert nn_quantizer.main(["--eval", net[-1], *flags]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert [isinstance(images, StoredImages) for images, _ in opened] == [False, True]
+    assert nn_quantizer.main(["--eval", net[-1], "--memory", "0"]) == 2
+    assert "--memory 0.0 must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [nn_quantizer, code_gen])
+def test_every_flag_is_taken_in_either_spelling(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """And --help shows one of them."""
+    parser = script.build_parser()
+    tried = 0
+    for action in parser._actions:
+        for flag in action.option_strings:
+            other = "--" + flag[2:].replace("_", "-")
+            if flag.startswith("--") and action.nargs != 0:
+                value = str((action.choices or ["1"])[0])
+                assert parser.parse_args([other, value]) == parser.parse_args([f"{other}={value}"])
+                assert parser.parse_args([other, value]) == parser.parse_args([flag, value])
+            elif flag.startswith("--") and action.dest not in ("help", "version"):
+                assert parser.parse_args([other]) == parser.parse_args([flag]) != parser.parse_args([])
+            tried += other != flag
+    assert tried >= {nn_quantizer: 1, code_gen: 4}[script]
+    assert not re.search(r"--[a-z]+-[a-z]", parser.format_help())
+    assert parser.parse_args(["--channel-order=rgb"]).channel_order == "rgb"
+    for flag in ("--no-such-flag", "--channel-ord"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([flag])
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+import code_gen
 import nn_quantizer
 from q7.caffe_io.blobs import write_weights
 from q7.data import lmdb_images, pictures
-from q7.data.readers import ImageList
+from q7.data.readers import Hdf5List, ImageList
 from q7.pipeline.job import prepare
+from q7.store import record
 from tests import tiny
 from tests.generated import generate
 
@@ -182,3 +186,41 @@ def test_lmdb_in_place_of_the_list(tmp_path: Path) -> None:
     arguments = write(tmp_path, LISTED.replace("list.txt", "/somebody's/list.txt") + " }")
     job = prepare(nn_quantizer.parse_arguments([*arguments, "--lmdb", str(tmp_path / "data_lmdb")]))
     np.testing.assert_array_equal(job.images, PIXELS)
+
+
+@pytest.mark.parametrize(("form", "file"), [("lmdb", "data_lmdb"), ("pictures", "list.txt"), ("scaled", "scaled.txt")])
+def test_images_by_their_positions(
+    form: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those asked for are read, and no others; where one does not exist, none is."""
+    assert nn_quantizer.main(write(tmp_path, DATA[form])) == 0
+    network = record.load(tmp_path / "net.pkl").network
+    assert network
+    decoded: list[int] = []
+
+    def counted(decode: Callable[..., Any]) -> Callable[..., Any]:
+        def decode_and_count(*arguments: Any) -> Any:
+            images = decode(*arguments)
+            decoded.extend(range(len(images) if images.ndim == 4 else 1))
+            return images
+
+        return decode_and_count
+
+    monkeypatch.setattr(lmdb_images, "datum_pixels", counted(lmdb_images.datum_pixels))
+    monkeypatch.setattr(pictures, "read", counted(pictures.read))
+    monkeypatch.setattr(Hdf5List, "_pixels", counted(Hdf5List._pixels))
+    positions = [7, 2, 7, 11, 4]
+    images, labels = network.reader.read_at(tmp_path / file, positions)
+    np.testing.assert_array_equal(images, PIXELS[positions])
+    np.testing.assert_array_equal(labels, LABELS[positions])
+    assert network.reader.count(tmp_path / file) == COUNT
+    assert len(decoded) == 4
+    decoded.clear()
+    for flags, message in {
+        ("--images", "3,999999"): "has no image at position 999999: it holds positions 0 to 11",
+        ("--test_images", "999999"): "holds 12 images, asked for are 999999",
+    }.items():
+        capsys.readouterr()
+        assert code_gen.main(["--model", str(tmp_path / "net.pkl"), "--out_dir", str(tmp_path / "c"), *flags]) == 2
+        assert message in capsys.readouterr().err
+    assert not decoded
