@@ -30,7 +30,7 @@ def positions(text: str) -> list[int]:
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--model", default=MODEL, help="pickle of nn_quantizer.py, or of the original tool")
-    parser.add_argument("--out_dir", default=OUT_DIR, help="folder to write, created where missing")
+    parser.add_argument("--out_dir", default=OUT_DIR, help="folder to write to, created if missing")
     parser.add_argument(
         "--api",
         choices=[a.value for a in Api],
@@ -42,20 +42,22 @@ def build_parser() -> Parser:
         help="dsp: M4, M7, M33; plain: M0, M3; mve: M55; if not given, the pickle's",
     )
     parser.add_argument("--profile", action="store_true", help="emit code that times each layer")
-    parser.add_argument("--target", choices=boards.TARGETS, default=boards.TARGETS[0], help="what the code is for")
+    parser.add_argument(
+        "--target", choices=boards.TARGETS, default=boards.TARGETS[0], help="board or project that the code is for"
+    )
     parser.add_argument(
         "--no_inplace_pooling",
         action="store_true",
         help="give pooling its own output memory, since the library does not promise that it works in place",
     )
     parser.add_argument(
-        "--softmax", action="store_true", help="end in arm_softmax_q7: 128ths that tell how sure the network is"
+        "--softmax", action="store_true", help="end in arm_softmax_q7: how sure the network is, in 128ths"
     )
     parser.add_argument(
         "--weights_in",
         choices=["flash", "ram"],
         default="flash",
-        help="ram: faster where flash is slow, copied at start",
+        help="ram: faster where flash is slow; copied at start-up",
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument(
@@ -64,13 +66,15 @@ def build_parser() -> Parser:
         help="images of the test LMDB to run and check at start-up; "
         f"{generate.TEST_IMAGES} if not given and the LMDB is found",
     )
-    images.add_argument("--images", type=positions, help="positions of such images in the test LMDB, from 0: 17,203")
+    images.add_argument(
+        "--images", type=positions, help="positions of the images to check in the test LMDB, from 0: 17,203"
+    )
     images.add_argument("--image", help="a picture (PNG, JPEG) to run and check instead, cut and resized to fit")
     parser.add_argument(
         "--channel_order",
         choices=known_answers.CHANNEL_ORDERS,
         default=known_answers.CHANNEL_ORDERS[0],
-        help="how the channels of --image go: as in the images that the network was trained with",
+        help="order of the channels of --image: that of the images that the network was trained with",
     )
     parser.add_argument("--dump", metavar="DIR", help="write what every layer computes for the test images, as .npy")
     parser.add_argument("--describe", metavar="PICKLE", help="generate nothing: print what is in a pickle")

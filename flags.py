@@ -14,13 +14,19 @@ def _spelled(argument: str) -> str:
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else argument
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the defaults that are values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        none = action.default is None or action.default is False
+        return action.help if none else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Knows flags under names with underscores, and takes hyphens for them."""
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         return super().parse_known_args([*map(_spelled, sys.argv[1:] if args is None else args)], namespace)

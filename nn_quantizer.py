@@ -38,7 +38,7 @@ class Caffe_Quantizer:
         self._network: QuantizedNetwork | None = None
 
     def load_quant_params(self, model_file_name: str) -> None:
-        """Raises Q7Error where the file is no such pickle."""
+        """Raises Q7Error where the file is not such a pickle."""
         loaded = record.load(Path(model_file_name))
         self._network = loaded.network
         self.__dict__.update(loaded.attributes)
@@ -55,7 +55,7 @@ def build_parser() -> Parser:
     parser.add_argument("--weights", default=WEIGHTS, help="trained weights, .caffemodel.h5 or .caffemodel")
     parser.add_argument("--save", default=SAVE, help="pickle to write for code_gen.py")
     parser.add_argument("--accuracy", default="accuracy", help="Accuracy layer (or its top blob) to optimise")
-    parser.add_argument("--iterations", type=int, help="number of test batches (default: all images once)")
+    parser.add_argument("--iterations", type=int, help="number of test batches; if not given, all images once")
     parser.add_argument("--tolerance", type=float, default=0.001, help="accuracy tolerance in percentage points")
     parser.add_argument(
         "--memory",
@@ -70,11 +70,13 @@ def build_parser() -> Parser:
         default="auto",
         help="what runs the float network; auto: onnxruntime",
     )
-    parser.add_argument("--objective", choices=["device", "caffe"], default="device", help="what the sweeps look at")
+    parser.add_argument(
+        "--objective", choices=["device", "caffe"], default="device", help="whose accuracy the sweeps look at"
+    )
     parser.add_argument(
         "--holdout", type=float, default=0.0, help="fraction of the images to keep from the search and to report on"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random choice of held-out images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice of held-out images")
     parser.add_argument(
         "--core", choices=[c.value for c in Core], default="dsp", help="dsp: M4, M7, M33; plain: M0, M3; mve: M55"
     )
@@ -90,22 +92,22 @@ def build_parser() -> Parser:
         default="nearest",
         help="truncate: for kernels built with ARM_NN_TRUNCATE",
     )
-    replaced = parser.add_argument_group("in place of what the prototxt says")
+    replaced = parser.add_argument_group("replacing what the prototxt says")
     replaced.add_argument("--lmdb", help="test images and labels")
-    replaced.add_argument("--mean", help="mean image (.binaryproto), or one value or one for each channel: 104,117,123")
-    replaced.add_argument("--scale", type=float, help="what pixels are multiplied with once the mean is subtracted")
+    replaced.add_argument("--mean", help="mean image (.binaryproto), one value, or one for each channel: 104,117,123")
+    replaced.add_argument("--scale", type=float, help="factor for the pixels, after the mean is subtracted")
     replaced.add_argument("--crop", type=int, help="cut this many rows and columns out of the centre of each image")
-    told = parser.add_argument_group("what is told")
+    told = parser.add_argument_group("output")
     amount = told.add_mutually_exclusive_group()
     amount.add_argument("-v", "--verbose", action="store_true", help="print every trial")
-    amount.add_argument("-q", "--quiet", action="store_true", help="print the result alone")
-    told.add_argument("--report", metavar="HTML", help="write a page with all that was found")
-    told.add_argument("--json", help="write the same for machines, as docs/report.schema.json describes it")
+    amount.add_argument("-q", "--quiet", action="store_true", help="print the result only")
+    told.add_argument("--report", metavar="HTML", help="write a page (HTML) with everything that was found")
+    told.add_argument("--json", help="write the same as JSON; docs/report.schema.json describes it")
     told.add_argument(
         "--channel_order",
         choices=known_answers.CHANNEL_ORDERS,
         default=known_answers.CHANNEL_ORDERS[0],
-        help="how the channels of the images go, for the pictures in --report",
+        help="order of the images' channels, for the pictures in --report",
     )
     told.add_argument(
         "--eval", metavar="PICKLE", help="quantize nothing: print what is in a pickle, and run its network"

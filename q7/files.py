@@ -104,7 +104,7 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     read = {identity(path) for path in inputs} - {None}
     for path in outputs:
         if identity(path) in read:
-            raise Q7Error(f"cannot write '{path}': it is read, too")
+            raise Q7Error(f"cannot write '{path}': it is also an input")
 
 
 # --- replacing --------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Keeps other runs from writing to a folder, which is created where missing; no file is left behind.
+    """Keeps other runs from writing to a folder, which is created where missing; no file is left there.
 
     Whether it is locked: some file systems, and Windows, lock no folders. The system unlocks it when a run is killed.
     Raises Q7Error where another run holds it for long.

@@ -136,7 +136,7 @@ QUANTIZER = {
         ["--accuracy", "top5"],
         "no accuracy layer 'top5' in the TEST phase; it has",
     ),
-    "the network to save to": (nothing, ["--save", "net.prototxt"], "cannot write 'net.prototxt': it is read, too"),
+    "the network to save to": (nothing, ["--save", "net.prototxt"], "cannot write 'net.prototxt': it is also an input"),
     "the quantized weights to save to": (
         nothing,
         ["--save", "quantized_net.caffemodel"],

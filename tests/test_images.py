@@ -37,7 +37,7 @@ DATA = {
 
 
 def write(folder: Path, data: str) -> list[str]:
-    """The tiny network behind a data layer, with the images in every form; returns nn_quantizer's arguments."""
+    """The tiny network after a data layer, with the images in every form; returns nn_quantizer's arguments."""
     lmdb_images.write(folder / "data_lmdb", PIXELS, LABELS)
     (folder / "pictures").mkdir()
     for i, image in enumerate(PIXELS):

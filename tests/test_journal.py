@@ -190,7 +190,7 @@ def test_other_options_start_anew_and_say_so(
     capsys.readouterr()
     assert nn_quantizer.main([*arguments, *option]) == 0
     err = capsys.readouterr().err
-    assert ("of another model, data or options: starting anew" in err) is anew
+    assert ("of another model, data or options: starting over" in err) is anew
     assert ("going on from" in err) is not anew
 
 

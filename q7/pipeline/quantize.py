@@ -61,7 +61,7 @@ def open_journal(job: Job, options: Options) -> Journal:
     decisive.update(target=str(options.target), tool=q7.__version__, layers=list(map(repr, job.graph.layers)))
     opened = Journal(job.journal, journal.key(arrays, decisive))
     if opened.replaced:
-        note(f"'{opened.path}' is of another model, data or options: starting anew")
+        note(f"'{opened.path}' is of another model, data or options: starting over")
     elif opened.resumed:
         note(f"going on from '{opened.path}', which holds {opened.resumed} results of a run that was stopped")
     return opened

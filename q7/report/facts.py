@@ -74,7 +74,7 @@ def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
 
 def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
     """Of the network as code is generated for it."""
-    behind = statistics.settled(run.network.graph, network.formats)
+    measured = statistics.measured_after(run.network.graph, network.formats)
     layers = []
     for layer, integer, size in zip(network.graph.layers, network.layers, cost.constant_bytes(network)):
         own, weights = network.formats[layer.name], run.statistics.weights.get(layer.name)
@@ -95,7 +95,7 @@ def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> lis
                 "fraction_bits": {"weights": _bits(own.w), "bias": _bits(own.b), "activations": _bits(own.y)},
                 "bias_lshift": shifts.bias_lshift if shifts else None,
                 "act_rshift": shifts.out_rshift if shifts else None,
-                "measured_behind": behind[layer.name],
+                "measured_behind": measured[layer.name],
                 "activations": _tensor(run.statistics.outputs[layer.name]),
                 "weights": _tensor(weights) if weights else None,
             }

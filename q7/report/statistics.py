@@ -95,10 +95,10 @@ def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
     return images[spread(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
 
 
-def settled(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
+def measured_after(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
     """For each layer, the last of the layers that follow it alone, element by element, in the same format.
 
-    A convolution's output below zero does not matter where a ReLU follows: what is behind the ReLU does.
+    A convolution's output below zero does not matter where a ReLU follows: what comes after the ReLU does.
     """
     last = {layer.name: layer.name for layer in graph.layers}
     for layer in reversed(graph.layers):
@@ -111,7 +111,7 @@ def settled(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """By layer: the outputs (behind the activation that follows a layer alone), and the weights of weighted layers."""
+    """By layer: the outputs (after the activation that follows a layer alone), and the weights of weighted layers."""
 
     images: int  # that the outputs are from
     outputs: Mapping[str, TensorStatistics]
@@ -133,12 +133,12 @@ def collect(
     in_float = FloatNetwork(trained, images).outputs(as_trained(trained))
     on_device = DeviceNetwork(trained, images, target).outputs(layers)
     outputs, weights = {}, {}
-    last = settled(trained, formats)
+    last = measured_after(trained, formats)
     for layer, integer in zip(trained.layers, layers):
-        own, behind = formats[layer.name], last[layer.name]
-        y = formats[behind].y
+        own, after = formats[layer.name], last[layer.name]
+        y = formats[after].y
         assert y
-        outputs[layer.name] = compare(in_float[behind], on_device[behind], y)
+        outputs[layer.name] = compare(in_float[after], on_device[after], y)
         if own.w:
             weights[layer.name] = compare(trained.weights[layer.name][0], integer.integers.weights, own.w)
     return Statistics(len(images), outputs, weights)
