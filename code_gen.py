@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import Any
 
 import q7
@@ -95,24 +96,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    options = generate.Options(
-        model=args.model,
-        out_dir=args.out_dir,
-        api=Api(args.api) if args.api else None,
-        core=Core(args.core) if args.core else None,
-        code=boards.Options(args.target, args.profile, args.weights_in == "ram"),
-        promised_only=args.no_inplace_pooling,
-        softmax=args.softmax,
-        test_images=args.test_images,
-        images=args.images,
-        image=args.image,
-        channel_order=args.channel_order,
-        dump=args.dump,
-        weights=args.weights,
-        mean=args.mean,
-    )
+    given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(generate.Options)}
+    given["api"] = Api(args.api) if args.api else None
+    given["core"] = Core(args.core) if args.core else None
+    given["code"] = boards.Options(args.target, args.profile, args.weights_in == "ram")
     run = generate.describe if args.describe else generate.generate
-    return command.finish("code_gen", lambda: run(options))
+    return command.finish("code_gen", lambda: run(generate.Options(**given)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,15 @@ def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path, re
     return list(contents)
 
 
-def _check_shape(network: QuantizedNetwork, path: Path, shape: tuple[int, ...]) -> None:
-    if shape != network.graph.input.out_shape:
-        raise Q7Error(f"'{path}' has images of shape {shape}, the network takes {network.graph.input.out_shape}")
-
-
-def _crop(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
-    return crop_centre(images, network.crop) if network.crop <= min(images.shape[-2:]) else images
+def _cropped(network: QuantizedNetwork, path: Path, images: np.ndarray) -> np.ndarray:
+    """(..., C, H, W) as the network takes them; raises Q7Error where they are of another shape."""
+    if network.crop <= min(images.shape[-2:]):
+        images = crop_centre(images, network.crop)
+    if images.shape[-3:] != network.graph.input.out_shape:
+        raise Q7Error(
+            f"'{path}' has images of shape {images.shape[-3:]}, the network takes {network.graph.input.out_shape}"
+        )
+    return images
 
 
 def open_images(
@@ -95,17 +98,13 @@ def open_images(
     """
     if count and (held := network.reader.count(path)) < count:
         raise Q7Error(f"'{path}' holds {held} images, asked for are {count}")
-    images, labels = network.reader.open(path, count, lambda image: _crop(network, image), in_memory)
-    _check_shape(network, path, images.shape[1:])
-    return images, labels
+    return network.reader.open(path, count, partial(_cropped, network, path), in_memory)
 
 
 def read_positions(network: QuantizedNetwork, path: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """As `open_images`, of the images at these positions alone, counted from 0."""
     images, labels = network.reader.read_at(path, positions)
-    images = _crop(network, images)
-    _check_shape(network, path, images.shape[1:])
-    return np.ascontiguousarray(images), labels
+    return np.ascontiguousarray(_cropped(network, path, images)), labels
 
 
 def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.ndarray, np.ndarray]:

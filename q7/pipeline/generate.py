@@ -30,7 +30,7 @@ class Options:
     api: Api | None
     core: Core | None
     code: boards.Options
-    promised_only: bool  # pooling works in place only where the library promises it
+    no_inplace_pooling: bool  # but where the library promises it
     softmax: bool
     test_images: int | None
     images: Sequence[int] | None  # positions in the LMDB, from 0
@@ -50,7 +50,7 @@ def _lower(options: Options) -> tuple[QuantizedNetwork, MemoryPlan]:
     network = lowering.fuse(lowering.retarget(network, target))
     if options.softmax:
         network = lowering.add_softmax(network)
-    return network, memory.plan(network.graph, network.layers, target, promised_only=options.promised_only)
+    return network, memory.plan(network.graph, network.layers, target, promised_only=options.no_inplace_pooling)
 
 
 def _find_dataset(network: QuantizedNetwork, options: Options) -> Path:
