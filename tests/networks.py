@@ -20,7 +20,7 @@ from q7.layers.registry import LAYERS
 from q7.network import graph
 from q7.network.folding import simplify
 from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
 from q7.qformat import QFormat
 from q7.search import common
 from q7.target import Api, Core, Rounding, Target
@@ -171,4 +171,4 @@ def quantize(
     choices[network.input.name, common.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
     formats = common.table(network, choices)
     layers = tuple(quantize_network(network, formats, target))
-    return QuantizedNetwork(network, formats, layers, target, {"model": {"name": "net.prototxt", "sha256": "0" * 64}})
+    return QuantizedNetwork(network, formats, layers, target, {"model": SourceFile("net.prototxt", "0" * 64)})

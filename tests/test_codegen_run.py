@@ -103,7 +103,8 @@ def test_host_computes_what_the_model_predicts_for_all_images(
     need_host_compiler()
     pickle = request.getfixturevalue(name)
     quantized = lowering.retarget(network(pickle), Target(api=api))
-    images = stored_images(quantized, pickle, quantized.summary["images"])
+    assert quantized.outcome
+    images = stored_images(quantized, pickle, quantized.outcome.images)
     folder = generate(pickle, tmp_path, "--target", "host", "--api", api.value)
     assert make(folder, "run").splitlines()[-1].startswith("PASS")
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
@@ -452,10 +453,10 @@ def test_picture_of_another_shape_is_cut_about_its_centre(small_pickle: Path, tm
 
 def test_bad_pictures(small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    for name in ("text.png", "missing.png"):
+    for name, message in (("text.png", "text.png' is truncated, damaged"), ("missing.png", "cannot read the picture")):
         command = ["--model", str(small_pickle), "--out_dir", str(tmp_path / "x"), "--image", str(tmp_path / name)]
         assert code_gen.main(command) == 2
-        assert "cannot read the picture" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------

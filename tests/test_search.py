@@ -189,6 +189,7 @@ def test_the_original_s_formats_on_arm_m4(arm_m4_pickle: Path) -> None:
         "conv3": "Q-2.9 Q8.-1 Q1.6",
         "ip1": "Q-4.11 Q4.3 Q2.5",
     }
-    assert network.summary["accuracy"]["float"] == pytest.approx(76.46)
-    assert network.summary["search"]["quantized weights, activations and biases"] == pytest.approx(75.70)
-    assert network.summary["accuracy"]["device"] == pytest.approx(76.37)
+    assert network.outcome
+    assert network.outcome.accuracy.in_float == pytest.approx(76.46)
+    assert network.outcome.search["quantized weights, activations and biases"] == pytest.approx(75.70)
+    assert network.outcome.accuracy.on_device == pytest.approx(76.37)

@@ -53,7 +53,7 @@ def find_output(prototxt: Prototxt, accuracy: str, source: DataSource) -> Output
     if not source.label and not any(layer.type == "Accuracy" for layer in prototxt.layers):
         last = next((layer for layer in reversed(prototxt.layers) if layer.top and layer.bottom), None)
         if last is None:
-            raise Q7Error(f"'{prototxt.path}' has no layer behind its input")
+            raise Q7Error(f"'{prototxt.path}' has no layer after its input")
         return Output(last.top[0], accuracy, (), (last.top[0],))
     layer = find_accuracy(prototxt, accuracy)
     if layer.bottom[1] != source.label:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
 
 def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
     """Of the network as code is generated for it."""
-    behind = statistics.settled(run.network.graph, network.formats)
+    measured = statistics.measured_after(run.network.graph, network.formats)
     layers = []
     for layer, integer, size in zip(network.graph.layers, network.layers, cost.constant_bytes(network)):
         own, weights = network.formats[layer.name], run.statistics.weights.get(layer.name)
@@ -95,7 +95,7 @@ def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> lis
                 "fraction_bits": {"weights": _bits(own.w), "bias": _bits(own.b), "activations": _bits(own.y)},
                 "bias_lshift": shifts.bias_lshift if shifts else None,
                 "act_rshift": shifts.out_rshift if shifts else None,
-                "measured_behind": behind[layer.name],
+                "measured_behind": measured[layer.name],
                 "activations": _tensor(run.statistics.outputs[layer.name]),
                 "weights": _tensor(weights) if weights else None,
             }
@@ -134,24 +134,26 @@ def facts(run: Run) -> dict[str, Any]:
     network = lowering.fuse(run.network)
     plan = memory.plan(network.graph, network.layers, network.target)
     totals = cost.totals(network, plan, boards.Options())
-    known = network.summary["accuracy"]
+    outcome = network.outcome
+    assert outcome
+    known = outcome.accuracy
     return {
         "format": FORMAT,
         "version": VERSION,
         "tool": q7.__version__,
         "command": run.command,
         "name": network.graph.name,
-        "sources": {what: dict(source) for what, source in network.sources.items()},
+        "sources": {what: asdict(source) for what, source in network.sources.items()},
         "target": {field: value.value for field, value in vars(network.target).items()},
-        "objective": network.summary["objective"],
+        "objective": outcome.objective,
         "images": {
             "lmdb": network.dataset,
             "count": len(run.images),
-            "held_out": network.summary["held out"],
+            "held_out": outcome.holdout > 0,
             "measured": run.statistics.images,
         },
-        "accuracy": {**known, "loss": known["float"] - known["device"]},
-        "search": dict(network.summary["search"]),
+        "accuracy": {"float": known.in_float, "device": known.on_device, "loss": known.loss},
+        "search": dict(outcome.search),
         "layers": _layers(run, network, plan),
         "trials": [_trial(trial) for trial in run.trials],
         "classes": network.graph.classes,
