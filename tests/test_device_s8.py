@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from q7.kernels import arm_s8, registry
-from q7.kernels.base import Bounds, Integers, Kernel
+from q7.kernels.base import Bounds, Integers, Kernel, Operands
 from q7.kernels.call import CNames
-from q7.kernels.own_loops import Operands
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import Shifts
 from q7.target import Api, Core, Target

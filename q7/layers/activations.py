@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from q7.kernels import registry
-from q7.kernels.base import Bounds
+from q7.kernels.base import Bounds, IntWidth
 from q7.layers.base import Declined, Layer, Shape, Weights, extents
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
@@ -83,13 +83,6 @@ class ReLU6(Clip):
     @classmethod
     def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
         return cls(message.name, inputs, message.top[0], in_shapes)
-
-
-@dataclass(frozen=True)
-class IntWidth:
-    """The input's integer bits."""
-
-    int_width: int
 
 
 @dataclass(frozen=True, eq=False)

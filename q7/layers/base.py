@@ -15,7 +15,7 @@ import numpy as np
 
 from q7.errors import Q7Error
 from q7.kernels import base
-from q7.kernels.base import Kernel
+from q7.kernels.base import AnyKernel
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 from q7.target import Target
@@ -33,8 +33,8 @@ class Layer:
     """One layer: its name, the layers whose outputs it reads, their shapes, and the Caffe blob that it writes."""
 
     caffe_type: ClassVar[str]
-    kernels: ClassVar[tuple[Kernel, ...]] = ()
-    variants: ClassVar[tuple[Kernel, ...]] = ()  # all kernels, where `kernels` depends on the layer's parameters
+    kernels: ClassVar[tuple[AnyKernel, ...]] = ()
+    variants: ClassVar[tuple[AnyKernel, ...]] = ()  # all kernels, where `kernels` depends on the layer's parameters
     weighted: ClassVar[bool] = False
     own_format: ClassVar[bool] = False  # the output's Q-format is chosen, not inherited from the input
     most_inputs: ClassVar[int] = 1
@@ -100,7 +100,7 @@ class Layer:
         """The fraction bits that the kernels can give, fewest and most, where the format is chosen."""
         return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
 
-    def kernel_for(self, target: Target) -> Kernel:
+    def kernel_for(self, target: Target) -> AnyKernel:
         """The fastest kernel that can compute the layer; raises Q7Error where there is none."""
         return base.choose(self.kernels, self, target)
 
@@ -108,7 +108,7 @@ class Layer:
         """Adds Caffe's computation to a graph."""
         raise NotImplementedError
 
-    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Any:
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> object:
         """What the layer's kernel holds as integers; None where it holds nothing."""
         return None
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from q7.kernels import registry
-from q7.kernels.base import Kernel
-from q7.kernels.own_loops import MOST_ALIGNMENT, MOST_MERGED_RSHIFT, MOST_OPERANDS, Operands, rescaling
+from q7.kernels.base import AnyKernel, Operands
+from q7.kernels.exact_onnx import same_axes
+from q7.kernels.own_loops import MOST_ALIGNMENT, MOST_MERGED_RSHIFT, MOST_OPERANDS, rescaling
 from q7.layers.base import Declined, Layer, Shape, Weights
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import same_axes
 from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 
 
@@ -71,7 +71,7 @@ class Eltwise(_Merge):
             raise Declined(f"its inputs have different shapes: {', '.join(map(str, self.in_shapes))}")
 
     @property
-    def kernels(self) -> tuple[Kernel, ...]:  # type: ignore[override]
+    def kernels(self) -> tuple[AnyKernel, ...]:  # type: ignore[override]
         return registry.MAXIMUM if self.maximum else registry.SUM
 
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:

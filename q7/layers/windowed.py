@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from q7.kernels import constraints, registry
-from q7.kernels.base import Integers, Kernel
+from q7.kernels.base import AnyKernel, Integers
 from q7.kernels.own_loops import MOST_POOLED_SHIFT, Ratio
 from q7.layers.base import Declined, Layer, Shape, Weights
 from q7.onnx_graph import OnnxGraph
@@ -247,7 +247,7 @@ class Pooling(_Windowed):
         return layer
 
     @property
-    def kernels(self) -> tuple[Kernel, ...]:  # type: ignore[override]
+    def kernels(self) -> tuple[AnyKernel, ...]:  # type: ignore[override]
         if self.own_format:
             return registry.OWN_AVERAGE_POOL
         return registry.AVERAGE_POOL if self.average else registry.MAX_POOL
