@@ -20,7 +20,7 @@ from q7.errors import Q7Error
 from q7.network.quantized import QuantizedNetwork
 from q7.report import summary
 from q7.store import original
-from q7.target import Api, Core, Rounding, Target
+from q7.target import LIBRARIES, Core, Target
 
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
@@ -31,9 +31,9 @@ WITH_DESCRIBE = {"describe", "api", "core", "weights", "mean", "target", "weight
 def lower(network: QuantizedNetwork, args: argparse.Namespace) -> QuantizedNetwork:
     """The network for the kernel library and the core that are asked for."""
     core = Core(args.core) if args.core else network.target.core
-    api = Api(args.api) if args.api else network.target.api
-    rounding = network.target.rounding if api is Api.Q7 else Rounding.NEAREST
-    return lowering.fuse(lowering.retarget(network, Target(core, rounding, api)))
+    library = LIBRARIES[args.api] if args.api else network.target.library
+    rounding = network.target.rounding if network.target.rounding in library.roundings else library.roundings[0]
+    return lowering.fuse(lowering.retarget(network, Target(core, rounding, library)))
 
 
 def find_dataset(network: QuantizedNetwork, args: argparse.Namespace) -> Path:
@@ -123,7 +123,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--out_dir", default=OUT_DIR, help="folder to write, created where missing")
     parser.add_argument(
         "--api",
-        choices=[a.value for a in Api],
+        choices=LIBRARIES,
         help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7; if not given, the pickle's",
     )
     parser.add_argument(

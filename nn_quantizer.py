@@ -35,7 +35,7 @@ from q7.search.common import Found, Trial
 from q7.search.journal import Journal, RememberedJudge, RememberedSimulation
 from q7.store import original, record
 from q7.store.record import Record
-from q7.target import Api, Core, Rounding, Target
+from q7.target import LIBRARIES, Core, Rounding, Target
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
@@ -253,7 +253,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     )
     parser.add_argument(
         "--api",
-        choices=[a.value for a in Api],
+        choices=LIBRARIES,
         default="q7",
         help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7",
     )
@@ -291,7 +291,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     args.memory_bytes = int(min(args.memory, 1 << 20) * 2**30) if args.memory > 0 else 0  # also where it is no number
     if args.api == "s8" and args.rounding == "truncate":
         parser.error("--rounding truncate is for --api q7: the s8 kernels round to nearest")
-    args.target = Target(Core(args.core), Rounding(args.rounding), Api(args.api))
+    args.target = Target(Core(args.core), Rounding(args.rounding), LIBRARIES[args.api])
     args.command = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
     args.journal = None
     return args

@@ -23,13 +23,13 @@ from q7.network.from_caffe import attach_weights, parse_network
 from q7.network.quantized import QuantizedNetwork, quantize_network
 from q7.qformat import QFormat
 from q7.search import common
-from q7.target import Api, Core, Rounding, Target
+from q7.target import S8, Core, Rounding, Target
 from tests.support import prototxt
 
 CLASSES = 3
 TARGETS = [
     *(Target(core, rounding) for core in Core for rounding in Rounding),
-    *(Target(core, api=Api.S8) for core in Core),
+    *(Target(core, library=S8) for core in Core),
 ]
 
 
@@ -166,7 +166,7 @@ def quantize(
     choices = {
         (name, tensor): QFormat(int(middles[tensor] + rng.integers(-4, 5)))
         for name, tensor in common.tensors(network)
-        if not (target.api is Api.S8 and tensor is common.Tensor.BIAS)
+        if not (target.library is S8 and tensor is common.Tensor.BIAS)
     }
     choices[network.input.name, common.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
     formats = common.table(network, choices)

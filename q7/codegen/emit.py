@@ -10,7 +10,7 @@ from typing import Any
 
 import q7
 from q7 import files
-from q7.codegen.boards import BOARDS, KERNELS, PORTABLE, Options, definitions
+from q7.codegen.boards import BOARDS, PORTABLE, Options, definitions
 from q7.codegen.c_text import c_array, c_statement, comment, identifiers
 from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
@@ -111,7 +111,8 @@ def render(
         "profile": options.profile,
         "answers": answers,
         "sample": "test_pixels" if answers else "nn_input",  # what to time
-        "api": network.target.api.value,
+        "api": network.target.library.name,
+        "guards": network.target.library.guards,
         "core": network.target.core.value,
         "board": BOARDS[network.target.core],
         "definitions": definitions(network.target),
@@ -127,7 +128,7 @@ def render(
         else:
             contents[path.name] = path.read_text()
     if options.target in PORTABLE:
-        for path in sorted((TEMPLATES / KERNELS[network.target.api]).iterdir()):
+        for path in sorted((TEMPLATES / network.target.library.portable).iterdir()):
             contents[f"portable/{path.name}"] = path.read_text()
     return contents
 

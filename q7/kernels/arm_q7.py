@@ -18,7 +18,7 @@ from q7.kernels.own_loops import sigmoid_table
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import max_pool
 from q7.qformat import INT8_MAX, INT8_MIN
-from q7.target import Api, Core, Target
+from q7.target import Q7, Core, Target
 
 DSP_LANES = 4
 
@@ -27,7 +27,7 @@ DSP_LANES = 4
 class Convolution(ShiftingKernel[ConvolutionView]):
     """Convolutions whose weights are O,KH,KW,C; two q15 columns of scratch on the DSP path (one for one pixel)."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     nonsquare: bool = False
     overread: int = 0
@@ -70,7 +70,7 @@ class Depthwise(Convolution):
 class FullyConnected(ShiftingKernel[LayerView]):
     """Matrix times vector; the vector comes in H,W,C order where an image precedes it."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     interleaved: bool = False
 
@@ -129,7 +129,7 @@ class Relu(InPlace[object]):
 class Activation(InPlace[IntWidth]):
     """table[x >> (3 - int_width)], in Q0.7: the last bits of inputs finer than Q3.4 are dropped."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     c_type: str = ""
     table: Callable[[], np.ndarray] = sigmoid_table
@@ -154,7 +154,7 @@ class Softmax(Kernel[LayerView, object]):
     """
 
     SHIFTS = 32
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     def in_place(self, layer: LayerView, promised_only: bool) -> bool:
         """Not promised, measured exact."""
@@ -221,7 +221,7 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: WindowedView, axis: int, average
 class Pool(Kernel[WindowedView, object]):
     """Pooling; the DSP path reduces along x, in place in its input, and then along y."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
         """Not promised."""

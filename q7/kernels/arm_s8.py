@@ -21,7 +21,7 @@ from q7.kernels.call import Call, CNames, Declaration, Extent, Statement, Value
 from q7.kernels.contract import ConvolutionView, L_contra, LayerView, SumView, WindowedView
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, image_cells, max_pool, window_attributes
-from q7.target import Api, Core, Target
+from q7.target import S8, Core, Target
 
 INT32_MAX = (1 << 31) - 1
 ADD_LSHIFT = 20  # of both operands; below 16 the DSP path is wrong for negative ones, from 23 on sums can overflow
@@ -67,7 +67,7 @@ def _extents(c: CNames) -> list[Extent]:
 class _Weighted(WeightedKernel[L_contra]):
     """The weights are in the order of the q7 kernels, the bias is already shifted to the accumulator's grid."""
 
-    apis = (Api.S8,)
+    libraries = (S8,)
     limits = True
 
     def arrays(self, layer: L_contra, integers: Integers, c: CNames) -> list[Array]:
@@ -199,7 +199,7 @@ class FullyConnected(_Weighted[LayerView]):
 class Pool(Kernel[WindowedView, object]):
     """Windows are clipped to the image; the input stays as it is."""
 
-    apis = (Api.S8,)
+    libraries = (S8,)
     limits = True
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
@@ -244,7 +244,7 @@ class AveragePool(Pool):
 class Add(Kernel[SumView, Operands]):
     """The sum of two inputs of any formats, rounded once."""
 
-    apis = (Api.S8,)
+    libraries = (S8,)
     limits = True
 
     def in_place(self, layer: SumView, promised_only: bool) -> bool:

@@ -15,7 +15,7 @@ from q7.kernels.constraints import Constraint
 from q7.kernels.contract import I, I_contra, L, L_contra, WindowedView
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, Shifts
-from q7.target import Api, Target
+from q7.target import LIBRARIES, Library, Target
 
 # --- what layers hold as integers -------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class Kernel(Generic[L_contra, I_contra]):
     """A C function: the kernel library's, or our own. It takes a kind of layer, and what that holds as integers."""
 
     own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
-    apis: ClassVar[tuple[Api, ...]] = tuple(Api)  # the kernel libraries beside which it can be used
+    libraries: ClassVar[tuple[Library, ...]] = tuple(LIBRARIES.values())  # it is of, or can be used beside
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
 
     name: str
@@ -181,7 +181,7 @@ def consider(kernels: Sequence[Kernel[L, I]], layer: L, target: Target) -> tuple
     """The first kernel whose constraints the layer meets, and the objections of those before it."""
     objections: list[str] = []
     for kernel in kernels:
-        if target.api not in kernel.apis:
+        if target.library not in kernel.libraries:
             continue
         objection = kernel.objection(layer, target)
         if objection is None:
@@ -194,6 +194,6 @@ def choose(kernels: Sequence[Kernel[L, I]], layer: L, target: Target) -> Kernel[
     """The first kernel whose constraints the layer meets; raises Q7Error with every objection."""
     kernel, objections = consider(kernels, layer, target)
     if kernel is None:
-        reasons = "; ".join(objections) or f"there is no {target.api.value} kernel"
+        reasons = "; ".join(objections) or f"there is no {target.library} kernel"
         raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {reasons}")
     return kernel

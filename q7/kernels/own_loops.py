@@ -16,7 +16,7 @@ from q7.kernels.contract import AverageView, ConvolutionView, I_contra, L_contra
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, max_pool, window_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
-from q7.target import Api, Rounding, Target
+from q7.target import Q7, S8, Rounding, Target
 
 W_contra = TypeVar("W_contra", bound=WindowedView, contravariant=True)
 
@@ -130,7 +130,7 @@ class WindowLoop(OwnLoop[W_contra, I_contra]):
 class OwnMaxPool(WindowLoop[WindowedView, object]):
     """The maximum of the cells in the image."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)
@@ -158,7 +158,7 @@ class OwnAveragePool(WindowLoop[AverageView, Ratio]):
 class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[ConvolutionView]):
     """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
         return weight_layouts.ohwi(weights)
@@ -233,7 +233,7 @@ class Lookup(OwnLoop[LayerView, I_contra]):
 class Curve(Lookup[IntWidth]):
     """table[x >> (3 - int_width)], as the q7 library computes it; the s8 library has no curves of 8 bits."""
 
-    apis = (Api.S8,)
+    libraries = (S8,)
 
     table: Callable[[], np.ndarray] = sigmoid_table
 

@@ -29,7 +29,7 @@ from q7.layers.registry import LAYERS
 from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, QuantizedNetwork
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, LayerFormats, QFormat, shifts
-from q7.target import Api, Core, Rounding, Target
+from q7.target import LIBRARIES, Q7, Core, Rounding, Target
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 2
 LARGEST_FILE = 1 << 28  # bytes
@@ -67,7 +67,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
         "integers": [_plain(layer.integers) for layer in network.layers],
         "core": network.target.core.value,
         "rounding": network.target.rounding.value,
-        "api": network.target.api.value,
+        "api": network.target.library.name,
         "sources": _plain(network.sources),
         "dataset": network.dataset,
         "crop": network.crop,
@@ -200,8 +200,8 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     formats = graph.formats(w, b, y)  # type: ignore[arg-type]
     if _plain(formats) != value["formats"]:
         raise ValueError("its formats do not follow from each other")
-    target = Target(Core(value["core"]), Rounding(value["rounding"]), Api(value.get("api", Api.Q7.value)))
-    if target.api is Api.Q7 and any(layer.weighted and not formats[layer.name].b for layer in layers):
+    target = Target(Core(value["core"]), Rounding(value["rounding"]), LIBRARIES[value.get("api", Q7.name)])
+    if target.library.bias_bits == 8 and any(layer.weighted and not formats[layer.name].b for layer in layers):
         raise ValueError("its biases have no formats")
     if len(value["integers"]) != len(layers):
         raise ValueError("its layers and integers differ in number")

@@ -27,10 +27,11 @@ from q7.engines.device_network import DeviceNetwork
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.network.quantized import quantize_network
 from q7.search.common import Candidate
-from q7.target import Api, Target
+from q7.target import S8 as S8_LIBRARY
+from q7.target import Target
 from tests.support import MODELS, SHARED
 
-Q7, S8 = Target(), Target(api=Api.S8)
+Q7, S8 = Target(), Target(library=S8_LIBRARY)
 
 
 @dataclass(frozen=True)
