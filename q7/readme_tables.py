@@ -11,7 +11,7 @@ from q7.kernels.constraints import Constraint
 from q7.layers.base import Layer
 from q7.layers.input import Input
 from q7.layers.passthrough import IDENTITIES
-from q7.layers.registry import LAYERS
+from q7.layers.registry import CLASSES
 from q7.target import LIBRARIES, Library
 
 BEGIN, END = "<!-- layers -->", "<!-- /layers -->"
@@ -22,7 +22,7 @@ def _sentence(text: str | None) -> str:
 
 
 def _how(cls: type[Layer], library: Library) -> str:
-    able = dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels if library in kernel.libraries)
+    able = dict.fromkeys(kernel.name for kernel in cls.kernels if library in kernel.libraries)
     names = "<br>".join(f"`{name}`" for name in able)
     if cls.folds:
         return "folded into the convolution or inner product before it"
@@ -46,8 +46,8 @@ def markdown() -> str:
     lines = ["| Caffe layer | computes | q7 kernels, the first that fits | s8 kernels |", "|---|---|---|---|"]
     for name, reader in READERS.items():
         lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_kernels(Input)} |")
-    for name, cls in LAYERS.items():
-        lines.append(f"| {name} | {_sentence(cls.__doc__)} | {_kernels(cls)} |")
+    for cls in CLASSES:
+        lines.append(f"| {cls.caffe_type} | {_sentence(cls.__doc__)} | {_kernels(cls)} |")
     for name, function in IDENTITIES.items():
         lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute | nothing to compute |")
     lines += ["", "| kernel | needs |", "|---|---|"]

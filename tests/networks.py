@@ -16,7 +16,7 @@ from q7.caffe_io.blobs import Blobs
 from q7.caffe_io.prototxt import read_prototxt
 from q7.data.source import data_source
 from q7.layers.base import Declined
-from q7.layers.registry import LAYERS
+from q7.layers.registry import layer_class
 from q7.network import graph
 from q7.network.folding import simplify
 from q7.network.from_caffe import attach_weights, parse_network
@@ -56,7 +56,7 @@ class Builder:
         try:
             message = text_format.Parse(text, pb.LayerParameter())
             in_shapes = tuple(self.shapes[bottom] for bottom in bottoms)
-            layer = LAYERS[kind].parse(message, tuple(bottoms), in_shapes)
+            layer = layer_class(message, in_shapes).parse(message, tuple(bottoms), in_shapes)
             layer.kernel_for(Target()) if layer.kernels else None
         except Declined:
             return None

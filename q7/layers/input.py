@@ -12,17 +12,17 @@ import numpy as np
 from q7.errors import Q7Error
 from q7.kernels import registry
 from q7.kernels.own_loops import MOST_PIXEL_SHIFT, Pixels
-from q7.layers.base import Layer, Weights, extents
+from q7.layers.base import Layer, Weights, computed_by, extents
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats, QFormat
 
 
+@computed_by(registry.READ_PIXELS)
 @dataclass(frozen=True, eq=False)
 class Input(Layer):
     """8-bit pixels; Caffe's transform_param makes (pixel - mean) * scale of them. `mean` is CHW or (C, 1, 1)."""
 
     caffe_type = "Data"
-    kernels = registry.READ_PIXELS
     own_format = True
     floors = True
 

@@ -122,7 +122,7 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
         "stride": {n: layer.stride[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
         "pad": {n: layer.pad[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
         "group": {n: layer.group for n, layer in layers.items() if hasattr(layer, "group")},
-        "pool_type": {n: int(layer.average) for n, layer in layers.items() if hasattr(layer, "average")},
+        "pool_type": {n: int(layer.variant != "MAX") for n, layer in layers.items() if layer.caffe_type == "Pooling"},
         "lrn_type": {},
         "lrn_size": {},
         "lrn_alpha": {},

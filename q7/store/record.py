@@ -25,7 +25,8 @@ from q7.errors import Q7Error
 from q7.kernels.base import Integers
 from q7.layers.base import Layer, Shape
 from q7.layers.input import Input
-from q7.layers.registry import LAYERS
+from q7.layers.registry import CLASSES
+from q7.layers.windowed import covers_image
 from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, QuantizedNetwork
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, LayerFormats, QFormat, shifts
@@ -34,7 +35,10 @@ from q7.target import LIBRARIES, Q7, Core, Rounding, Target
 FORMAT, VERSION = "caffe-to-cmsis-nn", 2
 LARGEST_FILE = 1 << 28  # bytes
 MOST_VALUES = 1 << 20  # of a pickle: numbers, texts and containers, each as often as it is reached
-_LAYER_TYPES: dict[str, type[Layer]] = {**LAYERS, Input.caffe_type: Input}
+_LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
+    (Input.caffe_type, Input.variant): Input,
+    **{(cls.caffe_type, cls.variant): cls for cls in CLASSES},
+}
 
 
 # --- to plain values --------------------------------------------------------------------------------------------------
@@ -62,7 +66,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
         "accuracy": graph.accuracy,
         "tops": _plain(graph.tops),
         "bottoms": _plain(graph.bottoms),
-        "layers": [{"type": layer.caffe_type, **_plain(layer)} for layer in graph.layers],
+        "layers": [{"type": layer.caffe_type, "variant": layer.variant, **_plain(layer)} for layer in graph.layers],
         "formats": _plain(network.formats),
         "integers": [_plain(layer.integers) for layer in network.layers],
         "core": network.target.core.value,
@@ -116,15 +120,24 @@ def _tuples(value: Any) -> Any:
 
 def _from_version_1(layer: dict[str, Any]) -> dict[str, Any]:
     """A layer of the first version's pickles in today's words."""
-    return {"window" if name == "kernel" else name: value for name, value in layer.items()}
+    today = {"window" if name == "kernel" else name: value for name, value in layer.items()}
+    today["variant"] = ""
+    if layer["type"] == "Pooling":
+        average = "global AVE" if covers_image(layer["in_shapes"][0], layer["kernel"], layer["pad"]) else "AVE"
+        today["variant"] = average if today.pop("average") else "MAX"
+    if layer["type"] == "Eltwise":
+        today["variant"] = "MAX" if today.pop("maximum") else "SUM"
+        if today["variant"] == "MAX":
+            del today["negative"]
+    return today
 
 
 def _unpack_layer(value: dict[str, Any]) -> Layer:
-    cls: Any = _LAYER_TYPES[value["type"]]
+    cls: Any = _LAYER_TYPES[value["type"], value["variant"]]
     names = {f.name for f in fields(cls)}
-    if set(value) != names | {"type"}:
+    if set(value) != names | {"type", "variant"}:
         raise ValueError("fields of another version")
-    arguments = {k: _tuples(v) for k, v in value.items() if k != "type"}
+    arguments = {k: _tuples(v) for k, v in value.items() if k not in ("type", "variant")}
     if cls is Input:
         shape = arguments["in_shapes"][0]
         arguments["mean"] = _array(arguments["mean"], "float32", shape, (shape[0], 1, 1))
