@@ -23,7 +23,7 @@ class Elementwise(Layer):
     def defines(self) -> dict[str, int]:
         if len(self.out_shape) == 1:
             return {"OUT_DIM": self.out_shape[0]}
-        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
+        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}
 
 
 @computed_by(registry.RELU)

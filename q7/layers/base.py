@@ -158,6 +158,6 @@ def computed_by(
     return decorate
 
 
-def extents(what: str, pair: tuple[int, int]) -> dict[str, int]:
+def extents(what: str, pair: Sequence[int]) -> dict[str, int]:
     """One macro for equal (height, width), else _X for the width and _Y for the height."""
     return {what: pair[0]} if pair[0] == pair[1] else {f"{what}_X": pair[1], f"{what}_Y": pair[0]}

@@ -53,4 +53,4 @@ class Input(Layer):
         return middle - MOST_PIXEL_SHIFT, middle + MOST_PIXEL_SHIFT
 
     def defines(self) -> dict[str, int]:
-        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
+        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}
