@@ -192,9 +192,6 @@ class Clamp(OwnLoop[LayerView, Bounds]):
         return {"LOW": integers.low, "HIGH": integers.high}
 
 
-MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
-
-
 def sigmoid_table() -> np.ndarray:
     """round(128 / (1 + exp(-k / 16))) for k = -128 to 127, as arm_nntables.c of CMSIS-NN 5.9.0 has it."""
     return np.minimum(np.floor(128 / (1 + np.exp(np.arange(-128, 128) / -16)) + 0.5), INT8_MAX)
@@ -239,6 +236,9 @@ class Curve(Lookup[IntWidth]):
 
     def outputs(self, integers: IntWidth) -> np.ndarray:
         return self.table()[(np.arange(INT8_MIN, INT8_MAX + 1) >> (3 - integers.int_width)) - INT8_MIN]
+
+
+MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
 
 
 @dataclass(frozen=True, eq=False)
