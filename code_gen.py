@@ -13,7 +13,7 @@ from flags import Parser
 from q7 import command
 from q7.codegen import boards, known_answers
 from q7.pipeline import generate
-from q7.target import Api, Core
+from q7.target import LIBRARIES, Core
 
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
@@ -34,7 +34,7 @@ def build_parser() -> Parser:
     parser.add_argument("--out_dir", default=OUT_DIR, help="folder to write to, created if missing")
     parser.add_argument(
         "--api",
-        choices=[a.value for a in Api],
+        choices=LIBRARIES,
         help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7; if not given, the pickle's",
     )
     parser.add_argument(
@@ -97,7 +97,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(generate.Options)}
-    given["api"] = Api(args.api) if args.api else None
+    given["library"] = LIBRARIES[args.api] if args.api else None
     given["core"] = Core(args.core) if args.core else None
     given["code"] = boards.Options(args.target, args.profile, args.weights_in == "ram")
     run = generate.describe if args.describe else generate.generate

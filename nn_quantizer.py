@@ -20,7 +20,7 @@ from q7.network.quantized import QuantizedNetwork
 from q7.pipeline import evaluate, job, quantize
 from q7.store import record
 from q7.store.record import Record
-from q7.target import Api, Core, Rounding, Target
+from q7.target import LIBRARIES, Core, Rounding, Target
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
@@ -82,7 +82,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--api",
-        choices=[a.value for a in Api],
+        choices=LIBRARIES,
         default="q7",
         help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7",
     )
@@ -127,7 +127,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(job.Options)}
     given["command"] = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        given["target"] = Target(Core(args.core), Rounding(args.rounding), Api(args.api))
+        given["target"] = Target(Core(args.core), Rounding(args.rounding), LIBRARIES[args.api])
     except Q7Error as error:
         parser.error(str(error))
     return job.Options(**given)

@@ -13,7 +13,7 @@ from q7.data.source import data_source
 from q7.errors import Q7Error
 from q7.network.from_caffe import parse_network
 from q7.network.graph import Graph
-from q7.target import Api, Target
+from q7.target import LIBRARIES, Target
 from tests import cases
 from tests.cases import ACCEPTED, DECLINED, Accepted, Declined
 from tests.support import prototxt, write_dataset
@@ -28,7 +28,7 @@ def parse(folder: Path, case: Accepted | Declined) -> Graph:
 @pytest.mark.parametrize("case", ACCEPTED, ids=lambda case: case.name)
 def test_accepted(tmp_path: Path, case: Accepted) -> None:
     layer = next(layer for layer in parse(tmp_path, case).layers if layer.name == "x")
-    kernels = [layer.kernel_for(Target(api=api)).name for api in Api if not layer.folds]
+    kernels = [layer.kernel_for(Target(library=library)).name for library in LIBRARIES.values() if not layer.folds]
     assert kernels == ([case.q7, case.s8] if case.q7 else [])
 
 

@@ -18,9 +18,9 @@ from q7.data import lmdb_images
 from q7.data.source import data_source
 from q7.engines.accuracy import accuracy_first
 from q7.engines.device_network import DeviceNetwork
-from q7.kernels import exact, registry
+from q7.kernels import exact_onnx, registry
 from q7.kernels.base import Integers, Kernel, WeightedKernel
-from q7.kernels.own import Pixels
+from q7.kernels.own_loops import Pixels
 from q7.layers.activations import IntWidth
 from q7.network.from_caffe import parse_network
 from q7.network.quantized import IntegerLayer
@@ -42,11 +42,17 @@ class Geometry:
     name: str
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
-    kernel: tuple[int, int] = (1, 1)
+    window: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)
     group: int = 1
     square: bool = True
+    caffe_type: str = ""
+    shared_input: bool = False
+
+    @property
+    def in_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return (self.in_shape,)
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class Vector:
         if len(layer.in_shape) == 1:
             return w.reshape(layer.out_shape[0], -1)
         if layer.group > 1:
-            return w.reshape(*layer.kernel, layer.in_shape[0]).transpose(2, 0, 1)[:, None]
-        return w.reshape(layer.out_shape[0], *layer.kernel, layer.in_shape[0]).transpose(0, 3, 1, 2)
+            return w.reshape(*layer.window, layer.in_shape[0]).transpose(2, 0, 1)[:, None]
+        return w.reshape(layer.out_shape[0], *layer.window, layer.in_shape[0]).transpose(0, 3, 1, 2)
 
     @property
     def integers(self) -> Any:
@@ -228,7 +234,7 @@ def test_sums_that_float32_cannot_hold_stay_exact(rows: int, out_rshift: int) ->
     g.output(registry.FULLY_CONNECTED[1].build(g, xs, layer, integers, Target()))
     (result,) = g.session().run(None, {"in_x": x})
     sums = x.astype(np.int64) @ weights.T.astype(np.int64) + (bias.astype(np.int64) << 3)
-    assert np.abs(sums).max() > exact.EXACT_FLOAT32
+    assert np.abs(sums).max() > exact_onnx.EXACT_FLOAT32
     np.testing.assert_array_equal(result, np.clip((sums + ((1 << out_rshift) >> 1)) >> out_rshift, -128, 127))
 
 

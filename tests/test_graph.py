@@ -17,7 +17,7 @@ from q7.data.source import data_source
 from q7.engines.float_network import FloatNetwork, Simulation
 from q7.errors import Q7Error
 from q7.layers.base import Declined
-from q7.layers.windowed import Pooling
+from q7.layers.windowed import MaxPooling
 from q7.network.folding import fold_affine, fold_input_scale
 from q7.network.from_caffe import attach_weights, find_accuracy, parse_network
 from q7.network.graph import Graph
@@ -405,4 +405,4 @@ def test_weights_that_are_no_numbers(tmp_path: Path, value: float) -> None:
 def test_declined_names_the_reason_alone() -> None:
     message = pb.LayerParameter(name="p", top=["p"])
     with pytest.raises(Declined, match=r"^its input has shape \(5,\), allowed is \(channels, height, width\)$"):
-        Pooling.parse(message, ("ip",), ((5,),))
+        MaxPooling.parse(message, ("ip",), ((5,),))

@@ -124,9 +124,9 @@ def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None
     ]
     conv1, relu1 = network["layers"][1:3]
     assert {*conv1} == {
-        *("type", "name", "inputs", "blob", "kernel", "stride", "pad", "num_output", "group", "bias_term")
+        *("type", "variant", "name", "inputs", "blob", "window", "stride", "pad", "num_output", "group", "bias_term")
     }
-    assert relu1 == {"type": "ReLU", "name": "relu1", "inputs": ["conv1"], "blob": "conv1"}
+    assert relu1 == {"type": "ReLU", "variant": "", "name": "relu1", "inputs": ["conv1"], "blob": "conv1"}
     assert {name: [*own] for name, own in network["formats"].items()} == {
         "data": ["y"],
         "conv1": ["w", "b", "y"],
@@ -334,11 +334,6 @@ TAMPERED = [  # pickles of any version
     change(*CONV, "inputs", to=[]),
     change(*CONV, "inputs", to=["data", "data"]),
     change(*CONV, "inputs", to=["ip1"]),
-    change(*CONV, "kernel", to=[3]),
-    change(*CONV, "kernel", to=[3.0, 3.0]),
-    change(*CONV, "kernel", to=[0, 0]),
-    change(*CONV, "kernel", to=[[3, 3], 3]),
-    change(*CONV, "kernel", to="33"),
     change(*CONV, "stride", to=[0, 0]),
     change(*CONV, "stride", to=[-1, -1]),
     change(*CONV, "pad", to=[2**31, 2**31]),
@@ -354,8 +349,6 @@ TAMPERED = [  # pickles of any version
     drop(*CONV, "pad"),
     drop(*CONV, "type"),
     drop(*CONV, "name"),
-    change(*POOL, "average", to=2),
-    change(*POOL, "kernel", to=[7, 7]),
     change(*IP, "num_output", to=2),
     drop(NET, "formats", "conv1"),
     change(NET, "formats", "data", "y", to=None),
@@ -372,6 +365,15 @@ TAMPERED = [  # pickles of any version
 ]
 OUTCOME = (NET, "outcome")
 TAMPERED_NOW = [
+    change(*CONV, "window", to=[3]),
+    change(*CONV, "window", to=[3.0, 3.0]),
+    change(*CONV, "window", to=[0, 0]),
+    change(*CONV, "window", to=[[3, 3], 3]),
+    change(*CONV, "window", to="33"),
+    change(*POOL, "window", to=[7, 7]),
+    change(*POOL, "variant", to="SUM"),
+    change(*POOL, "variant", to="global AVE"),
+    drop(*POOL, "variant"),
     change(*DATA, "shape", to=[3, 6]),
     change(*DATA, "shape", to=[3, 6, -6]),
     change(*DATA, "shape", to=[3, 2**30, 2**30]),
@@ -414,6 +416,12 @@ TAMPERED_NOW = [
     change(*OUTCOME, "images", to=20),
 ]
 TAMPERED_BEFORE = [
+    change(*CONV, "kernel", to=[3]),
+    change(*CONV, "kernel", to=[3.0, 3.0]),
+    change(*CONV, "kernel", to=[0, 0]),
+    change(*CONV, "kernel", to=[[3, 3], 3]),
+    change(*CONV, "kernel", to="33"),
+    change(*POOL, "kernel", to=[7, 7]),
     change(*DATA, "in_shapes", to=[[3, 6]]),
     change(*DATA, "in_shapes", to=[]),
     change(*DATA, "mean", "data", to=b"\x00\x00\xc0\x7f" * 3),

@@ -13,7 +13,7 @@ from q7.engines.accuracy import accuracy_caffe, accuracy_first
 from q7.engines.float_network import FloatNetwork
 from q7.layers.activations import ReLU
 from q7.layers.input import Input
-from q7.layers.windowed import Convolution, InnerProduct, Pooling
+from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
 from q7.network.graph import Graph
 from q7.pipeline.job import Job
 from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
@@ -31,7 +31,7 @@ def _graph() -> Graph:
         Input("data", (), "data", (shape,)),
         Convolution("conv", ("data",), "conv", (shape,), num_output=4),
         ReLU("relu", ("conv",), "conv", (shape,)),
-        Pooling("pool", ("relu",), "pool", (shape,), kernel=(2, 2), stride=(2, 2), average=True),
+        AveragePooling("pool", ("relu",), "pool", (shape,), window=(2, 2), stride=(2, 2)),
         InnerProduct("ip", ("pool",), "ip", ((4, 2, 2),), num_output=3),
     )
     weights = {

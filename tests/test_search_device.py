@@ -18,7 +18,7 @@ from q7.engines import device_network, engine
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.layers.activations import ReLU
 from q7.layers.input import Input
-from q7.layers.windowed import Convolution, InnerProduct, Pooling
+from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_network
 from q7.pipeline.job import Job, split
@@ -57,9 +57,9 @@ def _graph(seed: int = 0) -> Graph:
     shape = (3, 8, 8)
     layers = (
         Input("data", (), "data", (shape,), mean=np.full((3, 1, 1), 128, np.float32), scale=2.0**-7),
-        Convolution("conv", ("data",), "conv", (shape,), kernel=(3, 3), pad=(1, 1), num_output=8),
+        Convolution("conv", ("data",), "conv", (shape,), window=(3, 3), pad=(1, 1), num_output=8),
         ReLU("relu", ("conv",), "conv", ((8, 8, 8),)),
-        Pooling("pool", ("relu",), "pool", ((8, 8, 8),), kernel=(2, 2), stride=(2, 2), average=True),
+        AveragePooling("pool", ("relu",), "pool", ((8, 8, 8),), window=(2, 2), stride=(2, 2)),
         InnerProduct("ip", ("pool",), "ip", ((8, 4, 4),), num_output=5),
     )
     rng = np.random.default_rng(seed)
@@ -264,7 +264,7 @@ def test_a_network_without_layers_that_can_be_fitted() -> None:
     """Grouped layers keep their weights, rounded to nearest."""
     layers = (
         _graph().input,
-        Convolution("conv", ("data",), "conv", ((3, 8, 8),), kernel=(8, 8), num_output=6, group=3),
+        Convolution("conv", ("data",), "conv", ((3, 8, 8),), window=(8, 8), num_output=6, group=3),
     )
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 0.3, (6, 1, 8, 8)).astype(np.float32), rng.normal(0, 0.2, 6).astype(np.float32)

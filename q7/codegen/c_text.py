@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from q7.kernels.call import Call, Statement, Value
+
 LINE = 112  # characters of a generated line, indentation aside
 
 
@@ -45,11 +47,20 @@ def c_array(values: np.ndarray) -> str:
     return "{ \\\n" + " \\\n".join(f"    {line}" for line in lines) + " \\\n}"
 
 
-def c_statement(call: str) -> str:
-    """A call, or an initializer, broken at its commas outside inner braces, aligned behind the opening bracket."""
-    start = min(call.index(bracket) for bracket in "({" if bracket in call) + 1
-    arguments = re.split(r", (?![^{]*})", call[start:-1])
-    return call[:start] + ("\n" + " " * (4 + start)).join(_lines(arguments, LINE - start + 1)) + call[-1]
+def _value(value: Value) -> str:
+    return value if isinstance(value, str) else f"{{{', '.join(map(_value, value))}}}"
+
+
+def c_statement(statement: Statement) -> str:
+    """A call or a declaration, broken after its outer commas and aligned with the opening bracket; no semicolon."""
+    if isinstance(statement, Call):
+        values: tuple[Value, ...] = statement.arguments
+        start, end = f"{statement.function}(", ")"
+    else:
+        values = statement.values
+        start, end = f"{statement.type} {statement.name} = {{", "}"
+    lines = _lines(map(_value, values), LINE - len(start) + 1)
+    return start + ("\n" + " " * (4 + len(start))).join(lines) + end
 
 
 def comment(text: str) -> str:

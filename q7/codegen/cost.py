@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from q7.codegen.boards import Options
 from q7.codegen.c_text import comment
 from q7.codegen.memory import MemoryPlan
-from q7.kernels.base import CNames, consider
+from q7.kernels.base import consider
+from q7.kernels.call import CNames
 from q7.network.quantized import QuantizedNetwork
 from q7.templating import columns
 

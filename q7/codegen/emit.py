@@ -10,13 +10,14 @@ from typing import Any
 
 import q7
 from q7 import files
-from q7.codegen.boards import BOARDS, KERNELS, PORTABLE, Options, definitions
+from q7.codegen.boards import BOARDS, PORTABLE, Options, definitions
 from q7.codegen.c_text import c_array, c_statement, comment, identifiers
 from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.memory import MemoryPlan
 from q7.errors import Q7Error
-from q7.kernels.base import Array, CNames
+from q7.kernels.base import Array
+from q7.kernels.call import CNames, Statement
 from q7.network.quantized import QuantizedNetwork
 from q7.target import Rounding
 from q7.templating import TEMPLATES, templates
@@ -29,7 +30,7 @@ class Step:
     identifier: str
     comment: str
     defines: Mapping[str, int]
-    calls: Sequence[str]
+    calls: Sequence[Statement]
     arrays: Sequence[Array]
     storage: str  # of the arrays
     bytes: int  # of its output
@@ -54,6 +55,7 @@ def _steps(network: QuantizedNetwork, plan: MemoryPlan, options: Options) -> lis
             weights=f"{identifier}_wt",
             bias=f"{identifier}_bias",
             in_place=layer.name in plan.in_place,
+            square=layer.square,
         )
         offsets = {"OFFSET": plan.outputs[layer.name].offset}
         if scratch:
@@ -83,10 +85,10 @@ def _origin(network: QuantizedNetwork) -> list[str]:
     return [comment(line) for line in lines]
 
 
-def _templates(target: str, with_answers: bool, own: bool) -> list[Path]:
+def _templates(target: str, with_answers: bool, own_loops: bool) -> list[Path]:
     """The files of a target: templates, except the included ones (_*), and files to copy."""
     paths = [path for folder in ("common", target) for path in sorted((TEMPLATES / folder).iterdir())]
-    unwanted = [*([] if with_answers else ["test_images.h.jinja"]), *([] if own else ["own_q7.h"])]
+    unwanted = [*([] if with_answers else ["test_images.h.jinja"]), *([] if own_loops else ["own_q7.h"])]
     return [path for path in paths if not path.name.startswith("_") and path.name not in unwanted]
 
 
@@ -107,23 +109,24 @@ def render(
         "profile": options.profile,
         "answers": answers,
         "sample": "test_pixels" if answers else "nn_input",  # what to time
-        "api": network.target.api.value,
+        "api": network.target.library.name,
+        "guards": network.target.library.guards,
         "core": network.target.core.value,
         "board": BOARDS[network.target.core],
         "definitions": definitions(network.target),
         "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
-        "own": any(layer.kernel.own for layer in network.layers),
+        "own_loops": any(layer.kernel.own_loop for layer in network.layers),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
     environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement)
     contents = {}
-    for path in _templates(options.target, answers is not None, context["own"]):
+    for path in _templates(options.target, answers is not None, context["own_loops"]):
         if path.suffix == ".jinja":
             contents[path.stem] = environment.get_template(f"{path.parent.name}/{path.name}").render(context)
         else:
             contents[path.name] = path.read_text()
     if options.target in PORTABLE:
-        for path in sorted((TEMPLATES / KERNELS[network.target.api]).iterdir()):
+        for path in sorted((TEMPLATES / network.target.library.portable).iterdir()):
             contents[f"portable/{path.name}"] = path.read_text()
     return contents
 

@@ -14,7 +14,7 @@ from q7.layers.passthrough import Softmax
 from q7.network.folding import without
 from q7.network.quantized import IntegerLayer, QuantizedNetwork
 from q7.qformat import LayerFormats, Shifts
-from q7.target import Api, Rounding, Target
+from q7.target import Rounding, Target
 
 
 def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
@@ -24,14 +24,14 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
     """
     truncated = network.target.rounding is Rounding.TRUNCATE and target.rounding is Rounding.NEAREST
     layers = []
-    for layer, own in zip(network.graph.layers, network.layers):
-        integers = own.integers
-        if layer.weighted and target.api is Api.Q7 and integers.bias.dtype != np.int8:
+    for layer, held in zip(network.graph.layers, network.layers):
+        integers = held.integers
+        if layer.weighted and 8 * integers.bias.itemsize > target.library.bias_bits:
             raise Q7Error(
-                f"layer '{layer.name}' has a bias of 32 bits, which the q7 kernels cannot take: "
-                "quantize the network with --api q7, then it serves both"
+                f"layer '{layer.name}' has a bias of 32 bits, which the {target.library} kernels cannot take: "
+                f"quantize the network with --api {target.library}, then it serves both"
             )
-        if layer.weighted and truncated and not own.kernel.own:
+        if layer.weighted and truncated and not held.kernel.own_loop:
             integers = _truncating(integers)
         layers.append(IntegerLayer(layer.kernel_for(target), integers))
     return replace(network, target=target, layers=tuple(layers))
@@ -51,8 +51,8 @@ def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
     """
     layers = list(network.graph.layers)
     lowered = dict(zip((layer.name for layer in layers), network.layers))
-    for name, own in zip([*lowered], network.layers):
-        bounds = own.kernel.bounds(own.integers)
+    for name, held in zip([*lowered], network.layers):
+        bounds = held.kernel.bounds(held.integers)
         if bounds is None:
             continue
         by_name = {layer.name: layer for layer in layers}

@@ -17,7 +17,7 @@ from q7.errors import Q7Error
 from q7.layers.base import Declined, Layer, Shape, Weights
 from q7.layers.input import Input
 from q7.layers.passthrough import IDENTITIES
-from q7.layers.registry import LAYERS
+from q7.layers.registry import LAYERS, layer_class
 from q7.network.graph import Graph, mark_shared
 from q7.target import Target
 
@@ -99,12 +99,13 @@ class _Parser:
                 self.flat.update(message.top)
             self.written.update(dict.fromkeys(message.top, inputs[0]))
             return None
-        cls = LAYERS[message.type]
+        in_shapes = tuple(i.out_shape for i in inputs)
+        cls = layer_class(message, in_shapes)
         if len(inputs) > cls.most_inputs:
             raise Declined(f"it has {len(inputs)} inputs, allowed is {cls.most_inputs}")
         if flat and not (cls.flattens or cls.elementwise):
             raise Declined("it reads a flattened image, whose order on the device is another: height, width, channels")
-        layer = cls.parse(message, tuple(i.name for i in inputs), tuple(i.out_shape for i in inputs))
+        layer = cls.parse(message, tuple(i.name for i in inputs), in_shapes)
         self.layers.append(layer)
         self.written[layer.blob] = layer
         if flat and layer.elementwise:

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from q7.data.readers import Lmdb, Reader
 from q7.errors import Q7Error
-from q7.kernels.base import Bounds, Kernel
+from q7.kernels.base import AnyKernel, Bounds
 from q7.layers.base import Layer
 from q7.network.graph import Graph
 from q7.qformat import LayerFormats
@@ -23,7 +23,7 @@ class IntegerLayer:
     Its output stays within the bounds, which are those of 8 bits unless other layers have been put into this one.
     """
 
-    kernel: Kernel
+    kernel: AnyKernel
     integers: Any
     bounds: Bounds = field(default_factory=Bounds)
 

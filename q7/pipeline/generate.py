@@ -16,7 +16,7 @@ from q7.errors import Q7Error
 from q7.network.quantized import QuantizedNetwork
 from q7.report import summary
 from q7.store import original
-from q7.target import Api, Core, Rounding, Target
+from q7.target import Core, Library, Target
 
 TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
@@ -27,7 +27,7 @@ class Options:
 
     model: str
     out_dir: str
-    api: Api | None
+    library: Library | None
     core: Core | None
     code: boards.Options
     no_inplace_pooling: bool  # but where the library promises it
@@ -44,9 +44,9 @@ class Options:
 def _lower(options: Options) -> tuple[QuantizedNetwork, MemoryPlan]:
     """The pickle's network for the kernel library and the core that are asked for."""
     network = original.open_network(Path(options.model), options.weights, options.mean)
-    api = options.api or network.target.api
-    rounding = network.target.rounding if api is Api.Q7 else Rounding.NEAREST
-    target = Target(options.core or network.target.core, rounding, api)
+    library, rounding = options.library or network.target.library, network.target.rounding
+    rounding = rounding if rounding in library.roundings else library.roundings[0]
+    target = Target(options.core or network.target.core, rounding, library)
     network = lowering.fuse(lowering.retarget(network, target))
     if options.softmax:
         network = lowering.add_softmax(network)

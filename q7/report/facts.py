@@ -144,7 +144,11 @@ def facts(run: Run) -> dict[str, Any]:
         "command": run.command,
         "name": network.graph.name,
         "sources": {what: asdict(source) for what, source in network.sources.items()},
-        "target": {field: value.value for field, value in vars(network.target).items()},
+        "target": {
+            "core": network.target.core.value,
+            "rounding": network.target.rounding.value,
+            "api": network.target.library.name,
+        },
         "objective": outcome.objective,
         "images": {
             "lmdb": network.dataset,

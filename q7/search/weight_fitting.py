@@ -55,7 +55,7 @@ def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
     if len(layer.out_shape) == 1:
         return x.reshape(len(x), -1)
     rows, columns = np.divmod(places, layer.out_shape[2])
-    (k_y, k_x), (s_y, s_x), (p_y, p_x) = layer.kernel, layer.stride, layer.pad  # type: ignore[attr-defined]
+    (k_y, k_x), (s_y, s_x), (p_y, p_x) = layer.window, layer.stride, layer.pad  # type: ignore[attr-defined]
     padded = np.pad(x, ((0, 0), (0, 0), (p_y, p_y), (p_x, p_x)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (k_y, k_x), axis=(2, 3))
     picked = windows[np.arange(len(x))[:, None], :, rows * s_y, columns * s_x]

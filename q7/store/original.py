@@ -89,7 +89,7 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
     weighted = [layer for layer in graph.layers if layer.weighted]
     end = [*chosen, graph.accuracy]
     order = [*layers, graph.accuracy]
-    windowed = {name: layer for name, layer in layers.items() if hasattr(layer, "kernel")}
+    windowed = {name: layer for name, layer in layers.items() if hasattr(layer, "window")}
     shifts = {
         layer.name: integer.integers.shifts for layer, integer in zip(graph.layers, network.layers) if layer.weighted
     }
@@ -119,11 +119,11 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
         "top_blob": {k: list(v) for k, v in graph.tops.items()},
         "bottom_blob": {k: list(v) for k, v in graph.bottoms.items()},
         "layer_type": {**{n: layer.caffe_type.lower() for n, layer in layers.items()}, graph.accuracy: "accuracy"},
-        "kernel_size": {n: layer.kernel[0] for n, layer in windowed.items()},
+        "kernel_size": {n: layer.window[0] for n, layer in windowed.items()},
         "stride": {n: layer.stride[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
         "pad": {n: layer.pad[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
         "group": {n: layer.group for n, layer in layers.items() if hasattr(layer, "group")},
-        "pool_type": {n: int(layer.average) for n, layer in layers.items() if hasattr(layer, "average")},
+        "pool_type": {n: int(layer.variant != "MAX") for n, layer in layers.items() if layer.caffe_type == "Pooling"},
         "lrn_type": {},
         "lrn_size": {},
         "lrn_alpha": {},

@@ -26,17 +26,21 @@ from q7.errors import Q7Error
 from q7.kernels.base import Integers
 from q7.layers.base import Layer, Shape
 from q7.layers.input import Input
-from q7.layers.registry import LAYERS
+from q7.layers.registry import CLASSES
+from q7.layers.windowed import covers_image
 from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, LayerFormats, QFormat, shifts
-from q7.target import Api, Target
+from q7.target import LIBRARIES, Q7, Core, Rounding, Target
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 2
 LARGEST_FILE = 1 << 28  # bytes
 MOST_VALUES = 1 << 20  # of a pickle: numbers, texts and containers, each as often as it is reached
 LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
-_LAYER_TYPES: dict[str, type[Layer]] = {**LAYERS, Input.caffe_type: Input}
+_LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
+    (Input.caffe_type, Input.variant): Input,
+    **{(cls.caffe_type, cls.variant): cls for cls in CLASSES},
+}
 _DERIVED = {"in_shapes", "shared_input"}  # fields of layers
 
 
@@ -59,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def _pack_layer(layer: Layer) -> dict[str, Any]:
-    own = {"type": layer.caffe_type, **_plain(layer)}
+    own = {"type": layer.caffe_type, "variant": layer.variant, **_plain(layer)}
     if isinstance(layer, Input):
         own["shape"] = _plain(layer.out_shape)
     return {name: value for name, value in own.items() if name not in _DERIVED}
@@ -86,7 +90,11 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
             for layer, own in zip(layers, network.layers)
             if layer.weighted
         },
-        "target": {name: part.value for name, part in vars(network.target).items()},
+        "target": {
+            "core": network.target.core.value,
+            "rounding": network.target.rounding.value,
+            "api": network.target.library.name,
+        },
         "sources": _plain(network.sources),
         "dataset": network.dataset,
         "crop": network.crop,
@@ -136,7 +144,8 @@ def _array(value: Any, dtype: str, *shapes: Shape) -> np.ndarray:
 
 def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     """A layer that reads those that are known by now; without any, the input."""
-    kind, own = _LAYER_TYPES[value["type"]], {name: entry for name, entry in value.items() if name != "type"}
+    own = dict(value)
+    kind = _LAYER_TYPES[own.pop("type"), own.pop("variant")]
     if (kind is Input) == bool(known):
         raise ValueError(f"a layer of type {value['type']} is out of place")
     if kind is Input:
@@ -193,8 +202,9 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     formats = graph.formats(w, b, y)
     if _own_formats(layers, _plain(formats)) != value["formats"]:
         raise ValueError("it has formats that no layer needs")
-    target = _restore(value["target"], Target)
-    if target.api is Api.Q7 and any(layer.weighted and not formats[layer.name].b for layer in layers):
+    core, rounding, api = (value["target"][name] for name in ("core", "rounding", "api"))
+    target = Target(Core(core), Rounding(rounding), LIBRARIES[api])
+    if target.library.bias_bits == 8 and any(layer.weighted and not formats[layer.name].b for layer in layers):
         raise ValueError("its biases have no formats")
     if set(value["weights"]) != {layer.name for layer in layers if layer.weighted}:
         raise ValueError("it has weights that no layer needs")
@@ -217,7 +227,15 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
 
 
 def _layer_of_version_1(layer: dict[str, Any]) -> dict[str, Any]:
-    own = {name: value for name, value in layer.items() if name not in _DERIVED}
+    own = {"window" if name == "kernel" else name: value for name, value in layer.items() if name not in _DERIVED}
+    own["variant"] = ""
+    if layer["type"] == "Pooling":
+        average = "global AVE" if covers_image(layer["in_shapes"][0], layer["kernel"], layer["pad"]) else "AVE"
+        own["variant"] = average if own.pop("average") else "MAX"
+    if layer["type"] == "Eltwise":
+        own["variant"] = "MAX" if own.pop("maximum") else "SUM"
+        if own["variant"] == "MAX":
+            del own["negative"]
     if layer["type"] == Input.caffe_type:
         own.update(shape=layer["in_shapes"][0], mean=layer["mean"]["data"])
     return own
@@ -247,7 +265,7 @@ def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
             for layer, own in zip(layers, value["integers"])
             if type(own) is dict and "weights" in own
         },
-        "target": {"core": value["core"], "rounding": value["rounding"], "api": value.get("api", Api.Q7.value)},
+        "target": {"core": value["core"], "rounding": value["rounding"], "api": value.get("api", Q7.name)},
         "sources": value["sources"],
         "dataset": value["dataset"],
         "crop": value["crop"],

@@ -28,10 +28,11 @@ from q7.network.quantized import quantize_network
 from q7.pipeline.job import Job, prepare
 from q7.pipeline.quantize import find_formats, open_journal
 from q7.search.common import Candidate, Found
-from q7.target import Api, Target
+from q7.target import S8 as S8_LIBRARY
+from q7.target import Target
 from tests.support import MODELS, SHARED
 
-Q7, S8 = Target(), Target(api=Api.S8)
+Q7, S8 = Target(), Target(library=S8_LIBRARY)
 
 
 @dataclass(frozen=True)
