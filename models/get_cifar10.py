@@ -138,7 +138,7 @@ def _parse_python(data: bytes) -> Examples:
 def _parse_binary(data: bytes) -> Examples:
     """A batch of the binary version: one byte for the label and then the pixels, image by image."""
     if len(data) % (1 + PIXELS):
-        raise Q7Error(f"its {len(data)} bytes are no whole number of {1 + PIXELS}-byte images")
+        raise Q7Error(f"its {len(data)} bytes are not a whole number of {1 + PIXELS}-byte images")
     rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + PIXELS)
     return rows[:, 1:], rows[:, 0].astype(np.int64)
 
@@ -176,7 +176,7 @@ def read_archive(path: Path) -> dict[str, Examples]:
         raise Q7Error(f"the archive '{path}' cannot be read: {error}") from None
     missing = sorted(wanted - found.keys())
     if missing:
-        raise Q7Error(f"'{path}' is no whole archive of CIFAR-10: {', '.join(missing)} missing")
+        raise Q7Error(f"'{path}' is not a whole archive of CIFAR-10: {', '.join(missing)} missing")
     return {
         split: (np.concatenate([found[n][0] for n in names]), np.concatenate([found[n][1] for n in names]))
         for split, names in BATCHES.items()

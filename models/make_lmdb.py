@@ -27,7 +27,7 @@ def list_csv(path: Path) -> list[tuple[Path, int]]:
                     raise Q7Error(f"'{path}', line {number}: '{','.join(row)}' is not 'path,label'")
                 pairs.append((path.parent / row[0].strip(), int(row[1])))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise Q7Error(f"'{path}' is no CSV of 'path,label': {error}") from None
+        raise Q7Error(f"'{path}' is not a CSV of 'path,label': {error}") from None
     if not pairs:
         raise Q7Error(f"'{path}' names no pictures")
     return pairs

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from q7 import files
 from q7.caffe_io.blobs import write_mean
-from q7.data import lmdb_images
+from q7.data import lmdb_images, pictures
 from q7.errors import Q7Error
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
@@ -46,17 +46,11 @@ def shuffled(items: Sequence[T], seed: int) -> list[T]:
 def _read(path: Path, size: tuple[int, int] | None, gray: bool, order: str) -> np.ndarray:
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            image = file.convert("L" if gray else "RGB")
-            if size is not None and size != (image.height, image.width):
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Q7Error(f"cannot read the picture '{path}': {error}") from error
-    if gray:
-        return pixels[None]
-    return np.ascontiguousarray((pixels[:, :, ::-1] if order == "bgr" else pixels).transpose(2, 0, 1))
+    with pictures.opened(path, f"the picture '{path}'") as file:
+        image = file.convert("L" if gray else "RGB")
+        if size is not None and size != (image.height, image.width):
+            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return pictures.channels_first(image, order)
 
 
 def read_pictures(

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts have in common: how they end, and flags that have no use with others."""
+"""How the scripts end: an exit code, and one sentence on stderr where it is not 0."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from q7.errors import Q7Error
 
@@ -14,8 +13,11 @@ def note(script: str, text: str) -> None:
     print(f"{script}: {text}", file=sys.stderr)
 
 
-def finish(script: str, work: Callable[[], None], interrupted: Callable[[], str]) -> int:
-    """Does the work; returns the exit code, with one sentence on stderr where it is not 0."""
+def finish(script: str, work: Callable[[], None], interrupted: str = "interrupted") -> int:
+    """Does the work; returns the exit code.
+
+    `interrupted` is said where the user ends the work, unless KeyboardInterrupt carries a sentence of its own.
+    """
     try:
         work()
         print(end="", flush=True)
@@ -26,14 +28,7 @@ def finish(script: str, work: Callable[[], None], interrupted: Callable[[], str]
         sys.stdout = None
         note(script, f"cannot write to standard output: {error.strerror}")
         return 2
-    except KeyboardInterrupt:
-        note(script, interrupted())
+    except KeyboardInterrupt as stop:
+        note(script, str(stop) or interrupted)
         return 130
     return 0
-
-
-def allow_only(parser: argparse.ArgumentParser, args: argparse.Namespace, flag: str, useful: Collection[str]) -> None:
-    """Ends the script where `flag` is given together with one that has no use then."""
-    useless = {name for name, value in vars(args).items() if value != parser.get_default(name)} - {*useful}
-    if getattr(args, flag) and useless:
-        parser.error(f"--{min(useless)} has no use with --{flag}")

@@ -9,9 +9,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from q7.errors import Q7Error
 
@@ -19,6 +19,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl: Any = None  # type: ignore[no-redef]
+
+T = TypeVar("T")
 
 
 def find(path: str, beside: Path, what: str) -> Path:
@@ -40,6 +42,27 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    with contextlib.suppress(OSError, ValueError):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None
+
+
+def read_hashed(path: Path, read: Callable[[Path], T]) -> tuple[T, str]:
+    """What `read` makes of a file, and the SHA-256 of the bytes that it read (hexadecimal).
+
+    Raises Q7Error where the file was changed meanwhile.
+    """
+    before = _version(path)
+    content = read(path)
+    with reading(f"'{path}'"):
+        digest = sha256(path)
+    if _version(path) != before:
+        raise Q7Error(f"'{path}' was changed while it was read: run again when nothing writes to it")
+    return content, digest
 
 
 @contextlib.contextmanager
@@ -81,7 +104,7 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     read = {identity(path) for path in inputs} - {None}
     for path in outputs:
         if identity(path) in read:
-            raise Q7Error(f"cannot write '{path}': it is read, too")
+            raise Q7Error(f"cannot write '{path}': it is also an input")
 
 
 # --- replacing --------------------------------------------------------------------------------------------------------
@@ -100,7 +123,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Keeps other runs from writing to a folder, which is created where missing; no file is left behind.
+    """Keeps other runs from writing to a folder, which is created where missing; no file is left there.
 
     Whether it is locked: some file systems, and Windows, lock no folders. The system unlocks it when a run is killed.
     Raises Q7Error where another run holds it for long.
@@ -170,7 +193,7 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
         for new, path in written:
             with _writing(path):
                 if path.exists() and not path.is_file():
-                    raise Q7Error(f"cannot write '{path}': it is no file")
+                    raise Q7Error(f"cannot write '{path}': it is not a file")
                 os.chmod(new, 0o666 & ~_umask())
                 with open(new, "rb+") as file:  # a full disk may show only now
                     os.fsync(file.fileno())

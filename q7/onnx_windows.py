@@ -3,12 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from q7.onnx_graph import OnnxGraph
+
+
+class Windows(Protocol):
+    """Shapes (channels, height, width), and how windows lie on the input; pairs are (height, width)."""
+
+    @property
+    def in_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def out_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def window(self) -> tuple[int, int]: ...
+
+    @property
+    def stride(self) -> tuple[int, int]: ...
+
+    @property
+    def pad(self) -> tuple[int, int]: ...
 
 
 def end_padding(extent: int, out: int, window: int, stride: int, pad: int) -> int:
@@ -16,19 +34,19 @@ def end_padding(extent: int, out: int, window: int, stride: int, pad: int) -> in
     return max(0, (out - 1) * stride + window - extent - pad)
 
 
-def _windows(layer: Any) -> list[tuple[int, ...]]:
+def _windows(layer: Windows) -> list[tuple[int, ...]]:
     """(extent, output extent, window, stride, padding before) along y and x."""
     return list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.window, layer.stride, layer.pad))
 
 
-def window_attributes(layer: Any, axes: tuple[int, ...] = (0, 1)) -> dict[str, list[int]]:
+def window_attributes(layer: Windows, axes: tuple[int, ...] = (0, 1)) -> dict[str, list[int]]:
     """ONNX attributes of a layer's windows along y (0) and x (1); the padding at the end follows from the output."""
     windows = [window if axis in axes else (1, 1, 1, 1, 0) for axis, window in enumerate(_windows(layer))]
     lengths, stride, pad = ([window[i] for window in windows] for i in (2, 3, 4))
     return {"kernel_shape": lengths, "strides": stride, "pads": [*pad, *(end_padding(*window) for window in windows)]}
 
 
-def crop(g: OnnxGraph, y: str, layer: Any, axes: tuple[int, ...] = (0, 1)) -> str:
+def crop(g: OnnxGraph, y: str, layer: Windows, axes: tuple[int, ...] = (0, 1)) -> str:
     """Drops rows (0) and columns (1) beyond the layer's output, where the windows allow more than it asks for."""
     for axis in axes:
         d, o, k, s, p = window = _windows(layer)[axis]
@@ -37,12 +55,12 @@ def crop(g: OnnxGraph, y: str, layer: Any, axes: tuple[int, ...] = (0, 1)) -> st
     return y
 
 
-def max_pool(g: OnnxGraph, x: str, layer: Any) -> str:
+def max_pool(g: OnnxGraph, x: str, layer: Windows) -> str:
     """The maximum of each window's cells in the image."""
     return crop(g, g.max_pool(x, **window_attributes(layer)), layer)
 
 
-def image_cells(layer: Any, axes: tuple[int, ...] = (0, 1)) -> np.ndarray:
+def image_cells(layer: Windows, axes: tuple[int, ...] = (0, 1)) -> np.ndarray:
     """(rows, columns) cells of the image in each of a layer's windows, along both axes or one."""
     rows, columns = (
         window_cells(*window) if axis in axes else np.ones(1, int) for axis, window in enumerate(_windows(layer))
@@ -54,11 +72,3 @@ def window_cells(extent: int, out: int, window: int, stride: int, pad: int) -> n
     """How many cells of the image each window holds along one axis."""
     start = np.arange(out) * stride - pad
     return np.minimum(start + window, extent) - np.maximum(start, 0)
-
-
-def same_axes(g: OnnxGraph, xs: Sequence[str], layer: Any) -> list[str]:
-    """Inputs with as many axes as the output has: a vector and an image of one pixel are the same."""
-    return [
-        x if len(shape) == len(layer.out_shape) else g.add("Reshape", x, np.array([0, shape[0], *layer.out_shape[1:]]))
-        for x, shape in zip(xs, layer.in_shapes)
-    ]

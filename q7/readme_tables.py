@@ -11,8 +11,8 @@ from q7.kernels.constraints import Constraint
 from q7.layers.base import Layer
 from q7.layers.input import Input
 from q7.layers.passthrough import IDENTITIES
-from q7.layers.registry import LAYERS
-from q7.target import Api
+from q7.layers.registry import CLASSES
+from q7.target import LIBRARIES, Library
 
 BEGIN, END = "<!-- layers -->", "<!-- /layers -->"
 
@@ -21,8 +21,8 @@ def _sentence(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _how(cls: type[Layer], api: Api) -> str:
-    able = dict.fromkeys(kernel.name for kernel in cls.variants or cls.kernels if api in kernel.apis)
+def _how(cls: type[Layer], library: Library) -> str:
+    able = dict.fromkeys(kernel.name for kernel in cls.kernels if library in kernel.libraries)
     names = "<br>".join(f"`{name}`" for name in able)
     if cls.folds:
         return "folded into the convolution or inner product before it"
@@ -31,8 +31,8 @@ def _how(cls: type[Layer], api: Api) -> str:
     return names
 
 
-def _for_each_api(cls: type[Layer]) -> str:
-    return " | ".join(_how(cls, api) for api in Api)
+def _kernels(cls: type[Layer]) -> str:
+    return " | ".join(_how(cls, library) for library in LIBRARIES.values())
 
 
 def _constraints() -> Iterator[tuple[str, Constraint]]:
@@ -45,9 +45,9 @@ def markdown() -> str:
     """Layers with their kernels, the best first, and what each kernel needs."""
     lines = ["| Caffe layer | computes | q7 kernels, the first that fits | s8 kernels |", "|---|---|---|---|"]
     for name, reader in READERS.items():
-        lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_for_each_api(Input)} |")
-    for name, cls in LAYERS.items():
-        lines.append(f"| {name} | {_sentence(cls.__doc__)} | {_for_each_api(cls)} |")
+        lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_kernels(Input)} |")
+    for cls in CLASSES:
+        lines.append(f"| {cls.caffe_type} | {_sentence(cls.__doc__)} | {_kernels(cls)} |")
     for name, function in IDENTITIES.items():
         lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute | nothing to compute |")
     lines += ["", "| kernel | needs |", "|---|---|"]

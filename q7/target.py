@@ -31,11 +31,25 @@ class Core(Enum):
     MVE = "mve"
 
 
-class Api(Enum):
-    """Which kernel library is called: CMSIS-NN up to CMSIS 5.9.0, or the one that replaced it (CMSIS-NN 4 to 7)."""
+@dataclass(frozen=True)
+class Library:
+    """A library of kernels: what the flags and the pickle call it, what it can do, and where its templates are."""
 
-    Q7 = "q7"
-    S8 = "s8"
+    name: str
+    bias_bits: int  # of a weighted layer's bias: 8 on a Q-format's grid, 32 on the accumulator's
+    roundings: tuple[Rounding, ...]  # the usual one first
+    portable: str  # our portable kernels' folder among the templates
+    guards: str  # the template of what generated code includes, and asks of the library and the core
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Q7 = Library("q7", 8, (Rounding.NEAREST, Rounding.TRUNCATE), "portable", "common/_q7.cpp.jinja")
+"""CMSIS-NN up to CMSIS 5.9.0."""
+S8 = Library("s8", 32, (Rounding.NEAREST,), "portable_s8", "common/_s8.cpp.jinja")
+"""CMSIS-NN 4 to 7, which replaced it."""
+LIBRARIES = {library.name: library for library in (Q7, S8)}
 
 
 @dataclass(frozen=True)
@@ -44,12 +58,13 @@ class Target:
 
     core: Core = Core.DSP
     rounding: Rounding = Rounding.NEAREST
-    api: Api = Api.Q7
+    library: Library = Q7
 
     def __post_init__(self) -> None:
-        if self.api is Api.S8 and self.rounding is Rounding.TRUNCATE:
-            raise Q7Error("truncate rounding is for the q7 kernels: the s8 kernels round to nearest")
+        if self.rounding not in self.library.roundings:
+            able = " or ".join(rounding.value for rounding in self.library.roundings)
+            raise Q7Error(f"{self.rounding.value} rounding: the {self.library} kernels round to {able}")
 
     def __str__(self) -> str:
-        api = "" if self.api is Api.Q7 else f", {self.api.value} kernels"
-        return f"{self.core.value} core, {self.rounding.value} rounding{api}"
+        library = "" if self.library is Q7 else f", {self.library} kernels"
+        return f"{self.core.value} core, {self.rounding.value} rounding{library}"

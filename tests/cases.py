@@ -1,44 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named cases: layers that a kernel computes, and layers that are declined, with the message."""
+"""The one table of layers: those that a kernel computes, with the kernels, and those that are declined, and why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Prototxt text after data of CHW `shape`, and the kernels of layer x on a DSP core; none, if it is folded."""
+
+    name: str
+    layers: str
+    q7: str = ""
+    s8: str = ""
+    shape: Shape = (4, 8, 8)
+
 
 @dataclass(frozen=True)
 class Declined:
-    """Prototxt text behind data of CHW `shape`, and a part of the message that refuses it."""
+    """Prototxt text after data of CHW `shape`, and a part of the message that refuses it."""
 
     name: str
     layers: str
     message: str
-    shape: tuple[int, int, int] = (4, 8, 8)
+    shape: Shape = (4, 8, 8)
 
 
-def layer(kind: str, parameters: str, bottom: str = "data", name: str = "x") -> str:
-    return f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{name}" {parameters} }}'
+def layer(kind: str, parameters: str = "", bottom: str = "data", name: str = "x") -> str:
+    """A layer; `bottom` is a list with blanks between."""
+    bottoms = " ".join(f'bottom: "{blob}"' for blob in bottom.split())
+    return f'layer {{ name: "{name}" type: "{kind}" {bottoms} top: "{name}" {parameters} }}\n'
 
 
 def conv(parameters: str, **names: str) -> str:
     return layer("Convolution", f"convolution_param {{ {parameters} }}", **names)
 
 
+def ip(parameters: str, **names: str) -> str:
+    return layer("InnerProduct", f"inner_product_param {{ {parameters} }}", **names)
+
+
 def pool(parameters: str, **names: str) -> str:
     return layer("Pooling", f"pooling_param {{ {parameters} }}", **names)
 
 
-# Behind each of them comes an inner product with 3 outputs.
+CONV1 = conv("num_output: 4 kernel_size: 1", name="c")
+
+# After each of them comes an inner product with 3 outputs, which reads x.
+ACCEPTED = [
+    Accepted(
+        "convolution", conv("num_output: 4 kernel_size: 3"), "arm_convolve_HWC_q7_fast", "arm_convolve_wrapper_s8"
+    ),
+    Accepted(
+        "convolution of three channels",
+        conv("num_output: 4 kernel_size: 3"),
+        "arm_convolve_HWC_q7_RGB",
+        "arm_convolve_wrapper_s8",
+        (3, 8, 8),
+    ),
+    Accepted(
+        "odd channels", conv("num_output: 3 kernel_size: 3"), "arm_convolve_HWC_q7_basic", "arm_convolve_wrapper_s8"
+    ),
+    Accepted(
+        "window of one cell",
+        conv("num_output: 4 kernel_size: 1"),
+        "arm_convolve_1x1_HWC_q7_fast_nonsquare",
+        "arm_convolve_wrapper_s8",
+    ),
+    Accepted(
+        "window of two extents",
+        conv("num_output: 4 kernel_h: 3 kernel_w: 1 pad_h: 1 pad_w: 0 stride_h: 1 stride_w: 2"),
+        "arm_convolve_HWC_q7_fast_nonsquare",
+        "arm_convolve_wrapper_s8",
+    ),
+    Accepted(
+        "depthwise",
+        conv("num_output: 4 group: 4 kernel_size: 3 pad: 1 bias_term: false"),
+        "arm_depthwise_separable_conv_HWC_q7",
+        "arm_depthwise_conv_wrapper_s8",
+    ),
+    Accepted("groups", conv("num_output: 4 group: 2 kernel_size: 3"), "convolve_group_q7", "arm_convolve_wrapper_s8"),
+    Accepted(
+        "inner product", ip("num_output: 4 transpose: true"), "arm_fully_connected_q7_opt", "arm_fully_connected_s8"
+    ),
+    Accepted("maximum", pool("kernel_size: 2 stride: 2"), "arm_maxpool_q7_HWC", "arm_max_pool_s8"),
+    Accepted("mean", pool("pool: AVE kernel_size: 2 stride: 2"), "arm_avepool_q7_HWC", "arm_avgpool_s8"),
+    Accepted("mean of all", pool("pool: AVE global_pooling: true"), "avepool_q7", "avepool_q7"),
+    Accepted(
+        "rounded down", pool("kernel_size: 3 stride: 2 round_mode: FLOOR"), "arm_maxpool_q7_HWC", "arm_max_pool_s8"
+    ),
+    Accepted("ReLU", layer("ReLU"), "arm_relu_q7", "arm_relu_q7"),
+    Accepted("ReLU6", layer("ReLU6"), "clip_q7", "clip_q7"),
+    Accepted("Clip", layer("Clip", "clip_param { min: -1 max: 1 }"), "clip_q7", "clip_q7"),
+    Accepted("Sigmoid", layer("Sigmoid"), "arm_nn_activations_direct_q7", "lookup_q7"),
+    Accepted("TanH", layer("TanH"), "arm_nn_activations_direct_q7", "lookup_q7"),
+    Accepted("sum", CONV1 + layer("Eltwise", "eltwise_param { coeff: 1 coeff: -1 }", "data c"), "add_q7", "add_q7"),
+    Accepted("largest", CONV1 + layer("Eltwise", "eltwise_param { operation: MAX }", "data c"), "max_q7", "max_q7"),
+    Accepted("channels of both", CONV1 + layer("Concat", "", "data c"), "concat_q7", "concat_q7"),
+    Accepted("batch normalisation", CONV1 + layer("BatchNorm", "", "c")),
+    Accepted("scale", CONV1 + layer("Scale", "scale_param { bias_term: true }", "c")),
+    Accepted("bias", CONV1 + layer("Bias", "", "c")),
+]
 DECLINED = [
     Declined("dilation", conv("num_output: 4 kernel_size: 3 dilation: 2"), "dilation [2], allowed is 1"),
+    Declined("axis", conv("num_output: 2 kernel_size: 3 axis: 2"), "axis 2, allowed is 1"),
     Declined("group does not divide", conv("num_output: 4 kernel_size: 3 group: 3"), "group 3 does not divide 4"),
     Declined("empty output", conv("num_output: 4 kernel_size: 9"), "its output would be empty"),
     Declined("no kernel size", conv("num_output: 4"), "kernel_size is missing"),
     Declined("no num_output", conv("kernel_size: 3"), "num_output is missing"),
+    Declined("no stride", conv("num_output: 2 kernel_size: 3 stride: 0"), "must be at least 1"),
+    Declined("three axes", conv("num_output: 2 kernel_size: 3 kernel_size: 3 kernel_size: 3"), "3 spatial axes"),
+    Declined("axis of a product", ip("num_output: 3 axis: 2"), "axis 2, allowed is 1"),
     Declined("leaky", layer("ReLU", "relu_param { negative_slope: 0.1 }"), "negative_slope 0.1, allowed is 0"),
-    Declined("stochastic", pool("pool: STOCHASTIC kernel_size: 2 stride: 2"), "STOCHASTIC pooling"),
-    Declined("pad not below kernel", pool("kernel_size: 2 stride: 2 pad: 2"), "must be below the kernel"),
+    Declined("two inputs", layer("ReLU", "", "data data"), "it has 2 inputs, allowed is 1"),
+    Declined("no such input", layer("ReLU", "", "nothing"), "no layer writes its input 'nothing'"),
+    Declined("the same name", layer("ReLU") + layer("ReLU", "", "x"), "a layer of the same name comes before it"),
+    Declined(
+        "stochastic", pool("pool: STOCHASTIC kernel_size: 2 stride: 2"), "STOCHASTIC pooling, allowed are MAX and AVE"
+    ),
+    Declined(
+        "pad not below kernel", pool("kernel_size: 2 stride: 2 pad: 2"), "pad (2, 2) must be below the kernel (2, 2)"
+    ),
     Declined("empty window", pool("kernel_size: 1 stride: 3"), "lies outside the image", (4, 5, 5)),
-    Declined("unknown type", layer("PReLU", ""), "layer 'x' (PReLU): this type is not supported"),
+    Declined("unknown type", layer("PReLU"), "layer 'x' (PReLU): this type is not supported"),
+    Declined("another unknown type", layer("LRN"), "layer 'x' (LRN): this type is not supported"),
     Declined("unknown field", conv("num_output: 4 kernel_size: 3 offset: 2"), "a field that this tool does not know"),
+    Declined(
+        "another unknown field",
+        ip("num_output: 3 gain: 2"),
+        "x' (InnerProduct): it has a field that this tool does not know: ",
+    ),
 ]

@@ -37,7 +37,7 @@ def network(pickle: Path) -> QuantizedNetwork:
 def stored_images(quantized: QuantizedNetwork, pickle: Path, count: int) -> np.ndarray:
     """The first images (N, C, H, W) of the network's LMDB."""
     lmdb = files.find(quantized.dataset, pickle.parent, "the LMDB")
-    return known_answers.read_images(quantized, lmdb, count)[0]
+    return known_answers.open_images(quantized, lmdb, count)[0]
 
 
 def predicted(quantized: QuantizedNetwork, images: np.ndarray) -> np.ndarray:

@@ -16,20 +16,20 @@ from q7.caffe_io.blobs import Blobs
 from q7.caffe_io.prototxt import read_prototxt
 from q7.data.source import data_source
 from q7.layers.base import Declined
-from q7.layers.registry import LAYERS
+from q7.layers.registry import layer_class
 from q7.network import graph
 from q7.network.folding import simplify
 from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
 from q7.qformat import QFormat
 from q7.search import common
-from q7.target import Api, Core, Rounding, Target
+from q7.target import S8, Core, Rounding, Target
 from tests.support import prototxt
 
 CLASSES = 3
 TARGETS = [
     *(Target(core, rounding) for core in Core for rounding in Rounding),
-    *(Target(core, api=Api.S8) for core in Core),
+    *(Target(core, library=S8) for core in Core),
 ]
 
 
@@ -56,7 +56,7 @@ class Builder:
         try:
             message = text_format.Parse(text, pb.LayerParameter())
             in_shapes = tuple(self.shapes[bottom] for bottom in bottoms)
-            layer = LAYERS[kind].parse(message, tuple(bottoms), in_shapes)
+            layer = layer_class(message, in_shapes).parse(message, tuple(bottoms), in_shapes)
             layer.kernel_for(Target()) if layer.kernels else None
         except Declined:
             return None
@@ -166,9 +166,9 @@ def quantize(
     choices = {
         (name, tensor): QFormat(int(middles[tensor] + rng.integers(-4, 5)))
         for name, tensor in common.tensors(network)
-        if not (target.api is Api.S8 and tensor is common.Tensor.BIAS)
+        if not (target.library is S8 and tensor is common.Tensor.BIAS)
     }
     choices[network.input.name, common.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
     formats = common.table(network, choices)
     layers = tuple(quantize_network(network, formats, target))
-    return QuantizedNetwork(network, formats, layers, target, {"model": {"name": "net.prototxt", "sha256": "0" * 64}})
+    return QuantizedNetwork(network, formats, layers, target, {"model": SourceFile("net.prototxt", "0" * 64)})

@@ -15,7 +15,7 @@ from q7.data.source import data_source
 from q7.engines.float_network import FloatNetwork, Simulation
 from q7.network import graph
 from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
 from q7.qformat import LayerFormats, QFormat
 from q7.store import record
 from q7.store.record import Record
@@ -86,7 +86,7 @@ def quantized(
     network = parse_network(definition, "accuracy", source, shape)
     network = attach_weights(network, _weights(network))
     formats = _formats(network, images)
-    sources = {"model": {"name": "net.prototxt", "sha256": "0" * 64}}
+    sources = {"model": SourceFile("net.prototxt", "0" * 64)}
     integers = tuple(quantize_network(network, formats, target))
     return QuantizedNetwork(network, formats, integers, target, sources, str(folder / "data_lmdb"))
 

@@ -136,7 +136,7 @@ QUANTIZER = {
         ["--accuracy", "top5"],
         "no accuracy layer 'top5' in the TEST phase; it has",
     ),
-    "the network to save to": (nothing, ["--save", "net.prototxt"], "cannot write 'net.prototxt': it is read, too"),
+    "the network to save to": (nothing, ["--save", "net.prototxt"], "cannot write 'net.prototxt': it is also an input"),
     "the quantized weights to save to": (
         nothing,
         ["--save", "quantized_net.caffemodel"],
@@ -289,17 +289,17 @@ GENERATOR = {
     "an old pickle of a huge image": (
         write("old.pkl", OLD_PICKLE.replace(b"I6\nI6", b"I600000\nI600000")),
         OLD,
-        "the pickle's images of shape (3, 600000, 600000) are no images",
+        "the pickle's images of shape (3, 600000, 600000) are not images",
     ),
     "an old pickle of a negative image": (
         write("old.pkl", OLD_PICKLE.replace(b"I6\nI6", b"I-6\nI6")),
         OLD,
-        "are no images",
+        "are not images",
     ),
     "an old pickle of a far format": (
         write("old.pkl", OLD_PICKLE.replace(b"I8", b"I800000")),
         OLD,
-        "no numbers of bits",
+        "not numbers of bits",
     ),
     "an old pickle of negative shifts": (
         write("old.pkl", OLD_PICKLE.replace(b"I8", b"I-8")),

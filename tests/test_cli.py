@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import code_gen
 import nn_quantizer
 from nn_quantizer import Caffe_Quantizer
 from q7.caffe_io.blobs import read_weights, write_weights
+from q7.codegen import known_answers
+from q7.data.image_set import StoredImages
 from q7.store import record
 from tests.support import MODELS, prototxt, write_dataset
 
@@ -47,11 +50,11 @@ def net(tmp_path: Path) -> list[str]:
 
 def test_lenet_loses_nothing(lenet_pickle: Path) -> None:
     network = record.load(lenet_pickle).network
-    assert network is not None
-    accuracy = network.summary["accuracy"]
-    assert network.summary["images"] == 10000
-    assert accuracy["float"] >= 98.9
-    assert accuracy["device"] >= accuracy["float"] - 0.1
+    assert network is not None and network.outcome
+    accuracy = network.outcome.accuracy
+    assert network.outcome.images == 10000
+    assert accuracy.in_float >= 98.9
+    assert accuracy.on_device >= accuracy.in_float - 0.1
 
 
 def test_what_is_printed_and_written(net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +205,51 @@ def test_eval_takes_other_images(net: list[str], tmp_path: Path, capsys: pytest.
     assert "(20 images of" in capsys.readouterr().out
 
 
+def test_eval_keeps_within_the_memory(
+    net: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nn_quantizer.main([*net, "--holdout", "0.4"]) == 0
+    open_images, opened = known_answers.open_images, []
+
+    def spy(*arguments: Any) -> Any:
+        opened.append(open_images(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(known_answers, "open_images", spy)
+    said = []
+    for flags in ([], ["--memory", "0.000002"]):
+        capsys.readouterr()
+        assert nn_quantizer.main(["--eval", net[-1], *flags]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert [isinstance(images, StoredImages) for images, _ in opened] == [False, True]
+    assert nn_quantizer.main(["--eval", net[-1], "--memory", "0"]) == 2
+    assert "--memory 0.0 must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [nn_quantizer, code_gen])
+def test_every_flag_is_taken_in_either_spelling(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """And --help shows one of them."""
+    parser = script.build_parser()
+    tried = 0
+    for action in parser._actions:
+        for flag in action.option_strings:
+            other = "--" + flag[2:].replace("_", "-")
+            if flag.startswith("--") and action.nargs != 0:
+                value = str(next(iter(action.choices or ["1"])))
+                assert parser.parse_args([other, value]) == parser.parse_args([f"{other}={value}"])
+                assert parser.parse_args([other, value]) == parser.parse_args([flag, value])
+            elif flag.startswith("--") and action.dest not in ("help", "version"):
+                assert parser.parse_args([other]) == parser.parse_args([flag]) != parser.parse_args([])
+            tried += other != flag
+    assert tried >= {nn_quantizer: 1, code_gen: 4}[script]
+    assert not re.search(r"--[a-z]+-[a-z]", parser.format_help())
+    assert parser.parse_args(["--channel-order=rgb"]).channel_order == "rgb"
+    for flag in ("--no-such-flag", "--channel-ord"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([flag])
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "flag"),
     [
@@ -233,18 +281,14 @@ def test_describe_needs_no_data(net: list[str], tmp_path: Path, capsys: pytest.C
     assert any(line.startswith("weights: ") and "sha256 " in line for line in lines)
 
 
-def test_a_damaged_summary_is_refused_in_one_sentence(
+def test_a_damaged_outcome_is_refused_in_one_sentence(
     net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert nn_quantizer.main(net) == 0
-    content = pickle.loads((tmp_path / "net.pkl").read_bytes())
-    for key, value in (("accuracy", 3), ("search", {"x": "y"}), ("layers", {"conv1": {}}), ("images", [])):
-        damaged = {
-            **content,
-            "network": {**content["network"], "summary": {**content["network"]["summary"], key: value}},
-        }
-        (tmp_path / "damaged.pkl").write_bytes(pickle.dumps(damaged))
+    for key, value in (("accuracy", 3), ("search", {"x": "y"}), ("layers", {"conv1": {}}), ("images_read", [])):
+        content = pickle.loads((tmp_path / "net.pkl").read_bytes())
+        content["network"]["outcome"][key] = value
+        (tmp_path / "damaged.pkl").write_bytes(pickle.dumps(content))
         capsys.readouterr()
-        code = code_gen.main(["--describe", str(tmp_path / "damaged.pkl")])
-        assert code == (0 if key == "images" else 2)
-        assert len(capsys.readouterr().err.splitlines()) == (0 if key == "images" else 1)
+        assert code_gen.main(["--describe", str(tmp_path / "damaged.pkl")]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1

@@ -18,7 +18,7 @@ from q7.codegen.rows import RowPlan, Section
 from q7.network.quantized import QuantizedNetwork
 from q7.store import record
 from q7.store.record import Record
-from q7.target import Api, Rounding, Target
+from q7.target import Q7, S8, Rounding, Target
 from tests.generated import PORTABLE, PORTABLE_S8, STRICT, predicted
 from tests.networks import TARGETS, prototxts, quantize
 from tests.support import run, tool
@@ -30,7 +30,7 @@ CHECKED = ("-O0", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 
 
 def _flags(target: Target) -> list[str]:
-    folder = PORTABLE if target.api is Api.Q7 else PORTABLE_S8
+    folder = PORTABLE if target.library is Q7 else PORTABLE_S8
     return [f"-I{folder}", *(f"-D{name}" for name in boards.definitions(target))]
 
 
@@ -40,7 +40,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
     built = {}
     for target in TARGETS:
         built[target] = tmp_path_factory.mktemp("kernels") / "kernels.o"
-        source = (PORTABLE if target.api is Api.Q7 else PORTABLE_S8) / "arm_nnfunctions.c"
+        source = (PORTABLE if target.library is Q7 else PORTABLE_S8) / "arm_nnfunctions.c"
         done = run(tool("gcc", "cc"), "-O1", *_flags(target), "-c", source, "-o", built[target])
         assert done.returncode == 0, done.stderr
     return built
@@ -77,7 +77,7 @@ def test_program_computes_what_the_model_predicts(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         origin = target
-        if target.api is Api.S8 and seed % 2:  # a network for q7 kernels
+        if target.library is S8 and seed % 2:  # a network for q7 kernels
             origin = Target(target.core, Rounding.TRUNCATE if seed % 4 == 1 else Rounding.NEAREST)
         quantized = quantize(folder, *network, origin, seed)
         record.save(folder / "net.pkl", Record({}, quantized))

@@ -191,7 +191,7 @@ def test_bad_archive(batches: dict[str, Batch], tmp_path: Path, capsys: pytest.C
     cases = {
         tmp_path / "cut.tar.gz": (whole[: len(whole) // 2], "cannot be read"),
         tmp_path / "text.tar.gz": (b"no archive", "cannot be read"),
-        archive(tmp_path / "ragged.tar.gz", ragged): (None, "no whole number of 3073-byte images"),
+        archive(tmp_path / "ragged.tar.gz", ragged): (None, "not a whole number of 3073-byte images"),
         binary_archive(tmp_path / "few.tar.gz", few): (None, "data_batch_3 missing"),
     }
     for path, (data, message) in cases.items():
@@ -338,7 +338,7 @@ def test_bad_images(batches: dict[str, Batch], tmp_path: Path, capsys: pytest.Ca
     Image.new("RGB", (40, 32)).save(tmp_path / "train" / "truck" / "wide.png")
     assert "wide.png' has shape (3, 32, 40)" in refused(capsys, "--images", tmp_path, "--out", out)
     (tmp_path / "train" / "truck" / "wide.png").write_bytes(b"no picture")
-    assert "cannot read the picture" in refused(capsys, "--images", tmp_path, "--out", out)
+    assert "wide.png' is truncated, damaged" in refused(capsys, "--images", tmp_path, "--out", out)
     assert not out.exists()
 
 
@@ -347,7 +347,7 @@ COLOURS = {"a_blue": (10, 20, 200), "b_red": (180, 40, 60)}
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Two class folders with three pictures of one colour each, 6 high and 8 wide, and files that are no pictures."""
+    """Two class folders with three pictures of one colour each, 6 high and 8 wide, and files that are not pictures."""
     for name, colour in COLOURS.items():
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -406,10 +406,10 @@ def test_make_lmdb_seed(pictures: Path) -> None:
         ("a_blue/0.png\n", "line 1: 'a_blue/0.png' is not 'path,label'"),
         ("a_blue/0.png,1\nb_red/0.png,red\n", "line 2"),
         ("none.png,1\n", "cannot read the picture"),
-        ("a_blue/notes.txt,1\n", "cannot read the picture"),
+        ("a_blue/notes.txt,1\n", "notes.txt' is truncated, damaged or of another kind"),
         ("a_blue/0.png,1\nsmall.png,1\n", "has shape"),
         ("", "names no pictures"),
-        ("\udcff,1\n", "is no CSV"),
+        ("\udcff,1\n", "is not a CSV"),
     ],
 )
 def test_make_lmdb_refuses(text: str, message: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

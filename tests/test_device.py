@@ -47,6 +47,12 @@ class Geometry:
     pad: tuple[int, int] = (0, 0)
     group: int = 1
     square: bool = True
+    caffe_type: str = ""
+    shared_input: bool = False
+
+    @property
+    def in_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return (self.in_shape,)
 
 
 @dataclass(frozen=True)

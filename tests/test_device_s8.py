@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from q7.kernels import arm_s8, registry
-from q7.kernels.base import Bounds, Integers, Kernel
+from q7.kernels.base import Bounds, Integers, Kernel, Operands
 from q7.kernels.call import CNames
-from q7.kernels.own_loops import Operands
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import Shifts
-from q7.target import Api, Core, Target
+from q7.target import S8, Core, Target
 from tests.support import ROOT, run, shared, tool
 from tests.test_device import Geometry
 
@@ -31,7 +30,7 @@ SAME = {
     "arm_maximum_s8": "max_q7",
     "arm_concatenation_s8_x": "concat_q7",
 }
-S8 = {kernel.name: kernel for kernel in registry.ALL[::-1] if Api.S8 in kernel.apis}
+KERNELS = {kernel.name: kernel for kernel in registry.ALL[::-1] if S8 in kernel.libraries}
 WHAT = {"MULTIPLIER": "mult", "SHIFT": "shift"}
 NAMES = CNames("L", ("in",), "out", "scratch", "l_wt", "l_bias")
 
@@ -126,7 +125,7 @@ def vectors() -> list[Vector]:
     result = []
     for case in cases:
         name, outputs = case["kernel"], case["arrays"]["output"]
-        kernel = S8.get(SAME.get(name, name))
+        kernel = KERNELS.get(SAME.get(name, name))
         if kernel is None:
             continue
         result.append(
@@ -167,7 +166,7 @@ def test_device_model_equals_the_kernels(vectors: list[Vector], core: Core) -> N
             if "offset_x" in vector.args:
                 first, depth = vector.args["offset_x"], vector.args["input_x"]
                 expected = expected.reshape(-1, vector.args["output_x"])[:, first : first + depth]
-            result = _computed(vector, Target(core, api=Api.S8)).ravel()
+            result = _computed(vector, Target(core, library=S8)).ravel()
             size = vector.args.get("size", result.size)
             np.testing.assert_array_equal(result[:size], expected.ravel()[:size], vector.id)
             compared += 1
@@ -213,7 +212,7 @@ def test_scratch_memory_is_what_the_library_asks_for(vectors: list[Vector], core
         if vector.layer.group == 1 and "ch_mult" in vector.args:
             continue  # a convolution for us
         if vector.function == vector.kernel.name != "arm_fully_connected_s8" and vector.modelled:
-            asked, planned = vector.buffer[core], vector.kernel.scratch_bytes(vector.layer, Target(core, api=Api.S8))
+            asked, planned = vector.buffer[core], vector.kernel.scratch_bytes(vector.layer, Target(core, library=S8))
             assert planned >= asked, vector.id
             exact += planned == asked
     assert exact >= 60

@@ -16,7 +16,7 @@ from q7.engines.float_network import FloatNetwork, as_trained
 from q7.layers.activations import ReLU
 from q7.layers.base import Layer
 from q7.layers.input import Input
-from q7.layers.windowed import Pooling
+from q7.layers.windowed import MaxPooling
 from q7.network.graph import Graph
 
 
@@ -42,7 +42,7 @@ def _network(extent: int, count: int, workers: int) -> Watched:
     layers = (
         Input("data", (), "data", (shape,)),
         ReLU("relu", ("data",), "data", (shape,)),
-        Pooling("pool", ("relu",), "pool", (shape,), window=(extent, extent)),
+        MaxPooling("pool", ("relu",), "pool", (shape,), window=(extent, extent)),
     )
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     network = Watched(Graph("net", layers, {}, "accuracy"), images)

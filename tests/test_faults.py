@@ -21,10 +21,13 @@ from PIL import Image
 
 import nn_quantizer
 from q7 import files
+from q7.caffe_io.blobs import write_mean
 from q7.data import lmdb_images
 from q7.data.image_set import StoredImages
 from q7.engines import engine
 from q7.errors import Q7Error
+from q7.pipeline import quantize
+from q7.store import record
 from tests import children, test_datasets, tiny
 from tests.children import bound_by_permissions, killed_at, little_disk, writes_below
 from tests.support import ROOT, run
@@ -214,7 +217,7 @@ def test_files_are_replaced_together(tmp_path: Path) -> None:
     """One that cannot be replaced keeps the others from being replaced."""
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "b").mkdir()
-    with pytest.raises(Q7Error, match=r"cannot write '.*b': it is no file"):
+    with pytest.raises(Q7Error, match=r"cannot write '.*b': it is not a file"):
         files.write_all({tmp_path / "a": b"new", tmp_path / "b": b"new"})
     assert (tmp_path / "a").read_bytes() == b"old"
     assert files.write_all({tmp_path / "a": b"old", tmp_path / "c" / "d": b"new"}) == [tmp_path / "c" / "d"]
@@ -259,17 +262,48 @@ def test_a_data_set_that_changes_during_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was read is reported, and that it has changed since."""
-    arguments, search = tiny.write(tmp_path), nn_quantizer.find_formats
+    arguments, search = tiny.write(tmp_path), quantize.find_formats
 
     def change_and_search(*arguments: Any) -> Any:
         add_image(tmp_path / "data_lmdb")
         return search(*arguments)
 
-    monkeypatch.setattr(nn_quantizer, "find_formats", change_and_search)
+    monkeypatch.setattr(quantize, "find_formats", change_and_search)
     assert nn_quantizer.main(arguments) == 0
     out, err = capsys.readouterr()
     assert "(20 images," in out
     assert err.count("\n") == 1 and "data_lmdb' was changed during the run: the accuracies are those of the" in err
+
+
+def test_hashes_are_of_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of what is there after the search."""
+    write_mean(tmp_path / "mean", np.full(tiny.IMAGE, 120, np.float32))
+    arguments, search = [*tiny.write(tmp_path), "--mean", str(tmp_path / "mean")], quantize.find_formats
+    read = {"model": tmp_path / "net.prototxt", "weights": tmp_path / "net.caffemodel.h5", "mean": tmp_path / "mean"}
+    expected = {what: files.sha256(path) for what, path in read.items()}
+
+    def replace_and_search(*arguments: Any) -> Any:
+        for path in read.values():
+            path.write_bytes(b"another")
+        return search(*arguments)
+
+    monkeypatch.setattr(quantize, "find_formats", replace_and_search)
+    assert nn_quantizer.main(arguments) == 0
+    network = record.load(tmp_path / "net.pkl").network
+    assert network
+    assert [*network.sources] == ["model", "weights", "quantized weights", "mean"]
+    expected["quantized weights"] = files.sha256(tmp_path / "quantized_net.caffemodel")
+    assert {what: source.sha256 for what, source in network.sources.items()} == expected
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    assert files.read_hashed(path, Path.read_bytes) == (b"one", files.sha256(path))
+    with pytest.raises(Q7Error, match="a' was changed while it was read"):
+        files.read_hashed(path, lambda path: path.write_bytes(b"other"))
+    with pytest.raises(Q7Error, match=r"cannot read '.*a': No such file"):
+        files.read_hashed(path, Path.unlink)
 
 
 def test_a_search_over_images_that_stay_in_their_file(

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+import code_gen
 import nn_quantizer
 from q7.caffe_io.blobs import write_weights
 from q7.data import lmdb_images, pictures
-from q7.data.readers import ImageList
+from q7.data.readers import Hdf5List, ImageList
+from q7.pipeline.job import prepare
+from q7.store import record
 from tests import tiny
 from tests.generated import generate
 
@@ -32,7 +37,7 @@ DATA = {
 
 
 def write(folder: Path, data: str) -> list[str]:
-    """The tiny network behind a data layer, with the images in every form; returns nn_quantizer's arguments."""
+    """The tiny network after a data layer, with the images in every form; returns nn_quantizer's arguments."""
     lmdb_images.write(folder / "data_lmdb", PIXELS, LABELS)
     (folder / "pictures").mkdir()
     for i, image in enumerate(PIXELS):
@@ -60,7 +65,7 @@ def test_every_form_gives_the_same_network_and_test_images(form: str, tmp_path: 
     for name in ("lmdb", form):
         (tmp_path / name).mkdir()
         arguments = write(tmp_path / name, DATA[name])
-        job = nn_quantizer.prepare(nn_quantizer.parse_arguments(arguments))
+        job = prepare(nn_quantizer.parse_arguments(arguments))
         np.testing.assert_array_equal(job.images, PIXELS)
         np.testing.assert_array_equal(job.labels, LABELS)
         assert nn_quantizer.main([*arguments, "--objective", "caffe", "--iterations", "2"]) == 0
@@ -71,7 +76,7 @@ def test_every_form_gives_the_same_network_and_test_images(form: str, tmp_path: 
 
 def test_whole_numbers_need_no_flags(tmp_path: Path) -> None:
     arguments = write(tmp_path, DATA["whole numbers"])[:6]
-    job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*arguments, "--iterations", "1"]))
+    job = prepare(nn_quantizer.parse_arguments([*arguments, "--iterations", "1"]))
     np.testing.assert_array_equal(job.images, PIXELS[:5])
 
 
@@ -179,5 +184,43 @@ def test_a_mean_file_is_no_way_to_say_what_was_done(tmp_path: Path, capsys: pyte
 
 def test_lmdb_in_place_of_the_list(tmp_path: Path) -> None:
     arguments = write(tmp_path, LISTED.replace("list.txt", "/somebody's/list.txt") + " }")
-    job = nn_quantizer.prepare(nn_quantizer.parse_arguments([*arguments, "--lmdb", str(tmp_path / "data_lmdb")]))
+    job = prepare(nn_quantizer.parse_arguments([*arguments, "--lmdb", str(tmp_path / "data_lmdb")]))
     np.testing.assert_array_equal(job.images, PIXELS)
+
+
+@pytest.mark.parametrize(("form", "file"), [("lmdb", "data_lmdb"), ("pictures", "list.txt"), ("scaled", "scaled.txt")])
+def test_images_by_their_positions(
+    form: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those asked for are read, and no others; where one does not exist, none is."""
+    assert nn_quantizer.main(write(tmp_path, DATA[form])) == 0
+    network = record.load(tmp_path / "net.pkl").network
+    assert network
+    decoded: list[int] = []
+
+    def counted(decode: Callable[..., Any]) -> Callable[..., Any]:
+        def decode_and_count(*arguments: Any) -> Any:
+            images = decode(*arguments)
+            decoded.extend(range(len(images) if images.ndim == 4 else 1))
+            return images
+
+        return decode_and_count
+
+    monkeypatch.setattr(lmdb_images, "datum_pixels", counted(lmdb_images.datum_pixels))
+    monkeypatch.setattr(pictures, "read", counted(pictures.read))
+    monkeypatch.setattr(Hdf5List, "_pixels", counted(Hdf5List._pixels))
+    positions = [7, 2, 7, 11, 4]
+    images, labels = network.reader.read_at(tmp_path / file, positions)
+    np.testing.assert_array_equal(images, PIXELS[positions])
+    np.testing.assert_array_equal(labels, LABELS[positions])
+    assert network.reader.count(tmp_path / file) == COUNT
+    assert len(decoded) == 4
+    decoded.clear()
+    for flags, message in {
+        ("--images", "3,999999"): "has no image at position 999999: it holds positions 0 to 11",
+        ("--test_images", "999999"): "holds 12 images, asked for are 999999",
+    }.items():
+        capsys.readouterr()
+        assert code_gen.main(["--model", str(tmp_path / "net.pkl"), "--out_dir", str(tmp_path / "c"), *flags]) == 2
+        assert message in capsys.readouterr().err
+    assert not decoded

@@ -16,6 +16,8 @@ import pytest
 
 import nn_quantizer
 from q7.engines.float_network import FloatNetwork
+from q7.pipeline.job import prepare
+from q7.pipeline.quantize import open_journal
 from q7.search import caffe_objective, device_objective, journal, weight_fitting
 from q7.search.journal import Journal, RememberedJudge, RememberedSimulation
 from q7.search.verdict import Verdict
@@ -188,7 +190,7 @@ def test_other_options_start_anew_and_say_so(
     capsys.readouterr()
     assert nn_quantizer.main([*arguments, *option]) == 0
     err = capsys.readouterr().err
-    assert ("of another model, data or options: starting anew" in err) is anew
+    assert ("of another model, data or options: starting over" in err) is anew
     assert ("going on from" in err) is not anew
 
 
@@ -224,10 +226,9 @@ def test_a_full_disk_ends_in_one_sentence(
 
 def test_both_searches_take_the_journal(tmp_path: Path) -> None:
     """What the scripts hand to the searches are the classes that the searches use by themselves."""
-    args = nn_quantizer.parse_arguments(tiny.write(tmp_path))
-    nn_quantizer.check_engine(args)
-    job = nn_quantizer.prepare(args)
-    opened = nn_quantizer.open_journal(job, args)
+    options = nn_quantizer.parse_arguments(tiny.write(tmp_path))
+    job = prepare(options)
+    opened = open_journal(job, options)
     network = FloatNetwork(job.graph, job.images)
     remembered = RememberedSimulation(opened, network, job.labels)
     computed = caffe_objective.ScreenedSimulation(network, job.labels)

@@ -13,12 +13,13 @@ import nn_quantizer
 from q7.codegen import lowering
 from q7.kernels.base import Bounds
 from q7.qformat import QFormat
-from q7.target import Api, Core, Target
+from q7.target import S8 as S8_LIBRARY
+from q7.target import Core, Target
 from tests import small, tiny
 from tests.generated import generate, macros, make, network, on_host, predicted, stored_images
 from tests.support import tool
 
-S8 = Target(api=Api.S8)
+S8 = Target(library=S8_LIBRARY)
 BRANCHES = """
 layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
   convolution_param { num_output: 4 kernel_size: 3 pad: 1 } }

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7.codegen import cost, memory
+from q7.codegen import cost, memory, rows
 from q7.codegen.boards import Options
 from q7.codegen.memory import ALIGNMENT, MemoryPlan
 from q7.target import Core, Target
@@ -182,7 +182,7 @@ def test_totals_are_those_of_the_built_object(
     found = built(pickle, tmp_path, *flags)
     constants = sum(size for section, size in found.items() if section.startswith((".rodata", ".data")))
     quantized = network(pickle)
-    plan = memory.plan(quantized.graph, quantized.layers, quantized.target, "--no-inplace-pooling" in flags)
+    plan = rows.plan(quantized, "--no-inplace-pooling" in flags)
     total = cost.totals(quantized, plan, Options(weights_in_ram="ram" in flags))
     assert total.ram == pytest.approx(in_ram(found), rel=0.01)
     assert total.flash == pytest.approx(constants, rel=0.01)

@@ -100,7 +100,7 @@ def test_nn_quantizer(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: 
     prepare(tmp_path)
     before = contents(tmp_path)
     assert nn_quantizer.main([*arguments, flag, path]) == 2
-    assert "it is read, too" in sentence(capsys.readouterr().err, "nn_quantizer")
+    assert "it is also an input" in sentence(capsys.readouterr().err, "nn_quantizer")
     assert contents(tmp_path) == before
 
 
@@ -118,7 +118,7 @@ def test_code_gen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pickle.rename(tmp_path / "code" / "main.cpp")
     before = contents(tmp_path)
     assert code_gen.main(["--model", "code/main.cpp", "--out_dir", "code", "--test_images", "0"]) == 2
-    assert "cannot write 'code/main.cpp': it is read, too" in sentence(capsys.readouterr().err, "code_gen")
+    assert "cannot write 'code/main.cpp': it is also an input" in sentence(capsys.readouterr().err, "code_gen")
     assert contents(tmp_path) == before
 
 
@@ -132,7 +132,7 @@ def test_code_gen_dump_over_the_list_of_pictures(tmp_path: Path, capsys: pytest.
     before = contents(tmp_path)
     capsys.readouterr()
     assert code_gen.main(["--model", "net.pkl", "--out_dir", "code", "--dump", "."]) == 2
-    assert "cannot write 'checksums.txt': it is read, too" in capsys.readouterr().err
+    assert "cannot write 'checksums.txt': it is also an input" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
@@ -142,5 +142,5 @@ def test_make_lmdb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (4, 4)).save(write_folder / "a.png")
     before = contents(tmp_path)
     assert make_lmdb.main(["pictures", "out_lmdb", "--mean", "pictures/class/a.png"]) == 2
-    assert "it is read, too" in sentence(capsys.readouterr().err, "make_lmdb")
+    assert "it is also an input" in sentence(capsys.readouterr().err, "make_lmdb")
     assert contents(tmp_path) == before

@@ -79,7 +79,7 @@ def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
 BN = plain("BatchNorm", "bn", "c", "bn")
 DECLINED = {
     "nothing before it": (plain("BatchNorm", "bn", "data", "bn"), "bn", "but it reads 'data'"),
-    "behind a ReLU": (
+    "after a ReLU": (
         conv("c", "data", "num_output: 2 kernel_size: 1") + plain("ReLU", "r", "c", "c") + BN,
         "bn",
         "layer 'bn' (BatchNorm): it can only be folded into a convolution or inner product, but it reads 'r'",

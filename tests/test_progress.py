@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import nn_quantizer
+from q7.pipeline.job import prepare
+from q7.pipeline.quantize import find_formats, open_journal
 from q7.qformat import QFormat
 from q7.search import caffe_objective, device_objective, progress
 from q7.search.common import Found, Phase, Score, Search, Tensor, Trial
@@ -139,13 +141,12 @@ def test_no_bar_where_stderr_is_no_terminal_or_nobody_wants_it(monkeypatch: pyte
 
 @pytest.mark.parametrize("objective", ["device", "caffe"])
 def test_the_trials_follow_the_schedule(objective: str, tmp_path: Path) -> None:
-    args = nn_quantizer.parse_arguments([*tiny.write(tmp_path), "--objective", objective])
-    nn_quantizer.check_engine(args)
-    job = nn_quantizer.prepare(args)
-    args.journal = nn_quantizer.open_journal(job, args)
+    options = nn_quantizer.parse_arguments([*tiny.write(tmp_path), "--objective", objective])
+    job = prepare(options)
+    answers = open_journal(job, options)
     module = device_objective if objective == "device" else caffe_objective
     later = iter(module.schedule(job.graph))
-    _, trials = nn_quantizer.find_formats(job, args)
+    _, trials = find_formats(job, options, answers)
     visits = [(t.layer, t.tensor) for t in trials]
     changes = [key for i, key in enumerate(visits) if i == 0 or visits[i - 1] != key]
     assert len(trials) >= len(changes) > 3

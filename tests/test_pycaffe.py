@@ -16,7 +16,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import nn_quantizer
-from nn_quantizer import Job
 from q7.caffe_io.prototxt import read_prototxt
 from q7.data.source import data_source
 from q7.engines import pycaffe_network
@@ -24,6 +23,8 @@ from q7.engines.accuracy import accuracy_caffe
 from q7.engines.float_network import FloatNetwork, Grid, Simulation, as_trained
 from q7.engines.pycaffe_network import PycaffeNetwork
 from q7.errors import Q7Error
+from q7.pipeline import job as jobs
+from q7.pipeline.job import Job
 from q7.qformat import QFormat
 from q7.store import record
 from tests import networks, test_images, tiny
@@ -63,7 +64,7 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 
 
 def prepare(*arguments: str) -> Job:
-    return nn_quantizer.prepare(nn_quantizer.parse_arguments(list(arguments)))
+    return jobs.prepare(nn_quantizer.parse_arguments(list(arguments)))
 
 
 def users_net(caffe: Any, job: Job, arguments: list[str], folder: Path) -> Any:

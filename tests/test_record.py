@@ -20,6 +20,7 @@ from q7.errors import Q7Error
 from q7.store import record
 from q7.store.record import Record
 from tests import tiny
+from tests.generated import generate
 from tests.support import shared
 
 ATTRIBUTES = (
@@ -111,6 +112,51 @@ def test_pickles_of_the_original_under_python_3(tmp_path: Path, protocol: int) -
     assert loaded.attributes == vars(quantizer)
 
 
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None:
+    found = content(tiny_pickle)
+    network = found["network"]
+    assert found["version"] == 2
+    assert [*network] == [
+        *("name", "layers", "formats", "weights", "target", "sources", "dataset", "crop", "reader", "outcome")
+    ]
+    conv1, relu1 = network["layers"][1:3]
+    assert {*conv1} == {
+        *("type", "variant", "name", "inputs", "blob", "window", "stride", "pad", "num_output", "group", "bias_term")
+    }
+    assert relu1 == {"type": "ReLU", "variant": "", "name": "relu1", "inputs": ["conv1"], "blob": "conv1"}
+    assert {name: [*own] for name, own in network["formats"].items()} == {
+        "data": ["y"],
+        "conv1": ["w", "b", "y"],
+        "ip1": ["w", "b", "y"],
+    }
+    assert {name: len(own["weights"]) for name, own in network["weights"].items()} == {"conv1": 54, "ip1": 54}
+
+
+def test_version_1_is_read(tmp_path: Path) -> None:
+    """Its attributes stay, and the same code comes of it as of a pickle of today."""
+    loaded = record.load(VERSION_1)
+    assert loaded.network and loaded.network.outcome
+    record.save(tmp_path / "now.pkl", loaded)
+    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 2)
+    assert content(tmp_path / "now.pkl")["attributes"] == content(VERSION_1)["attributes"] == loaded.attributes
+    outcome = loaded.network.outcome
+    assert (outcome.objective, outcome.images_read, outcome.images, outcome.seed) == ("device", 20, 8, 3)
+    assert (outcome.accuracy.in_float, outcome.accuracy.on_device) == (25, 25)
+    assert [str(loaded.network.formats[name].y) for name in ("data", "conv1", "pool1", "ip1")] == [
+        *("Q7.0", "Q7.0", "Q7.0", "Q4.3")
+    ]
+    assert loaded.network.sources["model"].sha256.startswith("ae12e8bc")
+    generated = [
+        {file.name: file.read_bytes() for file in generate(pickle_, tmp_path / name).iterdir()}
+        for name, pickle_ in (("before", VERSION_1), ("now", tmp_path / "now.pkl"))
+    ]
+    assert generated[0] == generated[1]
+    assert b"#define CONV1_OUT_RSHIFT 9" in generated[0]["parameter.h"]
+
+
 # --- attacks ----------------------------------------------------------------------------------------------------------
 
 RAN: list[str] = []
@@ -167,8 +213,8 @@ ATTACKS = {
     "attributes of object": OBJECT + b"(dS'a'\nI1\nsb.",
     "an instance made with arguments": STATE + b"(I1\ntR.",
     "an instance without a state": INSTANCE + b".",
-    "a state that is no dictionary": INSTANCE + b"I1\nb.",
-    "names that are no text": INSTANCE + b"(dI1\nI1\nsb.",
+    "a state that is not a dictionary": INSTANCE + b"I1\nb.",
+    "names that are not text": INSTANCE + b"(dI1\nI1\nsb.",
     "a bare object": INSTANCE + b"(dS'a'\n" + OBJECT + b"(tRsb.",
     "the class as a value": INSTANCE + b"(dS'a'\n" + STATE + b"sb.",
     "an instance in itself": INSTANCE + b"p0\n(dS'a'\ng0\nsb.",
@@ -247,9 +293,12 @@ def drop(*path: Any) -> Callable[[Any], None]:
 
 NET = "network"
 DATA, CONV, RELU, POOL, IP = ((NET, "layers", i) for i in range(5))
-TAMPERED = [
+TAMPERED = [  # pickles of any version
     change("version", to=3),
+    change("version", to=0),
     change("version", to="1"),
+    change("version", to=True),
+    change("version", to=1.0),
     change("format", to="other"),
     drop("version"),
     drop("network"),
@@ -260,23 +309,14 @@ TAMPERED = [
     drop(NET, "layers"),
     change(NET, "layers", to=[]),
     change(NET, "name", to=7),
-    change(NET, "accuracy", to=None),
-    change(NET, "tops", to={"data": "data"}),
-    change(NET, "bottoms", to={"ip1": [3]}),
     change(NET, "sources", to={"model": {"name": "x"}}),
     change(NET, "sources", to={"model": {"name": 3, "sha256": ""}}),
     change(NET, "dataset", to=3),
     change(NET, "crop", to=-1),
     change(NET, "crop", to=2.5),
-    change(NET, "summary", to=None),
-    change(NET, "core", to="m7"),
-    change(NET, "rounding", to=None),
+    change(NET, "reader", to={"type": "LevelDB"}),
+    change(NET, "reader", to={"type": "Data", "more": 1}),
     change(*DATA, "type", to="ReLU"),
-    change(*DATA, "in_shapes", to=[[3, 6]]),
-    change(*DATA, "in_shapes", to=[[3, 6, -6]]),
-    change(*DATA, "in_shapes", to=[[3, 6, 6], [3, 6, 6]]),
-    change(*DATA, "in_shapes", to=[[3, 2**30, 2**30]]),
-    change(*DATA, "in_shapes", to=[]),
     change(*DATA, "inputs", to=["ip1"]),
     change(*DATA, "scale", to=0.3),
     change(*DATA, "scale", to=0.0),
@@ -284,11 +324,8 @@ TAMPERED = [
     change(*DATA, "scale", to=float("inf")),
     change(*DATA, "scale", to=2.0**1000),
     change(*DATA, "scale", to="1"),
-    change(*DATA, "mean", "data", to=b"\x00\x00\xc0\x7f" * 3),
-    change(*DATA, "mean", "dtype", to="int32"),
-    change(*DATA, "mean", "dtype", to="object"),
-    change(*DATA, "mean", "shape", to=[3, 1, 2]),
     change(*DATA, "mean", to=None),
+    change(*CONV, "type", to="Data"),
     change(*CONV, "type", to="Deconvolution"),
     change(*CONV, "name", to="data"),
     change(*CONV, "name", to=5),
@@ -296,12 +333,7 @@ TAMPERED = [
     change(*CONV, "inputs", to=["none"]),
     change(*CONV, "inputs", to=[]),
     change(*CONV, "inputs", to=["data", "data"]),
-    change(*CONV, "in_shapes", to=[[3, 6, 7]]),
-    change(*CONV, "window", to=[3]),
-    change(*CONV, "window", to=[3.0, 3.0]),
-    change(*CONV, "window", to=[0, 0]),
-    change(*CONV, "window", to=[[3, 3], 3]),
-    change(*CONV, "window", to="33"),
+    change(*CONV, "inputs", to=["ip1"]),
     change(*CONV, "stride", to=[0, 0]),
     change(*CONV, "stride", to=[-1, -1]),
     change(*CONV, "pad", to=[2**31, 2**31]),
@@ -317,12 +349,8 @@ TAMPERED = [
     drop(*CONV, "pad"),
     drop(*CONV, "type"),
     drop(*CONV, "name"),
-    change(*RELU, "in_shapes", to=[[2, 6, 6, 1]]),
-    change(*POOL, "average", to=2),
-    change(*POOL, "window", to=[7, 7]),
     change(*IP, "num_output", to=2),
     drop(NET, "formats", "conv1"),
-    change(NET, "formats", "more", to={"x": None, "w": None, "b": None, "y": 1}),
     change(NET, "formats", "data", "y", to=None),
     change(NET, "formats", "data", "y", to=25),
     change(NET, "formats", "data", "y", to=-60),
@@ -332,37 +360,100 @@ TAMPERED = [
     change(NET, "formats", "conv1", "w", to=None),
     change(NET, "formats", "conv1", "w", to=64),
     change(NET, "formats", "conv1", "w", to=-64),
-    change(NET, "formats", "conv1", "x", to=20),
-    change(NET, "formats", "relu1", "y", to=19),
     change(NET, "formats", "ip1", "b", to=64),
     drop(NET, "formats", "ip1", "b"),
+]
+OUTCOME = (NET, "outcome")
+TAMPERED_NOW = [
+    change(*CONV, "window", to=[3]),
+    change(*CONV, "window", to=[3.0, 3.0]),
+    change(*CONV, "window", to=[0, 0]),
+    change(*CONV, "window", to=[[3, 3], 3]),
+    change(*CONV, "window", to="33"),
+    change(*POOL, "window", to=[7, 7]),
+    change(*POOL, "variant", to="SUM"),
+    change(*POOL, "variant", to="global AVE"),
+    drop(*POOL, "variant"),
+    change(*DATA, "shape", to=[3, 6]),
+    change(*DATA, "shape", to=[3, 6, -6]),
+    change(*DATA, "shape", to=[3, 2**30, 2**30]),
+    change(*DATA, "shape", to=[]),
+    change(*DATA, "in_shapes", to=[[3, 6, 6]]),
+    change(*DATA, "mean", to=b"\x00\x00\xc0\x7f" * 3),
+    change(*DATA, "mean", to=bytes(13)),
+    change(*DATA, "mean", to=[0, 0, 0]),
+    change(*CONV, "in_shapes", to=[[3, 6, 6]]),
+    change(*RELU, "shared_input", to=True),
+    change(NET, "formats", "more", to={"y": 1}),
+    change(NET, "formats", "conv1", "x", to=0),
+    change(NET, "formats", "relu1", to={"y": 0}),
+    change(NET, "formats", "data", "w", to=3),
+    drop(NET, "weights", "ip1"),
+    change(NET, "weights", "data", to={"weights": b"", "bias": b""}),
+    change(NET, "weights", "conv1", to=None),
+    change(NET, "weights", "conv1", to={}),
+    change(NET, "weights", "conv1", "weights", to=b"abc"),
+    change(NET, "weights", "conv1", "weights", to="abc"),
+    change(NET, "weights", "conv1", "weights", to=[0] * 54),
+    change(NET, "weights", "conv1", "bias", to=bytes(8)),
+    change(NET, "weights", "conv1", "shifts", to=[1, 1]),
+    change(NET, "target", "core", to="m7"),
+    change(NET, "target", "rounding", to=None),
+    change(NET, "target", "api", to="S8"),
+    drop(NET, "target", "api"),
+    drop(*OUTCOME),
+    change(*OUTCOME, to=1),
+    change(*OUTCOME, "objective", to=None),
+    change(*OUTCOME, "images_read", to=[]),
+    change(*OUTCOME, "images_read", to=-1),
+    change(*OUTCOME, "holdout", to="0.5"),
+    change(*OUTCOME, "accuracy", to=3),
+    change(*OUTCOME, "accuracy", "on_device", to=None),
+    change(*OUTCOME, "search", to={"x": "y"}),
+    change(*OUTCOME, "search", to={1: 2.0}),
+    change(*OUTCOME, "layers", to={"conv1": {}}),
+    change(*OUTCOME, "layers", "conv1", "sqnr", to="37"),
+    change(*OUTCOME, "images", to=20),
+]
+TAMPERED_BEFORE = [
+    change(*CONV, "kernel", to=[3]),
+    change(*CONV, "kernel", to=[3.0, 3.0]),
+    change(*CONV, "kernel", to=[0, 0]),
+    change(*CONV, "kernel", to=[[3, 3], 3]),
+    change(*CONV, "kernel", to="33"),
+    change(*POOL, "kernel", to=[7, 7]),
+    change(*DATA, "in_shapes", to=[[3, 6]]),
+    change(*DATA, "in_shapes", to=[]),
+    change(*DATA, "mean", "data", to=b"\x00\x00\xc0\x7f" * 3),
+    change(NET, "core", to="m7"),
+    change(NET, "rounding", to=None),
+    change(NET, "api", to="S8"),
     drop(NET, "integers", 4),
-    change(NET, "integers", 0, to=None),
-    change(NET, "integers", 0, "rshift", to=99),
-    change(NET, "integers", 0, "mean", "data", to=bytes(12)),
     change(NET, "integers", 1, to=None),
     change(NET, "integers", 1, to={}),
-    change(NET, "integers", 1, "weights", "shape", to=[2, 27]),
-    change(NET, "integers", 1, "weights", "shape", to=[2, 3, 3, 4]),
-    change(NET, "integers", 1, "weights", "shape", to=[2, 3, 3, -1]),
     change(NET, "integers", 1, "weights", "data", to=b"abc"),
     change(NET, "integers", 1, "weights", "data", to="abc"),
-    change(NET, "integers", 1, "weights", "dtype", to="uint8"),
-    change(NET, "integers", 1, "weights", "dtype", to="O"),
-    change(NET, "integers", 1, "bias", "shape", to=[1, 2]),
-    change(NET, "integers", 1, "shifts", to={"bias_lshift": 1, "out_rshift": 1}),
-    change(NET, "integers", 1, "shifts", "out_rshift", to=31),
-    change(NET, "integers", 1, "shifts", "out_rshift", to=-1),
-    change(NET, "integers", 1, "shifts", "out_rshift", to="8"),
-    change(NET, "integers", 1, "shifts", "more", to=1),
-    change(NET, "integers", 2, to={"rshift": 1}),
+    change(NET, "integers", 1, "bias", "data", to=bytes(8)),
+    drop(NET, "summary"),
+    change(NET, "summary", "accuracy", to=3),
+    change(NET, "summary", "search", to={"x": "y"}),
+    change(NET, "summary", "layers", to={"conv1": {}}),
 ]
+VERSION_1 = Path(__file__).parent / "data" / "version_1.pkl"
 
 
-@pytest.mark.parametrize("number", range(len(TAMPERED)))
+@pytest.mark.parametrize("number", range(len(TAMPERED + TAMPERED_NOW)))
 def test_tampered_networks_are_refused(tmp_path: Path, tiny_pickle: Path, number: int) -> None:
     tampered = content(tiny_pickle)
-    TAMPERED[number](tampered)
+    (TAMPERED + TAMPERED_NOW)[number](tampered)
+    message = refused(tmp_path / "bad.pkl", pickle.dumps(tampered))
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("number", range(len(TAMPERED + TAMPERED_BEFORE)))
+def test_tampered_networks_of_version_1_are_refused(tmp_path: Path, number: int) -> None:
+    tampered = content(VERSION_1)
+    (TAMPERED + TAMPERED_BEFORE)[number](tampered)
     message = refused(tmp_path / "bad.pkl", pickle.dumps(tampered))
     assert len(message) < 600
 
@@ -373,7 +464,8 @@ def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
     changed = content(tiny_pickle)
     network = changed["network"]
     network["layers"][1]["name"] = network["layers"][2]["inputs"][0] = evil
-    network["formats"][evil] = network["formats"].pop("conv1")
+    for table in ("formats", "weights"):
+        network[table][evil] = network[table].pop("conv1")
     network["sources"] = {evil: {"name": evil, "sha256": evil}}
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(changed))
     loaded = record.load(tmp_path / "evil.pkl").network

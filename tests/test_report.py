@@ -75,15 +75,15 @@ def test_the_schema_refuses_what_it_does_not_describe(reported: Reported, damage
 
 def test_the_values_are_those_of_the_pickle(reported: Reported) -> None:
     values, network = reported.values, record.load(reported.folder / "net.pkl").network
-    assert network
-    assert values["accuracy"]["device"] == network.summary["accuracy"]["device"]
+    assert network and network.outcome
+    assert values["accuracy"]["device"] == network.outcome.accuracy.on_device
     assert values["accuracy"]["loss"] == pytest.approx(values["accuracy"]["float"] - values["accuracy"]["device"])
     for layer, graph_layer in zip(values["layers"], network.graph.layers):
         own = network.formats[graph_layer.name]
         assert (layer["name"], tuple(layer["shape"])) == (graph_layer.name, graph_layer.out_shape)
         assert layer["fraction_bits"]["activations"] == (own.y and own.y.fraction_bits)
         assert layer["fraction_bits"]["weights"] == (own.w and own.w.fraction_bits)
-        assert layer["activations"]["sqnr"] == network.summary["layers"][layer["name"]]["sqnr"]
+        assert layer["activations"]["sqnr"] == network.outcome.layers[layer["name"]].sqnr
     assert sum(pair["count"] for pair in values["confusion"]) == values["images"]["count"] == 20
     differing = sum(pair["count"] for pair in values["confusion"] if pair["float"] != pair["device"])
     assert len(values["changed"]) == differing

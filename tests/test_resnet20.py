@@ -17,7 +17,7 @@ from q7.engines.float_network import FloatNetwork, Simulation
 from q7.network.folding import simplify
 from q7.network.from_caffe import attach_weights, parse_network
 from q7.network.graph import Graph
-from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
 from q7.qformat import QFormat
 from q7.search import common
 from q7.search.common import Tensor
@@ -64,7 +64,7 @@ def test_the_program_computes_what_the_model_predicts(
         choices[name, tensor] = QFormat.covering(common.largest(values))
     formats = common.table(network, choices)
     layers = tuple(quantize_network(network, formats, Target()))
-    sources = {"model": {"name": "resnet20.prototxt", "sha256": "0" * 64}}
+    sources = {"model": SourceFile("resnet20.prototxt", "0" * 64)}
     quantized = QuantizedNetwork(network, formats, layers, Target(), sources, str(source.find_images()))
     expected = predicted(quantized, images)
     assert accuracy_first(expected, labels) > 79

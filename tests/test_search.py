@@ -13,7 +13,7 @@ from q7.engines.accuracy import accuracy_caffe, accuracy_first
 from q7.engines.float_network import FloatNetwork
 from q7.layers.activations import ReLU
 from q7.layers.input import Input
-from q7.layers.windowed import Convolution, InnerProduct, Pooling
+from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
 from q7.network.graph import Graph
 from q7.pipeline.job import Job
 from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
@@ -31,7 +31,7 @@ def _graph() -> Graph:
         Input("data", (), "data", (shape,)),
         Convolution("conv", ("data",), "conv", (shape,), num_output=4),
         ReLU("relu", ("conv",), "conv", (shape,)),
-        Pooling("pool", ("relu",), "pool", (shape,), window=(2, 2), stride=(2, 2), average=True),
+        AveragePooling("pool", ("relu",), "pool", (shape,), window=(2, 2), stride=(2, 2)),
         InnerProduct("ip", ("pool",), "ip", ((4, 2, 2),), num_output=3),
     )
     weights = {
@@ -189,6 +189,7 @@ def test_the_original_s_formats_on_arm_m4(arm_m4_pickle: Path) -> None:
         "conv3": "Q-2.9 Q8.-1 Q1.6",
         "ip1": "Q-4.11 Q4.3 Q2.5",
     }
-    assert network.summary["accuracy"]["float"] == pytest.approx(76.46)
-    assert network.summary["search"]["quantized weights, activations and biases"] == pytest.approx(75.70)
-    assert network.summary["accuracy"]["device"] == pytest.approx(76.37)
+    assert network.outcome
+    assert network.outcome.accuracy.in_float == pytest.approx(76.46)
+    assert network.outcome.search["quantized weights, activations and biases"] == pytest.approx(75.70)
+    assert network.outcome.accuracy.on_device == pytest.approx(76.37)

@@ -18,10 +18,10 @@ from q7.engines import device_network, engine
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.layers.activations import ReLU
 from q7.layers.input import Input
-from q7.layers.windowed import Convolution, InnerProduct, Pooling
+from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_network
-from q7.pipeline.job import Job
+from q7.pipeline.job import Job, split
 from q7.qformat import LayerFormats, QFormat, shifts
 from q7.search import common, weight_fitting
 from q7.search.common import Choices, Trial
@@ -59,7 +59,7 @@ def _graph(seed: int = 0) -> Graph:
         Input("data", (), "data", (shape,), mean=np.full((3, 1, 1), 128, np.float32), scale=2.0**-7),
         Convolution("conv", ("data",), "conv", (shape,), window=(3, 3), pad=(1, 1), num_output=8),
         ReLU("relu", ("conv",), "conv", ((8, 8, 8),)),
-        Pooling("pool", ("relu",), "pool", ((8, 8, 8),), window=(2, 2), stride=(2, 2), average=True),
+        AveragePooling("pool", ("relu",), "pool", ((8, 8, 8),), window=(2, 2), stride=(2, 2)),
         InnerProduct("ip", ("pool",), "ip", ((8, 4, 4),), num_output=5),
     )
     rng = np.random.default_rng(seed)
@@ -313,15 +313,15 @@ def test_degenerate_networks(
     arguments = ["--model", str(model), "--weights", str(tmp_path / "n.caffemodel"), "--objective", objective]
     assert nn_quantizer.main([*arguments, "--save", str(tmp_path / "n.pkl")]) == 0
     network = record.load(tmp_path / "n.pkl").network
-    assert network is not None
+    assert network is not None and network.outcome
     if images == 30 and classes == 1:
-        assert network.summary["accuracy"]["device"] == 100.0
+        assert network.outcome.accuracy.on_device == 100.0
 
 
 def test_held_out_images_are_not_searched() -> None:
-    swept, reported = nn_quantizer.split(1000, 0.3, seed=7)
+    swept, reported = split(1000, 0.3, seed=7)
     assert (len(swept), len(reported)) == (700, 300)
     assert not set(swept) & set(reported)
-    assert not np.array_equal(reported, nn_quantizer.split(1000, 0.3, seed=8)[1])
-    everything, same = nn_quantizer.split(10, 0.0, seed=7)
+    assert not np.array_equal(reported, split(1000, 0.3, seed=8)[1])
+    everything, same = split(10, 0.0, seed=7)
     assert everything.tolist() == same.tolist() == list(range(10))

@@ -74,21 +74,27 @@ def _read_hdf5(path: Path) -> Blobs:
     return {layer: [blobs[i] for i in sorted(blobs)] for layer, blobs in found.items()}
 
 
-def read_hdf5_images(path: Path, data: str, label: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32; at most `limit` rows."""
+def _dataset(file: h5py.File, path: Path, name: str) -> Any:
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise Q7Error(f"the HDF5 file '{path}' has no data set '{name}'; it has: {', '.join(file)}")
+    item = file[name]
+    if item.dtype.kind not in "fiu" or item.external or item.is_virtual or not item.shape:
+        raise ValueError(f"data set '{name}' is not an array of numbers in this file")
+    if item.nbytes > COMPRESSION * path.stat().st_size:
+        raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
+    return item
 
-    def rows(file: h5py.File, name: str) -> np.ndarray:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-            raise Q7Error(f"the HDF5 file '{path}' has no data set '{name}'; it has: {', '.join(file)}")
-        item = file[name]
-        if item.dtype.kind not in "fiu" or item.external or item.is_virtual or not item.shape:
-            raise ValueError(f"data set '{name}' is no array of numbers in this file")
-        if item.nbytes > COMPRESSION * path.stat().st_size:
-            raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
-        return np.asarray(item[:limit], np.float32)
 
+def count_hdf5_images(path: Path, data: str) -> int:
+    """Rows of a data set, none of which is read."""
     with files.reading(f"the HDF5 file '{path}'"), h5py.File(path, "r") as file:
-        images, labels = rows(file, data), rows(file, label)
+        return len(_dataset(file, path, data))
+
+
+def read_hdf5_images(path: Path, data: str, label: str, rows: slice | list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows of two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32."""
+    with files.reading(f"the HDF5 file '{path}'"), h5py.File(path, "r") as file:
+        images, labels = (np.asarray(_dataset(file, path, name)[rows], np.float32) for name in (data, label))
     if images.ndim != 4 or min(images.shape[1:]) < 1:
         raise Q7Error(
             f"'{path}': data set '{data}' has shape {images.shape}, allowed is (images, channels, height, width)"

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q7.target import Api, Core, Rounding, Target
+from q7.target import Core, Rounding, Target
 
 TARGETS = ("mbed", "keil", "mps2", "host")
 PORTABLE = ("mps2", "host")  # where our portable kernels come along
-KERNELS = {Api.Q7: "portable", Api.S8: "portable_s8"}  # their folders
 BOARDS = {Core.DSP: "cortex-m4", Core.PLAIN: "cortex-m3", Core.MVE: "cortex-m55"}  # that mps2 code is run on
 
 

@@ -7,17 +7,28 @@ from dataclasses import dataclass
 
 from q7.codegen.boards import Options
 from q7.codegen.c_text import comment
-from q7.codegen.memory import MemoryPlan
-from q7.codegen.rows import RowPlan
+from q7.codegen.rows import RowPlan, Run
 from q7.kernels.base import consider
 from q7.kernels.call import CNames
 from q7.network.quantized import QuantizedNetwork
 from q7.templating import columns
 
 
-def memory_lines(plan: MemoryPlan) -> list[str]:
-    """The arena as text: each buffer's bytes, and a bar of where it lies."""
-    width = 64
+def run_lines(network: QuantizedNetwork, plan: RowPlan, run: Run) -> list[str]:
+    """What a run holds in memory: of each image the rows at most, and their bytes."""
+    layers, stages = network.graph.layers, plan.stages
+    names = [f"{layers[stages[i].layers[0]].name}" for i in (run.stages[0], run.stages[-1])]
+    lines = [f"Row by row, {names[0]} to {names[1]}: {run.bytes} bytes at most. Rows in memory, and bytes of each:"]
+    for window, most in zip(run.windows, run.most_rows):
+        stage = stages[window.stage]
+        what = f"all {stage.rows} at first" if window.stage == run.source else f"{most} of {stage.rows}"
+        lines.append(f"{layers[stage.layers[0]].name[:24]:24} {what:>18} {stage.held_bytes:>7}")
+    return [comment(line) for line in lines]
+
+
+def memory_lines(network: QuantizedNetwork, rows: RowPlan) -> list[str]:
+    """The arena as text: each buffer's bytes, and a bar of where it lies; then what is computed row by row."""
+    width, plan = 64, rows.memory
     lines = [f"{'buffer':24} {'layers':>7} {'offset':>7} {'bytes':>7}  |0{plan.arena_bytes:>{width - 1}}|"]
     for buffer in plan.buffers:
         start = buffer.offset * width // plan.arena_bytes
@@ -29,7 +40,7 @@ def memory_lines(plan: MemoryPlan) -> list[str]:
                 f"|{bar:{width}}|"
             )
         )
-    return lines
+    return [*lines, *(line for run in rows.runs for line in ["", *run_lines(network, rows, run)])]
 
 
 @dataclass(frozen=True)
@@ -68,20 +79,36 @@ def passed_over(network: QuantizedNetwork) -> list[str]:
     return [f"{', '.join(names)}: {reasons}" for reasons, names in layers.items()]
 
 
+def _outputs(plan: RowPlan) -> dict[int, str]:
+    """By layer, of those that run row by row: how many rows are in memory at most, and the bytes of each."""
+    found = {}
+    for run in plan.runs:
+        most = {window.stage: rows for window, rows in zip(run.windows, run.most_rows)}
+        for i in run.stages:
+            first, *others = plan.stages[i].layers
+            found.update({first: f"{most[i]} x {plan.stages[i].held_bytes}", **dict.fromkeys(others, "in place")})
+    return found
+
+
 def table(network: QuantizedNetwork, plan: RowPlan, options: Options) -> list[str]:
     """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals."""
+    network = plan.lower(network)
     rows: list[tuple[str, ...]] = [("layer", "kernel", "MACs", "weights", "output", "scratch")]
-    for layer, integer, constants in zip(network.graph.layers, network.layers, constant_bytes(network)):
-        scratch = plan.memory.scratch.get(layer.name)
-        sizes = (layer.macs, constants, layer.out_size, scratch.size if scratch else 0)
-        rows.append((layer.name, integer.kernel.name, *map(str, sizes)))
+    outputs = _outputs(plan)
+    scratch = {plan.stages[i].layers[0]: plan.stages[i].scratch_bytes for run in plan.runs for i in run.stages}
+    for i, (layer, integer, constants) in enumerate(zip(network.graph.layers, network.layers, constant_bytes(network))):
+        buffer = plan.memory.scratch.get(layer.name)
+        output, own_scratch = outputs.get(i, layer.out_size), scratch.get(i, buffer.size if buffer else 0)
+        rows.append((layer.name, integer.kernel.name, *map(str, (layer.macs, constants, output, own_scratch))))
     reasons = passed_over(network)
     total = totals(network, plan, options)
+    less = plan.memory.arena_bytes - plan.least_bytes
     return [
         *columns(rows, left=2),
         *(["", "Faster kernels that were passed over:", *reasons] if reasons else []),
         "",
-        *memory_lines(plan.memory),
+        *memory_lines(network, plan),
         "",
+        *([f"Row by row, the layers would take {plan.least_bytes} bytes: --ram least"] if less > 0 else []),
         f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes",
     ]

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from q7 import files
+from q7.data import pictures
 from q7.data.image_set import crop_centre
 from q7.engines.device_network import DeviceNetwork
 from q7.errors import Q7Error
@@ -73,26 +77,34 @@ def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path, re
     return list(contents)
 
 
-def read_images(network: QuantizedNetwork, path: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _cropped(network: QuantizedNetwork, path: Path, images: np.ndarray) -> np.ndarray:
+    """(..., C, H, W) as the network takes them; raises Q7Error where they are of another shape."""
+    if network.crop <= min(images.shape[-2:]):
+        images = crop_centre(images, network.crop)
+    if images.shape[-3:] != network.graph.input.out_shape:
+        raise Q7Error(
+            f"'{path}' has images of shape {images.shape[-3:]}, the network takes {network.graph.input.out_shape}"
+        )
+    return images
+
+
+def open_images(
+    network: QuantizedNetwork, path: Path, count: int | None = None, in_memory: float = math.inf
+) -> tuple[Any, np.ndarray]:
     """The first images (N, C, H, W) of the test data, or all, cropped, with their labels.
 
-    Raises Q7Error where there are too few, or they are of another shape.
+    Those of more bytes than `in_memory` may stay in their file. Raises Q7Error where there are too few, or they are of
+    another shape.
     """
-    images, labels = network.reader.read(path, count)
-    if len(images) < (count or 1):
-        raise Q7Error(f"'{path}' holds {len(images)} images, asked for are {count}")
-    shape = network.graph.input.out_shape
-    if network.crop <= min(images.shape[2:]):
-        images = crop_centre(images, network.crop)
-    if images.shape[1:] != shape:
-        raise Q7Error(f"'{path}' has images of shape {images.shape[1:]}, the network takes {shape}")
-    return np.ascontiguousarray(images), labels
+    if count and (held := network.reader.count(path)) < count:
+        raise Q7Error(f"'{path}' holds {held} images, asked for are {count}")
+    return network.reader.open(path, count, partial(_cropped, network, path), in_memory)
 
 
-def read_positions(network: QuantizedNetwork, lmdb: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_images`, of the images at these positions, counted from 0."""
-    images, labels = read_images(network, lmdb, max(positions) + 1)
-    return images[list(positions)], labels[list(positions)]
+def read_positions(network: QuantizedNetwork, path: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """As `open_images`, of the images at these positions alone, counted from 0."""
+    images, labels = network.reader.read_at(path, positions)
+    return np.ascontiguousarray(_cropped(network, path, images)), labels
 
 
 def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.ndarray, np.ndarray]:
@@ -105,14 +117,7 @@ def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.
     channels, height, width = network.graph.input.out_shape
     if channels not in (1, 3):
         raise Q7Error(f"a picture has 1 or 3 channels, the network takes {channels}")
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-            picture = np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR))
-    except OSError as error:
-        raise Q7Error(f"cannot read the picture '{path}': {error.strerror or error}") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Q7Error(f"cannot read the picture '{path}': {error}") from None
-    pixels = picture.reshape(height, width, channels)
-    pixels = pixels[..., ::-1] if order == "bgr" else pixels
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None], np.array([NO_LABEL], np.int32)
+    with pictures.opened(path, f"the picture '{path}'") as image:
+        upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+        fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+        return pictures.channels_first(fitted, order)[None], np.array([NO_LABEL], np.int32)

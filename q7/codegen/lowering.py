@@ -14,7 +14,7 @@ from q7.layers.passthrough import Softmax
 from q7.network.folding import without
 from q7.network.quantized import IntegerLayer, QuantizedNetwork
 from q7.qformat import LayerFormats, Shifts
-from q7.target import Api, Rounding, Target
+from q7.target import Rounding, Target
 
 
 def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
@@ -26,10 +26,10 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
     layers = []
     for layer, held in zip(network.graph.layers, network.layers):
         integers = held.integers
-        if layer.weighted and target.api is Api.Q7 and integers.bias.dtype != np.int8:
+        if layer.weighted and 8 * integers.bias.itemsize > target.library.bias_bits:
             raise Q7Error(
-                f"layer '{layer.name}' has a bias of 32 bits, which the q7 kernels cannot take: "
-                "quantize the network with --api q7, then it serves both"
+                f"layer '{layer.name}' has a bias of 32 bits, which the {target.library} kernels cannot take: "
+                f"quantize the network with --api {target.library}, then it serves both"
             )
         if layer.weighted and truncated and not held.kernel.own_loop:
             integers = _truncating(integers)

@@ -21,7 +21,7 @@ from q7.codegen.memory import MemoryPlan
 from q7.errors import Q7Error
 from q7.kernels.by_rows import RowForm, row_form
 from q7.layers.base import Layer
-from q7.layers.windowed import Convolution, Pooling
+from q7.layers.windowed import Convolution
 from q7.network.quantized import QuantizedNetwork
 
 ALIGNMENT = 4  # bytes, of scratch memory and of the arena
@@ -78,7 +78,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Window:
-    """The rows of a stage in a run: how many rows of zeros lie above and below the image, for kernels that check none."""
+    """The rows of a stage in a run: how many rows of zeros lie above and below, for kernels that do not check rows."""
 
     stage: int
     above: int = 0
@@ -113,11 +113,9 @@ def _shape(layer: Layer) -> tuple[int, int]:
     return (shape[1], shape[0] * shape[2]) if len(shape) == 3 else (1, shape[0])
 
 
-def _geometry(layer: Layer) -> tuple[int, int, int]:
+def _geometry(layer: Any) -> tuple[int, int, int]:
     """Window, stride and padding in rows."""
-    if isinstance(layer, (Convolution, Pooling)):
-        return layer.window[0], layer.stride[0], layer.pad[0]
-    return 1, 1, 0
+    return (layer.window[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +166,8 @@ class _Stages:
         host = self._host(layer) if in_place else None
         if host is not None:
             stage = self.stages.pop(host)
-            others = tuple(self._reading(name, 1, 1, 0) for name in layer.inputs if self.owner[name] != host)
+            names = dict.fromkeys(name for name in layer.inputs if self.owner[name] != host)
+            others = tuple(self._reading(name, 1, 1, 0) for name in names)
             self.stages[host] = replace(stage, layers=(*stage.layers, i), readings=(*stage.readings, *others))
             self.owner[layer.name] = host
             return
@@ -306,7 +305,7 @@ class _Simulation:
     def _drop(self, i: int) -> None:
         """Rows that no reader needs any more."""
         wanted = [self._wanted(reader, reading) for reader, reading in self.readings[i]]
-        self.first[i] = max(self.first[i], min(min(wanted), self.end[i]))
+        self.first[i] = max(self.first[i], min(*wanted, self.end[i]))
 
     def _wanted(self, reader: int, reading: Reading) -> int:
         stage = self.stages[reader]
@@ -341,7 +340,7 @@ class _Simulation:
         return Run(tuple(self.members), self.source, windows, aligned(self.peak), most)
 
     def run(self, most: float = math.inf) -> bool:
-        """To the end, or until more bytes than `most` are alive."""
+        """To the end, or until more bytes than `most` are alive; whether it is at its end, with all rows computed."""
         self._note()
         output = self.members[-1]
         while self.end[output] < self.stages[output].rows:
@@ -349,7 +348,8 @@ class _Simulation:
             assert any(moved), "a stage waits for rows that never come"
             if self.peak > most:
                 return False
-        return True
+        # Rows that nobody reads would be left out, and their layer's checksum with them.
+        return all(self.end[i] >= self.stages[i].rows for i in self.members)
 
 
 # --- which sections ---------------------------------------------------------------------------------------------------
@@ -397,11 +397,13 @@ class Planner:
                 plans.append(memory.plan(network.graph, network.layers, network.target, self.promised_only, part))
         least = max((section.run.bytes for section in sections if section.run), default=0)
         found = memory.join(plans, least)
-        data, following = found.outputs[network.graph.input.name], sections[1:2]
-        if following and following[0].run and following[0].run.source == 0:  # where the run reads it
-            below = following[0].run.windows[-1].below * self.stages[0].row_bytes
-            data.size = network.graph.input.out_size
-            data.offset = found.arena_bytes - below - data.size
+        following = sections[1:2]
+        if following and following[0].run and following[0].run.source == 0:  # it lies where the run reads it
+            stage, size = self.stages[0], network.graph.input.out_size
+            offset = found.arena_bytes - following[0].run.windows[-1].below * stage.row_bytes - size
+            for layer in stage.layers:
+                buffer = found.outputs[network.graph.layers[layer].name]
+                buffer.size, buffer.offset = size, offset
         return found
 
     def runs(
@@ -455,14 +457,13 @@ class Planner:
                     best[stop] = (cost + rows, start, run)
         return self._sections(best)
 
-    def plan(self, sections: Sequence[Section]) -> RowPlan:
+    def plan(self, sections: Sequence[Section], least_bytes: int = 0) -> RowPlan:
         """The sections with the memory that they take; neighbours that run whole share it better as one."""
         joined: list[Section] = []
         for section in sections:
-            if joined and not (section.run or joined[-1].run):
-                section = Section((*joined.pop().stages, *section.stages))
-            joined.append(section)
-        return RowPlan(tuple(self.stages), tuple(joined), self.memory(joined))
+            whole = joined and not (section.run or joined[-1].run)
+            joined.append(Section((*joined.pop().stages, *section.stages)) if whole else section)
+        return RowPlan(tuple(self.stages), tuple(joined), self.memory(joined), least_bytes)
 
     def _sections(self, best: Sequence[tuple[float, int, Run | None]]) -> list[Section]:
         """Back from the end."""
@@ -486,6 +487,18 @@ class RowPlan:
     stages: tuple[Stage, ...]
     sections: tuple[Section, ...]
     memory: MemoryPlan
+    least_bytes: int  # that any plan takes
+
+    def lower(self, network: QuantizedNetwork) -> QuantizedNetwork:
+        """The network with the kernels that compute rows, and without weights that those can do without."""
+        layers, integers = list(network.graph.layers), list(network.layers)
+        for run in self.runs:
+            for stage in (self.stages[i] for i in run.stages):
+                first = stage.layers[0]
+                assert stage.form and stage.layer
+                layers[first] = stage.layer
+                integers[first] = replace(integers[first], kernel=stage.form.kernel, integers=stage.integers)
+        return replace(network, graph=replace(network.graph, layers=tuple(layers)), layers=tuple(integers))
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -501,12 +514,11 @@ def plan(network: QuantizedNetwork, promised_only: bool = False, ram: int | str 
     Raises Q7Error that names the fewest bytes where that is more than the number given.
     """
     planner = Planner(network, promised_only)
-    every = tuple(range(len(planner.stages)))
+    every, least = tuple(range(len(planner.stages))), planner.least()
     if ram == FAST or (isinstance(ram, int) and planner.whole_bytes(every) <= ram):
         sections = [Section(every)]
+    elif isinstance(ram, int) and ram < least:
+        raise Q7Error(f"--ram {ram}: this network's layers take {least} bytes at least")
     else:
-        least = planner.least()
-        if isinstance(ram, int) and ram < least:
-            raise Q7Error(f"--ram {ram}: this network's layers take {least} bytes at least")
         sections = planner.cheapest(ram if isinstance(ram, int) else least)
-    return planner.plan(sections)
+    return planner.plan(sections, least)

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from q7.codegen.boards import Options
 from q7.codegen.c_text import comment, identifiers
+from q7.codegen.cost import run_lines
 from q7.codegen.rows import Reading, RowPlan, Run, Stage, Window
 from q7.kernels.base import Array
 from q7.kernels.by_rows import SummedAveragePool
@@ -95,9 +96,6 @@ class _Builder:
 
     def _step(self, i: int, c: CNames, offsets: Mapping[str, int], stage: Stage | None = None) -> Step:
         layer, integer = self.network.graph.layers[i], self.network.layers[i]
-        if stage and stage.layers[0] == i:
-            assert stage.form and stage.layer
-            layer, integer = stage.layer, replace(integer, kernel=stage.form.kernel, integers=stage.integers)
         kernel = integer.kernel
         last_calls = kernel.last_calls(layer, c) if isinstance(kernel, SummedAveragePool) else []
         return Step(
@@ -147,7 +145,6 @@ class _Builder:
             inputs.append(f"{name}_row" if own else f"{owner[self.index[input_name]]}.data")
         if first:  # an image may be read twice
             inputs = [f"in_{next(numbers)}.data" for _ in layer.inputs]
-        assert stage.layer
         c = CNames(
             prefix=self.ids[i].upper(),
             inputs=tuple(inputs),
@@ -157,7 +154,7 @@ class _Builder:
             weights=f"{self.ids[i]}_wt",
             bias=f"{self.ids[i]}_bias",
             in_place=not first,
-            square=(stage.layer if first else layer).square,
+            square=layer.square,
             replaced={
                 "IN_DIM_Y": "in_1.count",
                 "PAD_Y": "in_1.above",
@@ -238,15 +235,3 @@ class _Builder:
 def build(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Program:
     """What the templates print of a network."""
     return _Builder(network, plan, options).program()
-
-
-def run_lines(network: QuantizedNetwork, plan: RowPlan, run: Run) -> list[str]:
-    """What a run holds in memory: of each image the rows at most, and their bytes."""
-    layers, stages = network.graph.layers, plan.stages
-    names = [f"{layers[stages[i].layers[0]].name}" for i in (run.stages[0], run.stages[-1])]
-    lines = [f"Row by row, {names[0]} to {names[1]}: {run.bytes} bytes at most. Rows in memory, and bytes of each:"]
-    for window, most in zip(run.windows, run.most_rows):
-        stage = stages[window.stage]
-        what = f"all {stage.rows} at first" if window.stage == run.source else f"{most} of {stage.rows}"
-        lines.append(f"{layers[stage.layers[0]].name[:24]:24} {what:>18} {stage.held_bytes:>7}")
-    return [comment(line) for line in lines]

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import BinaryIO
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 PAGE_HEADER = 16  # bytes: page number (8), padding (2), flags (2), start and end of the free space (2 + 2)
 BRANCH, LEAF = 1, 2  # page flags
 META = 152  # bytes that matter of the pages 0 and 1
-OVERFLOW, PLAIN = 1, 0  # node flags: the value lies on pages of its own, or behind the key
+OVERFLOW, PLAIN = 1, 0  # node flags: the value lies on pages of its own, or after the key
 EMPTY = (1 << 64) - 1  # the root of a database without entries
+Entry = tuple[bytes, int, bytes]  # key, where the value lies in the file, value
 
 
 class LmdbFile:
@@ -48,7 +50,7 @@ class LmdbFile:
         """Transaction number, depth, entries and root page, in which the newest meta sorts last."""
         meta = self._read(offset, META)
         if struct.unpack_from("<II", meta, PAGE_HEADER) != (MAGIC, VERSION):
-            raise ValueError("it is no LMDB of version 1")
+            raise ValueError("it is not an LMDB of version 1")
         depth, entries, root = struct.unpack_from("<6xH24xQQ", meta, 88)
         return struct.unpack_from("<Q", meta, 144)[0], depth, entries, root
 
@@ -70,14 +72,16 @@ class LmdbFile:
             low, high, flags, key = struct.unpack_from("<HHHH", page, start)
             yield low, high, flags, page[start + 8 : start + 8 + key], start + 8 + key
 
-    def _walk(self, number: int, depth: int) -> Iterator[tuple[bytes, int, bytes]]:
+    def _walk(self, number: int, depth: int, numbers: Iterator[int], wanted: Container[int]) -> Iterator[Entry]:
         page = self._read(number * self._page_size, self._page_size)
         (kind,) = struct.unpack_from("<H", page, 10)
         if kind != (LEAF if depth == 1 else BRANCH):
             raise ValueError(f"page {number} is of another kind")
         for low, high, flags, key, start in self._nodes(page):
             if kind == BRANCH:
-                yield from self._walk(low | high << 16 | flags << 32, depth - 1)
+                yield from self._walk(low | high << 16 | flags << 32, depth - 1, numbers, wanted)
+                continue
+            if next(numbers) not in wanted:
                 continue
             size = low | high << 16
             if flags == OVERFLOW:
@@ -92,7 +96,7 @@ class LmdbFile:
             self._spend(size)
             yield key, offset, value
 
-    def __iter__(self) -> Iterator[tuple[bytes, int, bytes]]:
-        """Keys, and values with where they lie in the file, in key order."""
+    def at(self, wanted: Container[int]) -> Iterator[Entry]:
+        """The entries at these positions in key order, counted from 0."""
         if self._root != EMPTY:
-            yield from self._walk(self._root, self._depth)
+            yield from self._walk(self._root, self._depth, itertools.count(), wanted)

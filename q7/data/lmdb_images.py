@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import math
 import os
 import struct
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import lmdb
@@ -20,16 +22,19 @@ from q7.data.image_set import Crop, Images, StoredImages, datum_pixels, parse_da
 from q7.data.lmdb_file import LmdbFile
 from q7.errors import Q7Error
 
+ALL = range(sys.maxsize)  # positions
+
 
 def _read_images(
-    path: Path, database: LmdbFile, limit: int | None, crop: Crop, in_memory: float
+    path: Path, database: LmdbFile, wanted: Sequence[int], crop: Crop, in_memory: float
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """Images, unless they are too many for the memory, their labels, and each one's (offset, size) in the file."""
-    count = database.entries if limit is None else min(database.entries, limit)
+    wanted = wanted[: bisect.bisect_left(wanted, database.entries)]
+    count, chosen = len(wanted), wanted if isinstance(wanted, range) else frozenset(wanted)
     images, shape = None, None
     labels, places = np.empty(count, np.int32), np.empty((count, 2), np.int64)
     done = 0
-    for key, offset, value in itertools.islice(database, count):
+    for key, offset, value in itertools.islice(database.at(chosen), count):
         where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
         datum = parse_datum(value, where)
         pixels = datum_pixels(datum, where)
@@ -51,7 +56,10 @@ def _read_images(
 
 
 def _data_file(path: Path) -> Path:
-    return path / "data.mdb" if path.is_dir() else path
+    data = path / "data.mdb" if path.is_dir() else path
+    if not data.is_file():
+        raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")
+    return data
 
 
 def version(path: Path) -> object:
@@ -59,26 +67,32 @@ def version(path: Path) -> object:
     try:
         with open(_data_file(path), "rb") as file:
             return os.fstat(file.fileno()).st_ino, LmdbFile(file).version()
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, struct.error, Q7Error):
         return None
 
 
 def read_within(
-    path: Path, limit: int | None = None, crop: Crop = lambda image: image, in_memory: float = math.inf
+    path: Path, wanted: Sequence[int] = ALL, crop: Crop = lambda image: image, in_memory: float = math.inf
 ) -> tuple[Images, np.ndarray]:
-    """As `read`, with each image cropped; images of more bytes than `in_memory` stay in the file."""
-    data = _data_file(path)
-    if not data.is_file():
-        raise Q7Error(f"'{path}' is not an LMDB: it has no data.mdb")
+    """The images at those of the wanted positions (ascending) that there are, cropped, and their labels, as `read`.
+
+    Images of more bytes than `in_memory` stay in the file.
+    """
     with files.reading(f"the LMDB '{path}'"), contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(data, "rb"))
+        file = stack.enter_context(open(_data_file(path), "rb"))
         database = LmdbFile(file)
         with unchanged(path, database):
-            images, labels, places = _read_images(path, database, limit, crop, in_memory)
+            images, labels, places = _read_images(path, database, wanted, crop, in_memory)
         if images is not None:
             return images, labels
         stack.pop_all()  # the file stays open
         return StoredImages(path, file, database, places, crop), labels
+
+
+def count(path: Path) -> int:
+    """Images in the database, none of which is read; raises Q7Error where it is missing or damaged."""
+    with files.reading(f"the LMDB '{path}'"), open(_data_file(path), "rb") as file:
+        return LmdbFile(file).entries
 
 
 def read(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +100,7 @@ def read(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
 
     Raises Q7Error where the database is missing, damaged, empty or changed meanwhile, or its images differ in shape.
     """
-    images, labels = read_within(path, limit)
+    images, labels = read_within(path, ALL[:limit])
     return images[:], labels
 
 

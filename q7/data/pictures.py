@@ -1,56 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as OpenCV decodes and resizes them for Caffe."""
+"""Picture files as pixels; those of data sets as OpenCV decodes and resizes them for Caffe."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from q7 import files
 from q7.errors import Q7Error
 
-LARGEST_IMAGE = 1 << 24  # pixels
+LARGEST_IMAGE = 1 << 24  # pixels of an image of a data set
+GREY = ("1", "L")
+COLOURS = ("RGB", "P")  # Pillow's modes
+
+
+@contextlib.contextmanager
+def opened(
+    source: Path | bytes,
+    where: str,
+    formats: tuple[str, ...] | None = None,
+    modes: tuple[str, ...] | None = None,
+    alpha: bool = True,
+    most: float = math.inf,
+) -> Iterator[Any]:
+    """Pillow's image of a file or of its bytes, not decoded yet, in one of some formats and modes and of a size.
+
+    Raises Q7Error, which begins with `where`, where it is not, or where what the caller does with it fails. Pillow has
+    a limit on the pixels of its own.
+    """
+    from PIL import Image
+
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with files.reading(where), Image.open(file, formats=formats) as image:
+        if image.width * image.height > most:
+            raise Q7Error(f"{where}: an image of {image.width}x{image.height} pixels is too large")
+        if (modes and image.mode not in modes) or (not alpha and "transparency" in image.info):
+            allowed = "8-bit grey and colours" + ("" if alpha else " without alpha")
+            raise Q7Error(f"{where}: an image of mode {image.mode}, allowed are {allowed}")
+        yield image
+
+
+def channels_first(image: Any, order: str) -> np.ndarray:
+    """(C, H, W) uint8 of an image of mode L or RGB, whose colours go in the order "bgr" or "rgb"."""
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return pixels[None]
+    return np.ascontiguousarray((pixels[..., ::-1] if order == "bgr" else pixels).transpose(2, 0, 1))
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
     """A JPEG or PNG as uint8 CHW; colours come in the order blue, green, red, as OpenCV gives them to Caffe."""
-    from PIL import Image
-
-    with (
-        files.reading(f"{where}: the encoded image"),
-        Image.open(io.BytesIO(data), formats=("BMP", "JPEG", "PNG")) as image,
-    ):
-        if image.width * image.height > LARGEST_IMAGE:
-            raise Q7Error(f"{where}: an image of {image.width}x{image.height} pixels is too large")
-        if image.mode in ("L", "1"):
-            return np.asarray(image.convert("L"))[None]
-        if image.mode not in ("RGB", "P", "CMYK", "YCbCr") or "transparency" in image.info:
-            raise Q7Error(f"{where}: an image of mode {image.mode}, allowed are 8-bit grey and colours without alpha")
-        return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1].transpose(2, 0, 1))
+    modes = (*GREY, *COLOURS, "CMYK", "YCbCr")
+    with opened(
+        data, f"{where}: the encoded image", ("BMP", "JPEG", "PNG"), modes, alpha=False, most=LARGEST_IMAGE
+    ) as image:
+        return channels_first(image.convert("L" if image.mode in GREY else "RGB"), "bgr")
 
 
-GREY = np.array([4899, 9617, 1868])  # of red, green and blue, in 2**-14: OpenCV's
+LUMA = np.array([4899, 9617, 1868])  # of red, green and blue, in 2**-14: OpenCV's
 
 
 def read(path: Path, color: bool) -> np.ndarray:
     """A picture file as uint8 (H, W, C): blue, green, red, or grey, upright, without alpha, as OpenCV reads it."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    where = f"the image '{path}'"
-    with files.reading(where), Image.open(path, formats=("BMP", "JPEG", "PNG", "PPM")) as image:
-        if image.width * image.height > LARGEST_IMAGE:
-            raise Q7Error(f"{where}: {image.width}x{image.height} pixels are too many")
-        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            raise Q7Error(f"{where} has mode {image.mode}, allowed are 8-bit grey and colours")
+    modes = (*GREY, *COLOURS, "LA", "RGBA")
+    with opened(path, f"the image '{path}'", ("BMP", "JPEG", "PNG", "PPM"), modes, most=LARGEST_IMAGE) as image:
         if not color:
             image.draft("L", image.size)  # a JPEG's brightness, not that of its decoded colours
         upright = ImageOps.exif_transpose(image)
         if not color and upright.mode == "L":
             return np.asarray(upright)[..., None]
         pixels = np.asarray(upright.convert("RGB"))
-        return pixels[..., ::-1] if color else ((pixels @ GREY + (1 << 13)) >> 14).astype(np.uint8)[..., None]
+        return pixels[..., ::-1] if color else ((pixels @ LUMA + (1 << 13)) >> 14).astype(np.uint8)[..., None]
 
 
 def _neighbours(extent: int, size: int, at_edges: bool) -> tuple[np.ndarray, ...]:

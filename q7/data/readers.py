@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,9 +13,10 @@ from typing import ClassVar
 import numpy as np
 
 from q7 import files
-from q7.caffe_io.blobs import read_hdf5_images
+from q7.caffe_io.blobs import count_hdf5_images, read_hdf5_images
 from q7.data import lmdb_images, pictures
 from q7.data.image_set import Crop, Images
+from q7.data.lmdb_images import ALL
 from q7.errors import Q7Error
 
 
@@ -29,9 +31,27 @@ class Reader:
         """All that a reading of `path` may read."""
         raise NotImplementedError
 
-    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Raises Q7Error where the images are missing, damaged or no 8-bit pixels of one shape."""
+    def count(self, path: Path) -> int:
+        """How many images there are, without reading them."""
         raise NotImplementedError
+
+    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The images at those of the wanted positions (ascending, from 0) that there are, and their labels."""
+        raise NotImplementedError
+
+    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Raises Q7Error where the images are missing, damaged or not 8-bit pixels of one shape."""
+        return self._read(path, ALL[:limit])
+
+    def read_at(self, path: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """As `read`, of the images at these positions, counted from 0; no others are read."""
+        count = self.count(path)
+        if max(positions) >= count:
+            raise Q7Error(f"'{path}' has no image at position {max(positions)}: it holds positions 0 to {count - 1}")
+        wanted = sorted({*positions})
+        images, labels = self._read(path, wanted)
+        rows = np.searchsorted(wanted, positions)
+        return images[rows], labels[rows]
 
     def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
         """As `read`, with the images cropped; those of more bytes than `in_memory` may stay in their file."""
@@ -49,11 +69,15 @@ class Lmdb(Reader):
     def files(self, path: Path) -> list[Path]:
         return [path, *(path / name for name in ("data.mdb", "lock.mdb"))]
 
-    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        return lmdb_images.read(path, limit)
+    def count(self, path: Path) -> int:
+        return lmdb_images.count(path)
+
+    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = lmdb_images.read_within(path, wanted)
+        return images[:], labels
 
     def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
-        return lmdb_images.read_within(path, limit, crop, in_memory)
+        return lmdb_images.read_within(path, ALL[:limit], crop, in_memory)
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
@@ -82,7 +106,7 @@ class ImageList(Reader):
         for number, line in _lines(path, "the list of images"):
             name, _, label = line.rpartition(" ")
             if not (name and label.isdecimal() and len(label) < 10):
-                raise Q7Error(f"'{path}', line {number}: '{line[:100]}' is no path, a space and a label")
+                raise Q7Error(f"'{path}', line {number}: '{line[:100]}' is not a path, a space and a label")
             yield name.strip(), int(label)
 
     def _find(self, name: str, path: Path) -> Path:
@@ -91,10 +115,15 @@ class ImageList(Reader):
     def files(self, path: Path) -> list[Path]:
         return [path, *(self._find(name, path) for name, _ in self._entries(path))]
 
-    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def count(self, path: Path) -> int:
+        return sum(1 for _ in self._entries(path))
+
+    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         if self.height * self.width > pictures.LARGEST_IMAGE:
             raise Q7Error(f"'{path}': new_height {self.height} and new_width {self.width} are too large")
-        entries = list(itertools.islice(self._entries(path), limit))
+        chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
+        listed = enumerate(itertools.islice(self._entries(path), wanted[-1] + 1))
+        entries = [entry for i, entry in listed if i in chosen]
         images: np.ndarray | None = None
         for i, (name, _) in enumerate(entries):
             file = self._find(name, path)
@@ -142,22 +171,33 @@ class Hdf5List(Reader):
     def files(self, path: Path) -> list[Path]:
         return [path, *(self._find(line, path) for _, line in _lines(path, "the list of HDF5 files"))]
 
-    def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def _files(self, path: Path) -> Iterator[tuple[Path, int]]:
+        """The files with their numbers of images."""
+        for _, line in _lines(path, "the list of HDF5 files"):
+            file = self._find(line, path)
+            yield file, count_hdf5_images(file, self.data)
+
+    def count(self, path: Path) -> int:
+        return sum(count for _, count in self._files(path))
+
+    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
-        count = 0
-        for _, line in _lines(path, "the list of HDF5 files"):
-            if limit is not None and count >= limit:
-                break
-            file = self._find(line, path)
-            left = None if limit is None else limit - count
-            values, truth = read_hdf5_images(file, self.data, self.label, left)
+        first = 0
+        for file, count in self._files(path):
+            inside = wanted[bisect.bisect_left(wanted, first) : bisect.bisect_left(wanted, first + count)]
+            rows: slice | list[int] = slice(0, len(inside))
+            if inside and not isinstance(inside, range):
+                rows = [position - first for position in inside]
+            values, truth = read_hdf5_images(file, self.data, self.label, rows)
             if images and values.shape[1:] != images[0].shape[1:]:
                 raise Q7Error(f"'{file}': image shape {values.shape[1:]}, but the first has {images[0].shape[1:]}")
             images.append(self._pixels(values, file))
             labels.append(truth)
-            count += len(values)
-        if not count:
+            first += count
+            if first > wanted[-1]:
+                break
+        if not sum(map(len, images)):
             raise Q7Error(f"the list of HDF5 files '{path}' leads to no images")
         return np.concatenate(images), np.concatenate(labels)
 

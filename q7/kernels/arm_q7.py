@@ -5,35 +5,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from q7.kernels.base import Bounds, Kernel, WeightedKernel
+from q7.kernels import weight_layouts
+from q7.kernels.base import Bounds, Integers, IntWidth, Kernel, ShiftingKernel, stays_ahead
 from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.constraints import padding_below_stride, short_window
-from q7.kernels.exact_onnx import convolution, divide, truncated_mean, weighted_sum
+from q7.kernels.contract import ConvolutionView, I_contra, LayerView, WindowedView
+from q7.kernels.exact_onnx import convolution, divide, inner_product, truncated_mean
+from q7.kernels.own_loops import sigmoid_table
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import max_pool
 from q7.qformat import INT8_MAX, INT8_MIN
-from q7.target import Api, Core, Target
+from q7.target import Q7, Core, Target
 
 DSP_LANES = 4
 
 
 @dataclass(frozen=True)
-class Convolution(WeightedKernel):
+class Convolution(ShiftingKernel[ConvolutionView]):
     """Convolutions whose weights are O,KH,KW,C; two q15 columns of scratch on the DSP path (one for one pixel)."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     nonsquare: bool = False
     overread: int = 0
 
-    def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
-        return weights.transpose(0, 2, 3, 1).ravel()
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        return weight_layouts.ohwi(weights)
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
+    def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
         if target.core is not Core.DSP:
             return 0
         columns = 1 if layer.out_shape[1] * layer.out_shape[2] == 1 else 2
@@ -42,10 +44,10 @@ class Convolution(WeightedKernel):
     def overread_bytes(self) -> int:
         return self.overread
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
         return convolution(g, xs[0], layer, integers, target)
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: ConvolutionView, c: CNames) -> list[Statement]:
         extents = (c.input_extent, c.window, c.padding, c.stride, c.output_extent)
         inputs, window, padding, stride, output = (pair if self.nonsquare else pair[:1] for pair in extents)
         arguments = [c.input, *inputs, c.macro("IN_CH"), c.weights, c.macro("OUT_CH"), *window, *padding, *stride]
@@ -57,75 +59,50 @@ class Convolution(WeightedKernel):
 class Depthwise(Convolution):
     """Depthwise convolutions: weights KH,KW,C, one q7 column of scratch."""
 
-    def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
-        return weights[:, 0].transpose(1, 2, 0).ravel()
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        return weight_layouts.depthwise(weights)
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
+    def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
         return layer.in_shape[0] * layer.window[0] * layer.window[1] if target.core is Core.DSP else 0
 
 
 @dataclass(frozen=True)
-class FullyConnected(WeightedKernel):
+class FullyConnected(ShiftingKernel[LayerView]):
     """Matrix times vector; the vector comes in H,W,C order where an image precedes it."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     interleaved: bool = False
 
-    def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
-        rows = len(weights)
-        if len(layer.in_shape) == 3:
-            weights = weights.reshape(rows, *layer.in_shape).transpose(0, 2, 3, 1)
-        weights = weights.reshape(rows, -1)
-        return interleave(weights) if self.interleaved else weights.ravel()
+    def layout(self, weights: np.ndarray, layer: LayerView) -> np.ndarray:
+        matrix = weight_layouts.channels_last(weights, layer.in_shape)
+        return weight_layouts.interleaved(matrix) if self.interleaved else matrix.ravel()
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
+    def scratch_bytes(self, layer: LayerView, target: Target) -> int:
         return 2 * int(np.prod(layer.in_shape)) if target.core is Core.DSP else 0
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        vector = g.add("Flatten", xs[0])
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Integers, target: Target) -> str:
+        return inner_product(g, xs[0], integers, target)
 
-        def multiply(weights: np.ndarray, constants: np.ndarray) -> str:
-            return g.add("Gemm", vector, weights, constants, transB=1)
-
-        return weighted_sum(g, integers, target, multiply)
-
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         sizes = [c.macro(what) for what in ("IN_DIM", "OUT_DIM", "BIAS_LSHIFT", "OUT_RSHIFT")]
         return [Call(self.name, (c.input, c.weights, *sizes, c.bias, c.output, f"(q15_t *){c.scratch}"))]
 
 
-def interleave(matrix: np.ndarray) -> np.ndarray:
-    """The weight stream of arm_fully_connected_q7_opt for a row-major (rows, columns) matrix, flat.
-
-    Four rows at a time: 4x4 blocks in the order (0,0)(1,0)(0,2)(1,2) (2,0)(3,0)(2,2)(3,2) (0,1)(1,1)(0,3)(1,3)
-    (2,1)(3,1)(2,3)(3,3), then left-over columns with the four rows side by side; left-over rows stay row-major.
-    """
-    rows, columns = matrix.shape
-    whole = columns - columns % 4
-    stream = []
-    for r in range(0, rows - rows % 4, 4):
-        # Axes: row pair, row, block, column pair, column.
-        blocks = matrix[r : r + 4, :whole].reshape(2, 2, -1, 2, 2)
-        stream.append(blocks.transpose(2, 4, 0, 3, 1).ravel())
-        stream.append(matrix[r : r + 4, whole:].T.ravel())
-    return np.concatenate([*stream, matrix[rows - rows % 4 :].ravel()])
-
-
 @dataclass(frozen=True)
-class InPlace(Kernel):
+class InPlace(Kernel[LayerView, I_contra]):
     """Works in place, in a copy where others read the input; a size is 16 bits, so large tensors take several calls."""
 
     LARGEST = 65535
 
-    def in_place(self, layer: Any, promised_only: bool) -> bool:
+    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
         return True
 
     def _arguments(self, c: CNames) -> list[str]:
         """What follows the data and their size."""
         return []
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         size = int(np.prod(layer.out_shape))
         copy = Call("memcpy", (c.output, c.input, c.replaced.get("SIZE", str(size))))
         if size <= self.LARGEST or "SIZE" in c.replaced:
@@ -138,36 +115,26 @@ class InPlace(Kernel):
 
 
 @dataclass(frozen=True)
-class Relu(InPlace):
+class Relu(InPlace[object]):
     """max(x, 0); both libraries have it."""
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: object, target: Target) -> str:
         return g.add("Relu", xs[0])
 
-    def bounds(self, integers: Any) -> Bounds:
+    def bounds(self, integers: object) -> Bounds:
         return Bounds(low=0)
 
 
-def sigmoid_table() -> np.ndarray:
-    """round(128 / (1 + exp(-k / 16))) for k = -128 to 127."""
-    return np.minimum(np.floor(128 / (1 + np.exp(np.arange(-128, 128) / -16)) + 0.5), INT8_MAX)
-
-
-def tanh_table() -> np.ndarray:
-    """round(128 * tanh(k / 16)) for k = -128 to 127."""
-    return np.minimum(np.floor(128 * np.tanh(np.arange(-128, 128) / 16) + 0.5), INT8_MAX)
-
-
 @dataclass(frozen=True)
-class Activation(InPlace):
+class Activation(InPlace[IntWidth]):
     """table[x >> (3 - int_width)], in Q0.7: the last bits of inputs finer than Q3.4 are dropped."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
     c_type: str = ""
     table: Callable[[], np.ndarray] = sigmoid_table
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: IntWidth, target: Target) -> str:
         shifted = g.add("Floor", g.add("Mul", xs[0], np.array(2.0 ** (integers.int_width - 3), np.float32)))
         index = g.cast(g.add("Add", shifted, np.array(-INT8_MIN, np.float32)), np.int64)
         return g.add("Gather", self.table().astype(np.float32), index)
@@ -175,25 +142,25 @@ class Activation(InPlace):
     def _arguments(self, c: CNames) -> list[str]:
         return [c.macro("INT_WIDTH"), self.c_type]
 
-    def defines(self, integers: Any) -> dict[str, int]:
+    def defines(self, integers: IntWidth) -> dict[str, int]:
         return {"INT_WIDTH": integers.int_width}
 
 
 @dataclass(frozen=True)
-class Softmax(Kernel):
+class Softmax(Kernel[LayerView, object]):
     """Powers of two in place of exponentials, Q0.7; the text is 5.9.0's, older releases computed otherwise.
 
     b = 2**20 / sum(2**e) where e = clamp(x - max + 8, 0, 7); the output is min(127, b >> min(31, 5 + max - x)).
     """
 
     SHIFTS = 32
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
-    def in_place(self, layer: Any, promised_only: bool) -> bool:
+    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
         """Not promised, measured exact."""
         return not promised_only
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: object, target: Target) -> str:
         x = g.add("Flatten", xs[0])
         below = g.add("Sub", g.add("ReduceMax", x, axes=[1]), x)
         power = g.cast(g.clip(g.add("Sub", np.array(8, np.float32), below), 0, 7), np.int64)
@@ -204,7 +171,7 @@ class Softmax(Kernel):
         scale = g.add("Gather", (2.0 ** -np.arange(self.SHIFTS)).astype(np.float32), shift)
         return g.clip(g.add("Floor", g.add("Mul", base, scale)), 0, INT8_MAX)
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         return [Call(self.name, (c.input, c.macro("OUT_DIM"), c.output))]
 
 
@@ -223,7 +190,7 @@ def _sum_int16(g: OnnxGraph, cells: list[str], saturates: np.ndarray) -> str:
     return total
 
 
-def _dsp_pool_axis(g: OnnxGraph, x: str, layer: Any, axis: int, average: bool) -> str:
+def _dsp_pool_axis(g: OnnxGraph, x: str, layer: WindowedView, axis: int, average: bool) -> str:
     """One stage of the DSP path's separable pooling, cell by cell: along x in place, along y into the output.
 
     In place means that a window whose start lies before the image starts at column i instead of 0, and that a
@@ -251,22 +218,16 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: Any, axis: int, average: bool) -
 
 
 @dataclass(frozen=True)
-class Pool(Kernel):
+class Pool(Kernel[WindowedView, object]):
     """Pooling; the DSP path reduces along x, in place in its input, and then along y."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
-    def in_place(self, layer: Any, promised_only: bool) -> bool:
-        """With pad < stride, window i starts at i * stride - pad >= i for i >= 1, along each axis.
+    def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
+        """Not promised."""
+        return not promised_only and stays_ahead(layer)
 
-        So output (i, j) lies at or before the first cell that it is made of, and every later window starts behind
-        it: nothing is overwritten that is still to be read, provided that output rows are no longer than input rows.
-        """
-        return not promised_only and all(
-            p < s and o <= d for p, s, o, d in zip(layer.pad, layer.stride, layer.out_shape[1:], layer.in_shape[1:])
-        )
-
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
         sizes = (c.window.x, c.padding.x, c.stride.x, c.output_extent.x)
         scratch = c.scratch if self.scratch_bytes(layer, Target()) else "NULL"
         return [Call(self.name, (c.input, c.input_extent.x, c.macro("IN_CH"), *sizes, scratch, c.output))]
@@ -274,7 +235,7 @@ class Pool(Kernel):
 
 @dataclass(frozen=True)
 class MaxPool(Pool):
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         if padding_below_stride(layer, target):
             return max_pool(g, xs[0], layer)
         return _dsp_pool_axis(g, _dsp_pool_axis(g, xs[0], layer, 2, False), layer, 1, False)
@@ -284,10 +245,10 @@ class MaxPool(Pool):
 class AveragePool(Pool):
     """Plain: sum / cells. DSP: two divisions, along x and then along y. All of them truncate toward zero."""
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
+    def scratch_bytes(self, layer: WindowedView, target: Target) -> int:
         return 2 * layer.out_shape[2] * layer.in_shape[0] if target.core is Core.DSP else 0
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         if target.core is not Core.DSP:
             return truncated_mean(g, xs[0], layer)
         if not (padding_below_stride(layer, target) and short_window(layer, target)):

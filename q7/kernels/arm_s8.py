@@ -11,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from q7.kernels import arm_q7
-from q7.kernels.base import Array, Integers, Kernel, WeightedKernel
+from q7.kernels import exact_onnx, weight_layouts
+from q7.kernels.base import Array, Integers, Kernel, Operands, WeightedKernel, stays_ahead
 from q7.kernels.call import Call, CNames, Declaration, Extent, Statement, Value
-from q7.kernels.exact_onnx import divide, window_sum
-from q7.kernels.own_loops import Merge, Operands
+from q7.kernels.contract import ConvolutionView, L_contra, LayerView, SumView, WindowedView
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, image_cells, max_pool, window_attributes
-from q7.target import Api, Core, Target
+from q7.target import S8, Core, Target
 
 INT32_MAX = (1 << 31) - 1
 ADD_LSHIFT = 20  # of both operands; below 16 the DSP path is wrong for negative ones, from 23 on sums can overflow
@@ -41,21 +40,17 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-@dataclass(frozen=True)
-class S8Kernel(Kernel):
-    """A call takes pointers to structures; all but those that hold pointers are constants."""
+def _context(c: CNames, buffer: str, size: str) -> Declaration:
+    return Declaration("const cmsis_nn_context", c.variable("ctx"), (buffer, size))
 
-    apis = (Api.S8,)
-    limits = True
 
-    def _context(self, c: CNames, buffer: str, size: str) -> Declaration:
-        return Declaration("const cmsis_nn_context", c.variable("ctx"), (buffer, size))
+def _constant(c: CNames, kind: str, name: str, *values: Value) -> Declaration:
+    """A structure of the call's; all but those that hold pointers are constants."""
+    return Declaration(f"{c.storage} cmsis_nn_{kind}", c.variable(name), values)
 
-    def _constant(self, c: CNames, kind: str, name: str, *values: Value) -> Declaration:
-        return Declaration(f"{c.storage} cmsis_nn_{kind}", c.variable(name), values)
 
-    def _activation(self, c: CNames) -> Value:
-        return c.macro("ACT_MIN"), c.macro("ACT_MAX")
+def _activation(c: CNames) -> Value:
+    return c.macro("ACT_MIN"), c.macro("ACT_MAX")
 
 
 def _pointers(c: CNames, *structures: str) -> tuple[str, ...]:
@@ -69,13 +64,13 @@ def _extents(c: CNames) -> list[Extent]:
 
 
 @dataclass(frozen=True)
-class _Weighted(S8Kernel, WeightedKernel):
+class _Weighted(WeightedKernel[L_contra]):
     """The weights are in the order of the q7 kernels, the bias is already shifted to the accumulator's grid."""
 
-    def defines(self, integers: Integers) -> dict[str, int]:
-        return {}
+    libraries = (S8,)
+    limits = True
 
-    def arrays(self, layer: Any, integers: Integers, c: CNames) -> list[Array]:
+    def arrays(self, layer: L_contra, integers: Integers, c: CNames) -> list[Array]:
         weights = self.layout(integers.weights, layer)
         return [
             Array(f"{c.prefix}_WT", c.weights, "int8_t", weights, MVE_WEIGHTS),
@@ -88,23 +83,29 @@ class _Weighted(S8Kernel, WeightedKernel):
 
 
 @dataclass(frozen=True)
-class Convolution(_Weighted, arm_q7.Convolution):
+class Convolution(_Weighted[ConvolutionView]):
     """Convolutions in groups; the multiplier and the shift are arrays, although all outputs have the same."""
 
     params: ClassVar[str] = "conv_params"
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        return weight_layouts.ohwi(weights)
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
+        return exact_onnx.convolution(g, xs[0], layer, integers, target)
+
+    def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
         """im2col columns; a grouped 1x1 convolution refuses to run without them, whatever it says it needs."""
         if (layer.window, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
             return 4 * layer.in_shape[0] if target.core is Core.DSP else 0  # as built with Arm's compiler
         column = layer.in_shape[0] * layer.window[0] * layer.window[1]
         return 4 * _round_up(column, 16 if target.core is Core.MVE else 4)
 
-    def least_version(self, layer: Any) -> int:
+    def least_version(self, layer: ConvolutionView) -> int:
         """Older ones take all groups for one, and report success."""
         return 6 if layer.group > 1 else 4
 
-    def arrays(self, layer: Any, integers: Integers, c: CNames) -> list[Array]:
+    def arrays(self, layer: ConvolutionView, integers: Integers, c: CNames) -> list[Array]:
         outputs = len(integers.bias)
         return [
             *super().arrays(layer, integers, c),
@@ -112,110 +113,116 @@ class Convolution(_Weighted, arm_q7.Convolution):
             self._each_output(c, "SHIFT", np.zeros(outputs)),
         ]
 
-    def _geometry(self, layer: Any, c: CNames) -> list[Extent]:
+    def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
         """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
         extents = _extents(c)
         row = layer.window[0] == 1 and (layer.in_shape[1] == 1 or c.output_extent.y == "1")
         return [Extent(pair.y, pair.x) for pair in extents] if row else extents
 
-    def _channels(self, layer: Any, c: CNames) -> tuple[tuple[str, ...], str, str]:
+    def _channels(self, layer: ConvolutionView, c: CNames) -> tuple[tuple[str, ...], str, str]:
         """What goes before the strides in the parameters, and the filter's dimensions n and c."""
         depth = c.macro("IN_CH") if layer.group == 1 else f"{c.macro('IN_CH')} / {c.macro('GROUPS')}"
         return ("0", "0"), c.macro("OUT_CH"), depth
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: ConvolutionView, c: CNames) -> list[Statement]:
         inputs, window, stride, padding, output = self._geometry(layer, c)
         offsets, filters, depth = self._channels(layer, c)
         quantization = (f"(int32_t *){c.variable('multiplier')}", f"(int32_t *){c.variable('shift')}")
         arguments = [*_pointers(c, "ctx", "params", "quant", "in_dims"), c.input]
         arguments += [*_pointers(c, "filter_dims"), c.weights, *_pointers(c, "bias_dims"), c.bias]
         return [
-            self._context(c, c.scratch, str(c.scratch_bytes)),
+            _context(c, c.scratch, str(c.scratch_bytes)),
             Declaration("const cmsis_nn_per_channel_quant_params", c.variable("quant"), quantization),
-            self._constant(c, self.params, "params", *offsets, stride, padding, ("1", "1"), self._activation(c)),
-            self._constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, c.macro("IN_CH")),
-            self._constant(c, "dims", "filter_dims", filters, window.y, window.x, depth),
-            self._constant(c, "dims", "bias_dims", "1", "1", "1", c.macro("OUT_CH")),
-            self._constant(c, "dims", "out_dims", "1", output.y, output.x, c.macro("OUT_CH")),
+            _constant(c, self.params, "params", *offsets, stride, padding, ("1", "1"), _activation(c)),
+            _constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, c.macro("IN_CH")),
+            _constant(c, "dims", "filter_dims", filters, window.y, window.x, depth),
+            _constant(c, "dims", "bias_dims", "1", "1", "1", c.macro("OUT_CH")),
+            _constant(c, "dims", "out_dims", "1", output.y, output.x, c.macro("OUT_CH")),
             Call(self.name, (*arguments, *_pointers(c, "out_dims"), c.output)),
         ]
 
 
 @dataclass(frozen=True)
-class Depthwise(Convolution, arm_q7.Depthwise):
+class Depthwise(Convolution):
     """One or more outputs for each channel; weights KH,KW,C_OUT."""
 
     params = "dw_conv_params"
 
-    def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
-        return arm_q7.Depthwise.layout(self, weights, layer)
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        return weight_layouts.depthwise(weights)
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
+    def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
         area = layer.window[0] * layer.window[1]
         if target.core is Core.PLAIN or layer.out_shape[0] > layer.in_shape[0]:
             return 0
         return 4 * MVE_BLOCK * area + MVE_SCRATCH if target.core is Core.MVE else 2 * layer.in_shape[0] * area
 
-    def least_version(self, layer: Any) -> int:
+    def least_version(self, layer: ConvolutionView) -> int:
         return 4
 
-    def _geometry(self, layer: Any, c: CNames) -> list[Extent]:
+    def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
         return _extents(c)
 
-    def _channels(self, layer: Any, c: CNames) -> tuple[tuple[str, ...], str, str]:
+    def _channels(self, layer: ConvolutionView, c: CNames) -> tuple[tuple[str, ...], str, str]:
         return ("0", "0", f"{c.macro('OUT_CH')} / {c.macro('IN_CH')}"), "1", c.macro("OUT_CH")
 
 
 @dataclass(frozen=True)
-class FullyConnected(_Weighted, arm_q7.FullyConnected):
+class FullyConnected(_Weighted[LayerView]):
     """The context's buffer is the bias: on MVE, CMSIS-NN 7 takes its sums from there, which zero points of 0 end."""
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
-        return 0
+    def layout(self, weights: np.ndarray, layer: LayerView) -> np.ndarray:
+        return weight_layouts.channels_last(weights, layer.in_shape).ravel()
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Integers, target: Target) -> str:
+        return exact_onnx.inner_product(g, xs[0], integers, target)
 
     def defines(self, integers: Integers) -> dict[str, int]:
         return {"MULTIPLIER": multiplier(integers.shifts.out_rshift)}
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         columns, rows = c.macro("IN_DIM"), c.macro("OUT_DIM")
         arguments = [*_pointers(c, "ctx", "params", "quant", "in_dims"), c.input]
         arguments += [*_pointers(c, "filter_dims"), c.weights, *_pointers(c, "out_dims"), c.bias]
         return [
-            self._context(c, f"(void *){c.bias}", f"(int32_t)sizeof({c.bias})"),
-            self._constant(c, "per_tensor_quant_params", "quant", c.macro("MULTIPLIER"), "0"),
-            self._constant(c, "fc_params", "params", "0", "0", "0", self._activation(c)),
-            self._constant(c, "dims", "in_dims", "1", "1", "1", columns),
-            self._constant(c, "dims", "filter_dims", columns, "1", "1", rows),
-            self._constant(c, "dims", "out_dims", "1", "1", "1", rows),
+            _context(c, f"(void *){c.bias}", f"(int32_t)sizeof({c.bias})"),
+            _constant(c, "per_tensor_quant_params", "quant", c.macro("MULTIPLIER"), "0"),
+            _constant(c, "fc_params", "params", "0", "0", "0", _activation(c)),
+            _constant(c, "dims", "in_dims", "1", "1", "1", columns),
+            _constant(c, "dims", "filter_dims", columns, "1", "1", rows),
+            _constant(c, "dims", "out_dims", "1", "1", "1", rows),
             Call(self.name, (*arguments, *_pointers(c, "out_dims"), c.output)),
         ]
 
 
 @dataclass(frozen=True)
-class Pool(S8Kernel):
+class Pool(Kernel[WindowedView, object]):
     """Windows are clipped to the image; the input stays as it is."""
 
-    def in_place(self, layer: Any, promised_only: bool) -> bool:
-        """Measured for squares, where no window holds a cell before its output; see arm_kernels.Pool."""
-        return layer.square and arm_q7.Pool.in_place(self, layer, promised_only)  # type: ignore[arg-type]
+    libraries = (S8,)
+    limits = True
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
+        """Not promised, measured for squares, where no window holds a cell before its output."""
+        return not promised_only and layer.square and stays_ahead(layer)
+
+    def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
         inputs, window, stride, padding, output = _extents(c)
         channels = c.macro("IN_CH")
         structures = _pointers(c, "ctx", "params", "in_dims"), _pointers(c, "filter_dims", "out_dims")
         return [
-            self._context(c, c.scratch, str(c.scratch_bytes)),
-            self._constant(c, "pool_params", "params", stride, padding, self._activation(c)),
-            self._constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, channels),
-            self._constant(c, "dims", "filter_dims", "1", window.y, window.x, "1"),
-            self._constant(c, "dims", "out_dims", "1", output.y, output.x, channels),
+            _context(c, c.scratch, str(c.scratch_bytes)),
+            _constant(c, "pool_params", "params", stride, padding, _activation(c)),
+            _constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, channels),
+            _constant(c, "dims", "filter_dims", "1", window.y, window.x, "1"),
+            _constant(c, "dims", "out_dims", "1", output.y, output.x, channels),
             Call(self.name, (*structures[0], c.input, *structures[1], c.output)),
         ]
 
 
 @dataclass(frozen=True)
 class MaxPool(Pool):
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)
 
 
@@ -223,27 +230,31 @@ class MaxPool(Pool):
 class AveragePool(Pool):
     """sum / cells, rounded to the nearest integer, ties away from zero."""
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
+    def scratch_bytes(self, layer: WindowedView, target: Target) -> int:
         return 4 * layer.in_shape[0] if target.core is Core.DSP else 0
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         cells = image_cells(layer)
-        total = crop(g, window_sum(g, xs[0], **window_attributes(layer)), layer)
+        total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
         half = g.add("Mul", g.add("Sign", total), (cells // 2).astype(np.float32))
-        return divide(g, g.add("Add", total, half), cells)
+        return exact_onnx.divide(g, g.add("Add", total, half), cells)
 
 
 @dataclass(frozen=True)
-class Add(S8Kernel, Merge):
+class Add(Kernel[SumView, Operands]):
     """The sum of two inputs of any formats, rounded once."""
 
-    own_loop = False
+    libraries = (S8,)
+    limits = True
 
-    def in_place(self, layer: Any, promised_only: bool) -> bool:
+    def in_place(self, layer: SumView, promised_only: bool) -> bool:
         """Measured: each element is read before it is written."""
         return not promised_only
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: SumView, integers: Operands, target: Target) -> str:
+        return exact_onnx.merge(g, xs, layer, integers, "Sum")
+
+    def calls(self, layer: SumView, c: CNames) -> list[Statement]:
         scales = [argument for i in (1, 2) for argument in ("0", c.macro(f"MULTIPLIER_{i}"), c.macro(f"SHIFT_{i}"))]
         output = (c.output, "0", c.macro("MULTIPLIER"), "0", c.macro("ACT_MIN"), c.macro("ACT_MAX"), c.macro("SIZE"))
         return [Call(self.name, (*c.inputs, *scales, str(ADD_LSHIFT), *output))]
@@ -260,23 +271,3 @@ class Add(S8Kernel, Merge):
         out_rshift = ADD_LSHIFT + integers.out_rshift - (coarsest.bit_length() - 1)
         # The sum of two 8-bit numbers is gone after 29 bits.
         return {**defines, "MULTIPLIER": multiplier(min(out_rshift, 31))}
-
-
-@dataclass(frozen=True)
-class Lookup(arm_q7.Activation):
-    """Our own loop: the curve's value for each of the 256 inputs; the s8 library has no curves of 8 bits."""
-
-    own_loop = True
-    apis = (Api.S8,)
-
-    def defines(self, integers: Any) -> dict[str, int]:
-        return {}
-
-    def arrays(self, layer: Any, integers: Any, c: CNames) -> list[Array]:
-        """Indexed by the input's bits as an unsigned number."""
-        x = np.arange(256).astype(np.uint8).view(np.int8).astype(int)
-        values = self.table()[(x >> (3 - integers.int_width)) + 128].astype(np.int8)
-        return [Array(f"{c.prefix}_TABLE", c.variable("table"), "int8_t", values)]
-
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
-        return [Call(self.name, (c.input, c.elements(layer.out_shape), c.variable("table"), c.output))]

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 
 from q7.errors import Q7Error
 from q7.kernels.call import CNames, Statement
 from q7.kernels.constraints import Constraint
+from q7.kernels.contract import I, I_contra, L, L_contra, WindowedView
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, Shifts
-from q7.target import Api, Target
+from q7.target import LIBRARIES, Library, Target
+
+# --- what layers hold as integers -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,31 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class IntWidth:
+    """The input's integer bits."""
+
+    int_width: int
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What each input is multiplied with, 1 or -1 times a power of two, and the shift to the output's format (bits)."""
+
+    factors: tuple[int, ...]
+    out_rshift: int
+
+    @classmethod
+    def align(cls, fraction_bits: Sequence[int], negative: Sequence[bool], output: int) -> Operands:
+        """All inputs are brought to the finest format, that of the output included."""
+        finest = max(*fraction_bits, output)
+        factors = tuple((-1 if minus else 1) << (finest - n) for n, minus in zip(fraction_bits, negative))
+        return cls(factors, finest - output)
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class Array:
     """A constant array in C: its macro in weights.h, its name, type, and values in the kernel's order.
 
@@ -60,81 +88,100 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A C function: the kernel library's, or our own."""
+class Kernel(Generic[L_contra, I_contra]):
+    """A C function: the kernel library's, or our own. It takes a kind of layer, and what that holds as integers."""
 
     own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
-    apis: ClassVar[tuple[Api, ...]] = tuple(Api)  # the kernel libraries beside which it can be used
+    libraries: ClassVar[tuple[Library, ...]] = tuple(LIBRARIES.values())  # it is of, or can be used beside
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
 
     name: str
-    constraints: tuple[Constraint, ...] = ()
+    constraints: tuple[Constraint[L_contra], ...] = ()
 
-    def objection(self, layer: Any, target: Target) -> str | None:
+    def objection(self, layer: L_contra, target: Target) -> str | None:
         """Why the kernel cannot serve the layer, or None."""
         for constraint in self.constraints:
             if not constraint(layer, target):
                 return f"{self.name} needs {constraint.__doc__}"
         return None
 
-    def scratch_bytes(self, layer: Any, target: Target) -> int:
+    def scratch_bytes(self, layer: L_contra, target: Target) -> int:
         """Bytes of scratch memory that the kernel touches, 4-byte aligned."""
         return 0
 
     def overread_bytes(self) -> int:
-        """Bytes behind its input that the kernel reads and ignores."""
+        """Bytes after its input that the kernel reads and ignores."""
         return 0
 
-    def in_place(self, layer: Any, promised_only: bool) -> bool:
+    def in_place(self, layer: L_contra, promised_only: bool) -> bool:
         """Whether the output may take the input's memory: as the library promises, or as was measured exact."""
         return False
 
-    def least_version(self, layer: Any) -> int:
+    def least_version(self, layer: L_contra) -> int:
         """The oldest CMSIS-NN whose kernel computes the layer; among the s8 kernels they differ."""
         return 4
 
-    def bounds(self, integers: Any) -> Bounds | None:
+    def bounds(self, integers: I_contra) -> Bounds | None:
         """The range that the kernel limits its input to, where that is all it does."""
         return None
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: L_contra, integers: I_contra, target: Target) -> str:
         """Adds the kernel's exact integer computation to a graph."""
         raise NotImplementedError
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: L_contra, c: CNames) -> list[Statement]:
         """The C calls, and the variables that they take."""
         raise NotImplementedError
 
-    def defines(self, integers: Any) -> dict[str, int]:
+    def defines(self, integers: I_contra) -> dict[str, int]:
         """Macros that follow from the quantization, without the layer's prefix."""
         return {}
 
-    def arrays(self, layer: Any, integers: Any, c: CNames) -> list[Array]:
+    def arrays(self, layer: L_contra, integers: I_contra, c: CNames) -> list[Array]:
         """The constants that the calls read."""
         return []
 
 
+Kernels = tuple[Kernel[L, I], ...]  # in order of preference
+AnyKernel = Kernel[Any, Any]  # where layers of all kinds are held, each with a kernel that takes it
+
+
 @dataclass(frozen=True)
-class WeightedKernel(Kernel):
-    def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
+class WeightedKernel(Kernel[L_contra, Integers]):
+    def layout(self, weights: np.ndarray, layer: L_contra) -> np.ndarray:
         """Weights in the order of the C array, flat int8."""
         raise NotImplementedError
 
-    def defines(self, integers: Any) -> dict[str, int]:
+
+@dataclass(frozen=True)
+class ShiftingKernel(WeightedKernel[L_contra]):
+    """Takes biases of 8 bits, and both shifts as arguments."""
+
+    def defines(self, integers: Integers) -> dict[str, int]:
         return {"BIAS_LSHIFT": integers.shifts.bias_lshift, "OUT_RSHIFT": integers.shifts.out_rshift}
 
-    def arrays(self, layer: Any, integers: Any, c: CNames) -> list[Array]:
+    def arrays(self, layer: L_contra, integers: Integers, c: CNames) -> list[Array]:
         return [
             Array(f"{c.prefix}_WT", c.weights, "q7_t", self.layout(integers.weights, layer)),
             Array(f"{c.prefix}_BIAS", c.bias, "q7_t", integers.bias),
         ]
 
 
-def consider(kernels: Sequence[Kernel], layer: Any, target: Target) -> tuple[Kernel | None, list[str]]:
+def stays_ahead(layer: WindowedView) -> bool:
+    """Whether a pooling may write over its input.
+
+    With pad < stride, window i starts at i * stride - pad >= i for i >= 1, along each axis. So output (i, j) lies at or
+    before the first cell that it is made of, and every later window starts after it: nothing is overwritten that is
+    still to be read, provided that output rows are no longer than input rows.
+    """
+    return all(p < s and o <= d for p, s, o, d in zip(layer.pad, layer.stride, layer.out_shape[1:], layer.in_shape[1:]))
+
+
+def consider(kernels: Sequence[Kernel[L, I]], layer: L, target: Target) -> tuple[Kernel[L, I] | None, list[str]]:
     """The first kernel whose constraints the layer meets, and the objections of those before it."""
     objections: list[str] = []
     for kernel in kernels:
-        if target.api not in kernel.apis:
+        if target.library not in kernel.libraries:
             continue
         objection = kernel.objection(layer, target)
         if objection is None:
@@ -143,10 +190,10 @@ def consider(kernels: Sequence[Kernel], layer: Any, target: Target) -> tuple[Ker
     return None, objections
 
 
-def choose(kernels: Sequence[Kernel], layer: Any, target: Target) -> Kernel:
+def choose(kernels: Sequence[Kernel[L, I]], layer: L, target: Target) -> Kernel[L, I]:
     """The first kernel whose constraints the layer meets; raises Q7Error with every objection."""
     kernel, objections = consider(kernels, layer, target)
     if kernel is None:
-        reasons = "; ".join(objections) or f"there is no {target.api.value} kernel"
+        reasons = "; ".join(objections) or f"there is no {target.library} kernel"
         raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {reasons}")
     return kernel

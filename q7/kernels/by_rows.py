@@ -88,6 +88,8 @@ def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm |
 @row_form.register(own_loops.Merge)
 @row_form.register(own_loops.Concatenate)
 @row_form.register(own_loops.Clamp)
+@row_form.register(own_loops.Lookup)
+@row_form.register(arm_s8.Add)
 @row_form.register(arm_q7.InPlace)
 def _(kernel: Kernel, layer: Any, target: Target) -> RowForm | None:
     return RowForm(kernel)

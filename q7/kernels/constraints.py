@@ -4,91 +4,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from q7.kernels.contract import ConvolutionView, L_contra, LayerView, SumView, WindowedView
 from q7.target import Core, Target
 
-Constraint = Callable[[Any, Target], bool]
+Constraint = Callable[[L_contra, Target], bool]
 
 
-def square(layer: Any, target: Target) -> bool:
+def square(layer: LayerView, target: Target) -> bool:
     """square images, kernel, stride and padding"""
     return layer.square
 
 
-def one_group(layer: Any, target: Target) -> bool:
+def one_group(layer: ConvolutionView, target: Target) -> bool:
     """one group"""
     return layer.group == 1
 
 
-def depthwise(layer: Any, target: Target) -> bool:
+def depthwise(layer: ConvolutionView, target: Target) -> bool:
     """as many groups as input and output channels"""
     return layer.group == layer.in_shape[0] == layer.out_shape[0]
 
 
-def three_channels(layer: Any, target: Target) -> bool:
+def three_channels(layer: LayerView, target: Target) -> bool:
     """3 input channels"""
     return layer.in_shape[0] == 3
 
 
-def channels_of_four_and_two(layer: Any, target: Target) -> bool:
+def channels_of_four_and_two(layer: LayerView, target: Target) -> bool:
     """a multiple of 4 input channels and of 2 output channels"""
     return layer.in_shape[0] % 4 == 0 and layer.out_shape[0] % 2 == 0
 
 
-def output_covers_padding(layer: Any, target: Target) -> bool:
+def output_covers_padding(layer: WindowedView, target: Target) -> bool:
     """an output at least as large as the padding (else the DSP code writes past it)"""
     return all(o >= p for o, p in zip(layer.out_shape[1:], layer.pad))
 
 
-def one_channel_groups(layer: Any, target: Target) -> bool:
+def one_channel_groups(layer: ConvolutionView, target: Target) -> bool:
     """as many groups as input channels"""
     return layer.group == layer.in_shape[0]
 
 
-def wide_groups(layer: Any, target: Target) -> bool:
+def wide_groups(layer: ConvolutionView, target: Target) -> bool:
     """one group, or groups of several input channels"""
     return layer.group == 1 or layer.group < layer.in_shape[0]
 
 
-def pointwise(layer: Any, target: Target) -> bool:
+def pointwise(layer: WindowedView, target: Target) -> bool:
     """a 1x1 kernel with stride 1 and no padding"""
     return (layer.window, layer.stride, layer.pad) == ((1, 1), (1, 1), (0, 0))
 
 
-def indexable(layer: Any, target: Target) -> bool:
+def indexable(layer: WindowedView, target: Target) -> bool:
     """extents, channels, kernel, stride and padding of at most 32767"""
     return max(*layer.in_shape, *layer.out_shape, *layer.window, *layer.stride, *layer.pad) <= 32767
 
 
-def short_column(layer: Any, target: Target) -> bool:
+def short_column(layer: ConvolutionView, target: Target) -> bool:
     """at most 65535 weights for each output"""
     return layer.in_shape[0] // layer.group * layer.window[0] * layer.window[1] <= 65535
 
 
-def short_image_column(layer: Any, target: Target) -> bool:
+def short_image_column(layer: WindowedView, target: Target) -> bool:
     """at most 65535 elements of all channels in a window"""
     return layer.in_shape[0] * layer.window[0] * layer.window[1] <= 65535
 
 
-def vector_sizes(layer: Any, target: Target) -> bool:
+def vector_sizes(layer: LayerView, target: Target) -> bool:
     """at most 65535 inputs and 65535 outputs"""
     return max(int(np.prod(layer.in_shape)), *layer.out_shape) <= 65535
 
 
-def short_vector(layer: Any, target: Target) -> bool:
+def short_vector(layer: LayerView, target: Target) -> bool:
     """at most 32767 elements"""
     return int(np.prod(layer.in_shape)) <= 32767
 
 
-def output_within_input(layer: Any, target: Target) -> bool:
+def output_within_input(layer: LayerView, target: Target) -> bool:
     """an output no larger than the input"""
     return all(o <= d for o, d in zip(layer.out_shape[1:], layer.in_shape[1:]))
 
 
-def no_empty_window(layer: Any, target: Target) -> bool:
+def no_empty_window(layer: WindowedView, target: Target) -> bool:
     """a cell of the image in every window"""
     return all(
         k > p and (o - 1) * s - p < d
@@ -96,38 +96,38 @@ def no_empty_window(layer: Any, target: Target) -> bool:
     )
 
 
-def pooled_row(layer: Any, target: Target) -> bool:
+def pooled_row(layer: LayerView, target: Target) -> bool:
     """at most 65535 elements in a row of the output (DSP)"""
     return target.core is not Core.DSP or layer.out_shape[0] * layer.out_shape[2] <= 65535
 
 
-def padding_below_stride(layer: Any, target: Target) -> bool:
+def padding_below_stride(layer: WindowedView, target: Target) -> bool:
     """padding below the stride (DSP: the kernel works in place and would read columns that it overwrote)"""
     return target.core is not Core.DSP or all(
         p < s or o == 1 for p, s, o in zip(layer.pad, layer.stride, layer.out_shape[1:])
     )
 
 
-def short_window(layer: Any, target: Target) -> bool:
+def short_window(layer: WindowedView, target: Target) -> bool:
     """windows of at most 256 cells along an axis (DSP: longer ones overflow 16 bits)"""
     return target.core is not Core.DSP or max(layer.window) <= 256
 
 
-def input_may_be_lost(layer: Any, target: Target) -> bool:
+def input_may_be_lost(layer: LayerView, target: Target) -> bool:
     """no other layer that reads its input later (DSP: the kernel overwrites it)"""
     return target.core is not Core.DSP or not layer.shared_input
 
 
-def plain_sum_of_two(layer: Any, target: Target) -> bool:
+def plain_sum_of_two(layer: SumView, target: Target) -> bool:
     """two inputs with coefficient 1"""
     return layer.negative in ((), (False, False)) and len(layer.in_shapes) == 2
 
 
-def countable(layer: Any, target: Target) -> bool:
+def countable(layer: WindowedView, target: Target) -> bool:
     """windows of at most 32768 cells"""
     return int(np.prod(layer.window)) <= 1 << 15
 
 
-def unpadded(layer: Any, target: Target) -> bool:
+def unpadded(layer: WindowedView, target: Target) -> bool:
     """no padding (Caffe counts padded cells in an average, the kernel does not)"""
     return layer.pad == (0, 0)

@@ -7,14 +7,14 @@ Every tensor holds integers as float32, NCHW or (N, features). Sums stay exact b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from q7.kernels.base import Integers
+from q7.kernels.base import Integers, Operands
+from q7.kernels.contract import ConvolutionView, LayerView
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import crop, image_cells, window_attributes
+from q7.onnx_windows import Windows, crop, image_cells, window_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
 from q7.target import Target
 
@@ -61,7 +61,7 @@ def weighted_sum(
     return g.cast(g.clip(total, INT8_MIN, INT8_MAX, np.float64), np.float32)
 
 
-def convolution(g: OnnxGraph, x: str, layer: Any, integers: Integers, target: Target) -> str:
+def convolution(g: OnnxGraph, x: str, layer: ConvolutionView, integers: Integers, target: Target) -> str:
     """The weighted sum of a convolution layer."""
 
     def convolve(weights: np.ndarray, constants: np.ndarray) -> str:
@@ -70,12 +70,47 @@ def convolution(g: OnnxGraph, x: str, layer: Any, integers: Integers, target: Ta
     return crop(g, weighted_sum(g, integers, target, convolve), layer)
 
 
+def inner_product(g: OnnxGraph, x: str, integers: Integers, target: Target) -> str:
+    """The weighted sum of a matrix with a vector, or with an image in C,H,W order."""
+    vector = g.add("Flatten", x)
+
+    def multiply(weights: np.ndarray, constants: np.ndarray) -> str:
+        return g.add("Gemm", vector, weights, constants, transB=1)
+
+    return weighted_sum(g, integers, target, multiply)
+
+
+def merge(g: OnnxGraph, xs: Sequence[str], layer: LayerView, operands: Operands, op: str) -> str:
+    """clamp((op(factor * x, ...) + rounding term) >> out_rshift), rounded half up; op is ONNX's Sum or Max."""
+    scale = 2.0**-operands.out_rshift
+    # Scaled by the power of two from the start, which keeps every number exact that its type holds.
+    bound = 128 * sum(abs(factor) for factor in operands.factors) + (1 << operands.out_rshift)
+    dtype = np.float32 if bound < EXACT_FLOAT32 else np.float64
+    terms = [
+        g.add("Mul", x if dtype is np.float32 else g.cast(x, dtype), np.array(factor * scale, dtype))
+        for x, factor in zip(same_axes(g, xs, layer), operands.factors)
+    ]
+    total = g.add(op, *terms)
+    if operands.out_rshift:
+        total = g.add("Floor", g.add("Add", total, np.array(0.5, dtype)))
+    total = g.clip(total, INT8_MIN, INT8_MAX, dtype)
+    return total if dtype is np.float32 else g.cast(total, np.float32)
+
+
+def same_axes(g: OnnxGraph, xs: Sequence[str], layer: LayerView) -> list[str]:
+    """Inputs with as many axes as the output has: a vector and an image of one pixel are the same."""
+    return [
+        x if len(shape) == len(layer.out_shape) else g.add("Reshape", x, np.array([0, shape[0], *layer.out_shape[1:]]))
+        for x, shape in zip(xs, layer.in_shapes)
+    ]
+
+
 def divide(g: OnnxGraph, total: str, count: np.ndarray) -> str:
     """C's division, which truncates toward zero; float32 divides integers below 2**24 without crossing one."""
     return g.cast(g.cast(g.add("Div", total, count.astype(np.float32)), np.int32), np.float32)
 
 
-def window_sum(g: OnnxGraph, x: str, **windows: Any) -> str:
+def window_sum(g: OnnxGraph, x: str, **windows: list[int]) -> str:
     """The sum over each window, zeros outside: exact, since the mean's rounding error is far below 1 / cells."""
     cells = float(np.prod(windows["kernel_shape"]))
     mean = g.add("AveragePool", x, count_include_pad=1, **windows)
@@ -86,7 +121,7 @@ NUDGE = 2.0**-20  # far above the four roundings of 2**-24 that it makes good
 MOST_NUDGED_CELLS = 4096  # quotients up to 128 are 2**-12 apart from the next integer, and are moved by 2**-13 at most
 
 
-def truncated_mean(g: OnnxGraph, x: str, layer: Any, axes: tuple[int, ...] = (0, 1)) -> str:
+def truncated_mean(g: OnnxGraph, x: str, layer: Windows, axes: tuple[int, ...] = (0, 1)) -> str:
     """C's sum / cells over each window, along both axes, or along x (1) and then y (0); the cells are the image's.
 
     The float quotient may miss an integer by its rounding; a nudge away from zero makes that good.

@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from q7.kernels import exact_onnx
-from q7.kernels.base import Array, Bounds, Kernel, WeightedKernel
+from q7.kernels import exact_onnx, weight_layouts
+from q7.kernels.base import Array, Bounds, Integers, IntWidth, Kernel, Operands, ShiftingKernel
 from q7.kernels.call import Call, CNames, Declaration, Statement
+from q7.kernels.contract import AverageView, ConvolutionView, I_contra, L_contra, LayerView, WindowedView
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import crop, max_pool, same_axes, window_attributes
+from q7.onnx_windows import crop, max_pool, window_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
-from q7.target import Api, Rounding, Target
+from q7.target import Q7, S8, Rounding, Target
+
+W_contra = TypeVar("W_contra", bound=WindowedView, contravariant=True)
 
 MOST_ALIGNMENT = 16  # bits that operands are shifted left
 MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
@@ -25,50 +28,23 @@ MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
 
 
 @dataclass(frozen=True)
-class OwnLoop(Kernel):
+class OwnLoop(Kernel[L_contra, I_contra]):
     own_loop = True
 
 
 @dataclass(frozen=True)
-class Operands:
-    """What each input is multiplied with, 1 or -1 times a power of two, and the shift to the output's format (bits)."""
-
-    factors: tuple[int, ...]
-    out_rshift: int
-
-    @classmethod
-    def align(cls, fraction_bits: Sequence[int], negative: Sequence[bool], output: int) -> Operands:
-        """All inputs are brought to the finest format, that of the output included."""
-        finest = max(*fraction_bits, output)
-        factors = tuple((-1 if minus else 1) << (finest - n) for n, minus in zip(fraction_bits, negative))
-        return cls(factors, finest - output)
-
-
-@dataclass(frozen=True)
-class Merge(OwnLoop):
+class Merge(OwnLoop[LayerView, Operands]):
     """clamp((f(factor * x, ...) + rounding term) >> out_rshift), where f is the sum or the maximum."""
 
     op: str = "Sum"
 
-    def in_place(self, layer: Any, promised_only: bool) -> bool:
+    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
         return True
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
-        scale = 2.0**-integers.out_rshift
-        # Scaled by the power of two from the start, which keeps every number exact that its type holds.
-        bound = 128 * sum(abs(factor) for factor in integers.factors) + (1 << integers.out_rshift)
-        dtype = np.float32 if bound < exact_onnx.EXACT_FLOAT32 else np.float64
-        terms = [
-            g.add("Mul", x if dtype is np.float32 else g.cast(x, dtype), np.array(factor * scale, dtype))
-            for x, factor in zip(same_axes(g, xs, layer), integers.factors)
-        ]
-        total = g.add(self.op, *terms)
-        if integers.out_rshift:
-            total = g.add("Floor", g.add("Add", total, np.array(0.5, dtype)))
-        total = g.clip(total, INT8_MIN, INT8_MAX, dtype)
-        return total if dtype is np.float32 else g.cast(total, np.float32)
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Operands, target: Target) -> str:
+        return exact_onnx.merge(g, xs, layer, integers, self.op)
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         operands = tuple((x, c.macro(f"FACTOR_{i}")) for i, x in enumerate(c.inputs, 1))
         name = c.variable("out_operands")
         return [
@@ -76,8 +52,11 @@ class Merge(OwnLoop):
             Call(self.name, (name, str(len(operands)), c.macro("SIZE"), c.macro("OUT_RSHIFT"), c.output)),
         ]
 
-    def defines(self, integers: Any) -> dict[str, int]:
+    def defines(self, integers: Operands) -> dict[str, int]:
         return {**{f"FACTOR_{i}": f for i, f in enumerate(integers.factors, 1)}, "OUT_RSHIFT": integers.out_rshift}
+
+
+Rescalings = tuple[int, ...]  # shifts to the right of each input, bits
 
 
 def rescaling(rshift: int) -> int:
@@ -86,18 +65,18 @@ def rescaling(rshift: int) -> int:
 
 
 @dataclass(frozen=True)
-class Concatenate(OwnLoop):
+class Concatenate(OwnLoop[LayerView, Rescalings]):
     """Each input, shifted to the output's format and saturated, goes to its channels of every pixel."""
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Rescalings, target: Target) -> str:
         parts = []
-        for x, rshift in zip(same_axes(g, xs, layer), integers):
+        for x, rshift in zip(exact_onnx.same_axes(g, xs, layer), integers):
             scaled = g.add("Mul", x, np.array(2.0**-rshift, np.float32))
             half = np.array(0.5 if rshift > 0 else 0, np.float32)
             parts.append(exact_onnx.saturate(g, g.add("Floor", g.add("Add", scaled, half))))
         return g.add("Concat", *parts, axis=1)
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         calls: list[Statement] = []
         offset = 0
         for i, (x, shape) in enumerate(zip(c.inputs, layer.in_shapes), 1):
@@ -106,7 +85,7 @@ class Concatenate(OwnLoop):
             offset += shape[0]
         return calls
 
-    def defines(self, integers: Any) -> dict[str, int]:
+    def defines(self, integers: Rescalings) -> dict[str, int]:
         return {f"RSHIFT_{i}": rshift for i, rshift in enumerate(integers, 1)}
 
 
@@ -132,10 +111,10 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class WindowLoop(OwnLoop):
+class WindowLoop(OwnLoop[W_contra, I_contra]):
     """Windows of any shape, stride and padding; the image stays as it is."""
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: W_contra, c: CNames) -> list[Statement]:
         window = c.variable("out_window")
         sizes = (*c.input_extent, *c.window, *c.padding, *c.stride, *c.output_extent)
         return [
@@ -148,27 +127,27 @@ class WindowLoop(OwnLoop):
 
 
 @dataclass(frozen=True)
-class OwnMaxPool(WindowLoop):
+class OwnMaxPool(WindowLoop[WindowedView, object]):
     """The maximum of the cells in the image."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)
 
 
 @dataclass(frozen=True)
-class OwnAveragePool(WindowLoop):
+class OwnAveragePool(WindowLoop[AverageView, Ratio]):
     """sum * multiplier / (cells * divisor), rounded half up; cells as Caffe counts them, with some of the padding."""
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: AverageView, integers: Ratio, target: Target) -> str:
         if layer.covers_image:
             total = g.add("ReduceSum", xs[0], np.array([2, 3]))
         else:
             total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
         return _rounded_division(g, total, integers.multiplier, layer.divisors() * integers.divisor)
 
-    def defines(self, integers: Any) -> dict[str, int]:
+    def defines(self, integers: Ratio) -> dict[str, int]:
         return {"MULTIPLIER": integers.multiplier, "DIVISOR": integers.divisor}
 
     def _arguments(self, c: CNames) -> list[str]:
@@ -176,19 +155,16 @@ class OwnAveragePool(WindowLoop):
 
 
 @dataclass(frozen=True)
-class GroupConvolution(WindowLoop, WeightedKernel):
+class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[ConvolutionView]):
     """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
 
-    apis = (Api.Q7,)
+    libraries = (Q7,)
 
-    def layout(self, weights: np.ndarray, layer: Any) -> np.ndarray:
-        return weights.transpose(0, 2, 3, 1).ravel()
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        return weight_layouts.ohwi(weights)
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
         return exact_onnx.convolution(g, xs[0], layer, integers, Target(target.core, Rounding.NEAREST))
-
-    def defines(self, integers: Any) -> dict[str, int]:
-        return WeightedKernel.defines(self, integers)
 
     def _arguments(self, c: CNames) -> list[str]:
         sizes = [c.macro(what) for what in ("IN_CH", "GROUPS", "OUT_CH")]
@@ -196,25 +172,70 @@ class GroupConvolution(WindowLoop, WeightedKernel):
 
 
 @dataclass(frozen=True)
-class Clamp(OwnLoop):
+class Clamp(OwnLoop[LayerView, Bounds]):
     """max(low, min(x, high))."""
 
-    def in_place(self, layer: Any, promised_only: bool) -> bool:
+    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
         return True
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Bounds, target: Target) -> str:
         return g.clip(xs[0], integers.low, integers.high)
 
-    def bounds(self, integers: Any) -> Bounds:
-        assert isinstance(integers, Bounds)
+    def bounds(self, integers: Bounds) -> Bounds:
         return integers
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         size = c.elements(layer.out_shape)
         return [Call(self.name, (c.input, size, c.macro("LOW"), c.macro("HIGH"), c.output))]
 
-    def defines(self, integers: Any) -> dict[str, int]:
+    def defines(self, integers: Bounds) -> dict[str, int]:
         return {"LOW": integers.low, "HIGH": integers.high}
+
+
+def sigmoid_table() -> np.ndarray:
+    """round(128 / (1 + exp(-k / 16))) for k = -128 to 127, as arm_nntables.c of CMSIS-NN 5.9.0 has it."""
+    return np.minimum(np.floor(128 / (1 + np.exp(np.arange(-128, 128) / -16)) + 0.5), INT8_MAX)
+
+
+def tanh_table() -> np.ndarray:
+    """round(128 * tanh(k / 16)) for k = -128 to 127, as arm_nntables.c of CMSIS-NN 5.9.0 has it."""
+    return np.minimum(np.floor(128 * np.tanh(np.arange(-128, 128) / 16) + 0.5), INT8_MAX)
+
+
+@dataclass(frozen=True)
+class Lookup(OwnLoop[LayerView, I_contra]):
+    """A table of the output of each of the 256 inputs."""
+
+    def outputs(self, integers: I_contra) -> np.ndarray:
+        """Of the inputs -128 to 127."""
+        raise NotImplementedError
+
+    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
+        return True
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: I_contra, target: Target) -> str:
+        index = g.cast(g.add("Add", xs[0], np.array(-INT8_MIN, np.float32)), np.int64)
+        return g.add("Gather", self.outputs(integers).astype(np.float32), index)
+
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
+        return [Call(self.name, (c.input, c.elements(layer.out_shape), c.variable("table"), c.output))]
+
+    def arrays(self, layer: LayerView, integers: I_contra, c: CNames) -> list[Array]:
+        """Indexed by the input's bits as an unsigned number: 0 to 127 come before -128 to -1."""
+        values = np.roll(self.outputs(integers), INT8_MIN).astype(np.int8)
+        return [Array(f"{c.prefix}_TABLE", c.variable("table"), "int8_t", values)]
+
+
+@dataclass(frozen=True)
+class Curve(Lookup[IntWidth]):
+    """table[x >> (3 - int_width)], as the q7 library computes it; the s8 library has no curves of 8 bits."""
+
+    libraries = (S8,)
+
+    table: Callable[[], np.ndarray] = sigmoid_table
+
+    def outputs(self, integers: IntWidth) -> np.ndarray:
+        return self.table()[(np.arange(INT8_MIN, INT8_MAX + 1) >> (3 - integers.int_width)) - INT8_MIN]
 
 
 MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
@@ -229,20 +250,20 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class ReadPixels(Kernel):
+class ReadPixels(Kernel[LayerView, Pixels]):
     """Our own loop: clamp((pixel - mean) >> rshift, -128, 127); a negative shift goes to the left."""
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Pixels, target: Target) -> str:
         x = g.add("Sub", xs[0], integers.mean.astype(np.float32))
         x = g.add("Mul", x, np.array(2.0**-integers.rshift, np.float32))
         return exact_onnx.saturate(g, g.add("Floor", x))
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         return [Call(self.name, (c.input, c.output))]
 
-    def defines(self, integers: Any) -> dict[str, int]:
+    def defines(self, integers: Pixels) -> dict[str, int]:
         return {"RSHIFT": max(integers.rshift, 0), "LSHIFT": max(-integers.rshift, 0)}
 
-    def arrays(self, layer: Any, integers: Any, c: CNames) -> list[Array]:
+    def arrays(self, layer: LayerView, integers: Pixels, c: CNames) -> list[Array]:
         mean = integers.mean if integers.mean.any() else np.zeros((1, 1, 1))
         return [Array("MEAN_DATA", "mean", "uint8_t", mean.transpose(1, 2, 0).astype(np.uint8).ravel())]

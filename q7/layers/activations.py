@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from q7.kernels import registry
-from q7.kernels.base import Bounds
-from q7.layers.base import Declined, Layer, Shape, Weights, extents
+from q7.kernels.base import Bounds, IntWidth
+from q7.layers.base import Declined, Layer, Shape, Weights, computed_by, extents
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 
@@ -23,42 +23,39 @@ class Elementwise(Layer):
     def defines(self) -> dict[str, int]:
         if len(self.out_shape) == 1:
             return {"OUT_DIM": self.out_shape[0]}
-        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
+        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}
 
 
+@computed_by(registry.RELU)
 @dataclass(frozen=True, eq=False)
 class ReLU(Elementwise):
     """max(x, 0)."""
 
     caffe_type = "ReLU"
-    kernels = registry.RELU
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         if message.relu_param.negative_slope != 0:
             raise Declined(f"negative_slope {message.relu_param.negative_slope:g}, allowed is 0")
-        return super().parse(message, inputs, in_shapes)
+        return {}
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         return g.add("Relu", xs[0])
 
 
+@computed_by(registry.CLIP)
 @dataclass(frozen=True, eq=False)
 class Clip(Elementwise):
     """max(low, min(x, high))."""
 
     caffe_type = "Clip"
-    kernels = registry.CLIP
 
     low: float = 0.0
     high: float = 6.0
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
-        param = message.clip_param
-        layer = cls(message.name, inputs, message.top[0], in_shapes, low=param.min, high=param.max)
-        layer.check()
-        return layer
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return {"low": message.clip_param.min, "high": message.clip_param.max}
 
     def check(self) -> None:
         if not self.low < self.high:
@@ -81,15 +78,8 @@ class ReLU6(Clip):
     caffe_type = "ReLU6"
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
-        return cls(message.name, inputs, message.top[0], in_shapes)
-
-
-@dataclass(frozen=True)
-class IntWidth:
-    """The input's integer bits."""
-
-    int_width: int
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,19 +103,19 @@ class _Curve(Elementwise):
         return IntWidth(formats.x.integer_bits)
 
 
+@computed_by(registry.SIGMOID)
 @dataclass(frozen=True, eq=False)
 class Sigmoid(_Curve):
     """1 / (1 + exp(-x))."""
 
     caffe_type = "Sigmoid"
-    kernels = registry.SIGMOID
     op = "Sigmoid"
 
 
+@computed_by(registry.TANH)
 @dataclass(frozen=True, eq=False)
 class TanH(_Curve):
     """tanh(x)."""
 
     caffe_type = "TanH"
-    kernels = registry.TANH
     op = "Tanh"

@@ -37,11 +37,11 @@ class BatchNorm(Affine):
     eps: float = 1e-5
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.batch_norm_param
         if param.HasField("use_global_stats") and not param.use_global_stats:
             raise Declined("use_global_stats false in the TEST phase: each batch would have its own mean and variance")
-        return cls(message.name, inputs, message.top[0], in_shapes, eps=param.eps)
+        return {"eps": param.eps}
 
     def weight_shapes(self) -> tuple[Shape, ...]:
         channels = self.in_shape[:1]
@@ -67,9 +67,9 @@ class Scale(Affine):
     bias_term: bool = False
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         _each_channel(message.scale_param)
-        return cls(message.name, inputs, message.top[0], in_shapes, bias_term=message.scale_param.bias_term)
+        return {"bias_term": message.scale_param.bias_term}
 
     def weight_shapes(self) -> tuple[Shape, ...]:
         return (self.in_shape[:1],) * (2 if self.bias_term else 1)
@@ -92,9 +92,9 @@ class Bias(Affine):
     caffe_type = "Bias"
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         _each_channel(message.bias_param)
-        return cls(message.name, inputs, message.top[0], in_shapes)
+        return {}
 
     def weight_shapes(self) -> tuple[Shape, ...]:
         return (self.in_shape[:1],)

@@ -7,19 +7,25 @@ Shapes are Caffe's without the batch axis: (channels, height, width) or (feature
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, final
 
 import numpy as np
 
 from q7.errors import Q7Error
 from q7.kernels import base
-from q7.kernels.base import Kernel
+from q7.kernels.base import AnyKernel, Kernels
+from q7.kernels.contract import I, L, LayerView
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 from q7.target import Target
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+L_co = TypeVar("L_co", bound=LayerView, covariant=True)
+I_co = TypeVar("I_co", covariant=True)
 Shape = tuple[int, ...]
 Weights = tuple[np.ndarray, np.ndarray]  # OIHW or (rows, columns), and the bias (O,); float32
 
@@ -33,8 +39,8 @@ class Layer:
     """One layer: its name, the layers whose outputs it reads, their shapes, and the Caffe blob that it writes."""
 
     caffe_type: ClassVar[str]
-    kernels: ClassVar[tuple[Kernel, ...]] = ()
-    variants: ClassVar[tuple[Kernel, ...]] = ()  # all kernels, where `kernels` depends on the layer's parameters
+    variant: ClassVar[str] = ""  # which of Caffe's operations, where a type has several
+    kernels: ClassVar[tuple[AnyKernel, ...]] = ()  # see computed_by
     weighted: ClassVar[bool] = False
     own_format: ClassVar[bool] = False  # the output's Q-format is chosen, not inherited from the input
     most_inputs: ClassVar[int] = 1
@@ -50,10 +56,18 @@ class Layer:
     in_shapes: tuple[Shape, ...]
     shared_input: bool = False  # another layer reads an input of this one later
 
+    @final
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Self:
         """From a LayerParameter; raises Declined where the layer asks for what cannot be done."""
-        return cls(message.name, inputs, message.top[0], in_shapes)
+        layer = cls(message.name, inputs, message.top[0], in_shapes, **cls.options(message, in_shapes))
+        layer.check()
+        return layer
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        """The fields of the layer's own type, from a LayerParameter; raises Declined as `parse` does."""
+        return {}
 
     @property
     def in_shape(self) -> Shape:
@@ -78,7 +92,7 @@ class Layer:
         return 0
 
     def check(self) -> None:
-        """Raises Declined where the sizes make no sense."""
+        """Raises Declined where the fields make no sense, whether they come from a prototxt or from a pickle."""
 
     def weight_shapes(self) -> tuple[Shape, ...]:
         """Shapes of the trained blobs; the bias, where there is one, comes second."""
@@ -100,7 +114,7 @@ class Layer:
         """The fraction bits that the kernels can give, fewest and most, where the format is chosen."""
         return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
 
-    def kernel_for(self, target: Target) -> Kernel:
+    def kernel_for(self, target: Target) -> AnyKernel:
         """The fastest kernel that can compute the layer; raises Q7Error where there is none."""
         return base.choose(self.kernels, self, target)
 
@@ -108,7 +122,7 @@ class Layer:
         """Adds Caffe's computation to a graph."""
         raise NotImplementedError
 
-    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Any:
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> object:
         """What the layer's kernel holds as integers; None where it holds nothing."""
         return None
 
@@ -121,6 +135,29 @@ class Layer:
         return "x".join(map(str, self.out_shape))
 
 
-def extents(what: str, pair: tuple[int, int]) -> dict[str, int]:
+class _Computable(Protocol[L_co, I_co]):
+    """A class of layers that are an L and hold an I."""
+
+    kernels: ClassVar[tuple[AnyKernel, ...]]
+
+    @classmethod
+    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> L_co: ...
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> I_co: ...
+
+
+def computed_by(
+    kernels: Kernels[L, I],
+) -> Callable[[type[_Computable[L, I]]], type[_Computable[L, I]]]:
+    """Gives a class of layers its kernels; mypy proves that each takes these layers and what they hold as integers."""
+
+    def decorate(cls: type[_Computable[L, I]]) -> type[_Computable[L, I]]:
+        cls.kernels = kernels
+        return cls
+
+    return decorate
+
+
+def extents(what: str, pair: Sequence[int]) -> dict[str, int]:
     """One macro for equal (height, width), else _X for the width and _Y for the height."""
     return {what: pair[0]} if pair[0] == pair[1] else {f"{what}_X": pair[1], f"{what}_Y": pair[0]}

@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from q7.errors import Q7Error
-from q7.kernels.own_loops import MOST_PIXEL_SHIFT, Pixels, ReadPixels
-from q7.layers.base import Layer, Weights, extents
+from q7.kernels import registry
+from q7.kernels.own_loops import MOST_PIXEL_SHIFT, Pixels
+from q7.layers.base import Layer, Weights, computed_by, extents
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats, QFormat
 
 
+@computed_by(registry.READ_PIXELS)
 @dataclass(frozen=True, eq=False)
 class Input(Layer):
     """8-bit pixels; Caffe's transform_param makes (pixel - mean) * scale of them. `mean` is CHW or (C, 1, 1)."""
 
     caffe_type = "Data"
-    kernels = (ReadPixels("read_pixels"),)
     own_format = True
     floors = True
 
@@ -52,4 +53,4 @@ class Input(Layer):
         return middle - MOST_PIXEL_SHIFT, middle + MOST_PIXEL_SHIFT
 
     def defines(self) -> dict[str, int]:
-        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}  # type: ignore[arg-type]
+        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from q7.kernels import registry
-from q7.kernels.base import Kernel
-from q7.kernels.own_loops import MOST_ALIGNMENT, MOST_MERGED_RSHIFT, MOST_OPERANDS, Operands, rescaling
-from q7.layers.base import Declined, Layer, Shape, Weights
+from q7.kernels.base import Operands
+from q7.kernels.exact_onnx import same_axes
+from q7.kernels.own_loops import MOST_ALIGNMENT, MOST_MERGED_RSHIFT, MOST_OPERANDS, Rescalings, rescaling
+from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import same_axes
 from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 
 
@@ -34,82 +34,97 @@ def _vector(shape: Shape) -> Shape:
 
 
 @dataclass(frozen=True, eq=False)
-class Eltwise(_Merge):
-    """Caffe's Eltwise: the sum of its inputs, each with coefficient 1 or -1, or their maximum."""
-
+class _Eltwise(_Merge):
     caffe_type = "Eltwise"
     elementwise = True
-    variants = (*registry.SUM, *registry.MAXIMUM)
-
-    maximum: bool = False
-    negative: tuple[bool, ...] = ()
-
-    @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
-        param = message.eltwise_param
-        coefficients = list(param.coeff) or [1.0] * len(inputs)
-        if param.operation == param.PROD:
-            raise Declined("operation PROD, allowed are SUM and MAX")
-        if param.operation == param.MAX and param.coeff:
-            raise Declined("coefficients are for SUM only")
-        if len(coefficients) != len(inputs) or not set(coefficients) <= {1.0, -1.0}:
-            raise Declined(f"coefficients {coefficients}, allowed is 1 or -1 for each of {len(inputs)} inputs")
-        layer = cls(
-            message.name,
-            inputs,
-            message.top[0],
-            in_shapes,
-            maximum=param.operation == param.MAX,
-            negative=tuple(c < 0 for c in coefficients),
-        )
-        layer.check()
-        return layer
 
     def check(self) -> None:
         super().check()
         if len({_vector(shape) for shape in self.in_shapes}) > 1:
             raise Declined(f"its inputs have different shapes: {', '.join(map(str, self.in_shapes))}")
 
-    @property
-    def kernels(self) -> tuple[Kernel, ...]:  # type: ignore[override]
-        return registry.MAXIMUM if self.maximum else registry.SUM
-
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """n_x <= n_coarsest + 16, since the finest input's step is what all are brought to."""
         return -MOST_FRACTION_BITS, min(xs).fraction_bits + MOST_ALIGNMENT
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """out_rshift = n_finest - n_y <= 20, and n_y <= n_coarsest + 16 as for inputs."""
         return max(xs).fraction_bits - MOST_MERGED_RSHIFT, min(xs).fraction_bits + MOST_ALIGNMENT
 
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        if self.maximum:
-            return g.add("Max", *same_axes(g, xs, self))
-        xs = same_axes(g, xs, self)
-        return g.add("Sum", *(g.add("Neg", x) if negative else x for x, negative in zip(xs, self.negative)))
-
-    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Operands:
+    def _operands(self, formats: LayerFormats, negative: Sequence[bool]) -> Operands:
         assert formats.y
-        return Operands.align([x.fraction_bits for x in formats.inputs], self.negative, formats.y.fraction_bits)
+        return Operands.align([x.fraction_bits for x in formats.inputs], negative, formats.y.fraction_bits)
 
     def defines(self) -> dict[str, int]:
         return {"SIZE": self.out_size}
 
 
+@computed_by(registry.SUM)
+@dataclass(frozen=True, eq=False)
+class Sum(_Eltwise):
+    """SUM: the sum of the inputs, each with coefficient 1 or -1."""
+
+    variant = "SUM"
+
+    negative: tuple[bool, ...] = ()
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        coefficients = list(message.eltwise_param.coeff) or [1.0] * len(in_shapes)
+        if len(coefficients) != len(in_shapes) or not set(coefficients) <= {1.0, -1.0}:
+            raise Declined(f"coefficients {coefficients}, allowed is 1 or -1 for each of {len(in_shapes)} inputs")
+        return {"negative": tuple(c < 0 for c in coefficients)}
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        xs = same_axes(g, xs, self)
+        return g.add("Sum", *(g.add("Neg", x) if negative else x for x, negative in zip(xs, self.negative)))
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Operands:
+        return self._operands(formats, self.negative)
+
+
+@computed_by(registry.MAXIMUM)
+@dataclass(frozen=True, eq=False)
+class Maximum(_Eltwise):
+    """MAX: the largest of the inputs."""
+
+    variant = "MAX"
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        if message.eltwise_param.coeff:
+            raise Declined("coefficients are for SUM only")
+        return {}
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add("Max", *same_axes(g, xs, self))
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Operands:
+        return self._operands(formats, [False] * len(self.in_shapes))
+
+
+def eltwise(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
+    """The class of an Eltwise layer."""
+    param = message.eltwise_param
+    if param.operation == param.PROD:
+        raise Declined("operation PROD, allowed are SUM and MAX")
+    return Maximum if param.operation == param.MAX else Sum
+
+
+@computed_by(registry.CONCAT)
 @dataclass(frozen=True, eq=False)
 class Concat(_Merge):
     """Caffe's Concat over channels."""
 
     caffe_type = "Concat"
-    kernels = registry.CONCAT
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.concat_param
         axis = param.concat_dim if param.HasField("concat_dim") else param.axis
         if axis not in (1, -len(in_shapes[0])):
             raise Declined(f"axis {axis}, allowed is 1")
-        layer = cls(message.name, inputs, message.top[0], in_shapes)
-        layer.check()
-        return layer
+        return {}
 
     def check(self) -> None:
         super().check()
@@ -123,7 +138,7 @@ class Concat(_Merge):
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         return g.add("Concat", *same_axes(g, xs, self), axis=1)
 
-    def quantize(self, weights: Weights | None, formats: LayerFormats) -> tuple[int, ...]:
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Rescalings:
         assert formats.y
         return tuple(rescaling(x.fraction_bits - formats.y.fraction_bits) for x in formats.inputs)
 

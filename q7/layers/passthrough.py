@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from q7.kernels import registry
-from q7.layers.base import Declined, Layer, Shape
+from q7.layers.base import Declined, Layer, Shape, computed_by
 from q7.qformat import QFormat
 
 
+@computed_by(registry.SOFTMAX)
 @dataclass(frozen=True, eq=False)
 class Softmax(Layer):
     """At the end of a network it does not change which class is the largest."""
 
     caffe_type = "Softmax"
-    kernels = registry.SOFTMAX
     last_only = True
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         if message.softmax_param.axis != 1:
             raise Declined(f"axis {message.softmax_param.axis}, allowed is 1")
-        return super().parse(message, inputs, in_shapes)
+        return {}
 
     @property
     def out_shape(self) -> Shape:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from q7.kernels import constraints, registry
-from q7.kernels.base import Integers, Kernel
+from q7.kernels.base import Integers
 from q7.kernels.own_loops import MOST_POOLED_SHIFT, Ratio
-from q7.layers.base import Declined, Layer, Shape, Weights
+from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, max_pool, window_attributes, window_cells
 from q7.qformat import LayerFormats, QFormat, shifts
@@ -87,19 +87,19 @@ class _Weighted(Layer):
         return Integers(formats.w.quantize(weights[0]), formats.quantize_bias(weights[1]), shifts(formats))
 
 
+@computed_by(registry.CONVOLUTION)
 @dataclass(frozen=True, eq=False)
 class Convolution(_Windowed, _Weighted):
     """Caffe's Convolution: the output size rounds down."""
 
     caffe_type = "Convolution"
-    kernels = registry.CONVOLUTION
 
     num_output: int = 1
     group: int = 1
     bias_term: bool = True
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.convolution_param
         _spatial(in_shapes[0])
         if any(d != 1 for d in param.dilation):
@@ -112,20 +112,14 @@ class Convolution(_Windowed, _Weighted):
             raise Declined(
                 f"group {param.group} does not divide {in_shapes[0][0]} inputs and {param.num_output} outputs"
             )
-        layer = cls(
-            message.name,
-            inputs,
-            message.top[0],
-            in_shapes,
-            window=_pair("kernel_size", param.kernel_size, param, "kernel", None),
-            stride=_pair("stride", param.stride, param, "stride", 1),
-            pad=_pair("pad", param.pad, param, "pad", 0),
-            num_output=param.num_output,
-            group=param.group,
-            bias_term=param.bias_term,
-        )
-        layer.check()
-        return layer
+        return {
+            "window": _pair("kernel_size", param.kernel_size, param, "kernel", None),
+            "stride": _pair("stride", param.stride, param, "stride", 1),
+            "pad": _pair("pad", param.pad, param, "pad", 0),
+            "num_output": param.num_output,
+            "group": param.group,
+            "bias_term": param.bias_term,
+        }
 
     @property
     def out_shape(self) -> Shape:
@@ -150,12 +144,12 @@ class Convolution(_Windowed, _Weighted):
         return {**sizes, "GROUPS": self.group} if self.group > 1 else sizes
 
 
+@computed_by(registry.FULLY_CONNECTED)
 @dataclass(frozen=True, eq=False)
 class InnerProduct(_Weighted):
     """Caffe's InnerProduct: an image is flattened in CHW order."""
 
     caffe_type = "InnerProduct"
-    kernels = registry.FULLY_CONNECTED
     flattens = True
 
     num_output: int = 1
@@ -163,21 +157,13 @@ class InnerProduct(_Weighted):
     transpose: bool = False
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.inner_product_param
         if param.axis != 1:
             raise Declined(f"axis {param.axis}, allowed is 1")
         if param.num_output < 1:
             raise Declined("num_output is missing")
-        return cls(
-            message.name,
-            inputs,
-            message.top[0],
-            in_shapes,
-            num_output=param.num_output,
-            bias_term=param.bias_term,
-            transpose=param.transpose,
-        )
+        return {"num_output": param.num_output, "bias_term": param.bias_term, "transpose": param.transpose}
 
     @property
     def out_shape(self) -> Shape:
@@ -205,83 +191,77 @@ class InnerProduct(_Weighted):
 
 
 @dataclass(frozen=True, eq=False)
-class Pooling(_Windowed):
-    """Caffe's Pooling: the output size rounds up, and windows are clipped (pooling_layer.cpp)."""
-
+class _Pooling(_Windowed):
     caffe_type = "Pooling"
-    variants = (*registry.MAX_POOL, *registry.AVERAGE_POOL)
 
-    average: bool = False
     round_up: bool = True
 
     @classmethod
-    def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Layer:
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.pooling_param
         _spatial(in_shapes[0])
-        if param.pool == param.STOCHASTIC:
-            raise Declined("STOCHASTIC pooling, allowed are MAX and AVE")
+        round_up = param.round_mode == param.CEIL
         if param.global_pooling:
-            window: tuple[int, int] = (in_shapes[0][1], in_shapes[0][2])
-            stride, pad = (1, 1), (0, 0)
-        else:
-            sizes = [param.kernel_size] if param.HasField("kernel_size") else []
-            window = _pair("kernel_size", sizes, param, "kernel", None)
-            stride = _pair("stride", [param.stride], param, "stride", 1)
-            pad = _pair("pad", [param.pad], param, "pad", 0)
-        if any(p >= k for p, k in zip(pad, window)):
-            raise Declined(f"pad {pad} must be below the kernel {window}")
-        layer = cls(
-            message.name,
-            inputs,
-            message.top[0],
-            in_shapes,
-            window=window,
-            stride=stride,
-            pad=pad,
-            average=param.pool == param.AVE,
-            round_up=param.round_mode == param.CEIL,
-        )
-        layer.check()
-        if not constraints.no_empty_window(layer, Target()):
-            raise Declined(f"the last window lies outside the image: kernel {window}, stride {stride}")
-        return layer
+            return {"window": in_shapes[0][1:], "round_up": round_up}
+        sizes = [param.kernel_size] if param.HasField("kernel_size") else []
+        return {
+            "window": _pair("kernel_size", sizes, param, "kernel", None),
+            "stride": _pair("stride", [param.stride], param, "stride", 1),
+            "pad": _pair("pad", [param.pad], param, "pad", 0),
+            "round_up": round_up,
+        }
 
-    @property
-    def kernels(self) -> tuple[Kernel, ...]:  # type: ignore[override]
-        if self.own_format:
-            return registry.OWN_AVERAGE_POOL
-        return registry.AVERAGE_POOL if self.average else registry.MAX_POOL
-
-    @property
-    def covers_image(self) -> bool:
-        """One window that is the whole image."""
-        whole = all(k >= d for k, d in zip(self.window, self.in_shape[1:]))
-        return whole and self.out_shape[1:] == (1, 1) and self.pad == (0, 0)
-
-    @property
-    def own_format(self) -> bool:  # type: ignore[override]
-        """The mean of a whole image has a far smaller range than its pixels."""
-        return self.average and self.covers_image
-
-    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        return xs[0].fraction_bits - MOST_POOLED_SHIFT, xs[0].fraction_bits + MOST_POOLED_SHIFT
-
-    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Ratio | None:
-        assert formats.x and formats.y
-        return Ratio.shift(formats.y.fraction_bits - formats.x.fraction_bits) if self.average else None
-
-    @property
-    def floors(self) -> bool:  # type: ignore[override]
-        return self.average
+    def check(self) -> None:
+        if any(p >= k for p, k in zip(self.pad, self.window)):
+            raise Declined(f"pad {self.pad} must be below the kernel {self.window}")
+        super().check()
+        if not constraints.no_empty_window(self, Target()):
+            raise Declined(f"the last window lies outside the image: kernel {self.window}, stride {self.stride}")
 
     @property
     def out_shape(self) -> Shape:
         sizes = []
         for d, k, s, p in zip(self.in_shape[1:], self.window, self.stride, self.pad):
             out = -(-(d + 2 * p - k) // s) + 1 if self.round_up else (d + 2 * p - k) // s + 1
-            # With padding, Caffe drops a last window that would start behind the image.
+            # With padding, Caffe drops a last window that would start after the image.
             sizes.append(out - 1 if max(self.pad) > 0 and (out - 1) * s >= d + p else out)
         return self.in_shape[0], *sizes
+
+    def defines(self) -> dict[str, int]:
+        return {"IN_CH": self.in_shape[0], **self._window_defines()}
+
+
+@computed_by(registry.MAX_POOL)
+@dataclass(frozen=True, eq=False)
+class MaxPooling(_Pooling):
+    """MAX: the output size rounds up, and windows are clipped (pooling_layer.cpp)."""
+
+    variant = "MAX"
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return max_pool(g, xs[0], self)
+
+
+@computed_by(registry.AVERAGE_POOL)
+@dataclass(frozen=True, eq=False)
+class AveragePooling(_Pooling):
+    """AVE: as MAX, but cells of the padding count."""
+
+    variant = "AVE"
+    floors = True
+
+    @property
+    def covers_image(self) -> bool:
+        return covers_image(self.in_shape, self.window, self.pad)
+
+    def check(self) -> None:
+        super().check()
+        if self.covers_image is not self.own_format:
+            raise Declined("the mean of a whole image, and no other, has a format of its own")
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Ratio:
+        assert formats.x and formats.y
+        return Ratio.shift(formats.y.fraction_bits - formats.x.fraction_bits)
 
     def divisors(self) -> np.ndarray:
         """(height, width) cells of each window clipped to the padded image: what Caffe divides a sum by."""
@@ -290,12 +270,36 @@ class Pooling(_Windowed):
         return rows[:, None] * columns
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        attributes = window_attributes(self)
-        if not self.average:
-            return max_pool(g, xs[0], self)
         correction = math.prod(self.window) / self.divisors()
-        mean = crop(g, g.add("AveragePool", xs[0], count_include_pad=1, **attributes), self)
+        mean = crop(g, g.add("AveragePool", xs[0], count_include_pad=1, **window_attributes(self)), self)
         return mean if (correction == 1).all() else g.add("Mul", mean, correction.astype(np.float32))
 
-    def defines(self) -> dict[str, int]:
-        return {"IN_CH": self.in_shape[0], **self._window_defines()}
+
+@computed_by(registry.OWN_AVERAGE_POOL)
+@dataclass(frozen=True, eq=False)
+class GlobalAveragePooling(AveragePooling):
+    """AVE over the whole image, whose mean has a far smaller range than its pixels, and so a format of its own."""
+
+    variant = "global AVE"
+    own_format = True
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """abs(n_y - n_x) <= 7, so that the sum times or divided by 2**(n_y - n_x) stays within 32 bits."""
+        return xs[0].fraction_bits - MOST_POOLED_SHIFT, xs[0].fraction_bits + MOST_POOLED_SHIFT
+
+
+def covers_image(in_shape: Shape, window: Sequence[int], pad: Sequence[int]) -> bool:
+    """Whether one window is the whole image."""
+    return tuple(pad) == (0, 0) and all(k >= d for k, d in zip(window, in_shape[1:]))
+
+
+def pooling(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
+    """The class of a Pooling layer."""
+    param = message.pooling_param
+    if param.pool == param.STOCHASTIC:
+        raise Declined("STOCHASTIC pooling, allowed are MAX and AVE")
+    if param.pool == param.MAX:
+        return MaxPooling
+    options = AveragePooling.options(message, in_shapes)
+    whole = covers_image(in_shapes[0], options["window"], options.get("pad", (0, 0)))
+    return GlobalAveragePooling if whole else AveragePooling

@@ -29,29 +29,32 @@ def without(layers: Sequence[Layer], folded: Layer, producer: Layer) -> list[Lay
 
 def fold_affine(graph: Graph) -> Graph:
     """Puts BatchNorm, Scale and Bias into the convolution or inner product before them, in float64."""
-    layers, weights = list(graph.layers), dict(graph.weights)
+    layers: dict[str, Layer] = {}
+    weights = dict(graph.weights)
     folded: dict[str, tuple[Affine, ...]] = {}
-    for layer in graph.layers:
-        if isinstance(layer, Affine):
-            source = next(other for other in layers if other.name == layer.name).inputs[0]
-            producer = next(other for other in layers if other.name == source)
-            affine = next(other for other in layers if other.name == layer.name)
-            assert isinstance(affine, Affine)
-            layers = without(layers, affine, producer)
-            (w, b), (gain, offset) = weights[source], weights.pop(layer.name)
-            weights[source] = (w * gain.reshape(-1, *[1] * (w.ndim - 1)), b * gain + offset)
-            folded[source] = (*folded.get(source, ()), affine)
+    instead: dict[str, str] = {}  # of each folded layer, the one that it went into
+    for graph_layer in graph.layers:
+        layer = replace(graph_layer, inputs=tuple(instead.get(name, name) for name in graph_layer.inputs))
+        if not isinstance(layer, Affine):
+            layers[layer.name] = layer
+            continue
+        (source,) = layer.inputs
+        instead[layer.name] = source
+        layers[source] = replace(layers[source], blob=layer.blob)
+        (w, b), (gain, offset) = weights[source], weights.pop(layer.name)
+        weights[source] = (w * gain.reshape(-1, *[1] * (w.ndim - 1)), b * gain + offset)
+        folded[source] = (*folded.get(source, ()), layer)
     single = {name: (w.astype(np.float32), b.astype(np.float32)) for name, (w, b) in weights.items()}
     for name, (w, b) in single.items():
         if not (np.isfinite(w).all() and np.isfinite(b).all()):
             raise Q7Error(f"layer '{name}': NaN or infinity, after {folded[name][-1].caffe_type} was folded into it")
-    return replace(graph, layers=tuple(layers), weights=single, folded=folded)
+    return replace(graph, layers=tuple(layers.values()), weights=single, folded=folded)
 
 
 def fold_input_scale(graph: Graph) -> Graph:
     """Makes the input's scale a power of two, and puts the rest of it into the weights that read the input.
 
-    Raises Q7Error where something else than a convolution or inner product reads it.
+    Raises Q7Error where anything but a convolution or inner product reads it.
     """
     mantissa, exponent = math.frexp(graph.input.scale)
     if mantissa == 0.5:
@@ -64,7 +67,7 @@ def fold_input_scale(graph: Graph) -> Graph:
         if graph.input.name in layer.inputs:
             if not layer.weighted:
                 raise Q7Error(
-                    f"layer '{layer.name}' reads the data, whose scale {graph.input.scale:g} is no power of two: "
+                    f"layer '{layer.name}' reads the data, whose scale {graph.input.scale:g} is not a power of two: "
                     "only a convolution or an inner product can take it into its weights"
                 )
             w, b = weights[layer.name]

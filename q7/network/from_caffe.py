@@ -17,7 +17,7 @@ from q7.errors import Q7Error
 from q7.layers.base import Declined, Layer, Shape, Weights
 from q7.layers.input import Input
 from q7.layers.passthrough import IDENTITIES
-from q7.layers.registry import LAYERS
+from q7.layers.registry import LAYERS, layer_class
 from q7.network.graph import Graph, mark_shared
 from q7.target import Target
 
@@ -53,7 +53,7 @@ def find_output(prototxt: Prototxt, accuracy: str, source: DataSource) -> Output
     if not source.label and not any(layer.type == "Accuracy" for layer in prototxt.layers):
         last = next((layer for layer in reversed(prototxt.layers) if layer.top and layer.bottom), None)
         if last is None:
-            raise Q7Error(f"'{prototxt.path}' has no layer behind its input")
+            raise Q7Error(f"'{prototxt.path}' has no layer after its input")
         return Output(last.top[0], accuracy, (), (last.top[0],))
     layer = find_accuracy(prototxt, accuracy)
     if layer.bottom[1] != source.label:
@@ -99,12 +99,13 @@ class _Parser:
                 self.flat.update(message.top)
             self.written.update(dict.fromkeys(message.top, inputs[0]))
             return None
-        cls = LAYERS[message.type]
+        in_shapes = tuple(i.out_shape for i in inputs)
+        cls = layer_class(message, in_shapes)
         if len(inputs) > cls.most_inputs:
             raise Declined(f"it has {len(inputs)} inputs, allowed is {cls.most_inputs}")
         if flat and not (cls.flattens or cls.elementwise):
             raise Declined("it reads a flattened image, whose order on the device is another: height, width, channels")
-        layer = cls.parse(message, tuple(i.name for i in inputs), tuple(i.out_shape for i in inputs))
+        layer = cls.parse(message, tuple(i.name for i in inputs), in_shapes)
         self.layers.append(layer)
         self.written[layer.blob] = layer
         if flat and layer.elementwise:

@@ -38,7 +38,7 @@ class Graph:
         return self.output.out_size
 
     def live(self, position: int) -> tuple[Layer, ...]:
-        """The layers before `position` whose outputs are read at or behind it; at the end, the output layer."""
+        """The layers before `position` whose outputs are read at or after it; at the end, the output layer."""
         if position >= len(self.layers):
             return (self.output,)
         wanted = {name for layer in self.layers[position:] for name in layer.inputs}

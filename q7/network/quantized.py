@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from q7.data.readers import Lmdb, Reader
 from q7.errors import Q7Error
-from q7.kernels.base import Bounds, Kernel
+from q7.kernels.base import AnyKernel, Bounds
 from q7.layers.base import Layer
 from q7.network.graph import Graph
 from q7.qformat import LayerFormats
@@ -23,7 +23,7 @@ class IntegerLayer:
     Its output stays within the bounds, which are those of 8 bits unless other layers have been put into this one.
     """
 
-    kernel: Kernel
+    kernel: AnyKernel
     integers: Any
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -47,6 +47,66 @@ def quantize_network(graph: Graph, formats: Mapping[str, LayerFormats], target: 
     return [quantize_layer(graph, layer, formats[layer.name], target) for layer in graph.layers]
 
 
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that a network was made of: its name, and the hexadecimal SHA-256 of the bytes that were read."""
+
+    name: str
+    sha256: str
+
+
+Decibels = Optional[float]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What quantization did to a layer's output.
+
+    Percentages of the values that saturated at -128 and at 127, and the signal-to-quantization-noise ratio, None where
+    the signal or the noise is zero.
+    """
+
+    at_min: float
+    at_max: float
+    sqnr: Decibels
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Percent of the images that the float network and the device have right."""
+
+    in_float: float
+    on_device: float
+
+    @property
+    def loss(self) -> float:
+        """Percentage points."""
+        return self.in_float - self.on_device
+
+
+def held_out(images: int, holdout: float) -> int:
+    """How many of the images a fraction of them is."""
+    return round(images * holdout)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the run found that quantized a network."""
+
+    objective: str
+    images_read: int
+    holdout: float  # the fraction of them that was kept from the search and that `accuracy` is from; 0: all for both
+    seed: int
+    accuracy: Accuracy
+    search: Mapping[str, float]  # accuracies in percent that the search came by
+    layers: Mapping[str, Quality]
+
+    @property
+    def images(self) -> int:
+        """That `accuracy` is from."""
+        return held_out(self.images_read, self.holdout) if self.holdout else self.images_read
+
+
 @dataclass(frozen=True, eq=False)
 class QuantizedNetwork:
     """A network as the device runs it, and where it comes from."""
@@ -55,8 +115,8 @@ class QuantizedNetwork:
     formats: Mapping[str, LayerFormats]
     layers: tuple[IntegerLayer, ...]
     target: Target
-    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # "model", "weights": {"name", "sha256"}
+    sources: Mapping[str, SourceFile] = field(default_factory=dict)  # by what they are: "model", "weights"
     dataset: str = ""  # the test images' path
     crop: int = 0
-    summary: Mapping[str, Any] = field(default_factory=dict)  # accuracies in percent, images, objective
+    outcome: Outcome | None = None  # None for the original's pickles
     reader: Reader = field(default_factory=Lmdb)  # of the dataset

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the quantizer before its long work: everything that it reads, checked, and where its outputs go."""
+"""A run of the quantizer before its long work: its options, everything that it reads, checked, and its outputs."""
 
 from __future__ import annotations
 
-import argparse
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,58 @@ from q7.errors import Q7Error
 from q7.network.folding import simplify
 from q7.network.from_caffe import attach_weights, find_output, parse_network
 from q7.network.graph import Graph
+from q7.network.quantized import SourceFile, held_out
+from q7.target import Target
+
+note = functools.partial(command.note, "nn_quantizer")
+
+
+def memory_bytes(gigabytes: float) -> int:
+    """Raises Q7Error where that is not a size."""
+    if not gigabytes > 0:
+        raise Q7Error(f"--memory {gigabytes} must be above 0")
+    return int(min(gigabytes, 1 << 20) * 2**30)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run of the quantizer was asked for; None stands for what the prototxt says, or for nothing."""
+
+    model: str
+    weights: str
+    save: str
+    accuracy: str  # the Accuracy layer, or its top
+    iterations: int | None
+    tolerance: float  # percentage points
+    memory: float  # GB
+    gpu: bool
+    engine: str  # "auto", "onnxruntime" or "caffe"
+    objective: str  # "device" or "caffe"
+    holdout: float
+    seed: int
+    target: Target
+    lmdb: str | None
+    mean: str | None
+    scale: float | None
+    crop: int | None
+    verbose: bool
+    quiet: bool
+    report: str | None
+    json: str | None
+    channel_order: str
+    command: str  # as a person types it, for the report
+
+    def check(self) -> None:
+        """Raises Q7Error where a number makes no sense."""
+        if self.iterations is not None and self.iterations < 1:
+            raise Q7Error(f"--iterations {self.iterations} must be at least 1")
+        memory_bytes(self.memory)
+        if not self.tolerance >= 0:
+            raise Q7Error(f"--tolerance {self.tolerance} must be 0 or more")
+        if not 0 <= self.holdout < 1:
+            raise Q7Error(f"--holdout {self.holdout} must be 0 or more and below 1")
+        if self.seed < 0:
+            raise Q7Error(f"--seed {self.seed} must be 0 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +83,7 @@ class Job:
     prototxt: Prototxt
     graph: Graph
     source: DataSource
+    files: Mapping[str, SourceFile]  # that were read: "model", "weights", "mean"
     lmdb: Path  # or another file that the source reads
     version: object  # of the LMDB, before it was read
     images: Any  # (N, C, H, W) uint8, cropped: an array, or StoredImages
@@ -45,42 +99,55 @@ class Job:
         return self.images if len(which) == len(self.images) else pick(self.images, which)
 
 
-def note(text: str) -> None:
-    command.note("nn_quantizer", text)
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Raises Q7Error where a number makes no sense."""
-    if args.iterations is not None and args.iterations < 1:
-        raise Q7Error(f"--iterations {args.iterations} must be at least 1")
-    if not args.memory > 0:
-        raise Q7Error(f"--memory {args.memory} must be above 0")
-    if not args.tolerance >= 0:
-        raise Q7Error(f"--tolerance {args.tolerance} must be 0 or more")
-    if not 0 <= args.holdout < 1:
-        raise Q7Error(f"--holdout {args.holdout} must be 0 or more and below 1")
-
-
-def prepare(args: argparse.Namespace) -> Job:
+def prepare(options: Options) -> Job:
     """Reads and checks the inputs, and that the outputs can be written; raises Q7Error."""
-    model, weights, save = Path(args.model), Path(args.weights), Path(args.save)
-    check_options(args)
-    prototxt = read_prototxt(model)
-    source = override(data_source(prototxt), args.lmdb, args.mean, args.scale, args.crop)
-    find_output(prototxt, args.accuracy, source)
+    options.check()
+    model, weights, save = Path(options.model), Path(options.weights), Path(options.save)
+    read: dict[str, SourceFile] = {}
+    prototxt, digest = files.read_hashed(model, read_prototxt)
+    read["model"] = SourceFile(options.model, digest)
+    source = override(data_source(prototxt), options.lmdb, options.mean, options.scale, options.crop)
+    find_output(prototxt, options.accuracy, source)
     lmdb = source.find_images()
     version = lmdb_images.version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
-    network = parse_network(prototxt, args.accuracy, source, image_shape, args.target)
-    network = simplify(attach_weights(network, read_weights(weights)))
+    parse = functools.partial(parse_network, prototxt, options.accuracy, source, image_shape, options.target)
+    if source.mean_file:
+        mean = source.find_mean()
+        network, digest = files.read_hashed(mean, lambda _: parse())
+        read["mean"] = SourceFile(str(mean), digest)
+    else:
+        network = parse()
+    blobs, digest = files.read_hashed(weights, read_weights)
+    read["weights"] = SourceFile(options.weights, digest)
+    network = simplify(attach_weights(network, blobs))
 
+    quantized, journal = _outputs(options, [Path(file.name) for file in read.values()] + source.reader.files(lmdb))
+    limit = None if options.iterations is None else options.iterations * source.batch_size
+    in_memory = memory_bytes(options.memory) / engine.SHARES
+    images, labels = source.reader.open(lmdb, limit, source.crop_image, in_memory)
+    if images.shape[1:] != network.input.out_shape:
+        raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")
+    if limit is not None and len(images) < limit:
+        note(f"{options.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
+    if labels.min() < 0 or labels.max() >= network.classes:
+        raise Q7Error(
+            f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
+            f"{network.classes} outputs"
+        )
+    parts = split(len(images), options.holdout, options.seed)
+    return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized)
+
+
+def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:
+    """Where the quantized weights and the journal go; raises Q7Error where an output cannot be written."""
+    weights, save = Path(options.weights), Path(options.save)
     quantized = weights.with_name(f"quantized_{weights.name[:-3] if weights.name.endswith('.h5') else weights.name}")
     if not files.writable(quantized):
         quantized = save.with_name(quantized.name)
         note(f"'{weights.parent}' cannot be written: the quantized weights go to '{quantized}'")
     journal = save.with_name(f"{save.name}.journal")
-    inputs = [model, weights, *([source.find_mean()] if source.mean_file else []), *source.reader.files(lmdb)]
-    outputs = [save, quantized, *(Path(name) for name in (args.report, args.json) if name)]
+    outputs = [save, quantized, *(Path(name) for name in (options.report, options.json) if name)]
     for path in outputs:
         if not files.writable(path):
             raise Q7Error(f"cannot write '{path}'")
@@ -89,27 +156,14 @@ def prepare(args: argparse.Namespace) -> Job:
         raise Q7Error(f"--save '{save}' is where the quantized weights go")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise Q7Error("--save, --report and --json must name files of their own")
-
-    limit = None if args.iterations is None else args.iterations * source.batch_size
-    images, labels = source.reader.open(lmdb, limit, source.crop_image, args.memory_bytes / engine.SHARES)
-    if images.shape[1:] != network.input.out_shape:
-        raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")
-    if limit is not None and len(images) < limit:
-        note(f"{args.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
-    if labels.min() < 0 or labels.max() >= network.classes:
-        raise Q7Error(
-            f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
-            f"{network.classes} outputs"
-        )
-    swept, reported = split(len(images), args.holdout, args.seed)
-    return Job(prototxt, network, source, lmdb, version, images, labels, swept, reported, save, journal, quantized)
+    return quantized, journal
 
 
 def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to search with and of those to report on: all for both, or a random part held out."""
     if not holdout:
         return np.arange(count), np.arange(count)
-    held = round(count * holdout)
+    held = held_out(count, holdout)
     if not 0 < held < count:
         raise Q7Error(f"--holdout {holdout} of {count} images leaves none to search with or to report on")
     order = np.random.default_rng(seed).permutation(count)

@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 import q7
 from q7.codegen import boards, cost, lowering, memory
+from q7.codegen import rows as row_plans
 from q7.network.quantized import QuantizedNetwork
 from q7.qformat import QFormat
 from q7.report import statistics
@@ -74,7 +75,7 @@ def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
 
 def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
     """Of the network as code is generated for it."""
-    behind = statistics.settled(run.network.graph, network.formats)
+    measured = statistics.measured_after(run.network.graph, network.formats)
     layers = []
     for layer, integer, size in zip(network.graph.layers, network.layers, cost.constant_bytes(network)):
         own, weights = network.formats[layer.name], run.statistics.weights.get(layer.name)
@@ -95,7 +96,7 @@ def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> lis
                 "fraction_bits": {"weights": _bits(own.w), "bias": _bits(own.b), "activations": _bits(own.y)},
                 "bias_lshift": shifts.bias_lshift if shifts else None,
                 "act_rshift": shifts.out_rshift if shifts else None,
-                "measured_behind": behind[layer.name],
+                "measured_behind": measured[layer.name],
                 "activations": _tensor(run.statistics.outputs[layer.name]),
                 "weights": _tensor(weights) if weights else None,
             }
@@ -132,26 +133,32 @@ def changed(run: Run) -> list[dict[str, int]]:
 def facts(run: Run) -> dict[str, Any]:
     """Everything as plain values, as docs/report.schema.json describes them."""
     network = lowering.fuse(run.network)
-    plan = memory.plan(network.graph, network.layers, network.target)
-    totals = cost.totals(network, plan, boards.Options())
-    known = network.summary["accuracy"]
+    rows = row_plans.plan(network)
+    plan, totals = rows.memory, cost.totals(network, rows, boards.Options())
+    outcome = network.outcome
+    assert outcome
+    known = outcome.accuracy
     return {
         "format": FORMAT,
         "version": VERSION,
         "tool": q7.__version__,
         "command": run.command,
         "name": network.graph.name,
-        "sources": {what: dict(source) for what, source in network.sources.items()},
-        "target": {field: value.value for field, value in vars(network.target).items()},
-        "objective": network.summary["objective"],
+        "sources": {what: asdict(source) for what, source in network.sources.items()},
+        "target": {
+            "core": network.target.core.value,
+            "rounding": network.target.rounding.value,
+            "api": network.target.library.name,
+        },
+        "objective": outcome.objective,
         "images": {
             "lmdb": network.dataset,
             "count": len(run.images),
-            "held_out": network.summary["held out"],
+            "held_out": outcome.holdout > 0,
             "measured": run.statistics.images,
         },
-        "accuracy": {**known, "loss": known["float"] - known["device"]},
-        "search": dict(network.summary["search"]),
+        "accuracy": {"float": known.in_float, "device": known.on_device, "loss": known.loss},
+        "search": dict(outcome.search),
         "layers": _layers(run, network, plan),
         "trials": [_trial(trial) for trial in run.trials],
         "classes": network.graph.classes,

@@ -13,7 +13,7 @@ from q7.data.image_set import spread
 from q7.engines.device_network import DeviceNetwork
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.network.graph import Graph
-from q7.network.quantized import IntegerLayer
+from q7.network.quantized import IntegerLayer, Quality
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 from q7.target import Target
 
@@ -35,16 +35,12 @@ class Histogram:
 
 
 @dataclass(frozen=True, eq=False)
-class TensorStatistics:
+class TensorStatistics(Quality):
     """A tensor of the device against the float network's.
 
-    `at_min` and `at_max` are the percentages of values that are -128 or 127 on the device, and a step or more beyond in
-    float; `sqnr` is in dB, and None where the signal or the noise is zero.
+    Saturated is what is -128 or 127 on the device, and a step or more beyond in float.
     """
 
-    at_min: float
-    at_max: float
-    sqnr: float | None
     smallest: float  # of the float values
     largest: float
     histogram: Histogram
@@ -99,10 +95,10 @@ def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
     return images[spread(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
 
 
-def settled(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
+def measured_after(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
     """For each layer, the last of the layers that follow it alone, element by element, in the same format.
 
-    A convolution's output below zero does not matter where a ReLU follows: what is behind the ReLU does.
+    A convolution's output below zero does not matter where a ReLU follows: what comes after the ReLU does.
     """
     last = {layer.name: layer.name for layer in graph.layers}
     for layer in reversed(graph.layers):
@@ -115,17 +111,15 @@ def settled(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """By layer: the outputs (behind the activation that follows a layer alone), and the weights of weighted layers."""
+    """By layer: the outputs (after the activation that follows a layer alone), and the weights of weighted layers."""
 
     images: int  # that the outputs are from
     outputs: Mapping[str, TensorStatistics]
     weights: Mapping[str, TensorStatistics]
 
-    def plain(self) -> dict[str, dict[str, float | None]]:
-        """What the table shows, by layer, as plain values."""
-        return {
-            name: {"at_min": own.at_min, "at_max": own.at_max, "sqnr": own.sqnr} for name, own in self.outputs.items()
-        }
+    def qualities(self) -> dict[str, Quality]:
+        """What the table shows, by layer."""
+        return {name: Quality(own.at_min, own.at_max, own.sqnr) for name, own in self.outputs.items()}
 
 
 def collect(
@@ -139,12 +133,12 @@ def collect(
     in_float = FloatNetwork(trained, images).outputs(as_trained(trained))
     on_device = DeviceNetwork(trained, images, target).outputs(layers)
     outputs, weights = {}, {}
-    last = settled(trained, formats)
+    last = measured_after(trained, formats)
     for layer, integer in zip(trained.layers, layers):
-        own, behind = formats[layer.name], last[layer.name]
-        y = formats[behind].y
+        own, after = formats[layer.name], last[layer.name]
+        y = formats[after].y
         assert y
-        outputs[layer.name] = compare(in_float[behind], on_device[behind], y)
+        outputs[layer.name] = compare(in_float[after], on_device[after], y)
         if own.w:
             weights[layer.name] = compare(trained.weights[layer.name][0], integer.integers.weights, own.w)
     return Statistics(len(images), outputs, weights)

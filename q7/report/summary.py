@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from q7 import files
-from q7.network.quantized import QuantizedNetwork
+from q7.network.quantized import Quality, QuantizedNetwork
 from q7.qformat import QFormat
 from q7.templating import columns
 
@@ -17,19 +13,19 @@ def _format(q: QFormat | None) -> str:
     return f"{q} ({2.0**q.fraction_bits:g})" if q else ""
 
 
-def _measured(layer: Mapping[str, Any] | None) -> tuple[str, str]:
+def _measured(quality: Quality | None) -> tuple[str, str]:
     """Saturation and signal-to-noise ratio of a layer, where they are known."""
-    if layer is None:
+    if quality is None:
         return "", ""
-    ratio = "-" if layer["sqnr"] is None else f"{layer['sqnr']:.1f} dB"
-    return f"{layer['at_min']:.2f} / {layer['at_max']:.2f} %", ratio
+    ratio = "-" if quality.sqnr is None else f"{quality.sqnr:.1f} dB"
+    return f"{quality.at_min:.2f} / {quality.at_max:.2f} %", ratio
 
 
 def table(network: QuantizedNetwork) -> list[str]:
     """Per layer that has a format of its own: formats and factors, shifts, and what quantization did to its output."""
     header = ("layer", "weights", "activations", "bias", "bias_lshift", "act_rshift", "saturated -128 / 127", "SQNR")
     rows: list[tuple[str, ...]] = [header]
-    measured = network.summary.get("layers", {})
+    measured = network.outcome.layers if network.outcome else {}
     for layer, integer in zip(network.graph.layers, network.layers):
         if not (layer.own_format or layer.floors):
             continue
@@ -50,34 +46,23 @@ def counted(images: int, held_out: bool) -> str:
     return f"{images} {'held-out ' if held_out else ''}images"
 
 
-def accuracy(in_float: float, on_device: float, images: str, network: QuantizedNetwork) -> str:
-    """The line that everything is about."""
-    return f"Accuracy: float {in_float:.2f} %, device {on_device:.2f} % ({images}, {network.target})"
-
-
 def recorded(network: QuantizedNetwork) -> list[str]:
-    """The accuracies that the quantizer found, as far as the pickle has them."""
-    facts = network.summary
-    if not facts:
+    """The accuracies that the quantizer found, where the pickle has them; last comes what all is about."""
+    outcome = network.outcome
+    if not outcome:
         return []
-    with files.reading("the pickle's summary"):
-        lines = [f"Accuracy, {what}: {float(value):.2f} %" for what, value in facts["search"].items()]
-        known = facts["accuracy"]
-        return [
-            *lines,
-            f"Loss: {known['float'] - known['device']:.2f} percentage points",
-            accuracy(known["float"], known["device"], counted(facts["images"], facts["held out"]), network),
-        ]
+    known, images = outcome.accuracy, counted(outcome.images, outcome.holdout > 0)
+    return [
+        *(f"Accuracy, {what}: {value:.2f} %" for what, value in outcome.search.items()),
+        f"Loss: {known.loss:.2f} percentage points",
+        f"Accuracy: float {known.in_float:.2f} %, device {known.on_device:.2f} % ({images}, {network.target})",
+    ]
 
 
 def describe(network: QuantizedNetwork) -> list[str]:
     """What is in a pickle: where it comes from, what it is for, the table, and the recorded accuracies."""
-    with files.reading("the pickle's summary"):
-        lines = [f"Network: {network.graph.name or 'without a name'}, for {network.target}"]
-        lines += [f"{what}: {source['name']}, sha256 {source['sha256']}" for what, source in network.sources.items()]
-        lines.append(
-            f"test images: {network.dataset or 'unknown'}" + (f", crop {network.crop}" if network.crop else "")
-        )
-        objective = network.summary.get("objective")
-        lines += [f"objective: {objective}"] if objective else []
-        return [*lines, "", *table(network), *(["", *found] if (found := recorded(network)) else [])]
+    lines = [f"Network: {network.graph.name or 'without a name'}, for {network.target}"]
+    lines += [f"{what}: {source.name}, sha256 {source.sha256}" for what, source in network.sources.items()]
+    lines.append(f"test images: {network.dataset or 'unknown'}" + (f", crop {network.crop}" if network.crop else ""))
+    lines += [f"objective: {network.outcome.objective}"] if network.outcome else []
+    return [*lines, "", *table(network), *(["", *found] if (found := recorded(network)) else [])]

@@ -19,7 +19,7 @@ from q7.qformat import LayerFormats, QFormat
 from q7.search import weight_fitting
 from q7.search.common import Candidate, Choices, Found, Phase, Search, Tensor, Trial, covering, largest, table, tensors
 from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict
-from q7.target import Api, Target
+from q7.target import Target
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
 PATIENCE = 1.0  # standard errors by which it may do worse and still go on; with fewer, other formats were seen to win
@@ -79,7 +79,7 @@ def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Ch
     """Formats that cover every tensor's range, so that nothing is clipped; s8 kernels take biases of 32 bits."""
     choices: Choices = {}
     for name, tensor in tensors(graph):
-        if tensor is Tensor.BIAS and target.api is Api.S8:
+        if tensor is Tensor.BIAS and target.library.bias_bits > 8:
             continue
         values = ranges[name] if tensor is Tensor.ACTIVATIONS else graph.weights[name][tensor is Tensor.BIAS]
         choices[name, tensor] = covering(name, tensor, largest(values))

@@ -17,7 +17,7 @@ from q7.data.source import data_source
 from q7.errors import Q7Error
 from q7.network.folding import fold_affine
 from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
 from q7.qformat import MOST_FRACTION_BITS, QFormat
 from q7.store import record
 from q7.target import Target
@@ -26,7 +26,7 @@ from q7.target import Target
 def _formats(attributes: Mapping[str, Any], key: str) -> dict[str, QFormat]:
     bits = attributes[key]
     if not all(type(n) is int and abs(n) <= MOST_FRACTION_BITS for n in bits.values()):
-        raise Q7Error(f"the pickle's {key} are no numbers of bits")
+        raise Q7Error(f"the pickle's {key} are not numbers of bits")
     return {name: QFormat(n) for name, n in bits.items()}
 
 
@@ -40,7 +40,7 @@ def rebuild(
     with files.reading("the old pickle"):
         model = files.find(attributes["model_file"], folder, "the network definition")
         weight_file = files.find(weights or attributes["quant_weight_file"], folder, "the quantized weights file")
-        prototxt = read_prototxt(model)
+        prototxt, model_digest = files.read_hashed(model, read_prototxt)
         source = replace(data_source(prototxt), folder=folder)
         if math.frexp(source.scale)[0] != 0.5:
             raise Q7Error(
@@ -50,9 +50,10 @@ def rebuild(
             source = replace(source, mean_file=mean or attributes["mean_file"], mean_values=())
         shape = tuple(int(extent) for extent in attributes["layer_shape"][attributes["data_layer"]][1:])
         if min(shape) < 1 or math.prod(shape) > pictures.LARGEST_IMAGE:
-            raise Q7Error(f"the pickle's images of shape {shape} are no images")
+            raise Q7Error(f"the pickle's images of shape {shape} are not images")
         network = parse_network(prototxt, attributes["accuracy_layer"], source, shape, target)
-        network = fold_affine(attach_weights(network, read_weights(weight_file)))
+        blobs, weights_digest = files.read_hashed(weight_file, read_weights)
+        network = fold_affine(attach_weights(network, blobs))
         formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))
         layers = quantize_network(network, formats, target)
     return QuantizedNetwork(
@@ -61,8 +62,8 @@ def rebuild(
         tuple(layers),
         target,
         {
-            "model": {"name": model.name, "sha256": files.sha256(model)},
-            "weights": {"name": weight_file.name, "sha256": files.sha256(weight_file)},
+            "model": SourceFile(model.name, model_digest),
+            "weights": SourceFile(weight_file.name, weights_digest),
         },
         source.images,
         source.crop,
@@ -105,9 +106,9 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
     act_int_bits, act_dec_bits = bits({name: formats[name].y for name in chosen})
     sources = network.sources
     return {
-        "model_file": sources["model"]["name"],
-        "weight_file": sources["weights"]["name"],
-        "quant_weight_file": sources["quantized weights"]["name"],
+        "model_file": sources["model"].name,
+        "weight_file": sources["weights"].name,
+        "quant_weight_file": sources["quantized weights"].name,
         "conv_layer": [layer.name for layer in weighted if len(layer.out_shape) == 3],
         "ip_layer": [layer.name for layer in weighted if len(layer.out_shape) == 1],
         "start_layer": ["", *(order[order.index(name) + 1] for name in end[:-1])],
@@ -122,7 +123,7 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
         "stride": {n: layer.stride[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
         "pad": {n: layer.pad[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
         "group": {n: layer.group for n, layer in layers.items() if hasattr(layer, "group")},
-        "pool_type": {n: int(layer.average) for n, layer in layers.items() if hasattr(layer, "average")},
+        "pool_type": {n: int(layer.variant != "MAX") for n, layer in layers.items() if layer.caffe_type == "Pooling"},
         "lrn_type": {},
         "lrn_size": {},
         "lrn_alpha": {},
@@ -138,7 +139,7 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
         "bias_lshift": {n: s.bias_lshift for n, s in shifts.items()},
         "act_rshift": {n: s.out_rshift for n, s in shifts.items()},
         "data_layer": own.name,
-        "mean_file": sources.get("mean", {}).get("name", ""),
+        "mean_file": sources["mean"].name if "mean" in sources else "",
         "mean_val": [float(v) for v in own.mean.ravel()] if own.mean.shape[1:] == (1, 1) and own.mean.any() else [],
         "label_layer": graph.tops[own.name][1] if len(graph.tops[own.name]) > 1 else "",
         "accuracy_layer": graph.accuracy,

@@ -2,7 +2,7 @@
 """The pickle between the two scripts: plain Python values only, so that loading one can run no code.
 
 It is a dictionary. `attributes` holds what the original's class Caffe_Quantizer held, under its names; `network`
-holds the integer network, with arrays as {"dtype", "shape", "data"} dictionaries.
+holds the integer network without what follows from the rest of it, with arrays as bytes in C order.
 """
 
 from __future__ import annotations
@@ -11,213 +11,267 @@ import io
 import math
 import pickle
 import pickletools
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 import q7
 from q7 import files
-from q7.data.readers import READERS, Lmdb, Reader
+from q7.data.readers import READERS, Lmdb
 from q7.errors import Q7Error
 from q7.kernels.base import Integers
 from q7.layers.base import Layer, Shape
 from q7.layers.input import Input
-from q7.layers.registry import LAYERS
+from q7.layers.registry import CLASSES
+from q7.layers.windowed import covers_image
 from q7.network.graph import Graph, mark_shared
-from q7.network.quantized import IntegerLayer, QuantizedNetwork
+from q7.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, LayerFormats, QFormat, shifts
-from q7.target import Api, Core, Rounding, Target
+from q7.target import LIBRARIES, Q7, Core, Rounding, Target
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 2
 LARGEST_FILE = 1 << 28  # bytes
 MOST_VALUES = 1 << 20  # of a pickle: numbers, texts and containers, each as often as it is reached
-_LAYER_TYPES: dict[str, type[Layer]] = {**LAYERS, Input.caffe_type: Input}
+LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
+_LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
+    (Input.caffe_type, Input.variant): Input,
+    **{(cls.caffe_type, cls.variant): cls for cls in CLASSES},
+}
+_DERIVED = {"in_shapes", "shared_input"}  # fields of layers
 
 
 # --- to plain values --------------------------------------------------------------------------------------------------
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, formats and shifts as dictionaries and numbers."""
+    """Arrays, formats and the like as bytes, numbers and dictionaries."""
     if isinstance(value, np.ndarray):
-        return {"dtype": value.dtype.name, "shape": list(value.shape), "data": value.tobytes()}
+        return np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
     if isinstance(value, QFormat):
         return value.fraction_bits
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if hasattr(value, "__dataclass_fields__"):
+    if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     return value
 
 
+def _pack_layer(layer: Layer) -> dict[str, Any]:
+    own = {"type": layer.caffe_type, "variant": layer.variant, **_plain(layer)}
+    if isinstance(layer, Input):
+        own["shape"] = _plain(layer.out_shape)
+    return {name: value for name, value in own.items() if name not in _DERIVED}
+
+
+def _own_formats(layers: Iterable[Layer], formats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of formats as plain values, those that follow from no others."""
+    chosen = {}
+    for layer in layers:
+        tensors = ("w", "b") * layer.weighted + ("y",) * layer.own_format
+        own = {tensor: formats[layer.name][tensor] for tensor in tensors}
+        chosen[layer.name] = {tensor: bits for tensor, bits in own.items() if bits is not None}
+    return {name: own for name, own in chosen.items() if own}
+
+
 def _pack(network: QuantizedNetwork) -> dict[str, Any]:
-    graph = network.graph
+    layers = network.graph.layers
     return {
-        "name": graph.name,
-        "accuracy": graph.accuracy,
-        "tops": _plain(graph.tops),
-        "bottoms": _plain(graph.bottoms),
-        "layers": [{"type": layer.caffe_type, **_plain(layer)} for layer in graph.layers],
-        "formats": _plain(network.formats),
-        "integers": [_plain(layer.integers) for layer in network.layers],
-        "core": network.target.core.value,
-        "rounding": network.target.rounding.value,
-        "api": network.target.api.value,
+        "name": network.graph.name,
+        "layers": [_pack_layer(layer) for layer in layers],
+        "formats": _own_formats(layers, _plain(network.formats)),
+        "weights": {
+            layer.name: {"weights": _plain(own.integers.weights), "bias": _plain(own.integers.bias)}
+            for layer, own in zip(layers, network.layers)
+            if layer.weighted
+        },
+        "target": {
+            "core": network.target.core.value,
+            "rounding": network.target.rounding.value,
+            "api": network.target.library.name,
+        },
         "sources": _plain(network.sources),
         "dataset": network.dataset,
         "crop": network.crop,
-        "summary": _plain(network.summary),
         "reader": {"type": network.reader.caffe_type, **_plain(network.reader)},
+        "outcome": _plain(network.outcome),
     }
 
 
 # --- and back ---------------------------------------------------------------------------------------------------------
 
-_HINTS = {
-    "name": str,
-    "accuracy": str,
-    "tops": dict[str, list[str]],
-    "bottoms": dict[str, list[str]],
-    "sources": dict[str, dict[str, str]],
-    "dataset": str,
-    "crop": int,
-    "summary": dict,
-}
+
+def _restore(value: Any, hint: Any, largest: int = LARGEST_SIZE) -> Any:
+    """What `_plain` was made of, where it is of a type to the letter; integers are 0 to `largest`."""
+    parts, origin = get_args(hint), get_origin(hint)
+    if is_dataclass(hint):
+        return _restore_fields(hint, value, largest)
+    if origin is Union:
+        return None if value is None else _restore(value, parts[0], largest)
+    if origin is tuple and type(value) is list and (parts[-1] is ... or len(parts) == len(value)):
+        return tuple(_restore(v, parts[0], largest) for v in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and type(value) is dict:
+        return {_restore(k, parts[0]): _restore(v, parts[1], largest) for k, v in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    if type(value) is not hint or (hint is int and not 0 <= value <= largest):
+        raise ValueError(f"{value!r} in place of a value of type {hint}")
+    return value
 
 
-def _matches(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type to the letter, and its integers are sizes that C's int can hold."""
-    parts = get_args(hint)
-    if hint is int:
-        return type(value) is int and 0 <= value < 1 << 31
-    if get_origin(hint) is dict:
-        return type(value) is dict and all(_matches(k, parts[0]) and _matches(v, parts[1]) for k, v in value.items())
-    if get_origin(hint) in (tuple, list):
-        fits = type(value) is get_origin(hint) and (len(parts) == len(value) or parts[-1] is ... or len(parts) == 1)
-        return fits and all(_matches(v, parts[0]) for v in value)
-    return type(value) is hint
+def _restore_fields(cls: Any, value: Any, largest: int = LARGEST_SIZE, **known: Any) -> Any:
+    """A dataclass from its fields as plain values, all but those that are `known`."""
+    names = {f.name for f in fields(cls)} - {*known}
+    if type(value) is not dict or set(value) != names:
+        raise ValueError(f"a {cls.__name__} with other fields")
+    hints = get_type_hints(cls)
+    return cls(**known, **{name: _restore(entry, hints[name], largest) for name, entry in value.items()})
 
 
 def _array(value: Any, dtype: str, *shapes: Shape) -> np.ndarray:
-    """An array of a type and one of some shapes."""
-    if value["dtype"] != dtype or tuple(value["shape"]) not in shapes:
-        raise ValueError(f"an array of {value['dtype']} and shape {value['shape']}, not {dtype} and {shapes}")
-    return np.frombuffer(value["data"], dtype).reshape(value["shape"])
+    """The bytes of an array of one of some shapes."""
+    array = np.frombuffer(value, np.dtype(dtype).newbyteorder("<"))
+    for shape in shapes:
+        if type(value) is bytes and math.prod(shape) == array.size:
+            return array.astype(dtype, copy=False).reshape(shape)
+    raise ValueError(f"{array.size} values in place of an array of shape {shapes[0]}")
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _from_version_1(layer: dict[str, Any]) -> dict[str, Any]:
-    """A layer of the first version's pickles in today's words."""
-    return {"window" if name == "kernel" else name: value for name, value in layer.items()}
-
-
-def _unpack_layer(value: dict[str, Any]) -> Layer:
-    cls: Any = _LAYER_TYPES[value["type"]]
-    names = {f.name for f in fields(cls)}
-    if set(value) != names | {"type"}:
-        raise ValueError("fields of another version")
-    arguments = {k: _tuples(v) for k, v in value.items() if k != "type"}
-    if cls is Input:
-        shape = arguments["in_shapes"][0]
-        arguments["mean"] = _array(arguments["mean"], "float32", shape, (shape[0], 1, 1))
-        if not np.isfinite(arguments["mean"]).all():
+def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
+    """A layer that reads those that are known by now; without any, the input."""
+    own = dict(value)
+    kind = _LAYER_TYPES[own.pop("type"), own.pop("variant")]
+    if (kind is Input) == bool(known):
+        raise ValueError(f"a layer of type {value['type']} is out of place")
+    if kind is Input:
+        shape = _restore(own.pop("shape"), tuple[int, int, int])
+        mean = _array(own.pop("mean"), "float32", shape, (shape[0], 1, 1))
+        if not np.isfinite(mean).all():
             raise ValueError("its mean is not finite")
-    layer: Layer = cls(**arguments)
-    hints = get_type_hints(cls)
-    for name in names:
-        if not _matches(arguments[name], hints[name]):
-            raise ValueError(f"layer {layer.name!r}: its {name} cannot be {arguments[name]!r}")
+        given: dict[str, Any] = {"in_shapes": (shape,), "mean": mean}
+    else:
+        given = {"in_shapes": tuple(known[name].out_shape for name in own["inputs"])}
+    layer: Layer = _restore_fields(kind, own, shared_input=False, **given)
     layer.check()
+    if len(layer.inputs) not in (range(1, layer.most_inputs + 1) if known else (0,)) or layer.name in known:
+        raise ValueError(f"layer '{layer.name}' is out of place")
+    if min(layer.out_shape) < 1 or layer.out_size > LARGEST_SIZE:
+        raise ValueError(f"layer '{layer.name}' has an output of shape {layer.out_shape}")
     return layer
 
 
-def _unpack_reader(value: dict[str, Any]) -> Reader:
-    cls = READERS[value["type"]]
-    arguments = {k: _tuples(v) for k, v in value.items() if k != "type"}
-    if not all(_matches(arguments[f.name], get_type_hints(cls)[f.name]) for f in fields(cls)):
-        raise ValueError("its reader of images has fields of another type")
-    return cls(**arguments)
+def _unpack_layers(values: list[dict[str, Any]]) -> tuple[Layer, ...]:
+    known: dict[str, Layer] = {}
+    for value in values:
+        layer = _unpack_layer(value, known)
+        known[layer.name] = layer
+    if not known:
+        raise ValueError("it has no layers")
+    return mark_shared(known.values())
 
 
-def _unpack_integers(layer: Layer, value: Any, formats: LayerFormats) -> Any:
+def _unpack_integers(layer: Layer, value: Mapping[str, Any], formats: LayerFormats) -> Any:
     """A layer's integers; all but weights and bias follow from its formats."""
-    integers: Any = None
-    if layer.weighted:
-        shape = layer.weight_shapes()[0]
-        w = _array(value["weights"], "int8", shape[::-1] if getattr(layer, "transpose", False) else shape)
-        bias = _array(value["bias"], "int8" if formats.b else "int32", layer.out_shape[:1])
-        if not (abs(bias.astype(np.int64)) <= LARGEST_BIAS).all():
-            raise ValueError(f"layer '{layer.name}': its bias is too large for the accumulator")
-        integers = Integers(w, bias, shifts(formats))
-    else:
-        integers = layer.quantize(None, formats)
-    if _plain(integers) != value:
-        raise ValueError(f"layer '{layer.name}': its integers do not follow from its formats")
-    return integers
+    if not layer.weighted:
+        return layer.quantize(None, formats)
+    own, shape = value[layer.name], layer.weight_shapes()[0]
+    weights = _array(own["weights"], "int8", shape[::-1] if getattr(layer, "transpose", False) else shape)
+    bias = _array(own["bias"], "int8" if formats.b else "int32", layer.out_shape[:1])
+    if not (set(own) == {"weights", "bias"} and (abs(bias.astype(np.int64)) <= LARGEST_BIAS).all()):
+        raise ValueError(f"layer '{layer.name}': its bias is too large for the accumulator")
+    return Integers(weights, bias, shifts(formats))
 
 
-def _format(value: Any) -> QFormat | None:
-    if value is None:
-        return None
+def _format(value: Any) -> QFormat:
     if type(value) is not int or abs(value) > MOST_FRACTION_BITS:
-        raise ValueError(f"{value!r} is no number of fraction bits")
+        raise ValueError(f"{value!r} is not a number of fraction bits")
     return QFormat(value)
 
 
 def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
-    for key, hint in _HINTS.items():
-        if not _matches(value[key], hint):
-            raise ValueError(f"its {key} is of another type")
-    if not all({"name", "sha256"} <= set(source) for source in value["sources"].values()):
-        raise ValueError("its sources have no names and sha256")
-    layers = tuple(_unpack_layer(layer) for layer in value["layers"])
-    seen: dict[str, Layer] = {}
-    for i, layer in enumerate(layers):
-        sizes = min(layer.out_shape) > 0 and math.prod(layer.out_shape) < 1 << 31
-        if (
-            layer.name in seen
-            or (i == 0) != isinstance(layer, Input)
-            or len(layer.in_shapes) != max(i and len(layer.inputs), 1)
-            or not sizes
-        ):
-            raise ValueError(f"layer '{layer.name}' is out of place")
-        if i and tuple(seen[name].out_shape for name in layer.inputs) != layer.in_shapes:
-            raise ValueError(f"layer '{layer.name}' does not fit its inputs")
-        seen[layer.name] = layer
-    if [layer.shared_input for layer in mark_shared(layers)] != [layer.shared_input for layer in layers]:
-        raise ValueError("its layers do not know who shares their inputs")
-    tops, bottoms = ({k: tuple(v) for k, v in value[key].items()} for key in ("tops", "bottoms"))
-    graph = Graph(value["name"], layers, {}, value["accuracy"], tops, bottoms)
-    w, b, y = ({name: _format(entry[tensor]) for name, entry in value["formats"].items()} for tensor in "wby")
-    formats = graph.formats(w, b, y)  # type: ignore[arg-type]
-    if _plain(formats) != value["formats"]:
-        raise ValueError("its formats do not follow from each other")
-    target = Target(Core(value["core"]), Rounding(value["rounding"]), Api(value.get("api", Api.Q7.value)))
-    if target.api is Api.Q7 and any(layer.weighted and not formats[layer.name].b for layer in layers):
+    layers = _unpack_layers(value["layers"])
+    graph = Graph(_restore(value["name"], str), layers, {}, "")
+    w, b, y = (
+        {name: _format(own[tensor]) for name, own in value["formats"].items() if tensor in own} for tensor in "wby"
+    )
+    formats = graph.formats(w, b, y)
+    if _own_formats(layers, _plain(formats)) != value["formats"]:
+        raise ValueError("it has formats that no layer needs")
+    core, rounding, api = (value["target"][name] for name in ("core", "rounding", "api"))
+    target = Target(Core(core), Rounding(rounding), LIBRARIES[api])
+    if target.library.bias_bits == 8 and any(layer.weighted and not formats[layer.name].b for layer in layers):
         raise ValueError("its biases have no formats")
-    if len(value["integers"]) != len(layers):
-        raise ValueError("its layers and integers differ in number")
-    integers = [_unpack_integers(layer, entry, formats[layer.name]) for layer, entry in zip(layers, value["integers"])]
-    kernels = [layer.kernel_for(target) for layer in layers]
+    if set(value["weights"]) != {layer.name for layer in layers if layer.weighted}:
+        raise ValueError("it has weights that no layer needs")
+    integers = [_unpack_integers(layer, value["weights"], formats[layer.name]) for layer in layers]
+    reader = {name: entry for name, entry in value["reader"].items() if name != "type"}
     return QuantizedNetwork(
         graph,
         formats,
-        tuple(map(IntegerLayer, kernels, integers)),
+        tuple(IntegerLayer(layer.kernel_for(target), own) for layer, own in zip(layers, integers)),
         target,
-        value["sources"],
-        value["dataset"],
-        value["crop"],
-        value["summary"],
-        _unpack_reader(value.get("reader", {"type": Lmdb.caffe_type})),
+        _restore(value["sources"], Mapping[str, SourceFile]),
+        _restore(value["dataset"], str),
+        _restore(value["crop"], int),
+        None if value["outcome"] is None else _restore(value["outcome"], Outcome, 1 << 63),
+        _restore_fields(READERS[value["reader"]["type"]], reader),
     )
+
+
+# --- older versions ---------------------------------------------------------------------------------------------------
+
+
+def _layer_of_version_1(layer: dict[str, Any]) -> dict[str, Any]:
+    own = {"window" if name == "kernel" else name: value for name, value in layer.items() if name not in _DERIVED}
+    own["variant"] = ""
+    if layer["type"] == "Pooling":
+        average = "global AVE" if covers_image(layer["in_shapes"][0], layer["kernel"], layer["pad"]) else "AVE"
+        own["variant"] = average if own.pop("average") else "MAX"
+    if layer["type"] == "Eltwise":
+        own["variant"] = "MAX" if own.pop("maximum") else "SUM"
+        if own["variant"] == "MAX":
+            del own["negative"]
+    if layer["type"] == Input.caffe_type:
+        own.update(shape=layer["in_shapes"][0], mean=layer["mean"]["data"])
+    return own
+
+
+def _outcome_of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "objective": summary["objective"],
+        "images_read": summary.get("images read", summary["images"]),
+        "holdout": float(summary.get("holdout", 0)),
+        "seed": summary.get("seed", 0),
+        "accuracy": {"in_float": summary["accuracy"]["float"], "on_device": summary["accuracy"]["device"]},
+        "search": summary["search"],
+        "layers": summary.get("layers", {}),
+    }
+
+
+def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
+    """The network of a pickle of version 1 as one of today; what follows from the rest there is not looked at."""
+    layers = [_layer_of_version_1(layer) for layer in value["layers"]]
+    return {
+        "name": value["name"],
+        "layers": layers,
+        "formats": _own_formats(_unpack_layers(layers), value["formats"]),
+        "weights": {
+            layer["name"]: {"weights": own["weights"]["data"], "bias": own["bias"]["data"]}
+            for layer, own in zip(layers, value["integers"])
+            if type(own) is dict and "weights" in own
+        },
+        "target": {"core": value["core"], "rounding": value["rounding"], "api": value.get("api", Q7.name)},
+        "sources": value["sources"],
+        "dataset": value["dataset"],
+        "crop": value["crop"],
+        "reader": value.get("reader", {"type": Lmdb.caffe_type}),
+        "outcome": _outcome_of_version_1(value["summary"]) if value["summary"] else None,
+    }
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -332,10 +386,10 @@ def load(path: Path) -> Record:
         if old:
             return Record(_attributes(value))
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise ValueError("it is no network of this tool")
+            raise ValueError("it is not a network of this tool")
         version, network = value["version"], value["network"]
-        if version not in (1, VERSION):
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise Q7Error(f"the pickle '{path}' has version {version!r}, this tool reads 1 to {VERSION}")
-        if version == 1 and network is not None:
-            network = {**network, "layers": [_from_version_1(layer) for layer in network["layers"]]}
+        if network and version == 1:
+            network = _from_version_1(network)
         return Record(_attributes(value["attributes"]), None if network is None else _unpack(network))

@@ -21,16 +21,18 @@ from pathlib import Path
 import numpy as np
 
 import nn_quantizer
-from q7.engines import engine
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
 from q7.engines.device_network import DeviceNetwork
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.network.quantized import quantize_network
-from q7.search.common import Candidate
-from q7.target import Api, Target
+from q7.pipeline.job import Job, prepare
+from q7.pipeline.quantize import find_formats, open_journal
+from q7.search.common import Candidate, Found
+from q7.target import S8 as S8_LIBRARY
+from q7.target import Target
 from tests.support import MODELS, SHARED
 
-Q7, S8 = Target(), Target(api=Api.S8)
+Q7, S8 = Target(), Target(library=S8_LIBRARY)
 
 
 @dataclass(frozen=True)
@@ -66,28 +68,27 @@ def cases() -> dict[str, Case]:
     return {name: case for name, case in found.items() if case.model.exists()}
 
 
-def search(case: Case, folder: Path, *options: str) -> tuple[nn_quantizer.Job, nn_quantizer.Found, float]:
+def search(case: Case, folder: Path, *options: str) -> tuple[Job, Found, float]:
     """The inputs, what the search found, and its seconds."""
     arguments = ["--model", str(case.model), "--weights", str(case.weights), "--accuracy", case.accuracy]
-    args = nn_quantizer.parse_arguments([*arguments, "--save", str(folder / "net.pkl"), *options])
-    args.providers = engine.CPU
+    asked = nn_quantizer.parse_arguments([*arguments, "--save", str(folder / "net.pkl"), *options])
     with contextlib.redirect_stderr(io.StringIO()):
-        job = nn_quantizer.prepare(args)
+        job = prepare(asked)
     start = time.perf_counter()
-    args.journal = nn_quantizer.open_journal(job, args)
-    found, _ = nn_quantizer.find_formats(job, args)
-    args.journal.remove()
+    answers = open_journal(job, asked)
+    found, _ = find_formats(job, asked, answers)
+    answers.remove()
     return job, found, time.perf_counter() - start
 
 
-def on_device(job: nn_quantizer.Job, candidate: Candidate, target: Target = Q7) -> float:
+def on_device(job: Job, candidate: Candidate, target: Target = Q7) -> float:
     """Percent of the reported images."""
     layers = quantize_network(candidate.graph, candidate.formats, target)
     logits = DeviceNetwork(candidate.graph, job.pick(job.reported), target).logits(layers)
     return accuracy_first(logits, job.labels[job.reported])
 
 
-def in_float(job: nn_quantizer.Job) -> float:
+def in_float(job: Job) -> float:
     logits = FloatNetwork(job.graph, job.pick(job.reported)).logits(as_trained(job.graph))
     return accuracy_caffe(logits, job.labels[job.reported])
 

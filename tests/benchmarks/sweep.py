@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 import nn_quantizer
-from nn_quantizer import Job
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.engines.pycaffe_network import PycaffeNetwork
+from q7.pipeline.job import Job, prepare
 from q7.search.caffe_objective import CaffeSimulation, ScreenedSimulation, caffe_objective
 from q7.search.common import Search
 from q7.search.device_objective import device_objective
@@ -68,7 +68,7 @@ def rows(name: str, case: Case, folder: Path, iterations: str) -> None:
     """Prints a row for each way: seconds, the same in passes of the float network, times faster than the original."""
     arguments = ["--model", str(case.model), "--weights", str(case.weights), "--accuracy", case.accuracy]
     arguments += ["--save", str(folder / "net.pkl"), "--iterations", iterations]
-    job = nn_quantizer.prepare(nn_quantizer.parse_arguments(arguments))
+    job = prepare(nn_quantizer.parse_arguments(arguments))
     original = None
     for way, network, search in (
         (

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command-line flags of both scripts: each in either spelling, and refused where another flag makes it useless."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+
+def _spelled(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else argument
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the defaults that are values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        none = action.default is None or action.default is False
+        return action.help if none else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Knows flags under names with underscores, and takes hyphens for them."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Formatter)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        return super().parse_known_args([*map(_spelled, sys.argv[1:] if args is None else args)], namespace)
+
+    def allow_only(self, args: argparse.Namespace, flag: str, useful: Collection[str]) -> None:
+        """Ends the script where `flag` is given together with one that has no use then."""
+        useless = {name for name, value in vars(args).items() if value != self.get_default(name)} - {*useful}
+        if getattr(args, flag) and useless:
+            self.error(f"--{min(useless)} has no use with --{flag}")

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orders in which kernels read weights; each function gives them flat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def ohwi(weights: np.ndarray) -> np.ndarray:
+    """O,KH,KW,C of OIHW."""
+    return weights.transpose(0, 2, 3, 1).ravel()
+
+
+def depthwise(weights: np.ndarray) -> np.ndarray:
+    """KH,KW,C of (C, 1, KH, KW)."""
+    return weights[:, 0].transpose(1, 2, 0).ravel()
+
+
+def channels_last(weights: np.ndarray, in_shape: tuple[int, ...]) -> np.ndarray:
+    """(rows, columns): the columns in H,W,C order where an image comes in, which Caffe has in C,H,W order."""
+    rows = len(weights)
+    if len(in_shape) == 3:
+        weights = weights.reshape(rows, *in_shape).transpose(0, 2, 3, 1)
+    return weights.reshape(rows, -1)
+
+
+def interleaved(matrix: np.ndarray) -> np.ndarray:
+    """The weight stream of arm_fully_connected_q7_opt for a row-major (rows, columns) matrix.
+
+    Four rows at a time: 4x4 blocks in the order (0,0)(1,0)(0,2)(1,2) (2,0)(3,0)(2,2)(3,2) (0,1)(1,1)(0,3)(1,3)
+    (2,1)(3,1)(2,3)(3,3), then left-over columns with the four rows side by side; left-over rows stay row-major.
+    """
+    rows, columns = matrix.shape
+    whole = columns - columns % 4
+    stream = []
+    for r in range(0, rows - rows % 4, 4):
+        # Axes: row pair, row, block, column pair, column.
+        blocks = matrix[r : r + 4, :whole].reshape(2, 2, -1, 2, 2)
+        stream.append(blocks.transpose(2, 4, 0, 3, 1).ravel())
+        stream.append(matrix[r : r + 4, whole:].T.ravel())
+    return np.concatenate([*stream, matrix[rows - rows % 4 :].ravel()])

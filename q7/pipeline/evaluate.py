@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the network of a pickle again, on the images that it was quantized with or on others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q7 import files
+from q7.codegen import known_answers
+from q7.data.image_set import pick
+from q7.engines import engine
+from q7.engines.accuracy import accuracy_first
+from q7.engines.device_network import DeviceNetwork
+from q7.pipeline.job import memory_bytes, split
+from q7.report import summary
+from q7.store import original
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an evaluation was asked for; `weights` and `mean` are for the original's pickles."""
+
+    pickle: str
+    weights: str | None
+    mean: str | None
+    lmdb: str | None
+    memory: float  # GB
+    quiet: bool
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def evaluate(options: Options) -> None:
+    """Prints what is in a pickle, and how many images its network has right on the device; raises Q7Error."""
+    path, memory = Path(options.pickle), memory_bytes(options.memory)
+    network = original.open_network(path, options.weights, options.mean)
+    outcome = network.outcome
+    lmdb = files.find(options.lmdb or network.dataset, path.parent, f"the test {network.reader.kind}")
+    images, labels = known_answers.open_images(
+        network, lmdb, outcome.images_read if outcome else None, memory / engine.SHARES
+    )
+    _, reported = split(len(images), *((outcome.holdout, outcome.seed) if outcome else (0, 0)))
+    chosen: Any = pick(images, reported)
+    logits = DeviceNetwork(network.graph, chosen, network.target, memory).logits(network.layers)
+    accuracy = accuracy_first(logits, labels[reported])
+    if not options.quiet:
+        print("\n".join(summary.describe(network)))
+    counted = summary.counted(len(reported), bool(outcome and outcome.holdout))
+    print(f"Accuracy now: device {accuracy:.2f} % ({counted} of '{lmdb}', {network.target})")

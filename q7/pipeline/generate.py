@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generates a code directory from a pickle, with test images whose answers are known."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from q7 import command, files
+from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, rows
+from q7.codegen.known_answers import KnownAnswers
+from q7.codegen.rows import RowPlan
+from q7.errors import Q7Error
+from q7.network.quantized import QuantizedNetwork
+from q7.report import summary
+from q7.store import original
+from q7.target import Core, Library, Target
+
+TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
+
+
+@dataclass(frozen=True)
+class Options:
+    """What code_gen.py was asked for; None stands for what the pickle says, or for nothing."""
+
+    model: str
+    out_dir: str
+    library: Library | None
+    core: Core | None
+    code: boards.Options
+    ram: int | str  # bytes, or what rows.plan calls a plan
+    no_inplace_pooling: bool  # but where the library promises it
+    softmax: bool
+    test_images: int | None
+    images: Sequence[int] | None  # positions in the LMDB, from 0
+    image: str | None  # a picture
+    channel_order: str
+    dump: str | None
+    weights: str | None  # of the original's pickles
+    mean: str | None
+
+
+def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
+    """The pickle's network for the kernel library and the core that are asked for."""
+    network = original.open_network(Path(options.model), options.weights, options.mean)
+    library, rounding = options.library or network.target.library, network.target.rounding
+    rounding = rounding if rounding in library.roundings else library.roundings[0]
+    target = Target(options.core or network.target.core, rounding, library)
+    network = lowering.fuse(lowering.retarget(network, target))
+    if options.softmax:
+        network = lowering.add_softmax(network)
+    return network, rows.plan(network, options.no_inplace_pooling, options.ram)
+
+
+def _find_dataset(network: QuantizedNetwork, options: Options) -> Path:
+    """The test images that the network was quantized with."""
+    return files.find(network.dataset, Path(options.model).parent, f"the test {network.reader.kind}")
+
+
+def _read_files(network: QuantizedNetwork, options: Options) -> list[Path]:
+    """What the run reads, and what the network was made of, as far as it is there: no output may overwrite it."""
+    paths = [Path(name) for name in (options.model, options.weights, options.mean, options.image) if name]
+    for source in network.sources.values():
+        paths += [Path(source.name), Path(options.model).parent / source.name]
+    with contextlib.suppress(Q7Error):
+        paths += network.reader.files(_find_dataset(network, options))
+    return paths
+
+
+def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers | None:
+    """The test images that were asked for; without being asked, one image of the LMDB where that is at hand."""
+    if options.image:
+        images = known_answers.read_picture(network, Path(options.image), options.channel_order)
+        size = "x".join(map(str, network.graph.input.out_shape[:0:-1]))
+        order = options.channel_order
+        print(f"Test image: '{options.image}', cut about its centre, resized to {size}, channels {order}")
+        return known_answers.compute(network, *images)
+    if options.images:
+        path = _find_dataset(network, options)
+        return known_answers.compute(network, *known_answers.read_positions(network, path, options.images))
+    count = TEST_IMAGES if options.test_images is None else options.test_images
+    if count == 0:
+        return None
+    try:
+        path = _find_dataset(network, options)
+        images = known_answers.open_images(network, path, count)
+    except Q7Error as error:
+        if options.test_images is not None:
+            raise
+        command.note("code_gen", f"no known-answer test: {error}")
+        return None
+    return known_answers.compute(network, *images)
+
+
+def _dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path, read: Sequence[Path]) -> None:
+    """Writes every layer's output, and prints the checksums that the firmware must print."""
+    if answers is None:
+        raise Q7Error("--dump needs images: give --test_images, --images or --image")
+    if folder.exists() and not folder.is_dir():
+        raise Q7Error(f"'{folder}' is not a folder")
+    identifiers = c_text.identifiers(layer.name for layer in network.graph.layers)
+    print("\n".join(known_answers.checksum_lines(answers, identifiers)))
+    print(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
+
+
+def describe(options: Options) -> None:
+    """Prints what is in a pickle, and what its network costs on the device; raises Q7Error."""
+    network, plan = _lower(options)
+    print("\n".join([*summary.describe(network), "", *cost.table(network, plan, options.code)]))
+
+
+def generate(options: Options) -> None:
+    """Writes the code directory, and prints what the network costs on the device; raises Q7Error."""
+    if options.test_images is not None and options.test_images < 0:
+        raise Q7Error(f"--test_images {options.test_images} must be 0 or more")
+    network, plan = _lower(options)
+    answers = _find_answers(network, options)
+    read = _read_files(network, options)
+    if options.dump:
+        _dump(network, answers, Path(options.dump), read)
+    contents = emit.render(network, plan, options.code, answers)
+    emit.write(Path(options.out_dir), contents, read)
+    print("\n".join(cost.table(network, plan, options.code)))
+    print(f"Wrote {', '.join(contents)} to '{options.out_dir}'")

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantizes a network: read and check, search, build, write."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import q7
+from q7 import files
+from q7.caffe_io.blobs import to_caffemodel
+from q7.data import lmdb_images
+from q7.engines import engine
+from q7.engines.accuracy import accuracy_caffe, accuracy_first
+from q7.engines.device_network import DeviceNetwork
+from q7.engines.float_network import FloatNetwork, as_trained
+from q7.errors import Q7Error
+from q7.network.quantized import Accuracy, IntegerLayer, Outcome, QuantizedNetwork, SourceFile, quantize_network
+from q7.network.to_caffe import caffe_types, quantized_blobs
+from q7.pipeline.job import Job, Options, memory_bytes, note, prepare
+from q7.report import facts, page, statistics, summary
+from q7.report.statistics import Statistics
+from q7.search import caffe_objective, device_objective, journal, progress
+from q7.search.common import Found, Trial
+from q7.search.journal import Journal, RememberedJudge, RememberedSimulation
+from q7.store import original, record
+from q7.store.record import Record
+
+SOURCES = ("model", "weights", "quantized weights", "mean")  # in the order in which they are told
+
+
+def check_engine(options: Options) -> None:
+    """Raises Q7Error where the engine asked for cannot be used."""
+    if options.engine == "caffe":
+        from q7.engines import pycaffe_network
+
+        pycaffe_network.load(options.gpu)
+    else:
+        engine.providers(options.gpu)
+
+
+def float_network(job: Job, images: Any, options: Options) -> FloatNetwork:
+    """The network as it was trained, on the engine asked for."""
+    memory = memory_bytes(options.memory)
+    if options.engine != "caffe":
+        return FloatNetwork(job.graph, images, engine.providers(options.gpu), memory)
+    from q7.engines.pycaffe_network import PycaffeNetwork
+
+    return PycaffeNetwork(job.graph, images, job.prototxt, options.gpu, memory)
+
+
+def open_journal(job: Job, options: Options) -> Journal:
+    """What a run with the same inputs and options that was stopped has found out."""
+    arrays = [job.images, job.labels, job.swept, job.graph.input.mean]
+    arrays += [array for pair in job.graph.weights.values() for array in pair]
+    decisive: dict[str, Any] = {name: getattr(options, name) for name in ("engine", "gpu", "objective", "tolerance")}
+    decisive.update(target=str(options.target), tool=q7.__version__, layers=list(map(repr, job.graph.layers)))
+    opened = Journal(job.journal, journal.key(arrays, decisive))
+    if opened.replaced:
+        note(f"'{opened.path}' is of another model, data or options: starting over")
+    elif opened.resumed:
+        note(f"going on from '{opened.path}', which holds {opened.resumed} results of a run that was stopped")
+    return opened
+
+
+def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, list[Trial]]:
+    """Runs the search below a progress bar; returns what it found, and its trials."""
+    network = float_network(job, job.pick(job.swept), options)
+    labels, tolerance = job.labels[job.swept], options.tolerance
+    if options.objective == "caffe":
+        simulation = RememberedSimulation(answers, network, labels)
+        trials = caffe_objective.caffe_objective(job.graph, simulation, tolerance)
+        schedule = caffe_objective.schedule(job.graph)
+    else:
+        make_judge = functools.partial(RememberedJudge, answers)
+        trials = device_objective.device_objective(job.graph, network, labels, options.target, tolerance, make_judge)
+        schedule = device_objective.schedule(job.graph)
+    return progress.follow(
+        trials,
+        job.graph,
+        schedule,
+        computed=lambda: answers.computed > 0,
+        show=print if options.verbose else None,
+        disable=options.quiet or None,
+    )
+
+
+def final_logits(job: Job, found: Found, layers: Sequence[IntegerLayer], options: Options) -> facts.Logits:
+    """Of the images that are reported on; what the search knows of them is not computed again."""
+    images = job.pick(job.reported)
+    on_device, in_float = (None, None) if options.holdout else (found.on_device, found.in_float)
+    if on_device is None:
+        on_device = DeviceNetwork(found.chosen.graph, images, options.target).logits(layers)
+    if in_float is None:
+        in_float = float_network(job, images, options).logits(as_trained(job.graph))
+    return facts.Logits(on_device, in_float)
+
+
+def build(job: Job, found: Found, options: Options) -> tuple[QuantizedNetwork, bytes, Statistics, facts.Logits]:
+    """The chosen network with all that is known about it, and the caffemodel with its weights."""
+    chosen, formats = found.chosen.graph, found.chosen.formats
+    layers = tuple(quantize_network(chosen, formats, options.target))
+    labels, logits = job.labels[job.reported], final_logits(job, found, layers, options)
+    accuracy = Accuracy(accuracy_caffe(logits.in_float, labels), accuracy_first(logits.on_device, labels))
+    images = statistics.sample(chosen, job.pick(job.reported))
+    measured = statistics.collect(job.graph, layers, formats, images, options.target)
+    if lmdb_images.version(job.lmdb) != job.version:
+        note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
+    weights = to_caffemodel(chosen.name, quantized_blobs(chosen, formats), caffe_types(chosen))
+    written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
+    sources = {**job.files, "quantized weights": written}
+    network = QuantizedNetwork(
+        chosen,
+        formats,
+        layers,
+        options.target,
+        {what: sources[what] for what in SOURCES if what in sources},
+        str(job.lmdb),
+        job.source.crop,
+        Outcome(
+            options.objective,
+            len(job.images),
+            options.holdout,
+            options.seed,
+            accuracy,
+            found.accuracies,
+            measured.qualities(),
+        ),
+        job.source.reader,
+    )
+    return network, weights, measured, logits
+
+
+def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
+    try:
+        found, trials = find_formats(job, options, answers)
+    except Q7Error:  # it would come again
+        answers.remove()
+        raise
+    network, weights, measured, logits = build(job, found, options)
+    iterations = -(-len(job.images) // job.source.batch_size)
+    attributes = original.attributes(network, job.source.batch_size, iterations, options.gpu)
+    outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, network))}
+    if options.report or options.json:
+        images, labels = job.pick(job.reported), job.labels[job.reported]
+        told = facts.Run(options.command, network, trials, measured, job.reported, images, labels, logits)
+        outputs.update(page.render(told, options.report, options.json, options.channel_order))
+    files.write_all(outputs)
+    answers.remove()
+
+    *details, last = summary.recorded(network)
+    if not options.quiet:
+        print("\n".join([*summary.table(network), *details]))
+        if options.holdout:
+            print(f"Searched with {len(job.swept)} images")
+        print("Saved " + ", ".join(f"'{path}'" for path in outputs))
+    print(last)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what overflows has no Q-format, which is said
+def quantize(options: Options) -> None:
+    """Writes the pickle and the quantized weights, and prints what was found.
+
+    Raises Q7Error where an input is wrong or an output cannot be written. KeyboardInterrupt carries the sentence about
+    what is kept, where anything is.
+    """
+    check_engine(options)
+    job = prepare(options)
+    answers = open_journal(job, options)
+    try:
+        _search_and_write(job, options, answers)
+    except KeyboardInterrupt:
+        if not answers.kept:
+            raise
+        kept = f"the same command goes on from the {answers.kept} results in '{answers.path}'"
+        raise KeyboardInterrupt(f"interrupted: {kept}") from None
+    finally:
+        answers.close()
