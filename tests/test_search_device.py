@@ -211,7 +211,7 @@ def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where other numbers of images are run at once, on other numbers of cores."""
     first = _search(_graph())
     monkeypatch.setattr(engine, "BATCH", 7)
-    monkeypatch.setattr(engine, "threads", lambda: 5)
+    monkeypatch.setattr(engine, "cores", lambda: 5)
     second = _search(_graph())
     assert first.chosen.formats == second.chosen.formats
     assert first.accuracies == second.accuracies

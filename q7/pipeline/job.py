@@ -91,7 +91,7 @@ def prepare(args: argparse.Namespace) -> Job:
         raise Q7Error("--save, --report and --json must name files of their own")
 
     limit = None if args.iterations is None else args.iterations * source.batch_size
-    images, labels = source.reader.open(lmdb, limit, source.crop_image, args.memory_bytes / engine.SHARES)
+    images, labels = source.reader.open(lmdb, limit, source.crop_image, args.memory_bytes / engine.MEMORY_SHARES)
     if images.shape[1:] != network.input.out_shape:
         raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")
     if limit is not None and len(images) < limit:

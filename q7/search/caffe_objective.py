@@ -95,8 +95,9 @@ class ScreenedSimulation(CaffeSimulation):
         count = max(1, min(PARTS, len(logits) // LEAST_PART))
         self._parts = []
         for part in np.array_split(np.argsort(abs(self._margins), kind="stable"), count):
-            network = self.network.over(pick(self.network.images, part))
-            network.know(self._settings(self._grids or {}), logits[part])
+            network = self.network.part(
+                pick(self.network.images, part), self._settings(self._grids or {}), logits[part]
+            )
             self._parts.append((part, CaffeSimulation(network, self.labels[part])))
         return self._margins
 

@@ -11,7 +11,7 @@ import numpy as np
 from q7.data.image_set import pick, spread
 from q7.engines.accuracy import accuracy_caffe
 from q7.engines.device_network import DeviceNetwork
-from q7.engines.engine import MEMORY, SHARES
+from q7.engines.engine import MEMORY, MEMORY_SHARES
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.network.graph import Graph
 from q7.network.quantized import IntegerLayer, quantize_layer, quantize_network
@@ -50,7 +50,7 @@ class Judge:
         # Shuffled, since the images may lie in some order, and each stage is to have some of every kind.
         order = np.random.default_rng(0).permutation(len(images))
         self._stages = [
-            (network.over(images[some]), Expected(labels[some], logits[some]))
+            (network.part(images[some]), Expected(labels[some], logits[some]))
             for some in np.split(order, [count for count in stages if count < len(images)])
         ]
 
@@ -147,9 +147,9 @@ def device_objective(
     others = np.setdiff1d(np.arange(len(images)), some)
     logits = np.empty((len(images), graph.classes), np.float32)
     own = {layer.name for layer in graph.layers if layer.own_format}
-    logits[some], ranges = reference.over(images[some]).survey(as_trained(graph), own)
+    logits[some], ranges = reference.part(images[some]).survey(as_trained(graph), own)
     if len(others):
-        logits[others] = reference.over(pick(images, others)).logits(as_trained(graph))
+        logits[others] = reference.part(pick(images, others)).logits(as_trained(graph))
 
     choices = _start(graph, ranges, target)
     start = table(graph, choices)
@@ -157,7 +157,7 @@ def device_objective(
     formats = yield from _descend(judge, choices, tolerance)
     yield Phase("adapting the weights")
     fit = spread(
-        len(images), max(1, min(FIT_SAMPLE, reference.memory // SHARES // weight_fitting.bytes_per_image(graph)))
+        len(images), max(1, min(FIT_SAMPLE, reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph)))
     )
     candidates = {
         "formats from ranges": Candidate(graph, start),
@@ -190,7 +190,7 @@ class _Finals:
 
         def verdicts() -> Iterator[Verdict]:
             for stage in self._stages:
-                logits[stage] = network.over(pick(self.images, stage)).logits(layers)
+                logits[stage] = network.part(pick(self.images, stage)).logits(layers)
                 yield Expected(self.labels[stage], self.logits[stage]).judge(logits[stage], y)
 
         for verdict in itertools.accumulate(verdicts()):

@@ -73,7 +73,7 @@ def _trained_outputs(graph: Graph, images: np.ndarray, places: Mapping[str, np.n
             taken = np.take_along_axis(flat, places[layer.name][some, None], axis=2)
             found[layer.name][some] = taken.transpose(0, 2, 1)
 
-    FloatNetwork(graph, images).show(as_trained(graph), layers, take)
+    FloatNetwork(graph, images).for_each_batch(as_trained(graph), layers, take)
     return found
 
 
@@ -180,7 +180,7 @@ def refine(
     for index, layer in enumerate(graph.layers):
         if layer.name not in places:
             continue
-        x = network.advance(position, index, x, layers)
+        x = network.advance(position, x, layers[position:index])
         position = index
         w, b = graph.weights[layer.name]
         own = formats[layer.name]
