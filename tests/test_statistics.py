@@ -76,7 +76,7 @@ def _chain(*layers: object) -> Graph:
     return Graph("net", layers, {}, "accuracy")  # type: ignore[arg-type]
 
 
-def test_a_layer_is_measured_behind_the_activation_that_follows_it_alone() -> None:
+def test_a_layer_is_measured_after_the_activation_that_follows_it_alone() -> None:
     shape = (4, 4, 4)
     data = Input("data", (), "data", (shape,))
     conv = Convolution("conv", ("data",), "conv", (shape,), num_output=4)
@@ -84,11 +84,14 @@ def test_a_layer_is_measured_behind_the_activation_that_follows_it_alone() -> No
     again = ReLU("again", ("relu",), "conv", (shape,))
     q, other = QFormat(4), QFormat(7)
     same = {name: LayerFormats(q, y=q) for name in ("data", "conv", "relu", "again", "second")}
-    assert statistics.settled(_chain(data, conv, relu, again), same)["conv"] == "again"
+    assert statistics.measured_at(_chain(data, conv, relu, again), same)["conv"] == "again"
     second = Convolution("second", ("conv",), "second", (shape,), num_output=4)
-    assert statistics.settled(_chain(data, conv, relu, second), same)["conv"] == "conv"
+    assert statistics.measured_at(_chain(data, conv, relu, second), same)["conv"] == "conv"
     sigmoid = Sigmoid("relu", ("conv",), "conv", (shape,))
-    assert statistics.settled(_chain(data, conv, sigmoid), {**same, "relu": LayerFormats(q, y=other)})["conv"] == "conv"
+    assert (
+        statistics.measured_at(_chain(data, conv, sigmoid), {**same, "relu": LayerFormats(q, y=other)})["conv"]
+        == "conv"
+    )
 
 
 def test_a_quantized_network(tmp_path: Path) -> None:

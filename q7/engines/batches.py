@@ -35,14 +35,13 @@ class BatchRunner:
     most: int
     workers: int
 
-    def size(self, images: int, bytes_per_image: int) -> int:
-        """Images in a batch: each worker gets some, and `bytes_per_image` of all batches at work fit the memory."""
-        share = -(-images // self.workers)
-        return max(1, min(self.most, share, WORKING_BYTES // self.workers // bytes_per_image))
-
     def run(self, run: Run, inputs: Values, images: int, bytes_per_image: int, use: Use) -> None:
-        """Has `use` take what `run` gives for each batch of so many images, in the worker's thread."""
-        size = self.size(images, bytes_per_image)
+        """Has `use` take what `run` gives for each batch of so many images, in the worker's thread.
+
+        Each worker gets its share of few images, and what all of them work on fits `WORKING_BYTES`.
+        """
+        share = -(-images // self.workers)
+        size = max(1, min(self.most, share, WORKING_BYTES // self.workers // bytes_per_image))
 
         def work(start: int) -> None:
             some = slice(start, start + size)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import onnxruntime
 
 from q7.engines.batches import BATCH, LARGE_BATCH, BatchRunner, Run, Use, Values, cores
-from q7.engines.prefix_cache import PrefixCache, Settings
+from q7.engines.prefix_cache import NONE, Last, PrefixCache, Settings
 from q7.errors import Q7Error
 from q7.layers.base import Layer
 from q7.network.graph import Graph
@@ -22,6 +22,7 @@ MEMORY = 1 << 31  # bytes of images and layers' outputs that a search may keep i
 MEMORY_SHARES = 4  # of that: the images, what weights are fitted to, and the two slabs of a PrefixCache
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
+Layers = Sequence[Layer]
 N = TypeVar("N", bound="Network")
 
 
@@ -51,24 +52,20 @@ class Network:
         self._runners: dict[tuple[Any, ...], Run] = {}  # the latest alone
         self._trials = PrefixCache(graph, images, self.stored, memory // MEMORY_SHARES)
 
-    def part(self: N, images: Any, settings: Settings = (), logits: np.ndarray | None = None) -> N:
-        """The same network over some of its images, with their part of the memory.
-
-        `logits` (images, classes) are what these settings give, where the next trials are likely to be near them.
-        """
+    def part(self: N, images: Any, last: Last = NONE) -> N:
+        """The same network over some of its images, with their part of the memory, and perhaps their last trial."""
         part = copy.copy(self)
         part.images = images
         part.memory = self.memory * len(images) // len(self.images)
-        part._trials = self._trials.part(images, part.memory // MEMORY_SHARES, tuple(settings), logits)
+        limit = part.memory // MEMORY_SHARES
+        part._trials = PrefixCache(self.graph, images, self.stored, limit, last, whole=self._trials)
         return part
 
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Any) -> str:
         """Adds one layer to a graph; values are float32."""
         raise NotImplementedError
 
-    def runner(
-        self, first: int, settings: Sequence[Any], outputs: Sequence[Layer], watched: Sequence[Layer] = ()
-    ) -> Run:
+    def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
         """What runs a layer for each setting, from index `first` on: takes what is live there, gives `outputs`'.
 
         And then, for each of `watched`, the smallest and the largest value of its output.
@@ -89,16 +86,10 @@ class Network:
         session = g.session(self.providers)
         return lambda batch: session.run(None, {f"in_{name}": values for name, values in batch.items()})
 
-    def _run(
-        self,
-        first: int,
-        inputs: Values,
-        settings: Sequence[Any],
-        outputs: Sequence[Layer],
-        use: Use,
-        watched: Sequence[Layer] = (),
+    def run(
+        self, first: int, inputs: Values, settings: Settings, outputs: Layers, use: Use, watched: Layers = ()
     ) -> None:
-        """Has `use` take what the runner gives, a batch at a time."""
+        """Has `use` take what the runner gives, a batch at a time and from several threads; nothing is kept."""
         key = first, tuple(settings), tuple(outputs), tuple(watched)
         if key not in self._runners:  # parts of the images come to the same one after the other
             self._runners.clear()
@@ -113,14 +104,11 @@ class Network:
         """What `advance` takes at the first layer."""
         return {self.graph.input.name: self.images}
 
-    def _room(self, layers: Sequence[Layer]) -> Values:
+    def _room(self, layers: Layers) -> Values:
         return {layer.name: np.empty((len(self.images), *layer.out_shape), self.stored) for layer in layers}
 
-    def advance(self, first: int, inputs: Values, settings: Sequence[Any], filled: Values | None = None) -> Values:
-        """Runs a layer for each setting: from the outputs live at `first` to those live after the last one.
-
-        Or to those that `filled` has arrays for.
-        """
+    def advance(self, first: int, inputs: Values, settings: Settings, filled: Values | None = None) -> Values:
+        """Runs a layer for each setting: from what is live at `first` to what is live at the end or in `filled`."""
         results = self._room(self.graph.live(first + len(settings))) if filled is None else filled
         outputs = [layer for layer in self.graph.layers if layer.name in results]
 
@@ -128,18 +116,14 @@ class Network:
             for layer, values in zip(outputs, found):
                 results[layer.name][some] = values
 
-        self._run(first, inputs, settings, outputs, store)
+        self.run(first, inputs, settings, outputs, store)
         return results
 
-    def for_each_batch(self, settings: Sequence[Any], layers: Sequence[Layer], use: Use) -> None:
-        """Has `use` take the outputs of some layers, a batch at a time and from several threads; none are kept."""
-        self._run(0, self.start(), settings, layers, use)
-
-    def outputs(self, settings: Sequence[Hashable]) -> Values:
+    def outputs(self, settings: Settings) -> Values:
         """Every layer's output by name, (N, C, H, W) or (N, features), in the type that this network stores."""
         return self.advance(0, self.start(), settings, self._room(self.graph.layers))
 
-    def logits(self, settings: Sequence[Any]) -> np.ndarray:
+    def logits(self, settings: Settings) -> np.ndarray:
         """The output layer's values, (N, classes), in the type that this network stores."""
         return self._logits(0, self.start(), settings, {})
 
@@ -150,14 +134,12 @@ class Network:
             settings, lambda first, inputs, kept: self._logits(first, inputs, settings[first:], kept)
         )
 
-    def _logits(self, first: int, inputs: Values, settings: Sequence[Any], kept: Values) -> np.ndarray:
+    def _logits(self, first: int, inputs: Values, settings: Settings, kept: Values) -> np.ndarray:
         """The same from some layer on; fills the arrays `kept`, too."""
         outputs = self.advance(first, inputs, settings, {**kept, **self._room([self.graph.output])})
         return outputs[self.graph.output.name].reshape(len(self.images), -1)
 
-    def survey(
-        self, settings: Sequence[Any], names: Container[str] | None = None
-    ) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+    def survey(self, settings: Settings, names: Container[str] | None = None) -> tuple[np.ndarray, Values]:
         """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named."""
         layers = [layer for layer in self.graph.layers if names is None or layer.name in names]
         logits = np.empty((len(self.images), self.graph.classes), self.stored)
@@ -167,6 +149,6 @@ class Network:
             logits[some] = found[0].reshape(len(found[0]), -1)
             ends.append(found[1:])
 
-        self._run(0, self.start(), settings, [self.graph.output], see, layers)
+        self.run(0, self.start(), settings, [self.graph.output], see, layers)
         low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
 from q7.engines.batches import Values
 from q7.network.graph import Graph
 
-Settings = Sequence[Hashable]  # how each layer behaves, in network order
+Settings = Sequence[Any]  # how each layer behaves, in network order; hashable
+Last = tuple[Settings, Optional[np.ndarray]]  # a trial's settings and its logits (N, classes)
+NONE: Last = ((), None)
 Entry = tuple[int, Values]  # a layer's index, and the outputs of earlier layers that are read from there on
 
 
@@ -34,33 +35,20 @@ class PrefixCache:
       `limit` (bytes).
     """
 
-    def __init__(self, graph: Graph, images: Any, stored: Any, limit: int) -> None:
-        """`stored` is the type of layers' outputs."""
-        self._graph, self._stored = graph, stored
-        self._latest: deque[Settings] = deque([(), ()], 2)  # the two latest trials, whichever parts they saw
-        self._begin(images, limit, (), None)
-
-    def _begin(self, images: Any, limit: int, settings: Settings, logits: np.ndarray | None) -> None:
-        self._count, self._limit = len(images), limit
-        self._settings, self._logits = settings, logits
-        self._images: Entry = (0, {self._graph.input.name: images})
+    def __init__(
+        self, graph: Graph, images: Any, stored: Any, limit: int, last: Last = NONE, whole: PrefixCache | None = None
+    ) -> None:
+        """`stored` is the type of outputs; `whole` has all images: trials come to one part of them after the other."""
+        self._graph, self._stored, self._count, self._limit = graph, stored, len(images), limit
+        self._settings, self._logits = last
+        # The two latest trials, whichever parts of the images they saw.
+        self._latest: deque[Settings] = whole._latest if whole else deque([(), ()], 2)
+        self._images: Entry = (0, {graph.input.name: images})
         self._kept = self._later = self._images
-        self._slabs = [np.empty(0, self._stored)] * 2  # the first is where `_kept` lies
-
-    def part(self, images: Any, limit: int, settings: Settings, logits: np.ndarray | None) -> PrefixCache:
-        """Of some of the images, with the last trial's settings and their logits, as far as these are known.
-
-        The parts take it that trials come to one after the other.
-        """
-        part = copy.copy(self)
-        part._begin(images, limit, settings, logits)
-        return part
+        self._slabs = [np.empty(0, stored)] * 2  # the first is where `_kept` lies
 
     def logits(self, settings: Settings, compute: Callable[[int, Values, Values], np.ndarray]) -> np.ndarray:
-        """Those of a trial with these settings.
-
-        `compute` gets the layer to go on from, what enters it, and arrays to fill with the outputs of earlier layers.
-        """
+        """A trial's; `compute` gets the layer to go on from, what enters it, and arrays to fill with other outputs."""
         if settings == self._settings and self._logits is not None:
             return self._logits
         if settings != self._latest[1]:
@@ -72,9 +60,9 @@ class PrefixCache:
             self._kept = self._images
         self._later = self._kept  # what else there was is written over
         room = self._room(self._next_change(max(changed, _first_change(*self._latest))))
-        self._logits = compute(*self._kept, room[1] if room else {})
-        self._later, self._settings = room or self._kept, settings
-        return self._logits
+        logits = compute(*self._kept, room[1] if room else {})
+        self._later, self._settings, self._logits = room or self._kept, settings, logits
+        return logits
 
     def _next_change(self, changed: int) -> int:
         """The layer where the next trial is likely to differ, 0 where there is none.

@@ -17,8 +17,9 @@ from google.protobuf import text_format
 from q7.caffe_io import caffe_pb2 as pb
 from q7.caffe_io.prototxt import Prototxt
 from q7.engines.batches import LARGE_BATCH, BatchRunner, Run, Values
-from q7.engines.engine import MEMORY
+from q7.engines.engine import MEMORY, Layers
 from q7.engines.float_network import FloatNetwork, Grid, Simulation
+from q7.engines.prefix_cache import Settings
 from q7.errors import Q7Error
 from q7.layers.base import Layer
 from q7.network.graph import Graph
@@ -157,9 +158,7 @@ class PycaffeNetwork(FloatNetwork):
             values = (values.astype(np.float32) - self.graph.input.mean) * np.float32(self.graph.input.scale)
         self._net.blobs[name].data[: len(values)] = values
 
-    def runner(
-        self, first: int, settings: Sequence[Any], outputs: Sequence[Layer], watched: Sequence[Layer] = ()
-    ) -> Run:
+    def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
         layers = self.graph.layers[first : first + len(settings)]
 
         def run(batch: Values) -> Sequence[np.ndarray]:

@@ -74,7 +74,7 @@ def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
 
 def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
     """Of the network as code is generated for it."""
-    behind = statistics.settled(run.network.graph, network.formats)
+    behind = statistics.measured_at(run.network.graph, network.formats)
     layers = []
     for layer, integer, size in zip(network.graph.layers, network.layers, cost.constant_bytes(network)):
         own, weights = network.formats[layer.name], run.statistics.weights.get(layer.name)

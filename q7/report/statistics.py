@@ -99,10 +99,10 @@ def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
     return images[spread(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
 
 
-def settled(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
-    """For each layer, the last of the layers that follow it alone, element by element, in the same format.
+def measured_at(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
+    """Where each layer is measured: after the last layer that follows it alone, element by element, in the same format.
 
-    A convolution's output below zero does not matter where a ReLU follows: what is behind the ReLU does.
+    A convolution's output below zero does not matter where a ReLU follows: what comes after the ReLU does.
     """
     last = {layer.name: layer.name for layer in graph.layers}
     for layer in reversed(graph.layers):
@@ -139,7 +139,7 @@ def collect(
     in_float = FloatNetwork(trained, images).outputs(as_trained(trained))
     on_device = DeviceNetwork(trained, images, target).outputs(layers)
     outputs, weights = {}, {}
-    last = settled(trained, formats)
+    last = measured_at(trained, formats)
     for layer, integer in zip(trained.layers, layers):
         own, behind = formats[layer.name], last[layer.name]
         y = formats[behind].y
