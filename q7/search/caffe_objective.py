@@ -143,8 +143,7 @@ class ScreenedSimulation(CaffeSimulation):
         )
         some = order[: sum(map(len, now))]
         right[some] = np.concatenate(now)
-        given_up = beaten(now) and not unchanged(now)
-        return Judged(right, np.isin(np.arange(len(right)), some) if given_up else None)
+        return Judged(right, np.isin(np.arange(len(right)), some) if beaten(now) and not unchanged(now) else None)
 
 
 def schedule(graph: Graph) -> list[tuple[str, Tensor]]:

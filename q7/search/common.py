@@ -121,7 +121,6 @@ def table(graph: Graph, choices: Mapping[tuple[str, Tensor], QFormat]) -> dict[s
 
 
 MOST_ROUNDS = 100  # of bounds propagation: each narrows at least one output's limits, and few are ever needed
-Limits = tuple[int, int]  # fewest and most fraction bits
 
 
 def legal(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, LayerFormats]:
@@ -154,9 +153,9 @@ def carried_bias(q: QFormat, accumulator: QFormat) -> QFormat:
 
 
 def _clamp_forward(
-    graph: Graph, formats: Mapping[str, LayerFormats], limits: Mapping[str, Limits]
+    graph: Graph, formats: Mapping[str, LayerFormats], limits: Mapping[str, tuple[int, int]]
 ) -> dict[str, LayerFormats]:
-    """Formats within their outputs' limits and within what their layers can carry, in network order."""
+    """Formats within their outputs' limits (fewest and most fraction bits) and within what their layers can carry, in network order."""
     w: dict[str, QFormat] = {}
     b: dict[str, QFormat | None] = {}
     y: dict[str, QFormat] = {}
@@ -180,7 +179,7 @@ def _clamp_forward(
     return graph.formats(w, b, y)
 
 
-def _narrow_backward(graph: Graph, table: Mapping[str, LayerFormats], limits: dict[str, Limits]) -> bool:
+def _narrow_backward(graph: Graph, table: Mapping[str, LayerFormats], limits: dict[str, tuple[int, int]]) -> bool:
     """Narrows the limits of outputs that a later layer cannot take; whether there were any."""
     source, narrowed = format_sources(graph), False
     for layer in graph.layers:

@@ -94,8 +94,7 @@ class Verdict:
 
     def __add__(self, other: Verdict) -> Verdict:
         """On the images of both."""
-        both = (self.right, other.right), (self.divergences, other.divergences)
-        return Verdict(*map(np.concatenate, both))
+        return Verdict(*map(np.concatenate, ((self.right, other.right), (self.divergences, other.divergences))))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

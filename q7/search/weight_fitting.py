@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive rounding: integer weights that bring a layer's output on the device close to the float network's.
+"""Weight fitting: integer weights that bring a layer's output on the device close to the float network's.
 
 Rounding each weight to its nearest integer ignores two things: errors of weights add up in the output, and the
 layer's input on the device already differs from the float one (it was rounded, clipped, and truncated by pooling).
