@@ -155,7 +155,7 @@ def carried_bias(q: QFormat, accumulator: QFormat) -> QFormat:
 def _clamp_forward(
     graph: Graph, formats: Mapping[str, LayerFormats], limits: Mapping[str, tuple[int, int]]
 ) -> dict[str, LayerFormats]:
-    """Formats within their outputs' limits (fewest and most fraction bits) and within what their layers can carry, in network order."""
+    """In network order, formats within their outputs' limits (fraction bits) and within what layers can carry."""
     w: dict[str, QFormat] = {}
     b: dict[str, QFormat | None] = {}
     y: dict[str, QFormat] = {}
