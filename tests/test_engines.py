@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How images are shared out among cores, and how many are run at once."""
+"""How images are shared out among cores, how many are run at once, and what trials go on from."""
 
 from __future__ import annotations
 
+import contextlib
+import random
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +13,22 @@ import numpy as np
 import pytest
 
 from q7.engines import engine
-from q7.engines.engine import Run, Values
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.batches import BatchRunner, Run, Values
+from q7.engines.float_network import FloatNetwork, Grid, Simulation, as_trained
 from q7.layers.activations import ReLU
 from q7.layers.base import Layer
 from q7.layers.input import Input
-from q7.layers.windowed import MaxPooling
+from q7.layers.merges import Concat
+from q7.layers.windowed import Convolution, MaxPooling
 from q7.network.graph import Graph
+from q7.qformat import QFormat
 
 
 class Watched(FloatNetwork):
     """Notes how many images are run at once, and in which threads."""
 
-    def runner(self, first: int, last: int, settings: Sequence[Any], *layers: Sequence[Layer]) -> Run:
-        run = super().runner(first, last, settings, *layers)
+    def runner(self, first: int, settings: Sequence[Any], *layers: Sequence[Layer]) -> Run:
+        run = super().runner(first, settings, *layers)
         self.seen: list[int] = []
         self.threads: set[int] = set()
 
@@ -46,7 +50,7 @@ def _network(extent: int, count: int, workers: int) -> Watched:
     )
     images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     network = Watched(Graph("net", layers, {}, "accuracy"), images)
-    network.workers = workers
+    network.batches.workers = workers
     return network
 
 
@@ -86,6 +90,67 @@ def test_one_worker_is_the_thread_that_asks() -> None:
     assert threading.get_ident() not in network.threads
 
 
+class Interrupted(FloatNetwork):
+    """Stops where it is told to, when all outputs have been written."""
+
+    stops = False
+
+    def advance(self, *arguments: Any) -> Values:
+        results = super().advance(*arguments)
+        if self.stops:
+            raise KeyboardInterrupt
+        return results
+
+
+def _deep_network(memory: int) -> Interrupted:
+    """Three convolutions with ReLUs, the last of which reads the first one's output, too; 30 images."""
+    shape, rng = (2, 6, 6), np.random.default_rng(0)
+    layers: list[Layer] = [Input("data", (), "data", (shape,))]
+    for i, (x, in_shape) in enumerate((("data", shape), ("relu0", shape), ("both", (4, 6, 6)))):
+        if x == "both":
+            layers.append(Concat("both", ("relu1", "relu0"), "both", (shape, shape)))
+        layers.append(Convolution(f"conv{i}", (x,), f"conv{i}", (in_shape,), num_output=2))
+        layers.append(ReLU(f"relu{i}", (f"conv{i}",), f"conv{i}", (shape,)))
+    weights = {
+        layer.name: (rng.normal(size=(2, layer.in_shapes[0][0], 1, 1)).astype(np.float32), np.ones(2, np.float32))
+        for layer in layers
+        if layer.weighted
+    }
+    images = rng.integers(0, 256, (30, *shape), dtype=np.uint8)
+    return Interrupted(Graph("net", tuple(layers), weights, "accuracy"), images, memory=memory)
+
+
+SLAB = 30 * 2 * 6 * 6 * 4  # bytes of one layer's outputs
+
+
+@pytest.mark.parametrize(("memory", "goes_on"), [(0, False), (4 * SLAB, True), (1 << 30, True)])
+def test_trials_go_on_from_what_still_holds(memory: int, goes_on: bool) -> None:
+    """In any order, with parts of the images and with trials that are stopped: as from the first layer on."""
+    rng = random.Random(1)
+    whole = _deep_network(memory)
+    networks = [whole, whole.part(whole.images[:10]), whole.part(whole.images[10:])]
+    tried, later_starts = [as_trained(whole.graph)], 0
+    for _ in range(300):
+        settings = list(rng.choice(tried[-3:]))
+        tried.append(settings)
+        grids = rng.choices([None, Grid(QFormat(1)), Grid(QFormat(-3)), Grid(QFormat(-5))], k=3)
+        settings[rng.randrange(len(settings))] = Simulation(*grids)
+        expected = FloatNetwork(whole.graph, whole.images).logits(settings)
+        for network, wanted in zip(networks, (expected, expected[:10], expected[10:])):
+            if rng.random() < 0.2:
+                continue
+            network.stops = rng.random() < 0.2
+            with contextlib.suppress(KeyboardInterrupt):
+                np.testing.assert_allclose(network.trial_logits(settings), wanted, rtol=1e-4, atol=1e-2)
+            (kept, inputs), (later, filled) = network._trials._kept, network._trials._later
+            later_starts += kept > 0
+            assert kept <= later
+            for position, values in ((kept, inputs), (later, filled)):
+                assert not position or sum(map(np.size, values.values())) * 4 <= network.memory // engine.MEMORY_SHARES
+            assert kept == later or not any(map(np.shares_memory, inputs.values(), filled.values()))
+    assert (later_starts > 100) is goes_on
+
+
 def test_networks_on_a_gpu_have_large_batches_and_one_worker() -> None:
     network = FloatNetwork(_network(4, 1, 1).graph, np.zeros((1, 2, 4, 4), np.uint8), (engine.GPU, *engine.CPU))
-    assert (network.batch, network.workers) == (engine.LARGE_BATCH, 1)
+    assert network.batches == BatchRunner(engine.LARGE_BATCH, 1)

@@ -313,7 +313,7 @@ def test_a_search_over_images_that_stay_in_their_file(
     arguments = [*tiny.write(tmp_path), "--crop", "6", "--holdout", "0.5"]
     pickles = []
     for shares in (4, 1 << 40):
-        monkeypatch.setattr(engine, "SHARES", shares)
+        monkeypatch.setattr(engine, "MEMORY_SHARES", shares)
         assert nn_quantizer.main(arguments) == 0
         pickles.append((tmp_path / "net.pkl").read_bytes())
     assert pickles[0] == pickles[1]

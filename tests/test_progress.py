@@ -114,7 +114,7 @@ def _search() -> Search:
         [trial("data", Tensor.ACTIVATIONS, kept=True), trial("conv", Tensor.WEIGHTS), Phase("adapting the weights")]
     )
     yield from steps
-    return Found(None, {}, {})  # type: ignore[arg-type]
+    return Found(None, {})  # type: ignore[arg-type]
 
 
 class Terminal(io.StringIO):
@@ -150,7 +150,7 @@ def test_the_trials_follow_the_schedule(objective: str, tmp_path: Path) -> None:
     visits = [(t.layer, t.tensor) for t in trials]
     changes = [key for i, key in enumerate(visits) if i == 0 or visits[i - 1] != key]
     assert len(trials) >= len(changes) > 3
-    assert all(key in later for key in changes)  # each behind the one before
+    assert all(key in later for key in changes)  # each after the one before
 
 
 def test_verbose_prints_every_trial_and_quiet_the_result_alone(

@@ -166,6 +166,19 @@ def test_grids_in_any_order(caffe: Any, tmp_path: Path) -> None:
             close(ends, their_ranges[name])
 
 
+def test_runners_share_the_net_in_any_order(caffe: Any, tmp_path: Path) -> None:
+    """The first of two with other weights runs after the second was made, and again after that one has run."""
+    job = prepare(*tiny.write(tmp_path))
+    network = PycaffeNetwork(job.graph, job.images, job.prototxt)
+    ways = as_trained(job.graph), [Simulation(w=Grid(QFormat(1)), b=Grid(QFormat(0)))] * len(job.graph.layers)
+    logits = [FloatNetwork(job.graph, job.images).logits(settings) for settings in ways]
+    assert np.abs(logits[0] - logits[1]).max() > 0.01
+    runners = [network.runner(0, settings, [job.graph.output]) for settings in ways]
+    for which in (0, 1, 0):
+        (found,) = runners[which](network.start())
+        close(logits[which], found)
+
+
 def test_the_caffe_objective_chooses_the_same(
     caffe: Any, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

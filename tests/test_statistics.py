@@ -76,7 +76,7 @@ def _chain(*layers: object) -> Graph:
     return Graph("net", layers, {}, "accuracy")  # type: ignore[arg-type]
 
 
-def test_a_layer_is_measured_behind_the_activation_that_follows_it_alone() -> None:
+def test_a_layer_is_measured_after_the_activation_that_follows_it_alone() -> None:
     shape = (4, 4, 4)
     data = Input("data", (), "data", (shape,))
     conv = Convolution("conv", ("data",), "conv", (shape,), num_output=4)

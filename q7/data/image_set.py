@@ -18,12 +18,13 @@ from q7.errors import Q7Error
 
 
 def parse_datum(value: bytes, where: str) -> Any:
+    """Caffe's Datum message; raises Q7Error that says where it lies."""
     with files.reading(f"{where}: its Datum"):
         return pb.Datum.FromString(value)
 
 
 def datum_pixels(datum: Any, where: str) -> np.ndarray:
-    """A Datum's image, uint8 CHW."""
+    """A Datum's image, uint8 CHW; raises Q7Error that says where it lies."""
     if datum.encoded:
         return pictures.decode(datum.data, where)
     shape = (datum.channels, datum.height, datum.width)
@@ -78,7 +79,7 @@ def pick(images: Images, which: np.ndarray) -> Images:
 
 @contextlib.contextmanager
 def unchanged(path: Path, database: LmdbFile) -> Iterator[None]:
-    """Raises Q7Error where another process has written to a database, which makes what was read of it worth nothing."""
+    """Raises Q7Error where another process has written to a database, so that what was read of it cannot be trusted."""
     try:
         yield
     finally:

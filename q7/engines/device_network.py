@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class DeviceNetwork(Network):
 
     stored = np.int8
 
-    def __init__(self, graph: Graph, images: np.ndarray, target: Target, memory: int = MEMORY) -> None:
+    def __init__(self, graph: Graph, images: Any, target: Target, memory: int = MEMORY) -> None:
         super().__init__(graph, images, memory=memory)
         self.target = target
 

@@ -16,8 +16,10 @@ from google.protobuf import text_format
 
 from q7.caffe_io import caffe_pb2 as pb
 from q7.caffe_io.prototxt import Prototxt
-from q7.engines.engine import LARGE_BATCH, MEMORY, Run, Values
+from q7.engines.batches import LARGE_BATCH, BatchRunner, Run, Values
+from q7.engines.engine import MEMORY, Layers
 from q7.engines.float_network import FloatNetwork, Grid, Simulation
+from q7.engines.prefix_cache import Settings
 from q7.errors import Q7Error
 from q7.layers.base import Layer
 from q7.network.graph import Graph
@@ -82,7 +84,7 @@ def _message(prototxt: Prototxt, layer: Layer) -> Any:
 
 
 def definition(graph: Graph, prototxt: Prototxt, batch: int) -> str:
-    """The prototxt of the graph behind an Input layer; each layer writes a blob of its own name, none in place."""
+    """The prototxt of the graph after an Input layer; each layer writes a blob of its own name, none in place."""
     network = pb.NetParameter(name=graph.name)
     data = network.layer.add(name=graph.input.name, type="Input", top=[graph.input.name])
     data.input_param.shape.add(dim=[batch, *graph.input.out_shape])
@@ -124,22 +126,25 @@ class PycaffeNetwork(FloatNetwork):
         self, graph: Graph, images: np.ndarray, prototxt: Prototxt, gpu: bool = False, memory: int = MEMORY
     ) -> None:
         super().__init__(graph, images, memory=memory)
-        self.batch, self.workers = min(LARGE_BATCH, len(images)), 1  # there is one set of blobs
-        self._net = build(load(gpu), definition(graph, prototxt, self.batch))
+        self.batches = BatchRunner(min(LARGE_BATCH, len(images)), workers=1)  # there is one set of blobs
+        self._net = build(load(gpu), definition(graph, prototxt, self.batches.most))
+        self._weights_in_net: dict[str, tuple[Grid | None, Grid | None]] = {}  # grids of weights and bias, by layer
         # Blobs with several readers are copied by Split layers, which share memory once they have run: from then on,
         # what is written into a blob is seen by all its readers.
         self._net.forward()
 
     def _set_weights(self, layers: Sequence[Layer], settings: Sequence[Simulation]) -> None:
+        """Writes the weights of those layers that another runner has left on other grids."""
         for layer, setting in zip(layers, settings):
-            if layer.weighted:
-                for blob, values, grid in zip(
-                    self._net.params[layer.name], self.graph.weights[layer.name], (setting.w, setting.b)
-                ):
-                    blob.data[...] = grid.round(values) if grid else values
+            grids = setting.w, setting.b
+            if not layer.weighted or self._weights_in_net.get(layer.name) == grids:
+                continue
+            for blob, values, grid in zip(self._net.params[layer.name], self.graph.weights[layer.name], grids):
+                blob.data[...] = grid.round(values) if grid else values
+            self._weights_in_net[layer.name] = grids
 
     def _forward(self, layers: Sequence[Layer], settings: Sequence[Simulation]) -> None:
-        """Runs these layers, stopping behind each whose output goes on a grid."""
+        """Runs these layers, stopping after each whose output goes on a grid."""
         start = 0
         for i, (layer, setting) in enumerate(zip(layers, settings)):
             if setting.y or i == len(layers) - 1:
@@ -153,16 +158,14 @@ class PycaffeNetwork(FloatNetwork):
             values = (values.astype(np.float32) - self.graph.input.mean) * np.float32(self.graph.input.scale)
         self._net.blobs[name].data[: len(values)] = values
 
-    def runner(
-        self, first: int, last: int, settings: Sequence[Any], outputs: Sequence[Layer], watched: Sequence[Layer] = ()
-    ) -> Run:
-        layers = self.graph.layers[first:last]
-        self._set_weights(layers, settings[first:last])
+    def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
+        layers = self.graph.layers[first : first + len(settings)]
 
         def run(batch: Values) -> Sequence[np.ndarray]:
+            self._set_weights(layers, settings)
             for name, values in batch.items():
                 self._write(name, values)
-            self._forward(layers, settings[first:last])
+            self._forward(layers, settings)
             size = len(next(iter(batch.values())))
             results = [self._net.blobs[layer.name].data[:size] for layer in outputs]
             seen = [self._net.blobs[layer.name].data[:size] for layer in watched]

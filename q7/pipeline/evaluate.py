@@ -40,7 +40,7 @@ def evaluate(options: Options) -> None:
     outcome = network.outcome
     lmdb = files.find(options.lmdb or network.dataset, path.parent, f"the test {network.reader.kind}")
     images, labels = known_answers.open_images(
-        network, lmdb, outcome.images_read if outcome else None, memory / engine.SHARES
+        network, lmdb, outcome.images_read if outcome else None, memory / engine.MEMORY_SHARES
     )
     _, reported = split(len(images), *((outcome.holdout, outcome.seed) if outcome else (0, 0)))
     chosen: Any = pick(images, reported)

@@ -124,7 +124,7 @@ def prepare(options: Options) -> Job:
 
     quantized, journal = _outputs(options, [Path(file.name) for file in read.values()] + source.reader.files(lmdb))
     limit = None if options.iterations is None else options.iterations * source.batch_size
-    in_memory = memory_bytes(options.memory) / engine.SHARES
+    in_memory = memory_bytes(options.memory) / engine.MEMORY_SHARES
     images, labels = source.reader.open(lmdb, limit, source.crop_image, in_memory)
     if images.shape[1:] != network.input.out_shape:
         raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
@@ -15,12 +14,13 @@ from q7.engines.float_network import FloatNetwork, Grid, Simulation
 from q7.network.graph import Graph
 from q7.qformat import QFormat
 from q7.search.common import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table
+from q7.search.verdict import judge_in_stages, mcnemar
 
-STEPS = 3  # how far below the range's format the original looks
-PARTS = 40  # of the images
-QUIET = 3  # parts in a row without a change, behind which there is none
-LEAST_PART = 100  # images
-BEYOND_DOUBT = 3  # standard deviations of a difference
+FINER_BITS = 3  # more fraction bits than the format that covers the range has, at most: the original's limit
+MOST_PARTS = 40  # of the images
+MIN_PART_IMAGES = 100
+UNCHANGED_PARTS = 3  # in a row, after which those left are taken to be unchanged, too
+GIVE_UP_DEVIATIONS = 3  # of the rival's lead (`mcnemar`), beyond which chance cannot make up for it
 
 Grids = Mapping[tuple[str, Tensor], Grid]
 
@@ -56,7 +56,7 @@ class CaffeSimulation:
     def largest(self, grids: Grids) -> dict[str, float]:
         """max(|min|, |max|) of blobs with a format of their own, by the layers that make them.
 
-        They are looked at when the whole network has run: behind the layers that work in place.
+        They are looked at when the whole network has run: after the layers that work in place.
         """
         return self._survey(grids)[1]
 
@@ -65,7 +65,7 @@ class CaffeSimulation:
         return self.judge(grids).right
 
     def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
-        """May give up where there is no doubt that the rival is better."""
+        """May give up where the rival is clearly better."""
         return Judged(margins(self.network.trial_logits(self._settings(grids)), self.labels) > 0)
 
 
@@ -73,8 +73,7 @@ class ScreenedSimulation(CaffeSimulation):
     """The same from fewer images: a good trial changes none of those that the network was sure of at the start.
 
     A trial sees the images in the order of their margins at the start, the smallest first, a part at a time. Once a
-    few parts in a row are as they were, so is what is behind them. Trials that are beaten beyond doubt by then are
-    given up.
+    few parts in a row are as they were, so are those after them. Trials that are clearly beaten by then are given up.
     """
 
     def __init__(self, network: FloatNetwork, labels: np.ndarray) -> None:
@@ -92,28 +91,26 @@ class ScreenedSimulation(CaffeSimulation):
         self._margins = margins(logits, self.labels)
         if not self._grids:
             self.in_float = logits
-        count = max(1, min(PARTS, len(logits) // LEAST_PART))
+        settings = tuple(self._settings(self._grids or {}))
+        count = max(1, min(MOST_PARTS, len(logits) // MIN_PART_IMAGES))
         self._parts = []
         for part in np.array_split(np.argsort(abs(self._margins), kind="stable"), count):
-            network = self.network.over(pick(self.network.images, part))
-            network.know(self._settings(self._grids or {}), logits[part])
+            network = self.network.part(pick(self.network.images, part), (settings, logits[part]))
             self._parts.append((part, CaffeSimulation(network, self.labels[part])))
         return self._margins
 
     def _at_start(self) -> np.ndarray:
         """(N,) which images are right."""
-        if self._margins is None:
-            assert self._grids is not None
-            settings = self._settings(self._grids)
-            if self._parts:  # some of them have kept what they need
-                logits = np.empty((len(self.labels), self.network.graph.classes), np.float32)
-                for part, simulation in self._parts:
-                    logits[part] = simulation.network.trial_logits(settings)
-            else:
-                logits = self.network.logits(settings)
-            self._keep(logits)
-        assert self._margins is not None
-        return self._margins > 0
+        if self._margins is not None:
+            return self._margins > 0
+        assert self._grids is not None
+        settings = self._settings(self._grids)
+        if not self._parts:
+            return self._keep(self.network.logits(settings)) > 0
+        logits = np.empty((len(self.labels), self.network.graph.classes), np.float32)
+        for part, simulation in self._parts:  # some of them have kept what they need
+            logits[part] = simulation.network.trial_logits(settings)
+        return self._keep(logits) > 0
 
     def start(self, grids: Grids) -> np.ndarray:
         """On all images."""
@@ -129,22 +126,24 @@ class ScreenedSimulation(CaffeSimulation):
 
     def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
         right = self._at_start()
-        seen, quiet = np.zeros(len(right), bool), 0
-        for part, simulation in self._parts:
-            now = simulation.judge(grids).right
-            quiet = quiet + 1 if (now == right[part]).all() else 0
-            if quiet == QUIET:
-                break
-            right[part], seen[part] = now, True
-            if rival and _beaten(right[seen], rival.right[seen]):
-                return Judged(right, seen)
-        return Judged(right)
+        order = np.concatenate([part for part, _ in self._parts])
+        before = [right[part] for part, _ in self._parts]
 
+        def unchanged(now: list[np.ndarray]) -> bool:
+            recent = slice(max(0, len(now) - UNCHANGED_PARTS), len(now))
+            return [*map(np.array_equal, now[recent], before[recent])] == [True] * UNCHANGED_PARTS
 
-def _beaten(right: np.ndarray, rival: np.ndarray) -> bool:
-    """By more of the images than chance can give or take: a difference has the deviation of McNemar's test."""
-    lost, gained = np.count_nonzero(rival & ~right), np.count_nonzero(right & ~rival)
-    return bool(lost - gained > BEYOND_DOUBT * math.sqrt(lost + gained))
+        def beaten(now: list[np.ndarray]) -> bool:
+            lead, deviation = mcnemar(rival.right[order], np.concatenate(now)) if rival else (0, 0.0)
+            return lead > GIVE_UP_DEVIATIONS * deviation
+
+        now = judge_in_stages(
+            ([simulation.judge(grids).right] for _, simulation in self._parts),
+            lambda now: unchanged(now) or beaten(now),
+        )
+        some = order[: sum(map(len, now))]
+        right[some] = np.concatenate(now)
+        return Judged(right, np.isin(np.arange(len(right)), some) if beaten(now) and not unchanged(now) else None)
 
 
 def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
@@ -172,12 +171,12 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
     grids: dict[tuple[str, Tensor], Grid] = {}
 
     def sweep(layer: str, tensor: Tensor, start: QFormat, target: np.ndarray) -> Generator[Trial, None, QFormat]:
-        """Tries m, m - 1, ... at most 3 steps down, while the last accuracy stays short of target - tolerance.
+        """Tries m, m - 1, ... at most 3 bits finer, while the last accuracy stays short of target - tolerance.
 
         The first trial does not clip, later ones and what is chosen do. The first format of the best accuracy wins.
         """
         best, best_judged = start, None
-        for step in range(STEPS + 1):
+        for step in range(FINER_BITS + 1):
             tried = QFormat(start.fraction_bits + step)
             trained = graph.weights[layer][tensor is Tensor.BIAS] if tensor is not Tensor.ACTIVATIONS else None
             # To clip what fits changes nothing; it is the same grid then, and not computed again.
@@ -232,4 +231,4 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
 
     accuracies["quantized weights, activations and biases"] = _score(simulation.judge(grids).right).accuracy
     chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in grids.items()}))
-    return Found(chosen, {"original's sweeps": chosen}, accuracies, in_float=simulation.in_float)
+    return Found(chosen, accuracies, in_float=simulation.in_float)

@@ -46,11 +46,6 @@ class Trial:
     reference: Score
     kept: bool
 
-    @property
-    def accuracy(self) -> float:
-        """Percent."""
-        return self.score.accuracy
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -72,14 +67,13 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a search ends with: the candidate it chose, those it looked at by name, and accuracies (percent).
+    """What a search ends with: the candidate it chose, and the accuracies (percent) that it has measured, by name.
 
     And the logits (N, classes) of all images that the search has seen, as far as it came by them: those of the chosen
     one on the device, int8, and those of the float network.
     """
 
     chosen: Candidate
-    candidates: Mapping[str, Candidate]
     accuracies: Mapping[str, float]
     on_device: np.ndarray | None = None
     in_float: np.ndarray | None = None
@@ -107,35 +101,44 @@ def tensors(graph: Graph) -> list[tuple[str, Tensor]]:
     return [
         (layer.name, tensor)
         for layer in graph.layers
-        for tensor, has in (
-            (Tensor.WEIGHTS, layer.weighted),
-            (Tensor.BIAS, layer.weighted),
-            (Tensor.ACTIVATIONS, layer.own_format),
-        )
-        if has
+        for tensor in Tensor
+        if (layer.own_format if tensor is Tensor.ACTIVATIONS else layer.weighted)
     ]
+
+
+def format_sources(graph: Graph) -> dict[str, str]:
+    """For each layer, the one whose chosen format decides that of its output."""
+    source: dict[str, str] = {}
+    for layer in graph.layers:
+        source[layer.name] = layer.name if layer.own_format else source[layer.inputs[0]]
+    return source
 
 
 def table(graph: Graph, choices: Mapping[tuple[str, Tensor], QFormat]) -> dict[str, LayerFormats]:
     """The formats of every layer that follow from those chosen, brought to what the kernels can carry."""
-    by_tensor: dict[Tensor, dict[str, QFormat]] = {tensor: {} for tensor in Tensor}
-    for (name, tensor), q in choices.items():
-        by_tensor[tensor][name] = q
-    return legal(graph, graph.formats(*(by_tensor[tensor] for tensor in Tensor)))
+    by_tensor = ({name: q for (name, t), q in choices.items() if t is tensor} for tensor in Tensor)
+    return legal(graph, graph.formats(*by_tensor))
 
 
-ROUNDS = 100  # of making formats fit; each moves at least one of them, and few are ever needed
+MOST_ROUNDS = 100  # of bounds propagation: each narrows at least one output's limits, and few are ever needed
 
 
 def legal(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, LayerFormats]:
     """The nearest formats whose shifts the kernels can carry; raises Q7Error where there are none.
 
-    An output finer than the accumulator holds nothing more than one on the accumulator's grid, and so does a bias.
+    The kernels compute ((bias << bias_lshift) + rounding + sum of x * w) >> out_rshift (arm_convolve_HWC_q7_basic.c
+    and its siblings in CMSIS 5.3.0 to 5.9.0), with shifts in uint16_t that they do not check. In fraction bits n:
+
+        0 <= n_x + n_w - n_b <= MAX_BIAS_LSHIFT    and    0 <= n_x + n_w - n_y <= MAX_OUT_RSHIFT
+
+    An output finer than the accumulator (n_x + n_w) holds nothing more than one on its grid, and so does a bias.
+    Layers have limits of their own besides. All are met by bounds propagation: formats are clamped in network order,
+    and where a layer cannot take an input, the limits of the output that it comes from are narrowed.
     """
     limits = {layer.name: (-MOST_FRACTION_BITS, MOST_FRACTION_BITS) for layer in graph.layers}
-    for _ in range(ROUNDS):
-        table = _clamped(graph, formats, limits)
-        if not _tighten(graph, table, limits):
+    for _ in range(MOST_ROUNDS):
+        table = _clamp_forward(graph, formats, limits)
+        if not _narrow_backward(graph, table, limits):
             return table
     raise Q7Error("no Q-formats fit all layers at once")
 
@@ -144,10 +147,15 @@ def _clamp(q: QFormat, low: int, high: int) -> QFormat:
     return QFormat(min(max(q.fraction_bits, low), high))
 
 
-def _clamped(
+def carried_bias(q: QFormat, accumulator: QFormat) -> QFormat:
+    """The nearest format of a bias that the kernels can shift to the accumulator's."""
+    return _clamp(q, accumulator.fraction_bits - MAX_BIAS_LSHIFT, accumulator.fraction_bits)
+
+
+def _clamp_forward(
     graph: Graph, formats: Mapping[str, LayerFormats], limits: Mapping[str, tuple[int, int]]
 ) -> dict[str, LayerFormats]:
-    """Formats within their limits and within what their layers can carry, in network order."""
+    """In network order, formats within their outputs' limits (fraction bits) and within what layers can carry."""
     w: dict[str, QFormat] = {}
     b: dict[str, QFormat | None] = {}
     y: dict[str, QFormat] = {}
@@ -157,30 +165,28 @@ def _clamped(
         low, high = limits[layer.name]
         if layer.weighted:
             assert own.w
-            x = xs[0].fraction_bits
-            w[layer.name] = _clamp(own.w, low - x, min(MOST_FRACTION_BITS - max(x, 0), high + MAX_OUT_RSHIFT - x))
-            accumulator = x + w[layer.name].fraction_bits
-            b[layer.name] = _clamp(own.b, accumulator - MAX_BIAS_LSHIFT, accumulator) if own.b else None
-            low, high = max(low, accumulator - MAX_OUT_RSHIFT), min(high, accumulator)
+            n_x = xs[0].fraction_bits
+            # So that an output within its limits is at most MAX_OUT_RSHIFT coarser than the accumulator.
+            most = min(MOST_FRACTION_BITS - max(n_x, 0), high + MAX_OUT_RSHIFT - n_x)
+            w[layer.name] = _clamp(own.w, low - n_x, most)
+            accumulator = QFormat(n_x + w[layer.name].fraction_bits)
+            b[layer.name] = carried_bias(own.b, accumulator) if own.b else None
+            low, high = max(low, accumulator.fraction_bits - MAX_OUT_RSHIFT), min(high, accumulator.fraction_bits)
         if layer.own_format:
             assert own.y
-            kernels_low, kernels_high = layer.output_limits(xs)
-            y[layer.name] = _clamp(_clamp(own.y, low, high), kernels_low, kernels_high)
+            y[layer.name] = _clamp(_clamp(own.y, low, high), *layer.output_limits(xs))
         output[layer.name] = y[layer.name] if layer.own_format else layer.inherited(xs[0])
     return graph.formats(w, b, y)
 
 
-def _tighten(graph: Graph, table: Mapping[str, LayerFormats], limits: dict[str, tuple[int, int]]) -> bool:
-    """Limits the outputs that a later layer cannot take; whether there were any."""
-    layers = {layer.name: layer for layer in graph.layers}
-    found = False
+def _narrow_backward(graph: Graph, table: Mapping[str, LayerFormats], limits: dict[str, tuple[int, int]]) -> bool:
+    """Narrows the limits of outputs that a later layer cannot take; whether there were any."""
+    source, narrowed = format_sources(graph), False
     for layer in graph.layers:
         for name, x in zip(layer.inputs, table[layer.name].inputs):
             low, high = layer.input_limits(table[layer.name].inputs)
             if not low <= x.fraction_bits <= high:
-                root = name
-                while not layers[root].own_format:
-                    root = layers[root].inputs[0]
-                limits[root] = (max(low, limits[root][0]), min(high, limits[root][1]))
-                found = True
-    return found
+                own_low, own_high = limits[source[name]]
+                limits[source[name]] = max(low, own_low), min(high, own_high)
+                narrowed = True
+    return narrowed

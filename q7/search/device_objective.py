@@ -3,30 +3,30 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from q7.data.image_set import pick, spread
+from q7.data.image_set import Images, pick, spread
 from q7.engines.accuracy import accuracy_caffe
 from q7.engines.device_network import DeviceNetwork
-from q7.engines.engine import MEMORY, SHARES
+from q7.engines.engine import MEMORY, MEMORY_SHARES
 from q7.engines.float_network import FloatNetwork, as_trained
 from q7.network.graph import Graph
-from q7.network.quantized import IntegerLayer, quantize_layer, quantize_network
+from q7.network.quantized import quantize_layer, quantize_network
 from q7.qformat import LayerFormats, QFormat
-from q7.search import weight_fitting
-from q7.search.common import Candidate, Choices, Found, Phase, Search, Tensor, Trial, covering, largest, table, tensors
-from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict
+from q7.search import common, weight_fitting
+from q7.search.common import Candidate, Choices, Found, Phase, Search, Tensor, Trial
+from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
 from q7.target import Target
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
-PATIENCE = 1.0  # standard errors by which it may do worse and still go on; with fewer, other formats were seen to win
+GIVE_UP_STANDARD_ERRORS = 1.0  # of the mean divergence by which it does worse; with fewer, other formats were chosen
 SAMPLE = STAGES[-1]
 FIT_SAMPLE = 3000  # images that weights are fitted to
-TRIAL_DEVIATIONS = 3.0  # among many trials, chance makes single images look like a gain or a loss
-FEW = 1000  # images that candidates are judged by at first, then by twice as many, up to all
+TRIAL_DEVIATIONS = 3.0  # of a lead (`mcnemar`): among many trials, chance makes single images look like a gain
+FIRST_FINAL_IMAGES = 1000  # that candidates are judged by at first, then by twice as many, up to all
 PASSES = 3  # over the tensors, since the best format of one depends on those of others
 
 
@@ -44,51 +44,41 @@ class Judge:
         memory: int = MEMORY,
     ) -> None:
         self.graph = graph
-        self.target = target
-        self._layers: dict[tuple[str, LayerFormats], IntegerLayer] = {}
+        # Layers whose formats did not change stay the same objects, so that their results are not computed again.
+        self._quantize = functools.cache(lambda layer, own: quantize_layer(graph, layer, own, target))
         network = DeviceNetwork(graph, images, target, memory)
         # Shuffled, since the images may lie in some order, and each stage is to have some of every kind.
         order = np.random.default_rng(0).permutation(len(images))
         self._stages = [
-            (network.over(images[some]), Expected(labels[some], logits[some]))
+            (network.part(images[some]), Expected(labels[some], logits[some]))
             for some in np.split(order, [count for count in stages if count < len(images)])
         ]
 
-    def _quantize(self, formats: Mapping[str, LayerFormats]) -> list[IntegerLayer]:
-        """Layers whose formats did not change stay the same objects, so that their results are not computed again."""
-        layers = []
-        for layer in self.graph.layers:
-            key = (layer.name, formats[layer.name])
-            if key not in self._layers:
-                self._layers[key] = quantize_layer(self.graph, layer, key[1], self.target)
-            layers.append(self._layers[key])
-        return layers
-
     def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
         """On all images; or, once it does worse than `best`, on those of the stages until then."""
-        layers, y = self._quantize(formats), formats[self.graph.output.name].y
+        layers = [self._quantize(layer, formats[layer.name]) for layer in self.graph.layers]
+        y = formats[self.graph.output.name].y
         assert y
-        verdicts = (expected.judge(network.trial_logits(layers), y) for network, expected in self._stages)
-        for verdict in itertools.accumulate(verdicts):
-            if best and verdict.does_worse(best, PATIENCE):
-                break
-        return verdict
+        return judge_in_stages(
+            (expected.judge(network.trial_logits(layers), y) for network, expected in self._stages),
+            lambda verdict: best is not None and verdict.does_worse(best, GIVE_UP_STANDARD_ERRORS),
+        )
 
 
 def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Choices:
     """Formats that cover every tensor's range, so that nothing is clipped; s8 kernels take biases of 32 bits."""
     choices: Choices = {}
-    for name, tensor in tensors(graph):
+    for name, tensor in common.tensors(graph):
         if tensor is Tensor.BIAS and target.library.bias_bits > 8:
             continue
         values = ranges[name] if tensor is Tensor.ACTIVATIONS else graph.weights[name][tensor is Tensor.BIAS]
-        choices[name, tensor] = covering(name, tensor, largest(values))
+        choices[name, tensor] = common.covering(name, tensor, common.largest(values))
     return choices
 
 
 def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
     """The tensors in the order in which `device_objective` looks at them, if it needs all passes."""
-    first = tensors(graph)
+    first = common.tensors(graph)
     return first + (PASSES - 1) * [key for key in first if key[1] is not Tensor.BIAS]
 
 
@@ -98,10 +88,8 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
     Layers are looked at again where their formats have changed, or those of a layer that they feed. Biases are looked
     at once: their error is far below the others', and does not depend on them.
     """
-    root: dict[str, str] = {}  # whose format a layer's output has
-    for layer in judge.graph.layers:
-        root[layer.name] = layer.name if layer.own_format else root[layer.inputs[0]]
-    formats = table(judge.graph, choices)
+    source = common.format_sources(judge.graph)
+    formats = common.table(judge.graph, choices)
     best = judge.judge(formats)
     visit = list(choices)
     for _ in range(PASSES):
@@ -111,7 +99,7 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
                 moved = False
                 while True:
                     q = QFormat(choices[name, tensor].fraction_bits + step)
-                    tried = table(judge.graph, {**choices, (name, tensor): q})
+                    tried = common.table(judge.graph, {**choices, (name, tensor): q})
                     if tried == formats:  # the kernels cannot carry it
                         break
                     verdict = judge.judge(tried, best)
@@ -124,8 +112,8 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
                 if moved:
                     break
         changed = [layer for layer in judge.graph.layers if formats[layer.name] != before[layer.name]]
-        near = {layer.name for layer in changed} | {root[name] for layer in changed for name in layer.inputs}
-        visit = [(name, t) for name, t in tensors(judge.graph) if name in near and t is not Tensor.BIAS]
+        near = {layer.name for layer in changed} | {source[name] for layer in changed for name in layer.inputs}
+        visit = [(name, t) for name, t in common.tensors(judge.graph) if name in near and t is not Tensor.BIAS]
     return formats
 
 
@@ -147,18 +135,17 @@ def device_objective(
     others = np.setdiff1d(np.arange(len(images)), some)
     logits = np.empty((len(images), graph.classes), np.float32)
     own = {layer.name for layer in graph.layers if layer.own_format}
-    logits[some], ranges = reference.over(images[some]).survey(as_trained(graph), own)
+    logits[some], ranges = reference.part(images[some]).survey(as_trained(graph), own)
     if len(others):
-        logits[others] = reference.over(pick(images, others)).logits(as_trained(graph))
+        logits[others] = reference.part(pick(images, others)).logits(as_trained(graph))
 
     choices = _start(graph, ranges, target)
-    start = table(graph, choices)
+    start = common.table(graph, choices)
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
     formats = yield from _descend(judge, choices, tolerance)
     yield Phase("adapting the weights")
-    fit = spread(
-        len(images), max(1, min(FIT_SAMPLE, reference.memory // SHARES // weight_fitting.bytes_per_image(graph)))
-    )
+    fitting = reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph)
+    fit = spread(len(images), max(1, min(FIT_SAMPLE, fitting)))
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
@@ -172,14 +159,14 @@ class _Finals:
     """Judges candidates on all images, in stages: few at first, and those that the candidates were made with last."""
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, logits: np.ndarray, target: Target, known: np.ndarray
+        self, images: Images, labels: np.ndarray, logits: np.ndarray, target: Target, known: np.ndarray
     ) -> None:
         """`known` has the indices of the images that the candidates were made with."""
         self.images, self.labels, self.logits, self.target = images, labels, logits, target
         order = np.random.default_rng(0).permutation(len(images))
         order = order[np.argsort(np.isin(order, known), kind="stable")]
-        ends = [FEW << i for i in range(len(order).bit_length()) if FEW << i < len(order)]
-        self._stages = [np.sort(part) for part in np.split(order, ends)]
+        ends = [FIRST_FINAL_IMAGES << i for i in range(len(order).bit_length())]
+        self._stages = [np.sort(part) for part in np.split(order, [end for end in ends if end < len(order)])]
 
     def judge(self, candidate: Candidate, best: Verdict | None) -> tuple[Verdict, np.ndarray]:
         """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then."""
@@ -190,13 +177,10 @@ class _Finals:
 
         def verdicts() -> Iterator[Verdict]:
             for stage in self._stages:
-                logits[stage] = network.over(pick(self.images, stage)).logits(layers)
+                logits[stage] = network.part(pick(self.images, stage)).logits(layers)
                 yield Expected(self.labels[stage], self.logits[stage]).judge(logits[stage], y)
 
-        for verdict in itertools.accumulate(verdicts()):
-            if best and verdict.cannot_beat(best):
-                break
-        return verdict, logits
+        return judge_in_stages(verdicts(), lambda verdict: best is not None and verdict.cannot_beat(best)), logits
 
     def choose(self, candidates: Mapping[str, Candidate], tolerance: float) -> Found:
         """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear."""
@@ -217,4 +201,4 @@ class _Finals:
             accuracies[name] = verdict.accuracy
             if not best.beats(verdict, tolerance, FINAL_DEVIATIONS):
                 best_name, best, logits = name, verdict, on_device
-        return Found(candidates[best_name], candidates, accuracies, logits, self.logits)
+        return Found(candidates[best_name], accuracies, logits, self.logits)

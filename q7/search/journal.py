@@ -27,7 +27,7 @@ from q7.search.device_objective import Judge
 from q7.search.verdict import Verdict
 
 LARGEST_FILE = 1 << 28  # bytes; beyond, the search starts anew
-AT_ONCE = 1000  # rows of an array that are hashed
+HASHED_ROWS = 1000  # of an array at once
 T = TypeVar("T")
 
 
@@ -40,8 +40,8 @@ def key(arrays: Sequence[Images], options: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for array in arrays:
         digest.update(f"{array[:1].dtype} {array.shape}".encode())
-        for i in range(0, len(array), AT_ONCE):
-            digest.update(np.ascontiguousarray(array[i : i + AT_ONCE]).data)
+        for i in range(0, len(array), HASHED_ROWS):
+            digest.update(np.ascontiguousarray(array[i : i + HASHED_ROWS]).data)
     return digest.hexdigest()
 
 
@@ -179,10 +179,7 @@ class RememberedSimulation(ScreenedSimulation):
 
     @staticmethod
     def _question(what: str, grids: Grids) -> list[Any]:
-        return [
-            what,
-            sorted((*key[:1], key[1].value, grid.format.fraction_bits, grid.clip) for key, grid in grids.items()),
-        ]
+        return [what, sorted((name, t.value, q.format.fraction_bits, q.clip) for (name, t), q in grids.items())]
 
     def start(self, grids: Grids) -> np.ndarray:
         self._begin(grids)

@@ -25,11 +25,11 @@ def line(trial: Trial) -> str:
 
 
 def work(graph: Graph, schedule: Sequence[tuple[str, Tensor]]) -> list[float]:
-    """What looking at each tensor costs (MACs): its layer and all behind it run again, each with some overhead."""
+    """What looking at each tensor costs (MACs): its layer and all after it run again, each with some overhead."""
     macs = [layer.macs for layer in graph.layers]
     overhead = sum(macs) / len(macs) / 2
-    behind = {layer.name: sum(macs[i:]) + overhead * (len(macs) - i) for i, layer in enumerate(graph.layers)}
-    return [behind[name] for name, _ in schedule]
+    from_here = {layer.name: sum(macs[i:]) + overhead * (len(macs) - i) for i, layer in enumerate(graph.layers)}
+    return [from_here[name] for name, _ in schedule]
 
 
 class Estimate:
@@ -62,7 +62,7 @@ class Estimate:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far, if all that can come does come; None as long as there is no pace."""
+        """At the pace so far, if all that can come does come; None until there is a pace."""
         if self._start is None or self.share <= self._start[1]:
             return None
         return (self.clock() - self._start[0]) * (1 - self.share) / (self.share - self._start[1])
@@ -89,10 +89,10 @@ def follow(
     show: Callable[[str], None] | None = None,
     disable: bool | None = None,
 ) -> tuple[Found, list[Trial]]:
-    """Runs a search behind a bar; returns what it found, and its trials.
+    """Runs a search under a progress bar; returns what it found, and its trials.
 
     `computed` says whether trials are computed by now or still come from a journal, `show` gets each trial as a line.
-    There is no bar with `disable`, and, where that is None, none where stderr is no terminal.
+    There is no bar with `disable`, and, where that is None, none where stderr is not a terminal.
     """
     trials: list[Trial] = []
     estimate, best = Estimate(graph, schedule, time.monotonic), Best()

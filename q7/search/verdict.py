@@ -1,19 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How formats did on images, and which of two did better."""
+"""How formats did on images, which of two did better, and when that is clear before all images have been looked at."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from q7.qformat import QFormat
 from q7.search.common import Score
 
-CLEARLY = 1.0  # standard errors of a difference of divergences
-FINAL_DEVIATIONS = 2.0  # candidates are few
-HOPE = 2.0  # standard deviations that chance may still bring
+CLEAR_STANDARD_ERRORS = 1.0  # of a mean difference of divergences, beyond which one is clearly the closer
+FINAL_DEVIATIONS = 2.0  # of a lead (`mcnemar`), beyond which a candidate is clearly the better: they are few
+CHANCE_DEVIATIONS = 2.0  # that the images not seen yet may bring by chance (Lan, Simon and Halperin 1982)
+V = TypeVar("V")
+
+
+def judge_in_stages(stages: Iterable[V], enough: Callable[[V], bool]) -> V:
+    """The verdict on stages of images, added up in their order until it is enough or all have been looked at."""
+    for verdict in itertools.accumulate(stages):
+        if enough(verdict):
+            break
+    return verdict
+
+
+def mcnemar(right: np.ndarray, others: np.ndarray) -> tuple[int, float]:
+    """How many more images one has right than the other, of those that both have seen, and its standard deviation.
+
+    That is the root of the number of images that only one has right: the variance behind McNemar's test (1947).
+    """
+    count = min(len(right), len(others))
+    right, others = right[:count], others[:count]
+    return int(np.sum(right)) - int(np.sum(others)), math.sqrt(np.count_nonzero(right != others))
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,45 +57,36 @@ class Verdict:
     def beats(self, other: Verdict, tolerance: float, deviations: float) -> bool:
         """More images right, by more than counting noise and the tolerance (percent); else clearly closer logits.
 
-        A difference has a standard deviation of the root of the number of images that only one of the two has right
-        (the variance behind McNemar's test); the noise is `deviations` of them. Where neither is clear, more images
-        right, by however few.
+        The noise is so many standard deviations (`mcnemar`). Where neither is clear, more images right, by however few.
         """
-        gained, lost = self.gained_and_lost(other)
-        noise = max(deviations * math.sqrt(gained + lost), tolerance / 100 * len(self.right))
-        if abs(gained - lost) > noise:
-            return gained > lost
+        lead, deviation = mcnemar(self.right, other.right)
+        if abs(lead) > max(deviations * deviation, tolerance / 100 * len(self.right)):
+            return lead > 0
         if other.does_worse(self):
             return True
-        return gained > lost and not self.does_worse(other)
+        return lead > 0 and not self.does_worse(other)
 
-    def does_worse(self, other: Verdict, deviations: float = CLEARLY) -> bool:
+    def does_worse(self, other: Verdict, standard_errors: float = CLEAR_STANDARD_ERRORS) -> bool:
         """Whether the mean divergence is larger by more than so many standard errors of the differences.
 
         Where the two have seen different numbers of images, those that both have seen are compared.
         """
         count = min(len(self.divergences), len(other.divergences))
         worse = self.divergences[:count] - other.divergences[:count]
-        return float(worse.mean()) > deviations * float(worse.std()) / math.sqrt(count)
+        return float(worse.mean()) > standard_errors * float(worse.std()) / math.sqrt(count)
 
     def cannot_beat(self, other: Verdict) -> bool:
         """Clearly further off so far, and not likely to end clearly closer than the other or with more images right.
 
         The other has seen all. How the rest may turn out is the conditional power (Lan, Simon and Halperin 1982) where
-        the two differ on it by chance alone. What may still end unclear is no reason to go on.
+        the two differ on it by chance alone. What may still end unclear is not a reason to go on.
         """
         seen = len(self.right) / len(other.right)
-        chance = HOPE * math.sqrt(1 - seen)
-        gained, lost = self.gained_and_lost(other)
-        more = math.sqrt(seen) * (gained - lost) / math.sqrt(max(gained + lost, 1))
-        further = max(CLEARLY, (chance - CLEARLY) / math.sqrt(seen))
+        chance = CHANCE_DEVIATIONS * math.sqrt(1 - seen)
+        lead, deviation = mcnemar(self.right, other.right)
+        more = math.sqrt(seen) * lead / max(deviation, 1)
+        further = max(CLEAR_STANDARD_ERRORS, (chance - CLEAR_STANDARD_ERRORS) / math.sqrt(seen))
         return more + chance < FINAL_DEVIATIONS and self.does_worse(other, further)
-
-    def gained_and_lost(self, other: Verdict) -> tuple[int, int]:
-        """How many images it alone has right, and the other alone, of those that both have seen."""
-        count = min(len(self.right), len(other.right))
-        own, others = self.right[:count], other.right[:count]
-        return int(np.count_nonzero(own & ~others)), int(np.count_nonzero(others & ~own))
 
     def first(self, count: int) -> Verdict:
         """On the first images alone."""
@@ -81,7 +94,7 @@ class Verdict:
 
     def __add__(self, other: Verdict) -> Verdict:
         """On the images of both."""
-        return Verdict(*(np.concatenate([getattr(v, f.name) for v in (self, other)]) for f in fields(Verdict)))
+        return Verdict(*map(np.concatenate, ((self.right, other.right), (self.divergences, other.divergences))))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive rounding: integer weights that bring a layer's output on the device close to the float network's.
+"""Weight fitting: integer weights that bring a layer's output on the device close to the float network's.
 
 Rounding each weight to its nearest integer ignores two things: errors of weights add up in the output, and the
 layer's input on the device already differs from the float one (it was rounded, clipped, and truncated by pooling).
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,32 +22,33 @@ from q7.engines.float_network import FloatNetwork, as_trained
 from q7.layers.base import Layer
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_layer, quantize_network
-from q7.qformat import MAX_BIAS_LSHIFT, LayerFormats, QFormat
+from q7.qformat import LayerFormats, QFormat
+from q7.search.common import carried_bias, largest
 from q7.target import Rounding, Target
 
-PATCHES = 8  # places sampled in each image for each layer
-CHUNK = 250  # images whose patches are held at once
-BLOCK = 64  # columns whose errors go into the later ones together
-LARGEST_COLUMN = 4096  # inputs of one output; beyond, the normal equations take too much memory
+PLACES = 8  # sampled in each image's output of each layer
+CHUNK_IMAGES = 250  # whose patches are held at once
+BLOCK_COLUMNS = 64  # whose errors go into the later ones together (the lazy batch updates of GPTQ)
+MOST_INPUTS = 4096  # of one output; beyond, the normal equations take too much memory
 RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
-DAMPING = 1e-4  # of the mean input power, for a stable inverse
+DAMPING = 1e-4  # of the mean input power, for a stable inverse (GPTQ takes 0.01)
 
 
 def _can_fit(graph: Graph, layer: Layer) -> bool:
-    return layer.weighted and getattr(layer, "group", 1) == 1 and graph.weights[layer.name][0][0].size <= LARGEST_COLUMN
+    return layer.weighted and getattr(layer, "group", 1) == 1 and graph.weights[layer.name][0][0].size <= MOST_INPUTS
 
 
 def bytes_per_image(graph: Graph) -> int:
     """What the fit holds of each image: what enters and what leaves a layer on the device, and what it is fitted to."""
     on_device = 2 * max(graph.live_size(position) for position in range(len(graph.layers)))
     fitted = (layer.out_shape for layer in graph.layers if _can_fit(graph, layer))
-    return max(1, on_device) + sum(4 * shape[0] * min(PATCHES, math.prod(shape[1:])) for shape in fitted)
+    return max(1, on_device) + sum(4 * shape[0] * min(PLACES, math.prod(shape[1:])) for shape in fitted)
 
 
 def _places(layer: Layer, count: int) -> np.ndarray:
     """(N, P) random places in a layer's output, row-major."""
     area = math.prod(layer.out_shape[1:])
-    return np.random.default_rng(0).integers(0, area, (count, min(PATCHES, area)))
+    return np.random.default_rng(0).integers(0, area, (count, min(PLACES, area)))
 
 
 def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
@@ -73,25 +74,9 @@ def _trained_outputs(graph: Graph, images: np.ndarray, places: Mapping[str, np.n
             taken = np.take_along_axis(flat, places[layer.name][some, None], axis=2)
             found[layer.name][some] = taken.transpose(0, 2, 1)
 
-    FloatNetwork(graph, images).show(as_trained(graph), layers, take)
+    network = FloatNetwork(graph, images)
+    network.run(0, network.start(), as_trained(graph), layers, take)
     return found
-
-
-@dataclass
-class _Equations:
-    """Normal equations of a fit of outputs to inputs, the bias being the last column: sums over samples."""
-
-    inputs: np.ndarray  # (K + 1, K + 1)
-    outputs: np.ndarray  # (K + 1, O)
-
-    def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.inputs += x.T @ x
-        self.outputs += x.T @ y
-
-
-def _with_one(x: np.ndarray) -> np.ndarray:
-    """With a column of ones, float32."""
-    return np.hstack([x.astype(np.float32), np.ones((len(x), 1), np.float32)])
 
 
 def _raised(matrix: np.ndarray, diagonal: np.ndarray | float) -> np.ndarray:
@@ -103,22 +88,27 @@ def _raised(matrix: np.ndarray, diagonal: np.ndarray | float) -> np.ndarray:
 
 def _collect(
     layer: Layer, trained: np.ndarray, wanted: np.ndarray, x: np.ndarray, places: np.ndarray, formats: LayerFormats
-) -> _Equations:
-    """Of the outputs (N, P, O) wanted at `places`, from the integers (N, ...) that the device has before the layer.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The normal equations' X'X (K + 1, K + 1) and X'Y (K + 1, O), as means; the last column of X is 1, for the bias.
 
-    A chunk is added up in units of the formats' steps, where numbers are small and float32 is precise enough.
+    Y are the outputs (N, P, O) wanted at `places`, X comes from the integers (N, ...) that the device has before the
+    layer. A chunk is added up in units of the formats' steps, where numbers are small and float32 is precise enough.
     """
     assert formats.x and formats.y
     outputs, inputs = trained.shape
-    equations = _Equations(np.zeros((inputs, inputs)), np.zeros((inputs, outputs)))
-    for i in range(0, len(x), CHUNK):
-        samples = _with_one(_patches(x[i : i + CHUNK], layer, places[i : i + CHUNK]))
-        equations.add(samples, formats.y.scaled(wanted[i : i + CHUNK].reshape(-1, outputs)).astype(np.float32))
+    power, products = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
+    for i in range(0, len(x), CHUNK_IMAGES):
+        samples = np.pad(
+            _patches(x[i : i + CHUNK_IMAGES], layer, places[i : i + CHUNK_IMAGES]), ((0, 0), (0, 1)), constant_values=1
+        )
+        samples = samples.astype(np.float32)
+        power += samples.T @ samples
+        products += samples.T @ formats.y.scaled(wanted[i : i + CHUNK_IMAGES].reshape(-1, outputs)).astype(np.float32)
     steps = np.full((inputs, 1), 2.0**-formats.x.fraction_bits)
     steps[-1] = 1
-    equations.inputs *= steps * steps.T / places.size
-    equations.outputs *= steps * 2.0**-formats.y.fraction_bits / places.size
-    return equations
+    power *= steps * steps.T / places.size
+    products *= steps * 2.0**-formats.y.fraction_bits / places.size
+    return power, products
 
 
 def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> np.ndarray:
@@ -130,8 +120,8 @@ def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> n
     w, rounded = w.copy(), np.empty_like(w)
     count = w.shape[1]
     factor = np.linalg.cholesky(np.linalg.inv(power)).T
-    for first in range(0, count, BLOCK):
-        block = slice(first, min(first + BLOCK, count))
+    for first in range(0, count, BLOCK_COLUMNS):
+        block = slice(first, min(first + BLOCK_COLUMNS, count))
         errors = np.empty_like(w[:, block])
         for k in range(block.start, block.stop):
             if k < count - 1:
@@ -144,22 +134,17 @@ def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> n
     return rounded
 
 
-def _bias_format(bias: np.ndarray, formats: LayerFormats) -> QFormat:
-    """The finest format that covers the bias and that the kernel can shift."""
-    accumulator = formats.accumulator.fraction_bits
-    covering = QFormat.covering(float(np.abs(bias).max())).fraction_bits
-    return QFormat(min(max(covering, accumulator - MAX_BIAS_LSHIFT), accumulator))
-
-
-def _fit(equations: _Equations, trained: np.ndarray, own: LayerFormats) -> tuple[np.ndarray, LayerFormats]:
+def _fit(
+    power: np.ndarray, products: np.ndarray, trained: np.ndarray, own: LayerFormats
+) -> tuple[np.ndarray, LayerFormats]:
     """(O, K + 1) weights that solve the equations, on their grids; and the formats with a bias's to match."""
-    mean_power = max(np.trace(equations.inputs[:-1, :-1]) / (trained.shape[1] - 1), 1e-12)
-    ridge = np.full(len(equations.inputs), RIDGE * mean_power)
+    mean_power = max(np.trace(power[:-1, :-1]) / (trained.shape[1] - 1), 1e-12)
+    ridge = np.full(len(power), RIDGE * mean_power)
     ridge[-1] = 1e-9
-    best = np.linalg.solve(_raised(equations.inputs, ridge), equations.outputs + ridge[:, None] * trained.T).T
-    own = replace(own, b=_bias_format(best[:, -1], own)) if own.b else own
-    power = _raised(equations.inputs, DAMPING * mean_power)
-    return _round_columns(best, power, own).astype(np.float32), own
+    best = np.linalg.solve(_raised(power, ridge), products + ridge[:, None] * trained.T).T
+    if own.b:
+        own = replace(own, b=carried_bias(QFormat.covering(largest(best[:, -1])), own.accumulator))
+    return _round_columns(best, _raised(power, DAMPING * mean_power), own).astype(np.float32), own
 
 
 def refine(
@@ -180,16 +165,16 @@ def refine(
     for index, layer in enumerate(graph.layers):
         if layer.name not in places:
             continue
-        x = network.advance(position, index, x, layers)
+        x = network.advance(position, x, layers[position:index])
         position = index
         w, b = graph.weights[layer.name]
         own = formats[layer.name]
         assert own.y
         trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
-        equations = _collect(layer, trained, wanted.pop(layer.name), x[layer.inputs[0]], places[layer.name], own)
+        power, products = _collect(layer, trained, wanted.pop(layer.name), x[layer.inputs[0]], places[layer.name], own)
         if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
-            equations.outputs += equations.inputs[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
-        rounded, formats[layer.name] = _fit(equations, trained, own)
+            products += power[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
+        rounded, formats[layer.name] = _fit(power, products, trained, own)
         weights[layer.name] = (rounded[:, :-1].reshape(w.shape), rounded[:, -1])
         fitted = replace(graph, weights=weights)
         layers[index] = quantize_layer(fitted, layer, formats[layer.name], target)

@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--layers", type=int, nargs="*", default=[10, 50, 200], help="layers with weights")
     parser.add_argument("--shape", default="1,28,28", help="CHW of the images")
-    parser.add_argument("quantizer", nargs="*", help="flags for nn_quantizer.py, behind --")
+    parser.add_argument("quantizer", nargs="*", help="flags for nn_quantizer.py, after --")
     args = parser.parse_args()
     channels, height, width = map(int, args.shape.split(","))
     steps = ("write", "read", "quantize", "generate")

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shares images out among the cores, in batches that fit their caches and the memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+BATCH = 25  # images that a core runs at once: few enough for its cache
+LARGE_BATCH = 100  # images at once where cores do not share the work
+WORKING_BYTES = 1 << 25  # of layers' outputs that are alive in the batches of all cores
+
+Values = dict[str, np.ndarray]  # outputs by layer, or raw images by the input layer; the first axis is the image
+Run = Callable[[Values], Sequence[np.ndarray]]
+Use = Callable[[slice, Sequence[np.ndarray]], None]  # takes which images, and what a run gave for them
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class BatchRunner:
+    """Runs batches of at most `most` images, each in one of so many threads (`workers`).
+
+    Each core runs batches of its own: to split the work within every layer instead has the cores wait for each other.
+    """
+
+    most: int
+    workers: int
+
+    def run(self, run: Run, inputs: Values, images: int, bytes_per_image: int, use: Use) -> None:
+        """Has `use` take what `run` gives for each batch of so many images, in the worker's thread.
+
+        Each worker gets its share of few images, and what all of them work on fits `WORKING_BYTES`.
+        """
+        share = -(-images // self.workers)
+        size = max(1, min(self.most, share, WORKING_BYTES // self.workers // bytes_per_image))
+
+        def work(start: int) -> None:
+            some = slice(start, start + size)
+            use(some, run({name: values[some] for name, values in inputs.items()}))
+
+        starts = range(0, images, size)
+        if self.workers == 1:  # in this thread, which Caffe has been told to compute on the GPU in
+            deque(map(work, starts), maxlen=0)
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            deque(pool.map(work, starts), maxlen=0)
