@@ -41,7 +41,11 @@ def positions(text: str) -> list[int]:
 
 def ram(text: str) -> int | str:
     """Bytes, or the name of a plan."""
-    return text if text in (rows.FAST, rows.LEAST) else int(text)
+    if text in (rows.FAST, rows.LEAST):
+        return text
+    if not text.isdecimal():
+        raise ValueError
+    return int(text)
 
 
 def build_parser() -> Parser:

@@ -32,24 +32,27 @@ def _differences(base: dict[str, str], files: dict[str, str]) -> str:
     return "".join(lines)
 
 
+@pytest.mark.parametrize("ram", ["fast", "least"])
 @pytest.mark.parametrize(("target", "api"), CASES)
-def test_generated_text(target: str, api: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_generated_text(target: str, api: str, ram: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """From one pickle for both kernel libraries; files that are copied as they are do not count."""
+    if ram == "least" and target != BASE:
+        return
     pickle = small.save(small.quantized(tmp_path), tmp_path / "small.pkl")
-    generated = _read(generate(pickle, tmp_path / "code", "--target", target, "--profile", "--api", api))
-    for path in (TEMPLATES / target).iterdir():
+    generated = _read(generate(pickle, tmp_path / "code", "--target", target, "--profile", "--api", api, "--ram", ram))
+    for path in [*(TEMPLATES / target).iterdir(), *(TEMPLATES / "common").glob("*.h")]:
         generated.pop(path.name, None)
     base = GOLDEN / api
-    if target == BASE:
+    if (target, ram) == (BASE, "fast"):
         golden = {base / name: text for name, text in generated.items()}
     else:
-        golden = {GOLDEN / f"{api}-{target}.diff": _differences(_read(base), generated)}
+        golden = {GOLDEN / f"{api}-{target if ram == 'fast' else ram}.diff": _differences(_read(base), generated)}
     for path, text in golden.items():
         if request.config.getoption("--update-golden"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         assert text == path.read_text(), f"{path} differs: if it should, run pytest --update-golden"
-    assert target != BASE or _read(base).keys() == generated.keys()
+    assert (target, ram) != (BASE, "fast") or _read(base).keys() == generated.keys()
 
 
 def test_same_input_gives_the_same_bytes_and_leaves_the_files_alone(tmp_path: Path) -> None:

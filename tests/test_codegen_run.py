@@ -95,17 +95,18 @@ def test_the_program_prints_the_checksums_of_a_dump(
 # --- on this computer -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ram", ["fast", "least"])
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
 @pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
 def test_host_computes_what_the_model_predicts_for_all_images(
-    name: str, library: Library, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, library: Library, ram: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     need_host_compiler()
     pickle = request.getfixturevalue(name)
     quantized = lowering.retarget(network(pickle), Target(library=library))
     assert quantized.outcome
     images = stored_images(quantized, pickle, quantized.outcome.images)
-    folder = generate(pickle, tmp_path, "--target", "host", "--api", library.name)
+    folder = generate(pickle, tmp_path, "--target", "host", "--api", library.name, "--ram", ram)
     assert make(folder, "run").splitlines()[-1].startswith("PASS")
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
 
@@ -123,14 +124,14 @@ def test_every_core_and_rounding(target: Target, tmp_path: Path) -> None:
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
 
 
+@pytest.mark.parametrize("ram", ["fast", "least"])
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
-def test_sanitizers_find_nothing(library: Library, small_pickle: Path, tmp_path: Path) -> None:
+def test_sanitizers_find_nothing(library: Library, ram: str, small_pickle: Path, tmp_path: Path) -> None:
     need_host_compiler()
     quantized = lowering.retarget(network(small_pickle), Target(library=library))
     images = stored_images(quantized, small_pickle, small.IMAGES)
-    folder = generate(
-        small_pickle, tmp_path, "--target", "host", "--test_images", "3", "--profile", "--api", library.name
-    )
+    flags = ["--target", "host", "--test_images", "3", "--profile", "--api", library.name, "--ram", ram]
+    folder = generate(small_pickle, tmp_path, *flags)
     sanitize = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
     make(folder, "run", f"CFLAGS={sanitize}", f"CXXFLAGS={sanitize}")
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
@@ -218,19 +219,20 @@ def test_host_program_names_the_layer_that_differs(small_pickle: Path, tmp_path:
 # --- on emulated boards -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ram", ["fast", "least"])
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
 def test_boards_compute_what_the_model_predicts(
-    name: str, core: str, library: Library, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, core: str, library: Library, ram: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     need_emulator()
     # The Cortex-M55's 512 KB of code memory hold LeNet and few images.
-    count = min(EMULATED_IMAGES[library], 17 if core == "cortex-m55" else 100)
+    count = min(EMULATED_IMAGES[library], 17 if core == "cortex-m55" or ram == "least" else 100)
     quantized = small.retarget(network(request.getfixturevalue(name)), Target(CORES[core], library=library))
     pickle = small.save(quantized, tmp_path / "network.pkl")
     images = stored_images(quantized, request.getfixturevalue(name), count)
-    folder = generate(pickle, tmp_path / "code", "--target", "mps2", "--test_images", str(count))
+    folder = generate(pickle, tmp_path / "code", "--target", "mps2", "--test_images", str(count), "--ram", ram)
     text = make(folder, "run", f"CORE={core}")
     assert f"PASS: every layer as predicted for {count} of {count} images" in text
     np.testing.assert_array_equal(printed_logits(text), predicted(quantized, images))
@@ -340,7 +342,10 @@ def write_stubs(folder: Path, board: str) -> Path:
 
 
 @pytest.mark.parametrize("standard", ["c++98", "c++17"])
-@pytest.mark.parametrize("flags", [[], ["--profile"], ["--test_images", "0"], ["--test_images", "0", "--profile"]])
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--profile"], ["--test_images", "0"], ["--test_images", "0", "--profile"], ["--ram", "least", "--profile"]],
+)
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
 @pytest.mark.parametrize("board", ["mbed", "keil"])
 def test_board_code_compiles(

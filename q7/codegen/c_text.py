@@ -63,6 +63,12 @@ def c_statement(statement: Statement, indent: int = 4) -> str:
     return start + ("\n" + " " * (indent + len(start))).join(lines) + end
 
 
+def affine(variable: str, factor: int, summand: int) -> str:
+    """variable * factor + summand as C."""
+    product = variable if factor == 1 else f"{variable} * {factor}"
+    return f"{product} {'+' if summand > 0 else '-'} {abs(summand)}" if summand else product
+
+
 def comment(text: str) -> str:
     """Text that cannot end or continue a comment: other than printable ASCII becomes '?', and so does a backslash.
 

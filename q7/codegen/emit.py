@@ -10,7 +10,7 @@ from typing import Any
 import q7
 from q7 import files
 from q7.codegen.boards import BOARDS, PORTABLE, Options, definitions
-from q7.codegen.c_text import c_array, c_statement, comment
+from q7.codegen.c_text import affine, c_array, c_statement, comment
 from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
@@ -68,7 +68,7 @@ def render(
         "own_loops": any(layer.kernel.own_loop for layer in network.layers),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
-    environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement)
+    environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement, affine=affine)
     contents = {}
     needed = {
         "test_images.h.jinja": answers is not None,

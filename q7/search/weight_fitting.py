@@ -137,14 +137,22 @@ def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> n
 def _fit(
     power: np.ndarray, products: np.ndarray, trained: np.ndarray, own: LayerFormats
 ) -> tuple[np.ndarray, LayerFormats]:
-    """(O, K + 1) weights that solve the equations, on their grids; and the formats with a bias's to match."""
-    mean_power = max(np.trace(power[:-1, :-1]) / (trained.shape[1] - 1), 1e-12)
+    """(O, K + 1) weights that solve the equations, on their grids; and the formats with a bias's to match.
+
+    Inputs that no output has a weight for get none: converters put zeros where padding differs at two sides.
+    """
+    used = np.asarray(trained.any(axis=0))
+    used[-1] = True
+    power, products, start = power[np.ix_(used, used)], products[used], trained[:, used]
+    mean_power = max(np.trace(power[:-1, :-1]) / max(len(power) - 1, 1), 1e-12)
     ridge = np.full(len(power), RIDGE * mean_power)
     ridge[-1] = 1e-9
-    best = np.linalg.solve(_raised(power, ridge), products + ridge[:, None] * trained.T).T
+    best = np.linalg.solve(_raised(power, ridge), products + ridge[:, None] * start.T).T
     if own.b:
         own = replace(own, b=carried_bias(QFormat.covering(largest(best[:, -1])), own.accumulator))
-    return _round_columns(best, _raised(power, DAMPING * mean_power), own).astype(np.float32), own
+    fitted = np.zeros(trained.shape, np.float32)
+    fitted[:, used] = _round_columns(best, _raised(power, DAMPING * mean_power), own)
+    return fitted, own
 
 
 def refine(

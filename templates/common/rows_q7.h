@@ -191,7 +191,7 @@ static inline rows_view_t rows_view(const rows_t *rows, int top, int window)
 /* The first row that a layer with `rows` rows reads for its next one; none where it has them all. */
 static inline int rows_wanted(const rows_t *rows, int count, int stride, int padding)
 {
-    return rows->end < count ? rows->end * stride - padding : INT32_MAX;
+    return rows->end < count ? rows->end * stride - padding : 0x7fffffff;
 }
 
 static inline int rows_least(int a, int b)

@@ -222,10 +222,10 @@ static void print_result(const int8_t *logits)
     printf("\n");
 }
 
-/* CRC-32 as in Ethernet, zip and PNG. */
-static uint32_t crc32(const q7_t *data, int bytes)
+/* CRC-32 as in Ethernet, zip and PNG, going on from that of what came before, 0 where nothing did. */
+static uint32_t crc32(uint32_t crc, const q7_t *data, int bytes)
 {
-    uint32_t crc = 0xffffffffu;
+    crc = ~crc;
     for (int i = 0; i < bytes; i++) {
         crc ^= (uint8_t)data[i];
         for (int bit = 0; bit < 8; bit++) {
@@ -235,35 +235,46 @@ static uint32_t crc32(const q7_t *data, int bytes)
     return ~crc;
 }
 
-/* Compares the checksum of each layer's output with the predicted one; with NN_PRINT_CHECKSUMS, prints all of them. */
-struct KnownAnswer {
-    const uint32_t *expected;
-    int image;
-    int differs; /* the first layer that does, or NN_LAYERS */
+/* Takes the checksum of each layer's output, which may come in parts. */
+struct Checksums {
+    uint32_t layers[NN_LAYERS];
 
     void operator()(int layer, const q7_t *output, int bytes)
     {
-        const uint32_t checksum = crc32(output, bytes);
-#ifdef NN_PRINT_CHECKSUMS
-        printf("image %d: layer %s: checksum %08lx\n", image, layer_names[layer], (unsigned long)checksum);
-#endif
-        if (differs == NN_LAYERS && checksum != expected[layer]) {
+        layers[layer] = crc32(layers[layer], output, bytes);
+    }
+};
+
+/* The first layer whose checksum differs from the predicted one, or NN_LAYERS; with NN_PRINT_CHECKSUMS, prints all. */
+static int first_difference(int image, const Checksums &checksums)
+{
+    int differs = NN_LAYERS;
+    for (int layer = NN_LAYERS - 1; layer >= 0; layer--) {
+        if (checksums.layers[layer] != test_checksums[image * NN_LAYERS + layer]) {
             differs = layer;
         }
     }
-};
+#ifdef NN_PRINT_CHECKSUMS
+    for (int layer = 0; layer < NN_LAYERS; layer++) {
+        const unsigned long checksum = checksums.layers[layer];
+        printf("image %d: layer %s: checksum %08lx\n", image, layer_names[layer], checksum);
+    }
+#endif
+    return differs;
+}
 
 /* Runs the test images; returns how many of them this device computes differently than predicted. */
 static int known_answer_test(void)
 {
     int failures = 0;
     for (int i = 0; i < TEST_IMAGES; i++) {
-        KnownAnswer answer = {test_checksums + i * NN_LAYERS, i, NN_LAYERS};
-        const int8_t *const logits = run_layers(test_pixels + i * NN_INPUT_BYTES, answer);
+        Checksums checksums = Checksums();
+        const int8_t *const logits = run_layers(test_pixels + i * NN_INPUT_BYTES, checksums);
+        const int differs = first_difference(i, checksums);
         printf("image %d: label %d, ", i, (int)test_labels[i]);
         print_result(logits);
-        if (answer.differs < NN_LAYERS) {
-            const char *const layer = layer_names[answer.differs];
+        if (differs < NN_LAYERS) {
+            const char *const layer = layer_names[differs];
             printf("FAIL: layer %s is the first that differs from the prediction, which is ", layer);
             print_result(test_logits + i * NN_CLASSES);
             failures++;
@@ -275,7 +286,7 @@ static int known_answer_test(void)
     return failures;
 }
 
-/* Notes the time that each layer took. */
+/* Adds up the time that each layer takes. */
 struct Stopwatch {
     uint32_t begin;
     uint32_t layers[NN_LAYERS];
@@ -283,7 +294,7 @@ struct Stopwatch {
     void operator()(int layer, const q7_t *, int)
     {
         const uint32_t end = ticks();
-        layers[layer] = end - begin;
+        layers[layer] += end - begin;
         begin = ticks();
     }
 };
