@@ -10,90 +10,15 @@ so that a run takes as many bytes as are alive at once, and no more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from q7.codegen import memory
 from q7.codegen.memory import MemoryPlan
+from q7.codegen.schedule import Run, Schedule
+from q7.codegen.stages import Stage, find_stages
 from q7.errors import Q7Error
-from q7.kernels.by_rows import RowForm, row_form
-from q7.layers.base import Layer
-from q7.layers.windowed import Convolution
 from q7.network.quantized import QuantizedNetwork
-
-ALIGNMENT = 4  # bytes, of scratch memory and of the arena
-
-
-def aligned(size: int) -> int:
-    """Bytes, rounded up."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A stage's row r reads the rows r * stride - pad ... + window - 1 of the stage `source`.
-
-    It waits until the row r * stride + ahead - 1 is there, or the last one.
-    """
-
-    source: int
-    window: int
-    stride: int
-    pad: int
-    ahead: int
-
-    def first(self, row: int) -> int:
-        return row * self.stride - self.pad
-
-    def awaited(self, row: int) -> int:
-        """The end of the rows that must be there."""
-        return row * self.stride + self.ahead
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A tensor, and the layers (indices) that make its rows: the first computes a row, the others work in its place."""
-
-    layers: tuple[int, ...]
-    rows: int
-    row_bytes: int
-    readings: tuple[Reading, ...]  # of the first layer, then of additions that work in place
-    scratch_bytes: int = 0
-    form: RowForm | None = None  # of the first layer; None where the tensor can only be made whole
-    layer: Layer | None = None  # the first, and what it holds, as it is computed by rows
-    integers: Any = None
-
-    @property
-    def sums(self) -> bool:
-        return self.form is not None and self.form.sums
-
-    @property
-    def held_bytes(self) -> int:
-        """Of a row in memory: sums have 32 bits."""
-        return 4 * self.row_bytes if self.sums else self.row_bytes
-
-
-@dataclass(frozen=True)
-class Window:
-    """The rows of a stage in a run: how many rows of zeros lie above and below, for kernels that do not check rows."""
-
-    stage: int
-    above: int = 0
-    below: int = 0
-
-
-@dataclass(frozen=True)
-class Run:
-    """Stages that run row by row; windows in the order of `stages`, the one of what the run reads at the end."""
-
-    stages: tuple[int, ...]
-    source: int
-    windows: tuple[Window, ...]
-    bytes: int  # that are alive at most, the source included
-    most_rows: tuple[int, ...]  # that each window holds at most
 
 
 @dataclass(frozen=True)
@@ -102,254 +27,6 @@ class Section:
 
     stages: tuple[int, ...]
     run: Run | None = None
-
-
-# --- from layers to stages --------------------------------------------------------------------------------------------
-
-
-def _shape(layer: Layer) -> tuple[int, int]:
-    """Rows, and bytes of each; a vector is one row."""
-    shape = layer.out_shape
-    return (shape[1], shape[0] * shape[2]) if len(shape) == 3 else (1, shape[0])
-
-
-def _geometry(layer: Any) -> tuple[int, int, int]:
-    """Window, stride and padding in rows."""
-    return (layer.window[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class _Trimmed(Convolution):
-    """A convolution without the rows of its window that have no weights; its output is what it was."""
-
-    full_shape: tuple[int, ...] = ()
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.full_shape
-
-
-def _trim(layer: Layer, integers: Any) -> tuple[Layer, Any]:
-    """Without the first and last rows of the window where all weights are zero, the first as far as they are padded.
-
-    Some converters make such rows of a padding that differs above and below.
-    """
-    if not isinstance(layer, Convolution):
-        return layer, integers
-    used = np.flatnonzero(integers.weights.any(axis=(0, 1, 3)))
-    if not used.size:
-        return layer, integers
-    top, end = min(int(used[0]), layer.pad[0]), int(used[-1]) + 1
-    if (top, end) == (0, layer.window[0]):
-        return layer, integers
-    known = {field.name: getattr(layer, field.name) for field in fields(Convolution)}
-    known.update(window=(end - top, layer.window[1]), pad=(layer.pad[0] - top, layer.pad[1]))
-    return _Trimmed(**known, full_shape=layer.out_shape), replace(integers, weights=integers.weights[:, :, top:end])
-
-
-class _Stages:
-    """Stages in an order in which each comes after those that it reads."""
-
-    def __init__(self, network: QuantizedNetwork, promised_only: bool) -> None:
-        self.network, self.promised_only = network, promised_only
-        self.layers = network.graph.layers
-        self.index = {layer.name: i for i, layer in enumerate(self.layers)}
-        self.readers = {name: [layer for layer in self.layers if name in layer.inputs] for name in self.index}
-        self.stages: dict[int, Stage] = {}  # by the layer that makes the tensor; readings name such layers
-        self.owner: dict[str, int] = {}  # of each layer's output
-        for i, layer in enumerate(self.layers):
-            self._add(i, layer)
-
-    def _add(self, i: int, layer: Layer) -> None:
-        kernel = self.network.layers[i].kernel
-        in_place = bool(layer.inputs) and layer.elementwise and kernel.in_place(layer, self.promised_only)
-        host = self._host(layer) if in_place else None
-        if host is not None:
-            stage = self.stages.pop(host)
-            names = dict.fromkeys(name for name in layer.inputs if self.owner[name] != host)
-            others = tuple(self._reading(name, 1, 1, 0) for name in names)
-            self.stages[host] = replace(stage, layers=(*stage.layers, i), readings=(*stage.readings, *others))
-            self.owner[layer.name] = host
-            return
-        rows, row_bytes = _shape(layer)
-        target = self.network.target
-        form = row_form(kernel, layer, target) if rows > 1 or len(layer.in_shape) == 3 else None
-        integers = self.network.layers[i].integers
-        if form:
-            layer, integers = _trim(layer, integers)
-        window, stride, pad = _geometry(layer)
-        self.stages[i] = Stage(
-            (i,),
-            rows,
-            row_bytes,
-            tuple(self._reading(name, window, stride, pad) for name in layer.inputs),
-            aligned((form.kernel if form else kernel).scratch_bytes(layer, target)),
-            form,
-            layer,
-            integers,
-        )
-        self.owner[layer.name] = i
-
-    def _reading(self, name: str, window: int, stride: int, pad: int) -> Reading:
-        return Reading(self.owner[name], window, stride, pad, window - pad)
-
-    def _host(self, layer: Layer) -> int | None:
-        """The stage in whose rows the layer works: of inputs that it alone reads, the one that looks furthest ahead.
-
-        An addition is then made as soon as that row is there.
-        """
-        alone = [self.owner[name] for name in layer.inputs if len(self.readers[name]) == 1]
-        if len(layer.inputs) > 1:
-            made = [host for host in alone if self.stages[host].readings and not self.stages[host].sums]
-            return max(made, key=lambda host: (self.stages[host].readings[0].ahead, host), default=None)
-        return alone[0] if alone else None
-
-    def ordered(self) -> list[Stage]:
-        """With readings of indices into the list, and readers of one tensor that wait for each other."""
-        order: list[int] = []
-
-        def visit(key: int) -> None:
-            if key not in order:
-                for reading in self.stages[key].readings:
-                    visit(reading.source)
-                order.append(key)
-
-        for key in sorted(self.stages, key=lambda key: self.stages[key].layers[-1]):
-            visit(key)
-        place = {key: i for i, key in enumerate(order)}
-        stages = [self.stages[key] for key in order]
-        # Layers that read one tensor at one pace go on together: what the quicker one makes would only have to wait.
-        ahead: dict[tuple[int, int, int], int] = {}
-        for stage in stages:
-            for r in stage.readings:
-                group = (r.source, r.stride, stage.rows)
-                ahead[group] = max(ahead.get(group, 0), r.ahead)
-        return [
-            replace(
-                stage,
-                readings=tuple(
-                    replace(r, source=place[r.source], ahead=ahead[r.source, r.stride, stage.rows])
-                    for r in stage.readings
-                ),
-            )
-            for stage in stages
-        ]
-
-
-def find_stages(network: QuantizedNetwork, promised_only: bool = False) -> list[Stage]:
-    """The tensors of a network that take memory of their own, in an order in which they can be made."""
-    return _Stages(network, promised_only).ordered()
-
-
-# --- what a run takes -------------------------------------------------------------------------------------------------
-
-
-def _windows(stages: Sequence[Stage], members: Sequence[int], source: int) -> tuple[Window, ...]:
-    """Of the members, and of the source at the end."""
-    windows = []
-    for index in [*(i for i in members if i != source), source]:
-        above = below = 0
-        for reader in (stages[i] for i in members):
-            for r in reader.readings[:1]:
-                if r.source == index and reader.form and not reader.form.checks_rows:
-                    above = max(above, r.pad if r.pad > 1 else 0)
-                    below = max(below, r.first(reader.rows - 1) + r.window - stages[index].rows)
-        windows.append(Window(index, above if index != source else 0, below))
-    return tuple(windows)
-
-
-class _Simulation:
-    """The rows that are in memory while a run goes on, as the generated loop has them."""
-
-    def __init__(self, stages: Sequence[Stage], members: Sequence[int], source: int) -> None:
-        self.stages, self.members, self.source = stages, members, source
-        self.windows = {w.stage: w for w in _windows(stages, members, source)}
-        self.first = {i: -w.above for i, w in self.windows.items()}
-        self.end = dict.fromkeys(self.windows, 0)
-        self.summed = dict.fromkeys(members, 0)
-        self.readings: dict[int, list[tuple[int, Reading]]] = {i: [] for i in self.windows}
-        for i in members:
-            for reading in stages[i].readings:
-                self.readings[reading.source].append((i, reading))
-        self.most = dict.fromkeys(self.windows, 0)
-        self.peak = self.inner_peak = 0  # bytes; the latter without the output, so that it grows with the run
-        odd = any(stages[i].held_bytes % ALIGNMENT for i in self.windows)
-        self.slack = ALIGNMENT - 1 if odd else 0  # to align scratch memory
-        if source not in members:
-            self.end[source] = stages[source].rows + self.windows[source].below
-        # The source lies whole at the arena's end from the start.
-        self.source_end = stages[source].rows + self.windows[source].below
-
-    def _bytes(self, i: int) -> int:
-        if i == self.source:
-            return (self.source_end - self.first[i]) * self.stages[i].row_bytes
-        rows = self.end[i] - self.first[i]
-        return max(rows, int(self.summed.get(i, 0) > 0)) * self.stages[i].held_bytes
-
-    def _note(self, scratch: int = 0) -> None:
-        alive = sum(map(self._bytes, self.windows)) + (scratch + self.slack if scratch else 0)
-        self.peak = max(self.peak, alive)
-        self.inner_peak = max(self.inner_peak, alive - self._bytes(self.members[-1]))
-        for i in self.windows:
-            self.most[i] = max(self.most[i], self.end[i] - self.first[i])
-
-    def _due(self, i: int) -> bool:
-        stage, row = self.stages[i], self.end[i]
-        if stage.sums:
-            return self.end[stage.readings[0].source] > self.summed[i]
-        return all(
-            self.end[r.source] >= min(r.awaited(row), self.stages[r.source].rows + self.windows[r.source].below)
-            for r in stage.readings
-        )
-
-    def _drop(self, i: int) -> None:
-        """Rows that no reader needs any more."""
-        wanted = [self._wanted(reader, reading) for reader, reading in self.readings[i]]
-        self.first[i] = max(self.first[i], min(*wanted, self.end[i]))
-
-    def _wanted(self, reader: int, reading: Reading) -> int:
-        stage = self.stages[reader]
-        if self.end[reader] >= stage.rows:
-            return self.end[reading.source]
-        return self.summed[reader] if stage.sums else reading.first(self.end[reader])
-
-    def _step(self, i: int) -> bool:
-        stage, window = self.stages[i], self.windows[i]
-        if self.end[i] >= stage.rows:
-            if self.end[i] < stage.rows + window.below:
-                self.end[i] += 1
-                if i != self.source:
-                    self._note()
-                return True
-            return False
-        if not self._due(i):
-            return False
-        if stage.sums:
-            self.summed[i] += 1
-            self.end[i] = int(self.summed[i] == self.stages[stage.readings[0].source].rows)
-        else:
-            self.end[i] += 1
-        self._note(stage.scratch_bytes)
-        for source in {r.source for r in stage.readings}:
-            self._drop(source)
-        return True
-
-    def result(self) -> Run:
-        windows = tuple(self.windows.values())
-        most = tuple(self.most[w.stage] for w in windows)
-        return Run(tuple(self.members), self.source, windows, aligned(self.peak), most)
-
-    def run(self, most: float = math.inf) -> bool:
-        """To the end, or until more bytes than `most` are alive; whether it is at its end, with all rows computed."""
-        self._note()
-        output = self.members[-1]
-        while self.end[output] < self.stages[output].rows:
-            moved = [self._step(i) for i in self.members]
-            assert any(moved), "a stage waits for rows that never come"
-            if self.peak > most:
-                return False
-        # Rows that nobody reads would be left out, and their layer's checksum with them.
-        return all(self.end[i] >= self.stages[i].rows for i in self.members)
 
 
 # --- which sections ---------------------------------------------------------------------------------------------------
@@ -369,13 +46,29 @@ def _cuts(stages: Sequence[Stage]) -> list[int]:
     return [*cuts, len(stages)]
 
 
+FEW_CUTS = 4  # that a schedule spans at first
+MOST_CUTS = 40  # that sections are chosen between: their number decides on the time that a plan takes
+
+
+def _few(cuts: Sequence[int], stages: Sequence[Stage]) -> list[int]:
+    """At most so many cuts: of those whose tensor is no smaller than its neighbours', the ones closest to others go."""
+    kept = [*cuts]
+    while len(kept) > MOST_CUTS:
+        sizes = [math.inf, *(stages[cut - 1].rows * stages[cut - 1].row_bytes for cut in kept[1:-1]), math.inf]
+        inner = range(1, len(kept) - 1)
+        large = [i for i in inner if sizes[i] >= max(s for s in sizes[i - 1 : i + 2] if s < math.inf)] or inner
+        del kept[min(large, key=lambda i: kept[i + 1] - kept[i - 1])]
+    return kept
+
+
 class Planner:
     """Sections of a network that take the least memory, or the fewest rows for a number of bytes."""
 
     def __init__(self, network: QuantizedNetwork, promised_only: bool = False) -> None:
         self.network, self.promised_only = network, promised_only
         self.stages = find_stages(network, promised_only)
-        self.cuts = _cuts(self.stages)
+        self.cuts = _few(_cuts(self.stages), self.stages)
+        self._known: dict[range, Schedule] = {}
 
     def layers(self, stages: Sequence[int]) -> range:
         """Of the network: those between two cuts follow each other."""
@@ -406,28 +99,36 @@ class Planner:
                 buffer.size, buffer.offset = size, offset
         return found
 
-    def runs(
-        self, start: int, most: float = math.inf, limits: Callable[[int], float] = lambda stop: math.inf
-    ) -> Iterator[tuple[int, Run]]:
-        """The runs that begin at a cut, with the index of the cut where they end, which may limit their bytes.
+    def runs(self, start: int, most: float = math.inf) -> Iterator[tuple[int, Run]]:
+        """The runs that begin at a cut and take at most so many bytes, with the index of the cut where they end."""
+        first, source = self.cuts[start], max(self.cuts[start] - 1, 0)
+        if self.stages[first].form is None or self.stages[source].rows == 1:
+            return
+        stops = {cut - first: i for i, cut in enumerate(self.cuts) if cut > first}
+        length = 0
+        for schedule in self._schedules(start):
+            for count, size, inner in schedule.runs:
+                if count > length and count in stops and 0 < size <= most:
+                    yield stops[count], schedule.run(count, size)
+                if inner > most:  # and so are those of all longer runs
+                    return
+            length = len(schedule.members)
 
-        Longer ones are not looked at once `most` bytes are not enough even without the output.
-        """
-        first = self.cuts[start]
-        for stop in range(start + 1, len(self.cuts)):
-            members = range(first, self.cuts[stop])
-            if any(self.stages[i].form is None for i in members):
+    def _schedules(self, start: int) -> Iterator[Schedule]:
+        """Of longer and longer runs, since most take too much memory before they are at the network's end."""
+        first, source = self.cuts[start], max(self.cuts[start] - 1, 0)
+        end = next((i for i in range(first, len(self.stages)) if self.stages[i].form is None), len(self.stages))
+        end = next((i + 1 for i in range(first, end) if self.stages[i].sums), end)
+        stops = [cut for cut in self.cuts[start + 1 :] if cut <= end]
+        number = FEW_CUTS
+        while stops:
+            members = range(first, stops[min(number, len(stops)) - 1])
+            if members not in self._known:
+                self._known[members] = Schedule(self.stages, members, source)
+            yield self._known[members]
+            if number >= len(stops):
                 return
-            source = max(first - 1, 0)
-            if members == range(1) or self.stages[source].rows == 1:
-                continue
-            simulation = _Simulation(self.stages, members, source)
-            if simulation.run(limits(stop)):
-                yield stop, simulation.result()
-            elif simulation.inner_peak > most:
-                return
-            if self.stages[members[-1]].sums:
-                return
+            number *= 2
 
     def least(self) -> int:
         """The fewest bytes that any sections take."""
@@ -437,7 +138,7 @@ class Planner:
         bound = max(whole)
         for start in range(count - 1):
             best[start + 1] = min(best[start + 1], max(best[start], whole[start]))
-            for stop, run in self.runs(start, bound, lambda stop: best[stop] - 1):
+            for stop, run in self.runs(start, bound):
                 best[stop] = min(best[stop], max(best[start], run.bytes))
         return int(best[-1])
 
@@ -451,7 +152,7 @@ class Planner:
                 continue
             if cost < best[start + 1][0] and self.whole_bytes(range(*self.cuts[start : start + 2])) <= budget:
                 best[start + 1] = (cost, start, None)
-            for stop, run in self.runs(start, budget, lambda stop: budget):
+            for stop, run in self.runs(start, budget):
                 rows = sum(self.stages[i].rows for i in run.stages)
                 if cost + rows < best[stop][0]:
                     best[stop] = (cost + rows, start, run)

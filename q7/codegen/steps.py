@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from q7.codegen.boards import Options
 from q7.codegen.c_text import comment, identifiers
 from q7.codegen.cost import run_lines
-from q7.codegen.rows import Reading, RowPlan, Run, Stage, Window
+from q7.codegen.rows import RowPlan
+from q7.codegen.schedule import Run, Window
+from q7.codegen.stages import Reading, Stage
 from q7.kernels.base import Array
 from q7.kernels.by_rows import SummedAveragePool
 from q7.kernels.call import CNames, Statement
