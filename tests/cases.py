@@ -35,7 +35,7 @@ DECLINED = [
     Declined("empty output", conv("num_output: 4 kernel_size: 9"), "its output would be empty"),
     Declined("no kernel size", conv("num_output: 4"), "kernel_size is missing"),
     Declined("no num_output", conv("kernel_size: 3"), "num_output is missing"),
-    Declined("leaky", layer("ReLU", "relu_param { negative_slope: 0.1 }"), "negative_slope 0.1, allowed is 0"),
+    Declined("steep", layer("ReLU", "relu_param { negative_slope: 1.5 }"), "negative_slope 1.5, allowed are -1 to 1"),
     Declined("stochastic", pool("pool: STOCHASTIC kernel_size: 2 stride: 2"), "STOCHASTIC pooling"),
     Declined("pad not below kernel", pool("kernel_size: 2 stride: 2 pad: 2"), "must be below the kernel"),
     Declined("empty window", pool("kernel_size: 1 stride: 3"), "lies outside the image", (4, 5, 5)),

@@ -177,6 +177,17 @@ def _branches() -> str:
     return text + layer("Eltwise", "last", ["ip2", "ip2"], MAX)
 
 
+LEAKY = "relu_param { negative_slope: 0.1 }"
+NETS["leaky"] = (
+    conv("conv1", "data", "num_output: 4 kernel_size: 3")
+    + layer("ReLU", "r1", ["conv1"], LEAKY)
+    + pool("pool1", "r1", "pool: MAX kernel_size: 2 stride: 2")
+    + ip("ip1", "pool1", 5)
+    + layer("ReLU", "r2", ["ip1"], "relu_param { negative_slope: -0.75 }")
+    + ip("ip2", "r2", 3),
+    "ip2",
+    "mean_value: 120 scale: 0.0078125",
+)
 MAX = "eltwise_param { operation: MAX }"
 NETS["branches"] = (_branches(), "last", "mean_value: 120 scale: 0.0078125")
 
@@ -271,7 +282,8 @@ def test_layers_that_do_not_lead_to_the_accuracy_are_ignored(tmp_path: Path) -> 
         (ip("x", "data", 3, "axis: 2"), "axis 2, allowed is 1"),
         (plain("ReLU", "x", "nothing", "x"), "no layer writes its input 'nothing'"),
         (plain("ReLU", "data", "data", "x"), "a layer of the same name comes before it"),
-        ('layer { name: "x" type: "ReLU" bottom: "data" top: "x" relu_param { negative_slope: 0.5 } }', "slope 0.5"),
+        ('layer { name: "x" type: "ReLU" bottom: "data" top: "x" relu_param { negative_slope: 1.5 } }', "slope 1.5"),
+        ('layer { name: "x" type: "ReLU" bottom: "data" top: "x" relu_param { negative_slope: nan } }', "slope nan"),
         ('layer { name: "x" type: "ReLU" bottom: "data" bottom: "data" top: "x" }', "it has 2 inputs, allowed is 1"),
     ],
 )

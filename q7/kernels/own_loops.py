@@ -238,6 +238,22 @@ class Curve(Lookup[IntWidth]):
         return self.table()[(np.arange(INT8_MIN, INT8_MAX + 1) >> (3 - integers.int_width)) - INT8_MIN]
 
 
+@dataclass(frozen=True)
+class Slope:
+    """What negative inputs are multiplied with."""
+
+    negative_slope: float
+
+
+@dataclass(frozen=True)
+class LeakyRelu(Lookup[Slope]):
+    """x, and slope * x for negative inputs, rounded half to even and saturated."""
+
+    def outputs(self, integers: Slope) -> np.ndarray:
+        x = np.arange(INT8_MIN, INT8_MAX + 1)
+        return np.clip(np.rint(np.where(x < 0, integers.negative_slope, 1) * x), INT8_MIN, INT8_MAX)
+
+
 MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
 
 
