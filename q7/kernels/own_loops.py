@@ -30,6 +30,7 @@ MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
 @dataclass(frozen=True)
 class OwnLoop(Kernel[L_contra, I_contra]):
     own_loop = True
+    source = "templates/common/own_q7.h"
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,8 @@ class Pixels:
 @dataclass(frozen=True)
 class ReadPixels(Kernel[LayerView, Pixels]):
     """Our own loop: clamp((pixel - mean) >> rshift, -128, 127); a negative shift goes to the left."""
+
+    source = "templates/common/_network.cpp.jinja"
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Pixels, target: Target) -> str:
         x = g.add("Sub", xs[0], integers.mean.astype(np.float32))

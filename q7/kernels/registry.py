@@ -103,6 +103,7 @@ CONCAT: Kernels[LayerView, Rescalings] = (Concatenate("concat_q7"),)
 SOFTMAX: Kernels[LayerView, object] = (arm_q7.Softmax("arm_softmax_q7", (short_vector,)),)
 
 ALL: tuple[AnyKernel, ...] = (
+    *READ_PIXELS,
     *CONVOLUTION,
     *FULLY_CONNECTED,
     *RELU,

@@ -120,7 +120,7 @@ class _Curve(Elementwise):
         return QFormat(7)
 
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """The kernel takes 0 to 3 integer bits."""
+        """int_width = 7 - n_x is 0 to 3 (arm_nn_activations_q7.c)."""
         return 4, 7
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
