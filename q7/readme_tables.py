@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from q7.data.readers import READERS
 from q7.kernels import registry
-from q7.kernels.constraints import Constraint
 from q7.layers.base import Layer
 from q7.layers.input import Input
 from q7.layers.passthrough import IDENTITIES
@@ -35,12 +32,6 @@ def _kernels(cls: type[Layer]) -> str:
     return " | ".join(_how(cls, library) for library in LIBRARIES.values())
 
 
-def _constraints() -> Iterator[tuple[str, Constraint]]:
-    for kernel in registry.ALL:
-        for constraint in kernel.constraints:
-            yield kernel.name, constraint
-
-
 def markdown() -> str:
     """Layers with their kernels, the best first, and what each kernel needs."""
     lines = ["| Caffe layer | computes | q7 kernels, the first that fits | s8 kernels |", "|---|---|---|---|"]
@@ -50,12 +41,10 @@ def markdown() -> str:
         lines.append(f"| {cls.caffe_type} | {_sentence(cls.__doc__)} | {_kernels(cls)} |")
     for name, function in IDENTITIES.items():
         lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute | nothing to compute |")
-    lines += ["", "| kernel | needs |", "|---|---|"]
-    needs: dict[str, list[str]] = {}
-    for name, constraint in _constraints():
-        needs.setdefault(name, []).append(_sentence(constraint.__doc__))
-    for name, reasons in needs.items():
-        lines.append(f"| `{name}` | {'; '.join(dict.fromkeys(reasons))} |")
+    lines += ["", "| kernel | in CMSIS 5.9.0 (NN/), CMSIS-NN 7 (Source/) or here | needs |", "|---|---|---|"]
+    for name, kernel in {kernel.name: kernel for kernel in registry.ALL}.items():
+        needs = "; ".join(dict.fromkeys(_sentence(constraint.__doc__) for constraint in kernel.constraints))
+        lines.append(f"| `{name}` | {kernel.source_file} | {needs or 'nothing'} |")
     return "\n".join(lines)
 
 

@@ -93,6 +93,7 @@ ACCEPTED = [
         "rounded down", pool("kernel_size: 3 stride: 2 round_mode: FLOOR"), "arm_maxpool_q7_HWC", "arm_max_pool_s8"
     ),
     Accepted("ReLU", layer("ReLU"), "arm_relu_q7", "arm_relu_q7"),
+    Accepted("leaky", layer("ReLU", "relu_param { negative_slope: 0.1 }"), "lookup_q7", "lookup_q7"),
     Accepted("ReLU6", layer("ReLU6"), "clip_q7", "clip_q7"),
     Accepted("Clip", layer("Clip", "clip_param { min: -1 max: 1 }"), "clip_q7", "clip_q7"),
     Accepted("Sigmoid", layer("Sigmoid"), "arm_nn_activations_direct_q7", "lookup_q7"),
@@ -114,7 +115,10 @@ DECLINED = [
     Declined("no stride", conv("num_output: 2 kernel_size: 3 stride: 0"), "must be at least 1"),
     Declined("three axes", conv("num_output: 2 kernel_size: 3 kernel_size: 3 kernel_size: 3"), "3 spatial axes"),
     Declined("axis of a product", ip("num_output: 3 axis: 2"), "axis 2, allowed is 1"),
-    Declined("leaky", layer("ReLU", "relu_param { negative_slope: 0.1 }"), "negative_slope 0.1, allowed is 0"),
+    Declined("steep", layer("ReLU", "relu_param { negative_slope: 1.5 }"), "negative_slope 1.5, allowed are -1 to 1"),
+    Declined(
+        "no slope", layer("ReLU", "relu_param { negative_slope: nan }"), "negative_slope nan, allowed are -1 to 1"
+    ),
     Declined("two inputs", layer("ReLU", "", "data data"), "it has 2 inputs, allowed is 1"),
     Declined("no such input", layer("ReLU", "", "nothing"), "no layer writes its input 'nothing'"),
     Declined("the same name", layer("ReLU") + layer("ReLU", "", "x"), "a layer of the same name comes before it"),

@@ -103,9 +103,11 @@ class Builder:
         self.add("Pooling", [blob], f"pooling_param {{ pool: {method} {window} }}")
 
     def elementwise(self, blob: str) -> None:
-        kind = self.draw(st.sampled_from(["ReLU", "ReLU", "ReLU6", "Clip", "Sigmoid", "TanH"]))
+        kind = self.draw(st.sampled_from(["ReLU", "ReLU", "leaky", "ReLU6", "Clip", "Sigmoid", "TanH"]))
         in_place = blob not in self.read and blob != "data" and self.flag()
         param = "clip_param { min: -1 max: 2.5 }" if kind == "Clip" else ""
+        if kind == "leaky":
+            kind, param = "ReLU", f"relu_param {{ negative_slope: {self.draw(st.sampled_from([0.1, 0.25, 1, -0.5]))} }}"
         self.add(kind, [blob], param, top=blob if in_place else "")
 
     def _partners(self, blob: str, fits: Callable[[tuple[int, ...]], bool]) -> list[str]:

@@ -238,6 +238,18 @@ def test_boards_compute_what_the_model_predicts(
     np.testing.assert_array_equal(printed_logits(text), predicted(quantized, images))
 
 
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+@pytest.mark.parametrize("core", CORES)
+def test_boards_compute_leaky_relus(core: str, library: Library, tmp_path: Path) -> None:
+    """Beside test_codegen_random, which runs them on this computer."""
+    need_emulator()
+    leaky = small.LAYERS.replace('type: "ReLU"', 'type: "ReLU" relu_param { negative_slope: 0.3 }')
+    quantized = small.quantized(tmp_path, Target(CORES[core], library=library), leaky)
+    folder = generate(small.save(quantized, tmp_path / "leaky.pkl"), tmp_path / "code", "--target", "mps2")
+    assert macros(folder / "weights.h").keys() >= {"RELU_1_TABLE", "RELU2_TABLE"}
+    assert "PASS: every layer as predicted" in make(folder, "run", f"CORE={core}")
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_boards_default_core_follows_the_network(target: Target, tmp_path: Path) -> None:
     need_emulator()

@@ -19,7 +19,7 @@ from q7.data.source import data_source
 from q7.engines.accuracy import accuracy_first
 from q7.engines.device_network import DeviceNetwork
 from q7.kernels import exact_onnx, registry
-from q7.kernels.base import Integers, Kernel, WeightedKernel
+from q7.kernels.base import AnyKernel, Integers, WeightedKernel
 from q7.kernels.own_loops import Pixels
 from q7.layers.activations import IntWidth
 from q7.network.from_caffe import parse_network
@@ -29,7 +29,7 @@ from q7.qformat import Shifts
 from q7.target import Core, Rounding, Target
 from tests.support import ROOT, run, shared, tool
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in registry.ALL}
+KERNELS: dict[str, AnyKernel] = {kernel.name: kernel for kernel in registry.ALL}
 CURVES = (registry.SIGMOID[0], registry.TANH[0])  # by the kernel's argument
 SCRATCH = np.zeros(1 << 16, np.int16)
 CORES = {Core.DSP: "m4", Core.PLAIN: "m3", Core.MVE: "m3"}  # with MVE, the plain path runs
@@ -59,7 +59,7 @@ class Geometry:
 class Vector:
     """A recorded call of a real kernel."""
 
-    kernel: Kernel
+    kernel: AnyKernel
     layer: Geometry
     args: Mapping[str, int]
     truncate: bool

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from q7.kernels import arm_s8, registry
-from q7.kernels.base import Bounds, Integers, Kernel, Operands
+from q7.kernels.base import AnyKernel, Bounds, Integers, Operands
 from q7.kernels.call import CNames
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import Shifts
@@ -50,7 +50,7 @@ class Vector:
 
     id: str
     function: str
-    kernel: Kernel
+    kernel: AnyKernel
     layer: Layer
     args: Mapping[str, int]
     legacy: Mapping[str, Any]

@@ -177,6 +177,17 @@ def _branches() -> str:
     return text + layer("Eltwise", "last", ["ip2", "ip2"], MAX)
 
 
+LEAKY = "relu_param { negative_slope: 0.1 }"
+NETS["leaky"] = (
+    conv("conv1", "data", "num_output: 4 kernel_size: 3")
+    + layer("ReLU", "r1", ["conv1"], LEAKY)
+    + pool("pool1", "r1", "pool: MAX kernel_size: 2 stride: 2")
+    + ip("ip1", "pool1", 5)
+    + layer("ReLU", "r2", ["ip1"], "relu_param { negative_slope: -0.75 }")
+    + ip("ip2", "r2", 3),
+    "ip2",
+    "mean_value: 120 scale: 0.0078125",
+)
 MAX = "eltwise_param { operation: MAX }"
 NETS["branches"] = (_branches(), "last", "mean_value: 120 scale: 0.0078125")
 

@@ -12,6 +12,9 @@ import code_gen
 import nn_quantizer
 from q7.codegen import lowering
 from q7.kernels.base import Bounds
+from q7.kernels.call import CNames
+from q7.kernels.own_loops import LeakyRelu, Slope
+from q7.layers.activations import LeakyReLU
 from q7.qformat import QFormat
 from q7.target import S8 as S8_LIBRARY
 from q7.target import Core, Target
@@ -47,6 +50,17 @@ def test_only_what_nobody_else_reads_is_fused(tmp_path: Path) -> None:
 def test_q7_kernels_take_no_range(tmp_path: Path) -> None:
     quantized = small.quantized(tmp_path)
     assert len(lowering.fuse(quantized).layers) == len(quantized.layers)
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.25, 0.5, 1.0, -1.0])
+def test_the_table_of_a_leaky_relu(slope: float) -> None:
+    """Every input by Python's own rounding, half to even; the C array begins with input 0."""
+    kernel = LeakyRelu("lookup_q7")
+    expected = [x if x >= 0 else max(-128, min(127, round(slope * x))) for x in range(-128, 128)]
+    np.testing.assert_array_equal(kernel.outputs(Slope(slope)), expected)
+    layer = LeakyReLU("r", ("x",), "r", ((4,),), negative_slope=slope)
+    (table,) = kernel.arrays(layer, Slope(slope), CNames("R", ("in",), "out", "NULL", "", ""))
+    np.testing.assert_array_equal(table.values, expected[128:] + expected[:128])
 
 
 @pytest.mark.parametrize("low", [-128, 0, 5])

@@ -338,7 +338,15 @@ def attention() -> str:
 
 def leaky() -> str:
     text = conv("conv1", "data", 8, 3) + layer("ReLU", "r", "conv1", "relu_param { negative_slope: 0.1 }", "conv1")
-    return DATA + text + layer("PReLU", "p", "conv1") + ip("ip1", "p", 10) + trained("ip1")
+    return DATA + text + ip("ip1", "conv1", 10) + trained("ip1")
+
+
+def steep() -> str:
+    return leaky().replace("negative_slope: 0.1", "negative_slope: 2")
+
+
+def trained_slopes() -> str:
+    return DATA + layer("PReLU", "p", "data") + ip("ip1", "p", 10) + trained("ip1")
 
 
 def flat_branches() -> str:
@@ -433,7 +441,9 @@ CASES = {
         attention,
         declined=("'product' (Eltwise): operation PROD", "'weights' (Softmax): allowed as the last layer only"),
     ),
-    "leaky": Case(leaky, declined=("'r' (ReLU): negative_slope 0.1, allowed is 0", "'p' (PReLU): this type")),
+    "leaky": Case(leaky, 4),
+    "steep": Case(steep, declined=("'r' (ReLU): negative_slope 2, allowed are -1 to 1",)),
+    "trained slopes": Case(trained_slopes, declined=("'p' (PReLU): this type is not supported",)),
     "flattened branches": Case(flat_branches, declined=("'cat' (Concat): it reads a flattened image",)),
     "flat vectors": Case(flat_vectors, 6),
     "detector": Case(

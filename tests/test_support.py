@@ -9,6 +9,7 @@ from q7 import readme_tables
 from q7.kernels import registry
 from q7.layers.passthrough import IDENTITIES
 from q7.layers.registry import LAYERS
+from q7.target import Q7
 from tests.support import ROOT
 
 
@@ -17,6 +18,16 @@ def test_the_table_names_every_layer_and_kernel() -> None:
     assert all(f"| {name} |" in table for name in (*LAYERS, *IDENTITIES))
     assert all(f"`{kernel.name}`" in table for kernel in registry.ALL)
     assert "||" not in table.replace(" ", "")
+
+
+def test_kernels_name_the_files_that_define_them() -> None:
+    for kernel in registry.ALL:
+        if kernel.source_file.startswith("templates"):
+            assert f"{kernel.name}(" in (ROOT / kernel.source_file).read_text()
+        else:
+            folder = "NN/Source" if kernel.libraries[0] is Q7 else "Source"
+            assert kernel.source_file.startswith(f"{folder}/")
+            assert kernel.source_file.endswith(".c")
 
 
 def test_the_readme_holds_the_table() -> None:

@@ -27,6 +27,7 @@ DSP_LANES = 4
 class Convolution(ShiftingKernel[ConvolutionView]):
     """Convolutions whose weights are O,KH,KW,C; two q15 columns of scratch on the DSP path (one for one pixel)."""
 
+    source = "NN/Source/ConvolutionFunctions/{}.c"
     libraries = (Q7,)
 
     nonsquare: bool = False
@@ -70,6 +71,7 @@ class Depthwise(Convolution):
 class FullyConnected(ShiftingKernel[LayerView]):
     """Matrix times vector; the vector comes in H,W,C order where an image precedes it."""
 
+    source = "NN/Source/FullyConnectedFunctions/{}.c"
     libraries = (Q7,)
 
     interleaved: bool = False
@@ -118,6 +120,8 @@ class InPlace(Kernel[LayerView, I_contra]):
 class Relu(InPlace[object]):
     """max(x, 0); both libraries have it."""
 
+    source = "NN/Source/ActivationFunctions/{}.c"
+
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: object, target: Target) -> str:
         return g.add("Relu", xs[0])
 
@@ -129,6 +133,7 @@ class Relu(InPlace[object]):
 class Activation(InPlace[IntWidth]):
     """table[x >> (3 - int_width)], in Q0.7: the last bits of inputs finer than Q3.4 are dropped."""
 
+    source = "NN/Source/ActivationFunctions/arm_nn_activations_q7.c"
     libraries = (Q7,)
 
     c_type: str = ""
@@ -153,6 +158,7 @@ class Softmax(Kernel[LayerView, object]):
     b = 2**20 / sum(2**e) where e = clamp(x - max + 8, 0, 7); the output is min(127, b >> min(31, 5 + max - x)).
     """
 
+    source = "NN/Source/SoftmaxFunctions/{}.c"
     SHIFTS = 32
     libraries = (Q7,)
 
@@ -221,6 +227,7 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: WindowedView, axis: int, average
 class Pool(Kernel[WindowedView, object]):
     """Pooling; the DSP path reduces along x, in place in its input, and then along y."""
 
+    source = "NN/Source/PoolingFunctions/arm_pool_q7_HWC.c"
     libraries = (Q7,)
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:

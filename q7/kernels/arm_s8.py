@@ -86,6 +86,7 @@ class _Weighted(WeightedKernel[L_contra]):
 class Convolution(_Weighted[ConvolutionView]):
     """Convolutions in groups; the multiplier and the shift are arrays, although all outputs have the same."""
 
+    source = "Source/ConvolutionFunctions/{}.c"
     params: ClassVar[str] = "conv_params"
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
@@ -171,6 +172,8 @@ class Depthwise(Convolution):
 class FullyConnected(_Weighted[LayerView]):
     """The context's buffer is the bias: on MVE, CMSIS-NN 7 takes its sums from there, which zero points of 0 end."""
 
+    source = "Source/FullyConnectedFunctions/{}.c"
+
     def layout(self, weights: np.ndarray, layer: LayerView) -> np.ndarray:
         return weight_layouts.channels_last(weights, layer.in_shape).ravel()
 
@@ -199,6 +202,7 @@ class FullyConnected(_Weighted[LayerView]):
 class Pool(Kernel[WindowedView, object]):
     """Windows are clipped to the image; the input stays as it is."""
 
+    source = "Source/PoolingFunctions/{}.c"
     libraries = (S8,)
     limits = True
 
@@ -244,6 +248,7 @@ class AveragePool(Pool):
 class Add(Kernel[SumView, Operands]):
     """The sum of two inputs of any formats, rounded once."""
 
+    source = "Source/BasicMathFunctions/{}.c"
     libraries = (S8,)
     limits = True
 

@@ -91,12 +91,18 @@ class Array:
 class Kernel(Generic[L_contra, I_contra]):
     """A C function: the kernel library's, or our own. It takes a kind of layer, and what that holds as integers."""
 
+    source: ClassVar[str]  # its file: in CMSIS 5.9.0's CMSIS/, in CMSIS-NN 7, or here; {} stands for its name
     own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
     libraries: ClassVar[tuple[Library, ...]] = tuple(LIBRARIES.values())  # it is of, or can be used beside
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
 
     name: str
     constraints: tuple[Constraint[L_contra], ...] = ()
+
+    @property
+    def source_file(self) -> str:
+        """The file that defines it."""
+        return self.source.format(self.name)
 
     def objection(self, layer: L_contra, target: Target) -> str | None:
         """Why the kernel cannot serve the layer, or None."""

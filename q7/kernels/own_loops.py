@@ -30,6 +30,7 @@ MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
 @dataclass(frozen=True)
 class OwnLoop(Kernel[L_contra, I_contra]):
     own_loop = True
+    source = "templates/common/own_q7.h"
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,22 @@ class Curve(Lookup[IntWidth]):
         return self.table()[(np.arange(INT8_MIN, INT8_MAX + 1) >> (3 - integers.int_width)) - INT8_MIN]
 
 
+@dataclass(frozen=True)
+class Slope:
+    """What negative inputs are multiplied with."""
+
+    negative_slope: float
+
+
+@dataclass(frozen=True)
+class LeakyRelu(Lookup[Slope]):
+    """x, and slope * x for negative inputs, rounded half to even and saturated."""
+
+    def outputs(self, integers: Slope) -> np.ndarray:
+        x = np.arange(INT8_MIN, INT8_MAX + 1)
+        return np.clip(np.rint(np.where(x < 0, integers.negative_slope, 1) * x), INT8_MIN, INT8_MAX)
+
+
 MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
 
 
@@ -252,6 +269,8 @@ class Pixels:
 @dataclass(frozen=True)
 class ReadPixels(Kernel[LayerView, Pixels]):
     """Our own loop: clamp((pixel - mean) >> rshift, -128, 127); a negative shift goes to the left."""
+
+    source = "templates/common/_network.cpp.jinja"
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Pixels, target: Target) -> str:
         x = g.add("Sub", xs[0], integers.mean.astype(np.float32))

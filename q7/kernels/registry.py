@@ -36,6 +36,7 @@ from q7.kernels.own_loops import (
     Concatenate,
     Curve,
     GroupConvolution,
+    LeakyRelu,
     Merge,
     OwnAveragePool,
     OwnMaxPool,
@@ -43,6 +44,7 @@ from q7.kernels.own_loops import (
     Ratio,
     ReadPixels,
     Rescalings,
+    Slope,
     sigmoid_table,
     tanh_table,
 )
@@ -69,6 +71,7 @@ FULLY_CONNECTED: Kernels[LayerView, Integers] = (
 )
 READ_PIXELS: Kernels[LayerView, Pixels] = (ReadPixels("read_pixels"),)
 RELU: Kernels[LayerView, object] = (arm_q7.Relu("arm_relu_q7"),)
+LEAKY_RELU: Kernels[LayerView, Slope] = (LeakyRelu("lookup_q7"),)
 SIGMOID: Kernels[LayerView, IntWidth] = (
     arm_q7.Activation("arm_nn_activations_direct_q7", c_type="ARM_SIGMOID", table=sigmoid_table),
     Curve("lookup_q7", table=sigmoid_table),
@@ -100,9 +103,11 @@ CONCAT: Kernels[LayerView, Rescalings] = (Concatenate("concat_q7"),)
 SOFTMAX: Kernels[LayerView, object] = (arm_q7.Softmax("arm_softmax_q7", (short_vector,)),)
 
 ALL: tuple[AnyKernel, ...] = (
+    *READ_PIXELS,
     *CONVOLUTION,
     *FULLY_CONNECTED,
     *RELU,
+    *LEAKY_RELU,
     *SIGMOID,
     *TANH,
     *CLIP,

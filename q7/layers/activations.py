@@ -11,6 +11,7 @@ import numpy as np
 
 from q7.kernels import registry
 from q7.kernels.base import Bounds, IntWidth
+from q7.kernels.own_loops import Slope
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by, extents
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
@@ -33,14 +34,41 @@ class ReLU(Elementwise):
 
     caffe_type = "ReLU"
 
-    @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
-        if message.relu_param.negative_slope != 0:
-            raise Declined(f"negative_slope {message.relu_param.negative_slope:g}, allowed is 0")
-        return {}
-
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         return g.add("Relu", xs[0])
+
+
+@computed_by(registry.LEAKY_RELU)
+@dataclass(frozen=True, eq=False)
+class LeakyReLU(Elementwise):
+    """With a negative_slope: max(x, 0) + negative_slope * min(x, 0)."""
+
+    caffe_type = "ReLU"
+    variant = "leaky"
+    floors = True
+
+    negative_slope: float = 0.01
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return {"negative_slope": message.relu_param.negative_slope}
+
+    def check(self) -> None:
+        if not 0 < abs(self.negative_slope) <= 1:
+            raise Declined(
+                f"negative_slope {self.negative_slope:g}, allowed are -1 to 1: the output's format is the input's"
+            )
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add("LeakyRelu", xs[0], alpha=self.negative_slope)
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Slope:
+        return Slope(self.negative_slope)
+
+
+def relu(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
+    """The class of a ReLU layer."""
+    return LeakyReLU if message.relu_param.negative_slope else ReLU
 
 
 @computed_by(registry.CLIP)
@@ -92,7 +120,7 @@ class _Curve(Elementwise):
         return QFormat(7)
 
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """The kernel takes 0 to 3 integer bits."""
+        """int_width = 7 - n_x is 0 to 3 (arm_nn_activations_q7.c)."""
         return 4, 7
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:

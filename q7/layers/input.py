@@ -49,6 +49,7 @@ class Input(Layer):
         return Pixels(self.integer_mean, rshift)
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """abs(rshift) = abs(-log2(scale) - n_y) <= 22."""
         middle = 1 - math.frexp(self.scale)[1]
         return middle - MOST_PIXEL_SHIFT, middle + MOST_PIXEL_SHIFT
 

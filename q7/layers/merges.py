@@ -44,11 +44,11 @@ class _Eltwise(_Merge):
             raise Declined(f"its inputs have different shapes: {', '.join(map(str, self.in_shapes))}")
 
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """n_x <= n_coarsest + 16, since the finest input's step is what all are brought to."""
+        """n_x - n_coarsest <= 16, the largest factor's bits: all inputs are brought to the finest format."""
         return -MOST_FRACTION_BITS, min(xs).fraction_bits + MOST_ALIGNMENT
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """out_rshift = n_finest - n_y <= 20, and n_y <= n_coarsest + 16 as for inputs."""
+        """out_rshift = n_finest - n_y <= 20, and n_y - n_coarsest <= 16 as for inputs."""
         return max(xs).fraction_bits - MOST_MERGED_RSHIFT, min(xs).fraction_bits + MOST_ALIGNMENT
 
     def _operands(self, formats: LayerFormats, negative: Sequence[bool]) -> Operands:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from q7.layers.activations import Clip, ReLU, ReLU6, Sigmoid, TanH
+from q7.layers.activations import Clip, LeakyReLU, ReLU, ReLU6, Sigmoid, TanH, relu
 from q7.layers.affine import BatchNorm, Bias, Scale
 from q7.layers.base import Layer, Shape
 from q7.layers.merges import Concat, Maximum, Sum, eltwise
@@ -27,6 +27,7 @@ CLASSES: tuple[type[Layer], ...] = (
     AveragePooling,
     GlobalAveragePooling,
     ReLU,
+    LeakyReLU,
     ReLU6,
     Clip,
     Sigmoid,
@@ -44,6 +45,7 @@ LAYERS: dict[str, type[Layer] | Choice] = {
     **{cls.caffe_type: cls for cls in CLASSES},
     "Pooling": pooling,
     "Eltwise": eltwise,
+    "ReLU": relu,
 }
 
 
