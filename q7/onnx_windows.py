@@ -30,7 +30,7 @@ class Windows(Protocol):
 
 
 def end_padding(extent: int, out: int, window: int, stride: int, pad: int) -> int:
-    """Cells to add behind an axis so that its last window is whole, where `pad` were added before it."""
+    """Cells to add after an axis so that its last window is whole, where `pad` were added before it."""
     return max(0, (out - 1) * stride + window - extent - pad)
 
 

@@ -66,7 +66,7 @@ def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
 
 
 def add_softmax(network: QuantizedNetwork) -> QuantizedNetwork:
-    """The network with a Softmax behind its output."""
+    """The network with a Softmax after its output."""
     graph, output = network.graph, network.graph.output
     names = {layer.name for layer in graph.layers}
     name = next(n for n in itertools.chain(["softmax"], map("softmax_{}".format, itertools.count(2))) if n not in names)

@@ -25,8 +25,8 @@ from q7.target import S8, Core, Target
 
 INT32_MAX = (1 << 31) - 1
 ADD_LSHIFT = 20  # of both operands; below 16 the DSP path is wrong for negative ones, from 23 on sums can overflow
-MVE_WEIGHTS = 16  # bytes behind the weights that MVE code reads
-MVE_SCRATCH = 16  # bytes behind the scratch memory of a depthwise convolution that it reads
+MVE_WEIGHTS = 16  # bytes after the weights that MVE code reads
+MVE_SCRATCH = 16  # bytes after the scratch memory of a depthwise convolution that it reads
 MVE_LANES = 4  # it reads 32-bit arrays in whole groups
 MVE_BLOCK = 124  # channels that the depthwise kernel takes at once (CH_IN_BLOCK_MVE)
 
