@@ -47,84 +47,85 @@ class Schedule:
             [(self._columns[i], r) for i in members for r in stages[i].readings if r.source == index]
             for index in (*members, source)
         ]
-        self.above, self.below = np.zeros((2, len(self._own)), int)
+        self.above, self.below = self._zeros()
+        self._first, self._end = [-a for a in self.above], [0] * len(self._own)
+        self._total = [stage.rows + b for stage, b in zip(self._own, self.below)]
+        self._end[-1] = self._total[-1]
+        self._summed = [0] * len(self._own)
+        self._finished = [0] * len(members)  # the step that computes each member's last row
+        self._steps: list[int] = []  # columns, -1 for a row of zeros
+        self._changes: list[tuple[int, int, int]] = []  # of the rows in memory: step, column, how many
+        self._go()
+        self._held = self._in_memory()
+
+    def _zeros(self) -> tuple[list[int], list[int]]:
+        """Rows of zeros above and below each column; the source lies at the arena's end without any above."""
+        above, below = [0] * len(self._own), [0] * len(self._own)
         for column, readers in enumerate(self._readers):
             for reader, r in readers:
                 stage = self._own[reader]
                 if r is stage.readings[0] and stage.form and not stage.form.checks_rows:
-                    self.above[column] = max(self.above[column], r.pad if r.pad > 1 else 0)
-                    self.below[column] = max(
-                        self.below[column], r.first(stage.rows - 1) + r.window - self._own[column].rows
-                    )
-        self.above[-1] = 0  # the source lies at the arena's end as it is
-        self._simulate()
+                    overlap = r.first(stage.rows - 1) + r.window - self._own[column].rows
+                    above[column] = max(above[column], r.pad if r.pad > 1 else 0)
+                    below[column] = max(below[column], overlap)
+        return [*above[:-1], 0], below
 
-    def _simulate(self) -> None:
-        """Fills, for each step, the column that computes a row, and the rows of each column in memory."""
-        count = len(self.members)
-        rows = [stage.rows for stage in self._own]
-        total = [r + int(b) for r, b in zip(rows, self.below)]
-        first, end = [-int(a) for a in self.above], [0] * (count + 1)
-        end[count] = total[count]
-        summed = [0] * (count + 1)
-        finished = [0] * count
-        steps: list[int] = []
-        changes: list[tuple[int, int, int]] = []  # step, column, rows
-        sources = [[self._columns[r.source] for r in stage.readings] for stage in self._own[:count]]
-        distinct = [[*dict.fromkeys(found)] for found in sources]
-
-        def wanted(reader: int, column: int, stride: int, pad: int) -> int:
-            if end[reader] >= rows[reader]:
-                return end[column]
-            return summed[reader] if self._own[reader].sums else end[reader] * stride - pad
-
-        readers = [[(reader, r.stride, r.pad) for reader, r in found] for found in self._readers]
-        awaited = [
-            [(self._columns[r.source], r.stride, r.ahead) for r in stage.readings] for stage in self._own[:count]
-        ]
-        pending = list(range(count))
+    def _go(self) -> None:
+        """As the loop does: each member in turn makes its next row, if it can."""
+        pending = list(range(len(self.members)))
         while pending:
-            moved = False
-            for column in pending:
-                row = end[column]
-                if row >= rows[column]:  # a row of zeros
-                    end[column] += 1
-                    changes.append((len(steps), column, 1))
-                    steps.append(-1)
-                    moved = True
-                    continue
-                if self._own[column].sums:
-                    (source,) = distinct[column]
-                    if end[source] <= summed[column]:
-                        continue
-                    if not summed[column]:
-                        changes.append((len(steps), column, 1))
-                    summed[column] += 1
-                    end[column] = int(summed[column] == rows[source])
-                elif any(end[s] < min(row * stride + ahead, total[s]) for s, stride, ahead in awaited[column]):
-                    continue
-                else:
-                    end[column] += 1
-                    changes.append((len(steps), column, 1))
-                if end[column] == rows[column]:
-                    finished[column] = len(steps)
-                steps.append(column)
-                moved = True
-                for s in distinct[column]:
-                    least = min(wanted(reader, s, stride, pad) for reader, stride, pad in readers[s])
-                    dropped = min(least, end[s]) - first[s]
-                    if dropped > 0:
-                        first[s] += dropped
-                        changes.append((len(steps), s, -dropped))
-            pending = [column for column in pending if end[column] < total[column]]
-            assert moved or not pending, "a stage waits for rows that never come"
-        self.finished = np.array(finished)
-        self._steps = np.array(steps)
-        held = np.zeros((len(steps) + 1, count + 1), int)
-        held[0] = [*self.above[:count], total[count]]
-        for step, column, change in changes:
-            held[step, column] += change
-        self.held = held.cumsum(axis=0)[:-1]
+            moved = [self._step(column) for column in pending]
+            pending = [column for column in pending if self._end[column] < self._total[column]]
+            assert any(moved) or not pending, "a stage waits for rows that never come"
+
+    def _step(self, column: int) -> bool:
+        """Whether there is a next row."""
+        stage, row = self._own[column], self._end[column]
+        if row >= stage.rows:
+            self._end[column] += 1
+            self._changes.append((len(self._steps), column, 1))
+            self._steps.append(-1)
+            return True
+        if stage.sums:
+            source = self._columns[stage.readings[0].source]
+            if self._end[source] <= self._summed[column]:
+                return False
+            self._summed[column] += 1
+            self._end[column] = int(self._summed[column] == self._own[source].rows)
+        else:
+            for r in stage.readings:
+                source = self._columns[r.source]
+                if self._end[source] < min(r.awaited(row), self._total[source]):
+                    return False
+            self._end[column] += 1
+        if self._summed[column] <= 1:  # sums take their memory once
+            self._changes.append((len(self._steps), column, 1))
+        if self._end[column] == stage.rows:
+            self._finished[column] = len(self._steps)
+        self._steps.append(column)
+        for source in {self._columns[r.source] for r in stage.readings}:
+            self._drop(source)
+        return True
+
+    def _drop(self, column: int) -> None:
+        """The rows that no reader needs any more."""
+        least = self._end[column]
+        for reader, r in self._readers[column]:
+            if self._end[reader] < self._own[reader].rows:
+                wanted = self._summed[reader] if self._own[reader].sums else r.first(self._end[reader])
+                least = min(least, wanted)
+        if least > self._first[column]:
+            self._changes.append((len(self._steps), column, self._first[column] - least))
+            self._first[column] = least
+
+    def _in_memory(self) -> np.ndarray:
+        """(steps, columns) the rows in memory while a step is done."""
+        held = np.zeros((len(self._steps) + 1, len(self._own)), int)
+        held[0] = [*self.above[:-1], self._total[-1]]
+        steps, columns, rows = zip(*self._changes)
+        np.add.at(held, (steps, columns), rows)
+        rows_held: np.ndarray = held.cumsum(axis=0)[:-1]
+        return rows_held
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
@@ -135,25 +136,26 @@ class Schedule:
         count = len(self.members)
         sizes = np.array([stage.held_bytes for stage in self._own])
         sizes[-1] = self._own[-1].row_bytes
-        alive = self.held * sizes
+        alive = self._held * sizes
         odd = (sizes % ALIGNMENT).any()
         scratch = [stage.scratch_bytes + (ALIGNMENT - 1) * odd * (stage.scratch_bytes > 0) for stage in self._own]
-        own_scratch = np.where(self._steps >= 0, np.array(scratch)[self._steps], 0)
+        steps, finished = np.array(self._steps), np.array(self._finished)
+        own_scratch = np.where(steps >= 0, np.array(scratch)[steps], 0)
         inner = alive[:, -1:] + np.cumsum(alive[:, :count], axis=1) - alive[:, :count]
         found = []
         for k in range(count):
-            steps = self._steps[: self.finished[k] + 1]
-            in_run = inner[: len(steps), k] + np.where(steps <= k, own_scratch[: len(steps)], 0)
-            made = np.cumsum(steps == k) * sizes[k] if not self._own[k].sums else alive[: len(steps), k]
-            complete = self.finished[k] >= self.finished[: k + 1].max()
+            seen = slice(0, finished[k] + 1)
+            in_run = inner[seen, k] + np.where(steps[seen] <= k, own_scratch[seen], 0)
+            made = alive[seen, k] if self._own[k].sums else np.cumsum(steps[seen] == k) * sizes[k]
+            complete = finished[k] >= finished[: k + 1].max()
             found.append((k + 1, int((in_run + made).max()) if complete else 0, int(in_run.max())))
         return found
 
     def run(self, count: int, size: int) -> Run:
         """The run of so many members, which takes so many bytes."""
         columns = [*range(count), len(self.members)]
-        most = self.held[: self.finished[count - 1] + 1, columns].max(axis=0)
+        most = self._held[: self._finished[count - 1] + 1, columns].max(axis=0)
         most[count - 1] = self._own[count - 1].rows
-        windows = [Window((*self.members, self.source)[c], int(self.above[c]), int(self.below[c])) for c in columns]
+        windows = [Window((*self.members, self.source)[c], self.above[c], self.below[c]) for c in columns]
         windows[count - 1] = Window(windows[count - 1].stage)
         return Run(tuple(self.members[:count]), self.source, tuple(windows), aligned(size), tuple(map(int, most)))

@@ -60,6 +60,11 @@ class Stage:
         return self.form is not None and self.form.sums
 
     @property
+    def added(self) -> tuple[Reading, ...]:
+        """The readings of the layers that work in place."""
+        return self.readings[len(self.layer.inputs) :] if self.layer else ()
+
+    @property
     def held_bytes(self) -> int:
         """Of a row in memory: sums have 32 bits."""
         return 4 * self.row_bytes if self.sums else self.row_bytes
@@ -128,7 +133,7 @@ class _Stages:
         if host is not None:
             stage = self.stages.pop(host)
             names = dict.fromkeys(name for name in layer.inputs if self.owner[name] != host)
-            others = tuple(self._reading(name, 1, 1, 0) for name in names)
+            others = tuple(r for r in (self._reading(name, 1, 1, 0) for name in names) if r not in stage.added)
             self.stages[host] = replace(stage, layers=(*stage.layers, i), readings=(*stage.readings, *others))
             self.owner[layer.name] = host
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from q7.codegen.boards import Options
 from q7.codegen.c_text import comment, identifiers
@@ -97,8 +98,8 @@ class _Builder:
         self.index = {layer.name: i for i, layer in enumerate(network.graph.layers)}
 
     def _step(self, i: int, c: CNames, offsets: Mapping[str, int], stage: Stage | None = None) -> Step:
-        layer, integer = self.network.graph.layers[i], self.network.layers[i]
-        kernel = integer.kernel
+        layer: Any = self.network.graph.layers[i]  # that its kernel takes
+        integer, kernel = self.network.layers[i], self.network.layers[i].kernel
         last_calls = kernel.last_calls(layer, c) if isinstance(kernel, SummedAveragePool) else []
         return Step(
             i,
@@ -137,16 +138,13 @@ class _Builder:
         layer = self.network.graph.layers[i]
         name = self.ids[stage.layers[0]]
         first = stage.layers[0] == i
-        readings = iter(range(1, len(stage.readings) + 1))
-        views = {reading.source: f"in_{number}" for reading, number in zip(stage.readings, readings)}
-        owner = {self.plan.stages[s].layers[-1]: view for s, view in views.items()}
-        inputs = []
-        numbers = iter(range(1, len(stage.readings) + 1))
-        for input_name in layer.inputs:
-            own = self.index[input_name] in stage.layers
-            inputs.append(f"{name}_row" if own else f"{owner[self.index[input_name]]}.data")
-        if first:  # an image may be read twice
-            inputs = [f"in_{next(numbers)}.data" for _ in layer.inputs]
+        if first:
+            inputs = [f"in_{number}.data" for number in range(1, len(layer.inputs) + 1)]
+        else:
+            start = len(stage.readings) - len(stage.added) + 1
+            views = {r.source: f"in_{number}.data" for number, r in enumerate(stage.added, start)}
+            owner = {self.plan.stages[s].layers[-1]: view for s, view in views.items()}
+            inputs = [owner.get(self.index[input_name], f"{name}_row") for input_name in layer.inputs]
         c = CNames(
             prefix=self.ids[i].upper(),
             inputs=tuple(inputs),

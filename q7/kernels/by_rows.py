@@ -13,8 +13,9 @@ from functools import singledispatch
 from typing import Any
 
 from q7.kernels import arm_q7, arm_s8, own_loops
-from q7.kernels.base import Kernel
+from q7.kernels.base import AnyKernel
 from q7.kernels.call import Call, CNames, Statement
+from q7.kernels.contract import AverageView, WindowedView
 from q7.onnx_graph import OnnxGraph
 from q7.target import Core, Target
 
@@ -27,7 +28,7 @@ class RowForm:
     it takes one row of padding above. A kernel with `sums` adds one row of the input after the other.
     """
 
-    kernel: Kernel
+    kernel: AnyKernel
     checks_rows: bool = True
 
     @property
@@ -36,7 +37,7 @@ class RowForm:
 
 
 @singledispatch
-def row_form(kernel: Kernel, layer: Any, target: Target) -> RowForm | None:
+def row_form(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
     """How the kernel computes the layer row by row; None where it cannot."""
     return None
 
@@ -48,16 +49,6 @@ def _(kernel: arm_q7.Convolution, layer: Any, target: Target) -> RowForm | None:
         return RowForm(kernel, checks_rows="fast" not in kernel.name)
     name = kernel.name.replace("RGB", "basic") + "_nonsquare"
     return RowForm(replace(kernel, name=name, nonsquare=True, overread=0), checks_rows="fast" not in name)
-
-
-@row_form.register
-def _(kernel: arm_s8.Convolution, layer: Any, target: Target) -> RowForm | None:
-    return RowForm(kernel)
-
-
-@row_form.register
-def _(kernel: arm_s8.Pool, layer: Any, target: Target) -> RowForm | None:
-    return RowForm(kernel)
 
 
 @row_form.register
@@ -73,11 +64,6 @@ def _(kernel: arm_q7.AveragePool, layer: Any, target: Target) -> RowForm | None:
 
 
 @row_form.register
-def _(kernel: own_loops.WindowLoop, layer: Any, target: Target) -> RowForm | None:
-    return RowForm(kernel)
-
-
-@row_form.register
 def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm | None:
     if layer.covers_image:
         return RowForm(SummedAveragePool("avepool_of_sums_q7"))
@@ -85,21 +71,24 @@ def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm |
     return RowForm(kernel) if layer.pad[0] == 0 else None
 
 
+@row_form.register(own_loops.WindowLoop)
 @row_form.register(own_loops.Merge)
 @row_form.register(own_loops.Concatenate)
 @row_form.register(own_loops.Clamp)
 @row_form.register(own_loops.Lookup)
+@row_form.register(arm_s8.Convolution)
+@row_form.register(arm_s8.Pool)
 @row_form.register(arm_s8.Add)
 @row_form.register(arm_q7.InPlace)
-def _(kernel: Kernel, layer: Any, target: Target) -> RowForm | None:
+def _(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
     return RowForm(kernel)
 
 
 @dataclass(frozen=True)
-class TruncatedAveragePool(own_loops.WindowLoop):
+class TruncatedAveragePool(own_loops.WindowLoop[WindowedView, object]):
     """What arm_avepool_q7_HWC computes, for windows of any shape; leaves the image alone."""
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return arm_q7.AveragePool("arm_avepool_q7_HWC").build(g, xs, layer, integers, target)
 
 
@@ -110,11 +99,11 @@ class SummedAveragePool(own_loops.OwnAveragePool):
     def _sums(self, c: CNames) -> str:
         return f"(q31_t *)(void *){c.output}"
 
-    def calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def calls(self, layer: AverageView, c: CNames) -> list[Statement]:
         """`c.output` has 32 bits for each channel until the last row has come."""
         return [Call("add_row_q7", (c.input, c.input_extent.x, c.macro("IN_CH"), c.macro("FIRST_ROW"), self._sums(c)))]
 
-    def last_calls(self, layer: Any, c: CNames) -> list[Statement]:
+    def last_calls(self, layer: AverageView, c: CNames) -> list[Statement]:
         """What makes the output of the sums."""
         cells = str(layer.in_shape[1] * layer.in_shape[2])
         ratio = (c.macro("MULTIPLIER"), c.macro("DIVISOR"))
