@@ -18,14 +18,16 @@ from q7.codegen.rows import RowPlan, Section
 from q7.network.quantized import QuantizedNetwork
 from q7.store import record
 from q7.store.record import Record
-from q7.target import Q7, S8, Rounding, Target
-from tests.generated import PORTABLE, PORTABLE_S8, STRICT, predicted
+from q7.target import LIBRARIES, Q7, S8, Core, Library, Rounding, Target
+from tests.generated import PORTABLE, PORTABLE_S8, STRICT, make, predicted
 from tests.networks import TARGETS, prototxts, quantize
 from tests.support import run, tool
 
 IMAGES = 3
 OTHER_ROUNDING = {"arm_avepool_q7_HWC", "arm_avgpool_s8"}  # truncates, and rounds ties away from zero
 EXAMPLES = int(os.environ.get("RANDOM_NETWORKS", "200"))
+EMULATED = max(1, EXAMPLES // 20)
+CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 # Undefined behaviour stops the program.
 CHECKED = ("-O0", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 
@@ -99,6 +101,7 @@ def test_program_computes_what_the_model_predicts(
             np.testing.assert_array_equal(answers.logits, predicted(quantized, images))
         plan = longest_runs(lowered, promised_only) if ram == "runs" else rows.plan(lowered, promised_only, ram)
         assert ram != "least" or plan.memory.arena_bytes <= rows.plan(lowered, promised_only).memory.arena_bytes
+        np.testing.assert_array_equal(answers.logits, predicted(plan.lower(lowered), images))
         emit.write(folder, emit.render(lowered, plan, Options("host"), answers))
         compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
         done = run(*compiler, folder / "main.cpp", "-x", "none", kernels[target], "-o", folder / "network")
@@ -106,3 +109,20 @@ def test_program_computes_what_the_model_predicts(
         done = run(folder / "network")
         assert done.returncode == 0, done.stdout
         assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in done.stdout
+
+
+@given(prototxts(), st.sampled_from([*CORES]), st.sampled_from([*LIBRARIES.values()]), st.integers(0, 1 << 30))
+@settings(max_examples=EMULATED, deadline=None)
+def test_boards_compute_row_by_row_what_the_model_predicts(
+    network: tuple[str, tuple[int, int, int], str], core: str, library: Library, seed: int
+) -> None:
+    tool("arm-none-eabi-g++")
+    tool("qemu-system-arm")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lowered = lowering.fuse(quantize(folder, *network, Target(CORES[core], library=library), seed))
+        images = np.random.default_rng(seed).integers(0, 256, (IMAGES, *network[1]), dtype=np.uint8)
+        answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
+        emit.write(folder, emit.render(lowered, longest_runs(lowered, False), Options("mps2"), answers))
+        text = make(folder, "run", f"CORE={core}")
+        assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in text
