@@ -42,7 +42,7 @@ def row_form(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
     return None
 
 
-@row_form.register
+@row_form.register(arm_q7.Convolution)
 def _(kernel: arm_q7.Convolution, layer: Any, target: Target) -> RowForm | None:
     """arm_convolve_HWC_q7_fast_nonsquare checks rows above the image for as many outputs as padding_y says only."""
     if kernel.nonsquare:
@@ -51,19 +51,19 @@ def _(kernel: arm_q7.Convolution, layer: Any, target: Target) -> RowForm | None:
     return RowForm(replace(kernel, name=name, nonsquare=True, overread=0), checks_rows="fast" not in name)
 
 
-@row_form.register
+@row_form.register(arm_q7.MaxPool)
 def _(kernel: arm_q7.MaxPool, layer: Any, target: Target) -> RowForm | None:
     return RowForm(own_loops.OwnMaxPool("maxpool_q7"))
 
 
-@row_form.register
+@row_form.register(arm_q7.AveragePool)
 def _(kernel: arm_q7.AveragePool, layer: Any, target: Target) -> RowForm | None:
     """The DSP path averages along x and then along y, and truncates both; the plain one divides once."""
     name = "avepool_x_then_y_q7" if target.core is Core.DSP else "avepool_truncated_q7"
     return RowForm(TruncatedAveragePool(name))
 
 
-@row_form.register
+@row_form.register(own_loops.OwnAveragePool)
 def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm | None:
     if layer.covers_image:
         return RowForm(SummedAveragePool("avepool_of_sums_q7"))
