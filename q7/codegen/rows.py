@@ -158,13 +158,13 @@ class Planner:
                     best[stop] = (cost + rows, start, run)
         return self._sections(best)
 
-    def plan(self, sections: Sequence[Section], least_bytes: int = 0) -> RowPlan:
+    def plan(self, sections: Sequence[Section]) -> RowPlan:
         """The sections with the memory that they take; neighbours that run whole share it better as one."""
         joined: list[Section] = []
         for section in sections:
             whole = joined and not (section.run or joined[-1].run)
             joined.append(Section((*joined.pop().stages, *section.stages)) if whole else section)
-        return RowPlan(tuple(self.stages), tuple(joined), self.memory(joined), least_bytes)
+        return RowPlan(tuple(self.stages), tuple(joined), self.memory(joined))
 
     def _sections(self, best: Sequence[tuple[float, int, Run | None]]) -> list[Section]:
         """Back from the end."""
@@ -188,7 +188,7 @@ class RowPlan:
     stages: tuple[Stage, ...]
     sections: tuple[Section, ...]
     memory: MemoryPlan
-    least_bytes: int  # that any plan takes
+    least_bytes: int = 0  # that a plan with `--ram least` takes
 
     def lower(self, network: QuantizedNetwork) -> QuantizedNetwork:
         """The network with the kernels that compute rows, and without weights that those can do without."""
@@ -209,17 +209,27 @@ class RowPlan:
 FAST, LEAST = "fast", "least"
 
 
+def arena_bytes(plan: RowPlan) -> int:
+    """Of all sections."""
+    return plan.memory.arena_bytes
+
+
 def plan(network: QuantizedNetwork, promised_only: bool = False, ram: int | str = FAST) -> RowPlan:
     """One call for each layer (fast), the fewest bytes (least), or the fastest plan that takes so many bytes.
 
     Raises Q7Error that names the fewest bytes where that is more than the number given.
     """
     planner = Planner(network, promised_only)
-    every, least = tuple(range(len(planner.stages))), planner.least()
-    if ram == FAST or (isinstance(ram, int) and planner.whole_bytes(every) <= ram):
-        sections = [Section(every)]
-    elif isinstance(ram, int) and ram < least:
-        raise Q7Error(f"--ram {ram}: this network's layers take {least} bytes at least")
+    whole = planner.plan([Section(tuple(range(len(planner.stages))))])
+    # Neighbours that run whole share one arena, in which gaps may make it larger than each alone.
+    least = min(planner.plan(planner.cheapest(planner.least())), whole, key=arena_bytes)
+    if ram == FAST or (isinstance(ram, int) and arena_bytes(whole) <= ram):
+        found = whole
+    elif isinstance(ram, int):
+        if ram < arena_bytes(least):
+            raise Q7Error(f"--ram {ram}: this network's layers take {arena_bytes(least)} bytes at least")
+        found = planner.plan(planner.cheapest(ram))
+        found = found if arena_bytes(found) <= ram else least
     else:
-        sections = planner.cheapest(ram if isinstance(ram, int) else least)
-    return planner.plan(sections, least)
+        found = least
+    return replace(found, least_bytes=arena_bytes(least))
