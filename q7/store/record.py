@@ -371,13 +371,10 @@ def save(path: Path, record: Record) -> None:
 
 def load(path: Path) -> Record:
     """Reads our pickle or the original's; raises Q7Error for anything else, without running any of it."""
-    try:
+    with files.reading(f"the pickle '{path}'"):
         if path.stat().st_size > LARGEST_FILE:
             raise Q7Error(f"'{path}' is larger than {LARGEST_FILE} bytes")
         content = path.read_bytes()
-    except OSError as error:
-        raise Q7Error(f"cannot read the pickle '{path}': {error.strerror}") from error
-    with files.reading(f"the pickle '{path}'"):
         _check_opcodes(content)
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
         old = isinstance(value, _State)
