@@ -127,7 +127,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(job.Options)}
     given["command"] = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        given["target"] = Target(Core(args.core), Rounding(args.rounding), LIBRARIES[args.api])
+        given["target"] = Target.named(args.core, args.rounding, args.api)
     except Q7Error as error:
         parser.error(str(error))
     return job.Options(**given)
