@@ -10,8 +10,8 @@ from typing import Any
 
 import q7
 from flags import Parser
-from q7 import command
 from q7.codegen import boards, known_answers, rows
+from q7.errors import finish
 from q7.pipeline import generate
 from q7.target import LIBRARIES, Core
 
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     given["core"] = Core(args.core) if args.core else None
     given["code"] = boards.Options(args.target, args.profile, args.weights_in == "ram")
     run = generate.describe if args.describe else generate.generate
-    return command.finish("code_gen", lambda: run(generate.Options(**given)))
+    return finish("code_gen", lambda: run(generate.Options(**given)))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ from typing import Any
 
 import q7
 from flags import Parser
-from q7 import command
 from q7.codegen import known_answers
 from q7.engines import engine
-from q7.errors import Q7Error
+from q7.errors import Q7Error, finish
 from q7.network.quantized import QuantizedNetwork
 from q7.pipeline import evaluate, job, quantize
 from q7.store import record
@@ -136,7 +135,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     run: Any = evaluate.evaluate if isinstance(options, evaluate.Options) else quantize.quantize
-    return command.finish("nn_quantizer", lambda: run(options), "interrupted: nothing was kept")
+    return finish("nn_quantizer", lambda: run(options), "interrupted: nothing was kept")
 
 
 if __name__ == "__main__":
