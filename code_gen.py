@@ -9,9 +9,9 @@ from dataclasses import fields
 from typing import Any
 
 import q7
-from flags import Parser
-from q7 import command
+from flags import CORES, KERNELS, Parser, add_choice
 from q7.codegen import boards, known_answers, rows
+from q7.errors import finish
 from q7.pipeline import generate
 from q7.target import LIBRARIES, Core
 
@@ -52,20 +52,10 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--model", default=MODEL, help="pickle of nn_quantizer.py, or of the original tool")
     parser.add_argument("--out_dir", default=OUT_DIR, help="folder to write to, created if missing")
-    parser.add_argument(
-        "--api",
-        choices=LIBRARIES,
-        help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7; if not given, the pickle's",
-    )
-    parser.add_argument(
-        "--core",
-        choices=[c.value for c in Core],
-        help="dsp: M4, M7, M33; plain: M0, M3; mve: M55; if not given, the pickle's",
-    )
+    add_choice(parser, "--api", LIBRARIES, KERNELS, "; if not given, the pickle's")
+    add_choice(parser, "--core", (core.value for core in Core), CORES, "; if not given, the pickle's")
     parser.add_argument("--profile", action="store_true", help="emit code that times each layer")
-    parser.add_argument(
-        "--target", choices=boards.TARGETS, default=boards.TARGETS[0], help="board or project that the code is for"
-    )
+    add_choice(parser, "--target", boards.TARGETS, "board or project that the code is for")
     parser.add_argument(
         "--no_inplace_pooling",
         action="store_true",
@@ -82,12 +72,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--softmax", action="store_true", help="end in arm_softmax_q7: how sure the network is, in 128ths"
     )
-    parser.add_argument(
-        "--weights_in",
-        choices=["flash", "ram"],
-        default="flash",
-        help="ram: faster where flash is slow; copied at start-up",
-    )
+    add_choice(parser, "--weights_in", ("flash", "ram"), "ram: faster where flash is slow; copied at start-up")
     images = parser.add_mutually_exclusive_group()
     images.add_argument(
         "--test_images",
@@ -99,12 +84,8 @@ def build_parser() -> Parser:
         "--images", type=positions, help="positions of the images to check in the test LMDB, from 0: 17,203"
     )
     images.add_argument("--image", help="a picture (PNG, JPEG) to run and check instead, cut and resized to fit")
-    parser.add_argument(
-        "--channel_order",
-        choices=known_answers.CHANNEL_ORDERS,
-        default=known_answers.CHANNEL_ORDERS[0],
-        help="order of the channels of --image: that of the images that the network was trained with",
-    )
+    order = "order of the channels of --image: that of the images that the network was trained with"
+    add_choice(parser, "--channel_order", known_answers.CHANNEL_ORDERS, order)
     parser.add_argument("--dump", metavar="DIR", help="write what every layer computes for the test images, as .npy")
     parser.add_argument("--describe", metavar="PICKLE", help="generate nothing: print what is in a pickle")
     parser.add_argument("--weights", help="quantized caffemodel of an old pickle, in place of the one that it names")
@@ -129,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     given["core"] = Core(args.core) if args.core else None
     given["code"] = boards.Options(args.target, args.profile, args.weights_in == "ram")
     run = generate.describe if args.describe else generate.generate
-    return command.finish("code_gen", lambda: run(generate.Options(**given)))
+    return finish("code_gen", lambda: run(generate.Options(**given)))
 
 
 if __name__ == "__main__":

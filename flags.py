@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+CORES = "dsp: M4, M7, M33; plain: M0, M3; mve: M55"
+KERNELS = "kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7"
 
 
 def _spelled(argument: str) -> str:
@@ -36,3 +39,10 @@ class Parser(argparse.ArgumentParser):
         useless = {name for name, value in vars(args).items() if value != self.get_default(name)} - {*useful}
         if getattr(args, flag) and useless:
             self.error(f"--{min(useless)} has no use with --{flag}")
+
+
+def add_choice(parser: Any, flag: str, choices: Iterable[str], text: str, otherwise: str = "") -> None:
+    """A flag that takes one of some names to a parser or a group; the first, unless `otherwise` says what is taken."""
+    names = [*choices]
+    default = None if otherwise else names[0]
+    parser.add_argument(flag, choices=names, default=default, help=text + otherwise)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from flags import Parser
-from q7 import command
+from flags import CORES, KERNELS, Parser, add_choice
 from q7.codegen import known_answers
 from q7.engines import engine
-from q7.errors import Q7Error
+from q7.errors import Q7Error, finish
 from q7.network.quantized import QuantizedNetwork
 from q7.pipeline import evaluate, job, quantize
 from q7.store import record
@@ -64,34 +63,17 @@ def build_parser() -> Parser:
         help="GB for images and layers' outputs; what does not fit is read or computed again",
     )
     parser.add_argument("--gpu", action="store_true", help="run the sweeps on a GPU")
-    parser.add_argument(
-        "--engine",
-        choices=["auto", "onnxruntime", "caffe"],
-        default="auto",
-        help="what runs the float network; auto: onnxruntime",
-    )
-    parser.add_argument(
-        "--objective", choices=["device", "caffe"], default="device", help="whose accuracy the sweeps look at"
-    )
+    engines = ("auto", "onnxruntime", "caffe")
+    add_choice(parser, "--engine", engines, "what runs the float network; auto: onnxruntime")
+    add_choice(parser, "--objective", ("device", "caffe"), "whose accuracy the sweeps look at")
     parser.add_argument(
         "--holdout", type=float, default=0.0, help="fraction of the images to keep from the search and to report on"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choice of held-out images")
-    parser.add_argument(
-        "--core", choices=[c.value for c in Core], default="dsp", help="dsp: M4, M7, M33; plain: M0, M3; mve: M55"
-    )
-    parser.add_argument(
-        "--api",
-        choices=LIBRARIES,
-        default="q7",
-        help="kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7",
-    )
-    parser.add_argument(
-        "--rounding",
-        choices=[r.value for r in Rounding],
-        default="nearest",
-        help="truncate: for kernels built with ARM_NN_TRUNCATE",
-    )
+    add_choice(parser, "--core", (core.value for core in Core), CORES)
+    add_choice(parser, "--api", LIBRARIES, KERNELS)
+    roundings = (rounding.value for rounding in Rounding)
+    add_choice(parser, "--rounding", roundings, "truncate: for kernels built with ARM_NN_TRUNCATE")
     replaced = parser.add_argument_group("replacing what the prototxt says")
     replaced.add_argument("--lmdb", help="test images and labels")
     replaced.add_argument("--mean", help="mean image (.binaryproto), one value, or one for each channel: 104,117,123")
@@ -103,12 +85,8 @@ def build_parser() -> Parser:
     amount.add_argument("-q", "--quiet", action="store_true", help="print the result only")
     told.add_argument("--report", metavar="HTML", help="write a page (HTML) with everything that was found")
     told.add_argument("--json", help="write the same as JSON; docs/report.schema.json describes it")
-    told.add_argument(
-        "--channel_order",
-        choices=known_answers.CHANNEL_ORDERS,
-        default=known_answers.CHANNEL_ORDERS[0],
-        help="order of the images' channels, for the pictures in --report",
-    )
+    order = "order of the images' channels, for the pictures in --report"
+    add_choice(told, "--channel_order", known_answers.CHANNEL_ORDERS, order)
     told.add_argument(
         "--eval", metavar="PICKLE", help="quantize nothing: print what is in a pickle, and run its network"
     )
@@ -127,7 +105,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(job.Options)}
     given["command"] = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        given["target"] = Target(Core(args.core), Rounding(args.rounding), LIBRARIES[args.api])
+        given["target"] = Target.named(args.core, args.rounding, args.api)
     except Q7Error as error:
         parser.error(str(error))
     return job.Options(**given)
@@ -136,7 +114,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     run: Any = evaluate.evaluate if isinstance(options, evaluate.Options) else quantize.quantize
-    return command.finish("nn_quantizer", lambda: run(options), "interrupted: nothing was kept")
+    return finish("nn_quantizer", lambda: run(options), "interrupted: nothing was kept")
 
 
 if __name__ == "__main__":

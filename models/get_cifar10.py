@@ -28,7 +28,7 @@ from pictures import list_folders, read_pictures, shuffled, write
 from tqdm import tqdm
 
 from q7 import files
-from q7.errors import Q7Error
+from q7.errors import Q7Error, finish
 
 HERE = Path(__file__).resolve().parent
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -235,15 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     source.add_argument("--images", type=Path, help="folder with train/CLASS/* and test/CLASS/*, PNG or JPEG")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: beside this script)")
     args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except (Q7Error, OSError) as error:
-        print(f"get_cifar10: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("get_cifar10: interrupted; a download resumes with the next run", file=sys.stderr)
-        return 130
-    return 0
+    return finish("get_cifar10", lambda: run(args), "interrupted; a download resumes with the next run")
 
 
 if __name__ == "__main__":

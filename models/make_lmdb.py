@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pictures import list_folders, read_pictures, shuffled, write
 
-from q7.errors import Q7Error
+from q7.errors import Q7Error, finish
 
 
 def list_csv(path: Path) -> list[tuple[Path, int]]:
@@ -53,6 +53,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def run(args: argparse.Namespace) -> None:
+    pairs = shuffled(list_pictures(args.source), args.seed)
+    images = read_pictures([path for path, _ in pairs], args.size, args.gray, args.order)
+    write(args.out, images, [label for _, label in pairs], args.mean, [args.source, *(path for path, _ in pairs)])
+    print(f"{len(pairs)} pictures in '{args.out}'")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("source", type=Path, help="folder with one folder for each class, or a CSV of path,label")
@@ -63,16 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--order", choices=["rgb", "bgr"], default="bgr", help="channel order; Caffe's own tools: bgr")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle")
     args = parser.parse_args(arguments)
-    try:
-        pairs = shuffled(list_pictures(args.source), args.seed)
-        images = read_pictures([path for path, _ in pairs], args.size, args.gray, args.order)
-        sources = [args.source, *(path for path, _ in pairs)]
-        write(args.out, images, [label for _, label in pairs], args.mean, sources)
-    except (Q7Error, OSError) as error:
-        print(f"make_lmdb: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(pairs)} pictures in '{args.out}'")
-    return 0
+    return finish("make_lmdb", lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from training import train
 
 from q7.caffe_io.blobs import read_mean
 from q7.data import lmdb_images
-from q7.errors import Q7Error
+from q7.errors import finish
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,12 +45,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
     args = parser.parse_args()
-    try:
-        run(args)
-    except Q7Error as error:
-        print(f"train_cifar10: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return finish("train_cifar10", lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from training import train
 
 from q7.data import lmdb_images
-from q7.errors import Q7Error
+from q7.errors import Q7Error, finish
 
 HERE = Path(__file__).resolve().parent
 
@@ -55,12 +55,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with MNIST's four ubyte files")
     parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
-    try:
-        run(args)
-    except Q7Error as error:
-        print(f"train_lenet: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return finish("train_lenet", lambda: run(args))
 
 
 if __name__ == "__main__":

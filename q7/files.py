@@ -37,18 +37,18 @@ def find(path: str, beside: Path, what: str) -> Path:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _version(path: Path) -> tuple[int, int, int] | None:
+def _status(path: Path, *fields: str) -> tuple[int, ...]:
+    """Of what lies at a path; nothing where nothing does."""
     with contextlib.suppress(OSError, ValueError):
         status = path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return None
+        return tuple(getattr(status, f"st_{field}") for field in fields)
+    return ()
+
+
+VERSION = ("ino", "size", "mtime_ns")
 
 
 def read_hashed(path: Path, read: Callable[[Path], T]) -> tuple[T, str]:
@@ -56,11 +56,11 @@ def read_hashed(path: Path, read: Callable[[Path], T]) -> tuple[T, str]:
 
     Raises Q7Error where the file was changed meanwhile.
     """
-    before = _version(path)
+    before = _status(path, *VERSION)
     content = read(path)
     with reading(f"'{path}'"):
         digest = sha256(path)
-    if _version(path) != before:
+    if _status(path, *VERSION) != before:
         raise Q7Error(f"'{path}' was changed while it was read: run again when nothing writes to it")
     return content, digest
 
@@ -72,9 +72,10 @@ def reading(what: str) -> Iterator[None]:
         yield
     except Q7Error:
         raise
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise Q7Error(f"cannot read {what}: {error.strerror}") from error
     except Exception as error:
+        no_access = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
+        if isinstance(error, OSError) and (no_access or error.filename):  # opening it failed, not what is in it
+            raise Q7Error(f"cannot read {what}: {error.strerror}") from error
         reason = " ".join(str(error).split())[:300]
         reason = reason if reason and not isinstance(error, KeyError) else repr(error)
         raise Q7Error(f"{what} is truncated, damaged or of another kind: {reason}") from error
@@ -94,16 +95,9 @@ def writable(path: Path) -> bool:
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raises Q7Error where an output is one of the files that the run reads, by whatever path or link."""
-
-    def identity(path: Path) -> tuple[int, int] | None:
-        with contextlib.suppress(OSError, ValueError):
-            status = path.stat()
-            return status.st_dev, status.st_ino
-        return None
-
-    read = {identity(path) for path in inputs} - {None}
+    read = {_status(path, "dev", "ino") for path in inputs} - {()}
     for path in outputs:
-        if identity(path) in read:
+        if _status(path, "dev", "ino") in read:
             raise Q7Error(f"cannot write '{path}': it is also an input")
 
 

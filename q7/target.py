@@ -65,6 +65,15 @@ class Target:
             able = " or ".join(rounding.value for rounding in self.library.roundings)
             raise Q7Error(f"{self.rounding.value} rounding: the {self.library} kernels round to {able}")
 
+    @classmethod
+    def named(cls, core: str, rounding: str, api: str) -> Target:
+        """As flags, pickles and reports name it; raises Q7Error where the library cannot round so."""
+        return cls(Core(core), Rounding(rounding), LIBRARIES[api])
+
+    def names(self) -> dict[str, str]:
+        """What `named` takes."""
+        return {"core": self.core.value, "rounding": self.rounding.value, "api": self.library.name}
+
     def __str__(self) -> str:
         library = "" if self.library is Q7 else f", {self.library} kernels"
         return f"{self.core.value} core, {self.rounding.value} rounding{library}"

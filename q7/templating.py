@@ -14,8 +14,6 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> jinja2.Environment:
     """What renders a folder's templates."""
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,

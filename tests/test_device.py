@@ -253,7 +253,7 @@ def test_arm_m4_as_published(arm_m4: Path, target: Target, file: str, percent: f
     expected = np.load(arm_m4 / file)
     prototxt = read_prototxt(arm_m4 / "cifar10_m4_train_test.prototxt")
     source = data_source(prototxt)
-    images, labels = lmdb_images.read(source.find_images(), limit=len(expected))
+    images, labels = lmdb_images.read(source.find_images(), range(len(expected)))
     network = parse_network(prototxt, "accuracy", source, images.shape[1:])
     layers = []
     for layer in network.layers:

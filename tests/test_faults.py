@@ -254,7 +254,7 @@ def test_a_data_set_that_changes_while_it_is_read(tmp_path: Path, in_memory: int
         return image
 
     with pytest.raises(Q7Error, match="was changed while it was read"):
-        lmdb_images.read_within(tmp_path, crop=crop, in_memory=in_memory)[0][:]
+        lmdb_images.read(tmp_path, crop=crop, in_memory=in_memory)[0][:]
     assert len(seen) >= 3
 
 
@@ -326,7 +326,7 @@ def test_images_that_stay_in_their_file(tmp_path: Path) -> None:
     large = np.random.default_rng(0).integers(0, 256, (7, 3, 50, 50), dtype=np.uint8)
     for name, all_ in (("small", images), ("large", large)):
         lmdb_images.write(tmp_path / name, all_, range(len(all_)))
-        stored, labels = lmdb_images.read_within(tmp_path / name, crop=lambda image: image[:, 1:4, 2:5], in_memory=1)
+        stored, labels = lmdb_images.read(tmp_path / name, crop=lambda image: image[:, 1:4, 2:5], in_memory=1)
         assert isinstance(stored, StoredImages)
         cropped = all_[:, :, 1:4, 2:5]
         assert (stored.shape, len(stored), labels.tolist()) == (cropped.shape, len(all_), [*range(len(all_))])

@@ -41,7 +41,7 @@ def test_lmdb_round_trip(tmp_path: Path, size: int, count: int) -> None:
     found = lmdb_images.read(tmp_path / "db")
     np.testing.assert_array_equal(found[0], images)
     np.testing.assert_array_equal(found[1], labels)
-    first = lmdb_images.read(tmp_path / "db", limit=1)
+    first = lmdb_images.read(tmp_path / "db", range(1))
     np.testing.assert_array_equal(first[0], images[:1])
     assert (found[0].dtype.name, found[1].dtype.name, first[1].tolist()) == ("uint8", "int32", [labels[0]])
 

@@ -261,8 +261,8 @@ def test_it_prints(reported: Reported, tmp_path: Path) -> None:
 def test_pictures_have_the_colours_of_their_order(reported: Reported) -> None:
     image = np.zeros((1, 3, 6, 6), np.uint8)
     image[:, 0] = 200
-    logits = facts.Logits(np.array([[0, 1]]), np.array([[1, 0]]))
-    told: Any = facts.Run("", None, [], None, np.array([7]), image, np.array([0]), logits)  # type: ignore[arg-type]
+    logits = np.array([[1, 0]]), np.array([[0, 1]])
+    told: Any = facts.Run("", None, [], None, np.array([7]), image, np.array([0]), *logits)  # type: ignore[arg-type]
     for order, colour in (("rgb", (200, 0, 0)), ("bgr", (0, 0, 200))):
         (url,) = page.pictures(told, order).values()
         png = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))

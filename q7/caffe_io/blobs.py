@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 
 from q7 import files
 from q7.caffe_io import caffe_pb2 as pb
-from q7.caffe_io.prototxt import read_file
 from q7.errors import Q7Error
 
 Blobs = dict[str, list[np.ndarray]]
@@ -21,29 +21,18 @@ def _array(blob: Any, where: str) -> np.ndarray:
     """A BlobProto as float32, in its `shape` or its old (num, channels, height, width)."""
     values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
     shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
-    count = 1
-    for extent in shape:
-        count *= extent
-    if min(shape, default=1) < 0 or count != values.size:
+    if min(shape, default=1) < 0 or math.prod(shape) != values.size:
         raise Q7Error(f"{where}: a blob of shape {shape} holds {values.size} values")
     return values.reshape(shape)
 
 
-def _message(path: Path, message: Any, what: str) -> Any:
-    content = read_file(path, what)
-    with files.reading(f"{what} '{path}'"):
-        message.ParseFromString(content)
-    return message
-
-
 def _read_caffemodel(path: Path) -> Blobs:
-    network = _message(path, pb.NetParameter(), "the weights file")
-    with files.reading(f"the weights file '{path}'"):
-        return {
-            layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
-            for layer in [*network.layers, *network.layer]
-            if layer.blobs
-        }
+    network = pb.NetParameter.FromString(path.read_bytes())
+    return {
+        layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
+        for layer in [*network.layers, *network.layer]
+        if layer.blobs
+    }
 
 
 COMPRESSION = 100  # how many times the data sets may be larger than their file: far more than trained weights shrink
@@ -67,7 +56,7 @@ def _read_hdf5(path: Path) -> Blobs:
                 raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
             found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
 
-    with files.reading(f"the weights file '{path}'"), h5py.File(path, "r") as file:
+    with h5py.File(path, "r") as file:
         if not isinstance(file.get("data", getlink=True), h5py.HardLink) or not isinstance(file["data"], h5py.Group):
             raise Q7Error(f"the weights file '{path}' has no group 'data': Caffe did not write it")
         file["data"].visititems(visit)
@@ -111,12 +100,10 @@ def read_weights(path: Path) -> Blobs:
 
     Convolution weights are OIHW, inner product weights (rows, columns). Raises Q7Error for damaged files.
     """
-    try:
+    with files.reading(f"the weights file '{path}'"):
         with open(path, "rb") as file:
             signature = file.read(8)
-    except OSError as error:
-        raise Q7Error(f"cannot read the weights file '{path}': {error.strerror}") from error
-    return _read_hdf5(path) if signature == b"\x89HDF\r\n\x1a\n" else _read_caffemodel(path)
+        return _read_hdf5(path) if signature == b"\x89HDF\r\n\x1a\n" else _read_caffemodel(path)
 
 
 def to_caffemodel(name: str, weights: Blobs, types: dict[str, str]) -> bytes:
@@ -145,7 +132,7 @@ def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) 
 def read_mean(path: Path) -> np.ndarray:
     """The mean image of a .binaryproto, float32 CHW."""
     with files.reading(f"the mean file '{path}'"):
-        mean = _array(_message(path, pb.BlobProto(), "the mean file"), f"the mean file '{path}'")
+        mean = _array(pb.BlobProto.FromString(path.read_bytes()), f"the mean file '{path}'")
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
     if mean.ndim != 3 or not np.isfinite(mean).all():

@@ -147,21 +147,13 @@ def _included(layer: Any, stages: set[str]) -> bool:
     return not any(meets(rule) for rule in layer.exclude)
 
 
-def read_file(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Q7Error(f"cannot read {what} '{path}': {error.strerror}") from error
-
-
 def read_prototxt(path: Path) -> Prototxt:
     """The layers that Caffe would build in the TEST phase, old `layers {}` blocks brought to the current form.
 
     Raises Q7Error where the file is missing or no network definition.
     """
-    # Comments may be in any encoding.
-    text = read_file(path, "the network definition").decode("utf-8-sig", "surrogateescape")
     with files.reading(f"the network definition '{path}'"):
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # comments may be in any encoding
         head, layers = _parse_layers(path, text)
     network = Prototxt(path, head.name)
     shapes = [list(shape.dim) for shape in head.input_shape] or [

@@ -12,13 +12,14 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
 
 from q7 import files
 from q7.caffe_io import caffe_pb2 as pb
-from q7.data.image_set import Crop, Images, StoredImages, datum_pixels, parse_datum, unchanged
+from q7.data.image_set import Crop, StoredImages, datum_pixels, parse_datum, unchanged
 from q7.data.lmdb_file import LmdbFile
 from q7.errors import Q7Error
 
@@ -71,12 +72,14 @@ def version(path: Path) -> object:
         return None
 
 
-def read_within(
+def read(
     path: Path, wanted: Sequence[int] = ALL, crop: Crop = lambda image: image, in_memory: float = math.inf
-) -> tuple[Images, np.ndarray]:
-    """The images at those of the wanted positions (ascending) that there are, cropped, and their labels, as `read`.
+) -> tuple[Any, np.ndarray]:
+    """The images at those of the wanted positions (ascending) that there are, cropped, and their labels.
 
-    Images of more bytes than `in_memory` stay in the file.
+    Images are (N, C, H, W) uint8 in key order, StoredImages where they take more bytes than `in_memory`; labels are
+    (N,) int32. Raises Q7Error where the database is missing, damaged, empty or changed meanwhile, or its images differ
+    in shape.
     """
     with files.reading(f"the LMDB '{path}'"), contextlib.ExitStack() as stack:
         file = stack.enter_context(open(_data_file(path), "rb"))
@@ -93,15 +96,6 @@ def count(path: Path) -> int:
     """Images in the database, none of which is read; raises Q7Error where it is missing or damaged."""
     with files.reading(f"the LMDB '{path}'"), open(_data_file(path), "rb") as file:
         return LmdbFile(file).entries
-
-
-def read(path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, C, H, W) as uint8 and labels (N,) as int32, in key order; at most `limit` of them.
-
-    Raises Q7Error where the database is missing, damaged, empty or changed meanwhile, or its images differ in shape.
-    """
-    images, labels = read_within(path, ALL[:limit])
-    return images[:], labels
 
 
 def write(path: Path, images: Iterable[np.ndarray], labels: Iterable[int]) -> None:

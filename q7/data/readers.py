@@ -73,11 +73,10 @@ class Lmdb(Reader):
         return lmdb_images.count(path)
 
     def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = lmdb_images.read_within(path, wanted)
-        return images[:], labels
+        return lmdb_images.read(path, wanted)
 
     def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
-        return lmdb_images.read_within(path, ALL[:limit], crop, in_memory)
+        return lmdb_images.read(path, ALL[:limit], crop, in_memory)
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -43,8 +42,7 @@ def evaluate(options: Options) -> None:
         network, lmdb, outcome.images_read if outcome else None, memory / engine.MEMORY_SHARES
     )
     _, reported = split(len(images), *((outcome.holdout, outcome.seed) if outcome else (0, 0)))
-    chosen: Any = pick(images, reported)
-    logits = DeviceNetwork(network.graph, chosen, network.target, memory).logits(network.layers)
+    logits = DeviceNetwork(network.graph, pick(images, reported), network.target, memory).logits(network.layers)
     accuracy = accuracy_first(logits, labels[reported])
     if not options.quiet:
         print("\n".join(summary.describe(network)))

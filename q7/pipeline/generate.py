@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from q7 import command, files
+from q7 import files
 from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, rows
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
-from q7.errors import Q7Error
+from q7.errors import Q7Error, note
 from q7.network.quantized import QuantizedNetwork
 from q7.report import summary
 from q7.store import original
@@ -89,7 +89,7 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
     except Q7Error as error:
         if options.test_images is not None:
             raise
-        command.note("code_gen", f"no known-answer test: {error}")
+        note("code_gen", f"no known-answer test: {error}")
         return None
     return known_answers.compute(network, *images)
 

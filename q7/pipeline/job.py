@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from q7 import command, files
+from q7 import errors, files
 from q7.caffe_io.blobs import read_weights
 from q7.caffe_io.prototxt import Prototxt, read_prototxt
 from q7.data import lmdb_images
@@ -25,7 +25,7 @@ from q7.network.graph import Graph
 from q7.network.quantized import SourceFile, held_out
 from q7.target import Target
 
-note = functools.partial(command.note, "nn_quantizer")
+note = functools.partial(errors.note, "nn_quantizer")
 
 
 def memory_bytes(gigabytes: float) -> int:

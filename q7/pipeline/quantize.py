@@ -23,7 +23,6 @@ from q7.network.quantized import Accuracy, IntegerLayer, Outcome, QuantizedNetwo
 from q7.network.to_caffe import caffe_types, quantized_blobs
 from q7.pipeline.job import Job, Options, memory_bytes, note, prepare
 from q7.report import facts, page, statistics, summary
-from q7.report.statistics import Statistics
 from q7.search import caffe_objective, device_objective, journal, progress
 from q7.search.common import Found, Trial
 from q7.search.journal import Journal, RememberedJudge, RememberedSimulation
@@ -89,30 +88,34 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, l
     )
 
 
-def final_logits(job: Job, found: Found, layers: Sequence[IntegerLayer], options: Options) -> facts.Logits:
-    """Of the images that are reported on; what the search knows of them is not computed again."""
+def final_logits(
+    job: Job, found: Found, layers: Sequence[IntegerLayer], options: Options
+) -> tuple[np.ndarray, np.ndarray]:
+    """In float and on the device, of the images that are reported on; what the search knows is not computed again."""
     images = job.pick(job.reported)
     on_device, in_float = (None, None) if options.holdout else (found.on_device, found.in_float)
     if on_device is None:
         on_device = DeviceNetwork(found.chosen.graph, images, options.target).logits(layers)
     if in_float is None:
         in_float = float_network(job, images, options).logits(as_trained(job.graph))
-    return facts.Logits(on_device, in_float)
+    return in_float, on_device
 
 
-def build(job: Job, found: Found, options: Options) -> tuple[QuantizedNetwork, bytes, Statistics, facts.Logits]:
+def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> tuple[facts.Run, bytes]:
     """The chosen network with all that is known about it, and the caffemodel with its weights."""
     chosen, formats = found.chosen.graph, found.chosen.formats
     layers = tuple(quantize_network(chosen, formats, options.target))
-    labels, logits = job.labels[job.reported], final_logits(job, found, layers, options)
-    accuracy = Accuracy(accuracy_caffe(logits.in_float, labels), accuracy_first(logits.on_device, labels))
-    images = statistics.sample(chosen, job.pick(job.reported))
-    measured = statistics.collect(job.graph, layers, formats, images, options.target)
+    images, labels = job.pick(job.reported), job.labels[job.reported]
+    in_float, on_device = final_logits(job, found, layers, options)
+    accuracy = Accuracy(accuracy_caffe(in_float, labels), accuracy_first(on_device, labels))
+    measured = statistics.collect(job.graph, layers, formats, statistics.sample(chosen, images), options.target)
     if lmdb_images.version(job.lmdb) != job.version:
         note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
     weights = to_caffemodel(chosen.name, quantized_blobs(chosen, formats), caffe_types(chosen))
     written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
     sources = {**job.files, "quantized weights": written}
+    asked = options.objective, len(job.images), options.holdout, options.seed
+    outcome = Outcome(*asked, accuracy, found.accuracies, measured.qualities())
     network = QuantizedNetwork(
         chosen,
         formats,
@@ -121,18 +124,11 @@ def build(job: Job, found: Found, options: Options) -> tuple[QuantizedNetwork, b
         {what: sources[what] for what in SOURCES if what in sources},
         str(job.lmdb),
         job.source.crop,
-        Outcome(
-            options.objective,
-            len(job.images),
-            options.holdout,
-            options.seed,
-            accuracy,
-            found.accuracies,
-            measured.qualities(),
-        ),
+        outcome,
         job.source.reader,
     )
-    return network, weights, measured, logits
+    run = facts.Run(options.command, network, trials, measured, job.reported, images, labels, in_float, on_device)
+    return run, weights
 
 
 def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
@@ -141,20 +137,18 @@ def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
     except Q7Error:  # it would come again
         answers.remove()
         raise
-    network, weights, measured, logits = build(job, found, options)
+    run, weights = build(job, found, trials, options)
     iterations = -(-len(job.images) // job.source.batch_size)
-    attributes = original.attributes(network, job.source.batch_size, iterations, options.gpu)
-    outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, network))}
+    attributes = original.attributes(run.network, job.source.batch_size, iterations, options.gpu)
+    outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, run.network))}
     if options.report or options.json:
-        images, labels = job.pick(job.reported), job.labels[job.reported]
-        told = facts.Run(options.command, network, trials, measured, job.reported, images, labels, logits)
-        outputs.update(page.render(told, options.report, options.json, options.channel_order))
+        outputs.update(page.render(run, options.report, options.json, options.channel_order))
     files.write_all(outputs)
     answers.remove()
 
-    *details, last = summary.recorded(network)
+    *details, last = summary.recorded(run.network)
     if not options.quiet:
-        print("\n".join([*summary.table(network), *details]))
+        print("\n".join([*summary.table(run.network), *details]))
         if options.holdout:
             print(f"Searched with {len(job.swept)} images")
         print("Saved " + ", ".join(f"'{path}'" for path in outputs))

@@ -24,14 +24,6 @@ FORMAT, VERSION = "caffe-to-cmsis-nn report", 1
 
 
 @dataclass(frozen=True, eq=False)
-class Logits:
-    """(N, classes), int8 of the device and float32 of the float network."""
-
-    on_device: np.ndarray
-    in_float: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class Run:
     """What a run of the quantizer knows at its end; images and logits are those that the accuracies are from."""
 
@@ -42,12 +34,13 @@ class Run:
     positions: np.ndarray  # (N,) of the images in the LMDB
     images: np.ndarray  # (N, C, H, W) uint8
     labels: np.ndarray  # (N,)
-    logits: Logits
+    in_float: np.ndarray  # logits (N, classes) float32
+    on_device: np.ndarray  # and int8
 
     @property
     def classes(self) -> tuple[list[int], list[int]]:
         """That the float network and the device give each image."""
-        return self.logits.in_float.argmax(axis=1).tolist(), self.logits.on_device.argmax(axis=1).tolist()
+        return self.in_float.argmax(axis=1).tolist(), self.on_device.argmax(axis=1).tolist()
 
 
 def _bits(q: QFormat | None) -> int | None:
@@ -145,11 +138,7 @@ def facts(run: Run) -> dict[str, Any]:
         "command": run.command,
         "name": network.graph.name,
         "sources": {what: asdict(source) for what, source in network.sources.items()},
-        "target": {
-            "core": network.target.core.value,
-            "rounding": network.target.rounding.value,
-            "api": network.target.library.name,
-        },
+        "target": network.target.names(),
         "objective": outcome.objective,
         "images": {
             "lmdb": network.dataset,

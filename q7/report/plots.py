@@ -72,14 +72,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _svg(size: tuple[float, float], draw: Callable[[Axes], None], label: str) -> Markup:
-    """One figure (inches) with one pair of axes; `label` says to those who cannot see it what it shows.
+def _svg(size: tuple[float, float], label: str, draw: Callable[..., None], *values: Any) -> Markup:
+    """One figure (inches) that `draw` makes of values; `label` says to those who cannot see it what it shows.
 
     The page scales it with its column, down to where it is readable and up to the size that it was drawn for.
     """
     with mpl.rc_context(STYLE), _quiet():
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
+        draw(figure.add_subplot(), *values)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     view = re.search(r'viewBox="[^"]*"', text.getvalue())
@@ -98,33 +98,29 @@ def _number(value: float, _: Any = None) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _histogram(tensor: Mapping[str, Any], bits: int) -> Callable[[Axes], None]:
+def _histogram(ax: Axes, tensor: Mapping[str, Any], bits: int) -> None:
     histogram, q = tensor["histogram"], QFormat(bits)
-
-    def draw(ax: Axes) -> None:
-        trained, device = np.array(histogram["float"]), np.array(histogram["device"])
-        edges = histogram["low"] + histogram["width"] * np.arange(len(trained) + 1)
-        low, high = q.dequantize(np.array([INT8_MIN, INT8_MAX])).tolist()
-        ax.axvspan(low, high, color=RANGE, lw=0, label="representable")
-        for end in (low, high):
-            ax.axvline(end, color=RANGE_EDGE, lw=1)
-        ax.stairs(trained, edges, fill=True, color=TRAINED, label="float")
-        outside = (edges[1:] <= low) | (edges[:-1] >= high + 2.0**-bits)
-        if trained[outside].any():
-            ax.stairs(np.where(outside, trained, 0), edges, fill=True, color=CLIPPED, label="clipped")
-        ax.stairs(device, edges, color=DEVICE, lw=1.1, label="device")
-        seen = np.concatenate([trained, device])
-        seen = seen[seen > 0]
-        ax.set_yscale("log")
-        ax.set_ylim(max(seen.min(initial=1) / 2, 1e-6), 1.6)
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-        ax.yaxis.set_minor_locator(mpl.ticker.NullLocator())
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.xaxis.set_major_formatter(FuncFormatter(_number))
-        ax.grid(axis="x", visible=False)
-        ax.margins(x=0.02)
-
-    return draw
+    trained, device = np.array(histogram["float"]), np.array(histogram["device"])
+    edges = histogram["low"] + histogram["width"] * np.arange(len(trained) + 1)
+    low, high = q.dequantize(np.array([INT8_MIN, INT8_MAX])).tolist()
+    ax.axvspan(low, high, color=RANGE, lw=0, label="representable")
+    for end in (low, high):
+        ax.axvline(end, color=RANGE_EDGE, lw=1)
+    ax.stairs(trained, edges, fill=True, color=TRAINED, label="float")
+    outside = (edges[1:] <= low) | (edges[:-1] >= high + 2.0**-bits)
+    if trained[outside].any():
+        ax.stairs(np.where(outside, trained, 0), edges, fill=True, color=CLIPPED, label="clipped")
+    ax.stairs(device, edges, color=DEVICE, lw=1.1, label="device")
+    seen = np.concatenate([trained, device])
+    seen = seen[seen > 0]
+    ax.set_yscale("log")
+    ax.set_ylim(max(seen.min(initial=1) / 2, 1e-6), 1.6)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    ax.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(FuncFormatter(_number))
+    ax.grid(axis="x", visible=False)
+    ax.margins(x=0.02)
 
 
 # --- the sweep --------------------------------------------------------------------------------------------------------
@@ -148,28 +144,24 @@ def _changes(trials: Sequence[Mapping[str, Any]], chosen: int) -> dict[int, floa
     return dict(sorted(changes.items()))
 
 
-def _sweep(trials: Sequence[Mapping[str, Any]], chosen: int, colour: str) -> Callable[[Axes], None]:
+def _sweep(ax: Axes, trials: Sequence[Mapping[str, Any]], chosen: int, colour: str) -> None:
     """The trials of one tensor."""
     changes = _changes(trials, chosen)
-
-    def draw(ax: Axes) -> None:
-        ax.axhline(0, color=MUTED, lw=0.8)
-        ax.axvline(chosen, color=RANGE_EDGE, lw=9, alpha=0.2)
-        ax.plot([*changes], [*changes.values()], "-o", color=colour, mfc="white", ms=5, lw=1.3, mew=1.3)
-        if chosen in changes:
-            ax.plot([chosen], [changes[chosen]], "o", color=colour, ms=6)
-        bits = range(min(chosen, *changes), max(chosen, *changes) + 1)
-        ax.set_xlim(bits[0] - 0.5, bits[-1] + 0.5)
-        ax.set_xticks(bits, [str(QFormat(n)) for n in bits])
-        reach = max(0.1, *(abs(change) for change in changes.values())) * 1.2
-        ax.set_ylim(
-            -reach if min(changes.values()) < 0 else -0.2 * reach, reach if max(changes.values()) > 0 else 0.2 * reach
-        )
-        ax.yaxis.set_major_locator(MaxNLocator(4))
-        ax.yaxis.set_major_formatter(FuncFormatter(_signed))
-        ax.grid(axis="x", visible=False)
-
-    return draw
+    ax.axhline(0, color=MUTED, lw=0.8)
+    ax.axvline(chosen, color=RANGE_EDGE, lw=9, alpha=0.2)
+    ax.plot([*changes], [*changes.values()], "-o", color=colour, mfc="white", ms=5, lw=1.3, mew=1.3)
+    if chosen in changes:
+        ax.plot([chosen], [changes[chosen]], "o", color=colour, ms=6)
+    bits = range(min(chosen, *changes), max(chosen, *changes) + 1)
+    ax.set_xlim(bits[0] - 0.5, bits[-1] + 0.5)
+    ax.set_xticks(bits, [str(QFormat(n)) for n in bits])
+    reach = max(0.1, *(abs(change) for change in changes.values())) * 1.2
+    ax.set_ylim(
+        -reach if min(changes.values()) < 0 else -0.2 * reach, reach if max(changes.values()) > 0 else 0.2 * reach
+    )
+    ax.yaxis.set_major_locator(MaxNLocator(4))
+    ax.yaxis.set_major_formatter(FuncFormatter(_signed))
+    ax.grid(axis="x", visible=False)
 
 
 def _signed(value: float, _: Any = None) -> str:
@@ -179,76 +171,68 @@ def _signed(value: float, _: Any = None) -> str:
 # --- confusion and memory ---------------------------------------------------------------------------------------------
 
 
-def _confusion(values: Mapping[str, Any]) -> Callable[[Axes], None]:
+def _confusion(ax: Axes, values: Mapping[str, Any]) -> None:
     classes = values["classes"]
     counts = np.zeros((classes, classes))
     for entry in values["confusion"]:
         counts[entry["float"], entry["device"]] = entry["count"]
-
-    def draw(ax: Axes) -> None:
-        shown = np.ma.masked_equal(counts, 0)
-        ax.imshow(shown, cmap="Blues", norm=LogNorm(1, max(counts.max(), 2) * 4), interpolation="nearest")
-        ax.set(xlabel="class on the device", ylabel="class of the float network")
-        ax.grid(visible=False)
-        if classes > MOST_LABELLED:
-            return
-        ax.set_xticks(range(classes))
-        ax.set_yticks(range(classes))
-        ax.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
-        ax.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-        ax.grid(which="minor", color="white", lw=1.5, visible=True)
-        ax.tick_params(which="both", length=0)
-        ax.spines[:].set_visible(False)
-        size = 8.5 if classes <= 10 else 6
-        for row, column in np.argwhere(counts > 0):
-            count = int(counts[row, column])
-            dark = np.log(count + 1) > 0.55 * np.log(4 * counts.max())
-            colour = "white" if dark and row == column else INK
-            ax.text(column, row, str(count), ha="center", va="center", size=size, color=colour)
-
-    return draw
+    shown = np.ma.masked_equal(counts, 0)
+    ax.imshow(shown, cmap="Blues", norm=LogNorm(1, max(counts.max(), 2) * 4), interpolation="nearest")
+    ax.set(xlabel="class on the device", ylabel="class of the float network")
+    ax.grid(visible=False)
+    if classes > MOST_LABELLED:
+        return
+    ax.set_xticks(range(classes))
+    ax.set_yticks(range(classes))
+    ax.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", lw=1.5, visible=True)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    size = 8.5 if classes <= 10 else 6
+    for row, column in np.argwhere(counts > 0):
+        count = int(counts[row, column])
+        dark = np.log(count + 1) > 0.55 * np.log(4 * counts.max())
+        colour = "white" if dark and row == column else INK
+        ax.text(column, row, str(count), ha="center", va="center", size=size, color=colour)
 
 
 def _kilobytes(size: float, _: Any = None) -> str:
     return f"{size / 1024:g} kB" if size else "0"
 
 
-def _memory(values: Mapping[str, Any]) -> Callable[[Axes], None]:
+def _memory(ax: Axes, values: Mapping[str, Any]) -> None:
     """Bytes of the arena upwards, layers from left to right: each buffer from its first to its last layer."""
     layers, buffers = values["layers"], values["memory"]["buffers"]
-
-    def draw(ax: Axes) -> None:
-        top = max(b["offset"] + b["bytes"] for b in buffers)
-        for b in buffers:
-            scratch = b["name"].endswith(" scratch")
-            first, last = b["first"], min(b["last"], len(layers) - 1)
-            ax.bar(
-                first - 0.46,
-                b["bytes"],
-                last - first + 0.92,
-                b["offset"],
-                align="edge",
-                color="#fff4e6" if scratch else "#dbe9f9",
-                edgecolor="#e8590c" if scratch else "#1864ab",
-                lw=0.8,
-                alpha=0.85,  # what works in place lies over its input
-            )
-            room = (last - first + 0.92) * 72 * _memory_size(layers)[0] * 0.88 / len(layers)
-            short = "scratch" if scratch else b["name"]
-            if b["bytes"] > 0.045 * top and len(short) * 4.8 < room:
-                ax.text((first + last) / 2, b["offset"] + b["bytes"] / 2, short, ha="center", va="center", size=8)
-        ax.set_xlim(-0.6, len(layers) - 0.4)
-        ax.set_ylim(0, top * 1.02)
-        names = [
-            name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}"
-            for name in (layer["name"] for layer in layers)
-        ]
-        ax.set_xticks(range(len(layers)), names, rotation=90)
-        ax.yaxis.set_major_locator(MultipleLocator(2 ** max(math.ceil(math.log2(top / 6)), 0)))
-        ax.yaxis.set_major_formatter(FuncFormatter(_kilobytes))
-        ax.grid(axis="x", visible=False)
-
-    return draw
+    top = max(b["offset"] + b["bytes"] for b in buffers)
+    for b in buffers:
+        scratch = b["name"].endswith(" scratch")
+        first, last = b["first"], min(b["last"], len(layers) - 1)
+        ax.bar(
+            first - 0.46,
+            b["bytes"],
+            last - first + 0.92,
+            b["offset"],
+            align="edge",
+            color="#fff4e6" if scratch else "#dbe9f9",
+            edgecolor="#e8590c" if scratch else "#1864ab",
+            lw=0.8,
+            alpha=0.85,  # what works in place lies over its input
+        )
+        room = (last - first + 0.92) * 72 * _memory_size(layers)[0] * 0.88 / len(layers)
+        short = "scratch" if scratch else b["name"]
+        if b["bytes"] > 0.045 * top and len(short) * 4.8 < room:
+            ax.text((first + last) / 2, b["offset"] + b["bytes"] / 2, short, ha="center", va="center", size=8)
+    ax.set_xlim(-0.6, len(layers) - 0.4)
+    ax.set_ylim(0, top * 1.02)
+    names = [
+        name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}"
+        for name in (layer["name"] for layer in layers)
+    ]
+    ax.set_xticks(range(len(layers)), names, rotation=90)
+    ax.yaxis.set_major_locator(MultipleLocator(2 ** max(math.ceil(math.log2(top / 6)), 0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(_kilobytes))
+    ax.grid(axis="x", visible=False)
 
 
 def _memory_size(layers: Sequence[Any]) -> tuple[float, float]:
@@ -261,36 +245,31 @@ def _memory_size(layers: Sequence[Any]) -> tuple[float, float]:
 
 def draw(values: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a report's values: histograms by (layer, tensor), sweeps in their order, confusion, memory."""
+    layers = {layer["name"]: layer for layer in values["layers"]}
     histograms = {
-        (layer["name"], tensor): _svg(
-            (3.6, 1.75), _histogram(layer[tensor], layer["fraction_bits"][tensor]), f"Histogram of the {tensor}"
+        (name, tensor): _svg(
+            (3.6, 1.75), f"Histogram of the {tensor}", _histogram, layer[tensor], layer["fraction_bits"][tensor]
         )
-        for layer in values["layers"]
+        for name, layer in layers.items()
         for tensor in ("weights", "activations")
         if layer[tensor] and (tensor == "weights" or layer["own_format"])
     }
-    row = {layer["name"]: i for i, layer in enumerate(values["layers"])}
-    order = {"weights": 0, "activations": 1, "bias": 2}
+    places = [(name, tensor) for name in layers for tensor in TENSORS]
 
-    def place(trial: Mapping[str, Any]) -> tuple[int, int]:
-        return row[trial["layer"]], order[trial["tensor"]]
+    def place(trial: Mapping[str, Any]) -> int:
+        return places.index((trial["layer"], trial["tensor"]))
 
     sweeps = []
-    for (index, _), group in groupby(sorted(values["trials"], key=place), place):
-        trials = list(group)
-        tensor = trials[0]["tensor"]
-        layer = values["layers"][index]
-        figure = _svg(
-            (3.6, 1.7),
-            _sweep(trials, layer["fraction_bits"][tensor], TENSORS[tensor]),
-            f"Accuracy against the format of the {tensor}",
-        )
-        sweeps.append(
-            {"layer": layer["name"], "tensor": tensor, "figure": figure, "bits": layer["fraction_bits"][tensor]}
-        )
+    for index, trials in groupby(sorted(values["trials"], key=place), place):
+        name, tensor = places[index]
+        bits = layers[name]["fraction_bits"][tensor]
+        label = f"Accuracy against the format of the {tensor}"
+        figure = _svg((3.6, 1.7), label, _sweep, [*trials], bits, TENSORS[tensor])
+        sweeps.append({"layer": name, "tensor": tensor, "figure": figure, "bits": bits})
+    confusion = "Confusion matrix of the float network and the device"
     return {
         "histograms": histograms,
         "sweeps": sweeps,
-        "confusion": _svg((4.6, 4.4), _confusion(values), "Confusion matrix of the float network and the device"),
-        "memory": _svg(_memory_size(values["layers"]), _memory(values), "Memory map over time"),
+        "confusion": _svg((4.6, 4.4), confusion, _confusion, values),
+        "memory": _svg(_memory_size(values["layers"]), "Memory map over time", _memory, values),
     }

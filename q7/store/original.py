@@ -61,10 +61,7 @@ def rebuild(
         formats,
         tuple(layers),
         target,
-        {
-            "model": SourceFile(model.name, model_digest),
-            "weights": SourceFile(weight_file.name, weights_digest),
-        },
+        {"model": SourceFile(model.name, model_digest), "weights": SourceFile(weight_file.name, weights_digest)},
         source.images,
         source.crop,
         reader=source.reader,
@@ -85,26 +82,18 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
     """What the original's Caffe_Quantizer holds for a network, under its names; shapes are NCHW."""
     graph, formats = network.graph, network.formats
     layers = {layer.name: layer for layer in graph.layers}
-    chosen = {layer.name: formats[layer.name] for layer in graph.layers if layer.own_format or layer.floors}
+    chosen = [layer.name for layer in graph.layers if layer.own_format or layer.floors]
     weighted = [layer for layer in graph.layers if layer.weighted]
     end = [*chosen, graph.accuracy]
     order = [*layers, graph.accuracy]
     windowed = {name: layer for name, layer in layers.items() if hasattr(layer, "window")}
-    shifts = {
-        layer.name: integer.integers.shifts for layer, integer in zip(graph.layers, network.layers) if layer.weighted
-    }
-    weights = {
-        layer.name: integer.integers.weights for layer, integer in zip(graph.layers, network.layers) if layer.weighted
-    }
-    own = graph.input
+    integers = {layer.name: own.integers for layer, own in zip(graph.layers, network.layers) if layer.weighted}
+    own, sources = graph.input, network.sources
 
-    def bits(table: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
-        return {n: q.integer_bits for n, q in table.items()}, {n: q.fraction_bits for n, q in table.items()}
+    def bits(what: str, table: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+        kinds = {"int": "integer_bits", "dec": "fraction_bits"}
+        return {f"{what}_{kind}_bits": {n: getattr(q, b) for n, q in table.items()} for kind, b in kinds.items()}
 
-    wt_int_bits, wt_dec_bits = bits({name: formats[name].w for name in weights})
-    bias_int_bits, bias_dec_bits = bits({name: formats[name].bias_grid for name in weights})
-    act_int_bits, act_dec_bits = bits({name: formats[name].y for name in chosen})
-    sources = network.sources
     return {
         "model_file": sources["model"].name,
         "weight_file": sources["weights"].name,
@@ -115,7 +104,7 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
         "end_layer": end,
         "layer": order,
         "layer_shape": {**{n: (batch, *layer.out_shape) for n, layer in layers.items()}, graph.accuracy: ()},
-        "layer_wt_shape": {name: w.shape for name, w in weights.items()},
+        "layer_wt_shape": {name: i.weights.shape for name, i in integers.items()},
         "top_blob": {k: list(v) for k, v in graph.tops.items()},
         "bottom_blob": {k: list(v) for k, v in graph.bottoms.items()},
         "layer_type": {**{n: layer.caffe_type.lower() for n, layer in layers.items()}, graph.accuracy: "accuracy"},
@@ -129,15 +118,12 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
         "lrn_alpha": {},
         "lrn_beta": {},
         "num_ops": {n: layer.macs for n, layer in layers.items()},
-        "num_wts": {n: int(w.size) for n, w in weights.items()},
-        "wt_int_bits": wt_int_bits,
-        "wt_dec_bits": wt_dec_bits,
-        "bias_int_bits": bias_int_bits,
-        "bias_dec_bits": bias_dec_bits,
-        "act_int_bits": {**act_int_bits, graph.accuracy: 0},
-        "act_dec_bits": {**act_dec_bits, graph.accuracy: 7},
-        "bias_lshift": {n: s.bias_lshift for n, s in shifts.items()},
-        "act_rshift": {n: s.out_rshift for n, s in shifts.items()},
+        "num_wts": {n: int(i.weights.size) for n, i in integers.items()},
+        **bits("wt", {name: formats[name].w for name in integers}),
+        **bits("bias", {name: formats[name].bias_grid for name in integers}),
+        **bits("act", {**{name: formats[name].y for name in chosen}, graph.accuracy: QFormat(7)}),
+        "bias_lshift": {n: i.shifts.bias_lshift for n, i in integers.items()},
+        "act_rshift": {n: i.shifts.out_rshift for n, i in integers.items()},
         "data_layer": own.name,
         "mean_file": sources["mean"].name if "mean" in sources else "",
         "mean_val": [float(v) for v in own.mean.ravel()] if own.mean.shape[1:] == (1, 1) and own.mean.any() else [],

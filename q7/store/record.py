@@ -31,7 +31,7 @@ from q7.layers.windowed import covers_image
 from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, LayerFormats, QFormat, shifts
-from q7.target import LIBRARIES, Q7, Core, Rounding, Target
+from q7.target import Q7, Target
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 2
 LARGEST_FILE = 1 << 28  # bytes
@@ -90,11 +90,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
             for layer, own in zip(layers, network.layers)
             if layer.weighted
         },
-        "target": {
-            "core": network.target.core.value,
-            "rounding": network.target.rounding.value,
-            "api": network.target.library.name,
-        },
+        "target": network.target.names(),
         "sources": _plain(network.sources),
         "dataset": network.dataset,
         "crop": network.crop,
@@ -202,8 +198,7 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     formats = graph.formats(w, b, y)
     if _own_formats(layers, _plain(formats)) != value["formats"]:
         raise ValueError("it has formats that no layer needs")
-    core, rounding, api = (value["target"][name] for name in ("core", "rounding", "api"))
-    target = Target(Core(core), Rounding(rounding), LIBRARIES[api])
+    target = Target.named(**value["target"])
     if target.library.bias_bits == 8 and any(layer.weighted and not formats[layer.name].b for layer in layers):
         raise ValueError("its biases have no formats")
     if set(value["weights"]) != {layer.name for layer in layers if layer.weighted}:
@@ -371,13 +366,10 @@ def save(path: Path, record: Record) -> None:
 
 def load(path: Path) -> Record:
     """Reads our pickle or the original's; raises Q7Error for anything else, without running any of it."""
-    try:
+    with files.reading(f"the pickle '{path}'"):
         if path.stat().st_size > LARGEST_FILE:
             raise Q7Error(f"'{path}' is larger than {LARGEST_FILE} bytes")
         content = path.read_bytes()
-    except OSError as error:
-        raise Q7Error(f"cannot read the pickle '{path}': {error.strerror}") from error
-    with files.reading(f"the pickle '{path}'"):
         _check_opcodes(content)
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
         old = isinstance(value, _State)

@@ -100,7 +100,7 @@ def _step(
         if what == "write":
             lmdb_images.write(folder / "data_lmdb", images(count, shape), (i % CLASSES for i in range(count)))
         elif what == "read":
-            lmdb_images.read_within(folder / "data_lmdb")
+            lmdb_images.read(folder / "data_lmdb")
         elif what == "quantize":
             assert nn_quantizer.main([*arguments]) == 0
         else:
