@@ -56,7 +56,6 @@ class Convolution(ShiftingKernel[ConvolutionView]):
         return [Call(self.name, (*arguments, f"(q15_t *){c.scratch}", "NULL"))]
 
 
-@dataclass(frozen=True)
 class Depthwise(Convolution):
     """Depthwise convolutions: weights KH,KW,C, one q7 column of scratch."""
 
@@ -91,7 +90,6 @@ class FullyConnected(ShiftingKernel[LayerView]):
         return [Call(self.name, (c.input, c.weights, *sizes, c.bias, c.output, f"(q15_t *){c.scratch}"))]
 
 
-@dataclass(frozen=True)
 class InPlace(Kernel[LayerView, I_contra]):
     """Works in place, in a copy where others read the input; a size is 16 bits, so large tensors take several calls."""
 
@@ -116,7 +114,6 @@ class InPlace(Kernel[LayerView, I_contra]):
         return [*calls] if c.in_place else [copy, *calls]
 
 
-@dataclass(frozen=True)
 class Relu(InPlace[object]):
     """max(x, 0); both libraries have it."""
 
@@ -151,7 +148,6 @@ class Activation(InPlace[IntWidth]):
         return {"INT_WIDTH": integers.int_width}
 
 
-@dataclass(frozen=True)
 class Softmax(Kernel[LayerView, object]):
     """Powers of two in place of exponentials, Q0.7; the text is 5.9.0's, older releases computed otherwise.
 
@@ -223,7 +219,6 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: WindowedView, axis: int, average
     return g.add("Concat", *results, axis=axis + 1)
 
 
-@dataclass(frozen=True)
 class Pool(Kernel[WindowedView, object]):
     """Pooling; the DSP path reduces along x, in place in its input, and then along y."""
 
@@ -240,7 +235,6 @@ class Pool(Kernel[WindowedView, object]):
         return [Call(self.name, (c.input, c.input_extent.x, c.macro("IN_CH"), *sizes, scratch, c.output))]
 
 
-@dataclass(frozen=True)
 class MaxPool(Pool):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         if padding_below_stride(layer, target):
@@ -248,7 +242,6 @@ class MaxPool(Pool):
         return _dsp_pool_axis(g, _dsp_pool_axis(g, xs[0], layer, 2, False), layer, 1, False)
 
 
-@dataclass(frozen=True)
 class AveragePool(Pool):
     """Plain: sum / cells. DSP: two divisions, along x and then along y. All of them truncate toward zero."""
 

@@ -10,7 +10,6 @@ same on all cores. Scratch memory is not; sizes are the library's *_get_buffer_s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -63,7 +62,6 @@ def _extents(c: CNames) -> list[Extent]:
     return [c.input_extent, c.window, c.stride, c.padding, c.output_extent]
 
 
-@dataclass(frozen=True)
 class _Weighted(WeightedKernel[L_contra]):
     """The weights are in the order of the q7 kernels, the bias is already shifted to the accumulator's grid."""
 
@@ -82,7 +80,6 @@ class _Weighted(WeightedKernel[L_contra]):
         return Array(f"{c.prefix}_{what}", c.variable(what.lower()), "int32_t", values.astype(np.int32), spare)
 
 
-@dataclass(frozen=True)
 class Convolution(_Weighted[ConvolutionView]):
     """Convolutions in groups; the multiplier and the shift are arrays, although all outputs have the same."""
 
@@ -143,7 +140,6 @@ class Convolution(_Weighted[ConvolutionView]):
         ]
 
 
-@dataclass(frozen=True)
 class Depthwise(Convolution):
     """One or more outputs for each channel; weights KH,KW,C_OUT."""
 
@@ -168,7 +164,6 @@ class Depthwise(Convolution):
         return ("0", "0", f"{c.macro('OUT_CH')} / {c.macro('IN_CH')}"), "1", c.macro("OUT_CH")
 
 
-@dataclass(frozen=True)
 class FullyConnected(_Weighted[LayerView]):
     """The context's buffer is the bias: on MVE, CMSIS-NN 7 takes its sums from there, which zero points of 0 end."""
 
@@ -198,7 +193,6 @@ class FullyConnected(_Weighted[LayerView]):
         ]
 
 
-@dataclass(frozen=True)
 class Pool(Kernel[WindowedView, object]):
     """Windows are clipped to the image; the input stays as it is."""
 
@@ -224,13 +218,11 @@ class Pool(Kernel[WindowedView, object]):
         ]
 
 
-@dataclass(frozen=True)
 class MaxPool(Pool):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)
 
 
-@dataclass(frozen=True)
 class AveragePool(Pool):
     """sum / cells, rounded to the nearest integer, ties away from zero."""
 
@@ -244,7 +236,6 @@ class AveragePool(Pool):
         return exact_onnx.divide(g, g.add("Add", total, half), cells)
 
 
-@dataclass(frozen=True)
 class Add(Kernel[SumView, Operands]):
     """The sum of two inputs of any formats, rounded once."""
 

@@ -152,14 +152,12 @@ Kernels = tuple[Kernel[L, I], ...]  # in order of preference
 AnyKernel = Kernel[Any, Any]  # where layers of all kinds are held, each with a kernel that takes it
 
 
-@dataclass(frozen=True)
 class WeightedKernel(Kernel[L_contra, Integers]):
     def layout(self, weights: np.ndarray, layer: L_contra) -> np.ndarray:
         """Weights in the order of the C array, flat int8."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
 class ShiftingKernel(WeightedKernel[L_contra]):
     """Takes biases of 8 bits, and both shifts as arguments."""
 

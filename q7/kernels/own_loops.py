@@ -27,7 +27,6 @@ MOST_POOLED_SHIFT = 7  # bits either way: 32768 cells of 8 bits, twice, stay wit
 MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
 
 
-@dataclass(frozen=True)
 class OwnLoop(Kernel[L_contra, I_contra]):
     own_loop = True
     source = "templates/common/own_q7.h"
@@ -65,7 +64,6 @@ def rescaling(rshift: int) -> int:
     return min(max(rshift, -MOST_RESCALING), MOST_RESCALING)
 
 
-@dataclass(frozen=True)
 class Concatenate(OwnLoop[LayerView, Rescalings]):
     """Each input, shifted to the output's format and saturated, goes to its channels of every pixel."""
 
@@ -111,7 +109,6 @@ class Ratio:
         return cls(1 << max(lshift, 0), 1 << max(-lshift, 0))
 
 
-@dataclass(frozen=True)
 class WindowLoop(OwnLoop[W_contra, I_contra]):
     """Windows of any shape, stride and padding; the image stays as it is."""
 
@@ -127,7 +124,6 @@ class WindowLoop(OwnLoop[W_contra, I_contra]):
         return [c.macro("IN_CH")]
 
 
-@dataclass(frozen=True)
 class OwnMaxPool(WindowLoop[WindowedView, object]):
     """The maximum of the cells in the image."""
 
@@ -137,7 +133,6 @@ class OwnMaxPool(WindowLoop[WindowedView, object]):
         return max_pool(g, xs[0], layer)
 
 
-@dataclass(frozen=True)
 class OwnAveragePool(WindowLoop[AverageView, Ratio]):
     """sum * multiplier / (cells * divisor), rounded half up; cells as Caffe counts them, with some of the padding."""
 
@@ -155,7 +150,6 @@ class OwnAveragePool(WindowLoop[AverageView, Ratio]):
         return [c.macro(what) for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
 
 
-@dataclass(frozen=True)
 class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[ConvolutionView]):
     """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
 
@@ -172,7 +166,6 @@ class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[Con
         return [*sizes, c.weights, c.bias, c.macro("BIAS_LSHIFT"), c.macro("OUT_RSHIFT")]
 
 
-@dataclass(frozen=True)
 class Clamp(OwnLoop[LayerView, Bounds]):
     """max(low, min(x, high))."""
 
@@ -203,7 +196,6 @@ def tanh_table() -> np.ndarray:
     return np.minimum(np.floor(128 * np.tanh(np.arange(-128, 128) / 16) + 0.5), INT8_MAX)
 
 
-@dataclass(frozen=True)
 class Lookup(OwnLoop[LayerView, I_contra]):
     """A table of the output of each of the 256 inputs."""
 
@@ -246,7 +238,6 @@ class Slope:
     negative_slope: float
 
 
-@dataclass(frozen=True)
 class LeakyRelu(Lookup[Slope]):
     """x, and slope * x for negative inputs, rounded half to even and saturated."""
 
@@ -266,7 +257,6 @@ class Pixels:
     rshift: int
 
 
-@dataclass(frozen=True)
 class ReadPixels(Kernel[LayerView, Pixels]):
     """Our own loop: clamp((pixel - mean) >> rshift, -128, 127); a negative shift goes to the left."""
 

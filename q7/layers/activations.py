@@ -17,7 +17,6 @@ from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 
 
-@dataclass(frozen=True, eq=False)
 class Elementwise(Layer):
     elementwise = True
 
@@ -28,7 +27,6 @@ class Elementwise(Layer):
 
 
 @computed_by(registry.RELU)
-@dataclass(frozen=True, eq=False)
 class ReLU(Elementwise):
     """max(x, 0)."""
 
@@ -99,7 +97,6 @@ class Clip(Elementwise):
         return Bounds(low, high)
 
 
-@dataclass(frozen=True, eq=False)
 class ReLU6(Clip):
     """max(0, min(x, 6)), a layer of some branches of Caffe."""
 
@@ -110,7 +107,6 @@ class ReLU6(Clip):
         return {}
 
 
-@dataclass(frozen=True, eq=False)
 class _Curve(Elementwise):
     floors = True
 
@@ -132,7 +128,6 @@ class _Curve(Elementwise):
 
 
 @computed_by(registry.SIGMOID)
-@dataclass(frozen=True, eq=False)
 class Sigmoid(_Curve):
     """1 / (1 + exp(-x))."""
 
@@ -141,7 +136,6 @@ class Sigmoid(_Curve):
 
 
 @computed_by(registry.TANH)
-@dataclass(frozen=True, eq=False)
 class TanH(_Curve):
     """tanh(x)."""
 

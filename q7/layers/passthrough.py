@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from q7.kernels import registry
@@ -14,7 +13,6 @@ from q7.qformat import QFormat
 
 
 @computed_by(registry.SOFTMAX)
-@dataclass(frozen=True, eq=False)
 class Softmax(Layer):
     """At the end of a network it does not change which class is the largest."""
 

@@ -232,7 +232,6 @@ class _Pooling(_Windowed):
 
 
 @computed_by(registry.MAX_POOL)
-@dataclass(frozen=True, eq=False)
 class MaxPooling(_Pooling):
     """MAX: the output size rounds up, and windows are clipped (pooling_layer.cpp)."""
 
@@ -243,7 +242,6 @@ class MaxPooling(_Pooling):
 
 
 @computed_by(registry.AVERAGE_POOL)
-@dataclass(frozen=True, eq=False)
 class AveragePooling(_Pooling):
     """AVE: as MAX, but cells of the padding count."""
 
@@ -276,7 +274,6 @@ class AveragePooling(_Pooling):
 
 
 @computed_by(registry.OWN_AVERAGE_POOL)
-@dataclass(frozen=True, eq=False)
 class GlobalAveragePooling(AveragePooling):
     """AVE over the whole image, whose mean has a far smaller range than its pixels, and so a format of its own."""
 
