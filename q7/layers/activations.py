@@ -12,7 +12,7 @@ import numpy as np
 from q7.kernels import registry
 from q7.kernels.base import Bounds, IntWidth
 from q7.kernels.own_loops import Slope
-from q7.layers.base import Declined, Layer, Shape, Weights, computed_by, extents
+from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 
@@ -20,10 +20,10 @@ from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 class Elementwise(Layer):
     elementwise = True
 
-    def defines(self) -> dict[str, int]:
-        if len(self.out_shape) == 1:
-            return {"OUT_DIM": self.out_shape[0]}
-        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}
+    op: ClassVar[str]  # ONNX's, where one with no attributes computes it
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add(self.op, xs[0])
 
 
 @computed_by(registry.RELU)
@@ -31,9 +31,7 @@ class ReLU(Elementwise):
     """max(x, 0)."""
 
     caffe_type = "ReLU"
-
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add("Relu", xs[0])
+    op = "Relu"
 
 
 @computed_by(registry.LEAKY_RELU)
@@ -110,17 +108,12 @@ class ReLU6(Clip):
 class _Curve(Elementwise):
     floors = True
 
-    op: ClassVar[str]
-
     def inherited(self, x: QFormat) -> QFormat:
         return QFormat(7)
 
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
         """int_width = 7 - n_x is 0 to 3 (arm_nn_activations_q7.c)."""
         return 4, 7
-
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add(self.op, xs[0])
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> IntWidth:
         assert formats.x

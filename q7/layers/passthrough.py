@@ -32,9 +32,6 @@ class Softmax(Layer):
     def inherited(self, x: QFormat) -> QFormat:
         return QFormat(7)
 
-    def defines(self) -> dict[str, int]:
-        return {"OUT_DIM": self.out_shape[0]}
-
 
 def _dropout(message: Any, shape: Shape) -> bool:
     """It scales while training only."""
