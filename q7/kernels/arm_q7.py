@@ -137,7 +137,7 @@ class Activation(InPlace[IntWidth]):
     table: Callable[[], np.ndarray] = sigmoid_table
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: IntWidth, target: Target) -> str:
-        shifted = g.add("Floor", g.add("Mul", xs[0], np.array(2.0 ** (integers.int_width - 3), np.float32)))
+        shifted = g.add("Floor", g.add("Mul", xs[0], np.array(2.0 ** (integers - 3), np.float32)))
         index = g.cast(g.add("Add", shifted, np.array(-INT8_MIN, np.float32)), np.int64)
         return g.add("Gather", self.table().astype(np.float32), index)
 
@@ -145,7 +145,7 @@ class Activation(InPlace[IntWidth]):
         return [c.macro("INT_WIDTH"), self.c_type]
 
     def defines(self, integers: IntWidth) -> dict[str, int]:
-        return {"INT_WIDTH": integers.int_width}
+        return {"INT_WIDTH": integers}
 
 
 class Softmax(Kernel[LayerView, object]):

@@ -19,6 +19,8 @@ from q7.target import LIBRARIES, Library, Target
 
 # --- what layers hold as integers -------------------------------------------------------------------------------------
 
+IntWidth = int  # the input's integer bits
+
 
 @dataclass(frozen=True)
 class Integers:
@@ -42,13 +44,6 @@ class Bounds:
     def within(self, other: Bounds) -> Bounds:
         """What is left where `other` limits the result."""
         return Bounds(*(min(max(value, other.low), other.high) for value in (self.low, self.high)))
-
-
-@dataclass(frozen=True)
-class IntWidth:
-    """The input's integer bits."""
-
-    int_width: int
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from q7.qformat import INT8_MAX, INT8_MIN
 from q7.target import Q7, S8, Rounding, Target
 
 W_contra = TypeVar("W_contra", bound=WindowedView, contravariant=True)
+LeftShift = int  # bits, may be negative
+Rescalings = tuple[int, ...]  # shifts to the right of each input, bits
+Slope = float  # what negative inputs are multiplied with
 
 MOST_ALIGNMENT = 16  # bits that operands are shifted left
 MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
@@ -54,9 +57,6 @@ class Merge(OwnLoop[LayerView, Operands]):
 
     def defines(self, integers: Operands) -> dict[str, int]:
         return {**{f"FACTOR_{i}": f for i, f in enumerate(integers.factors, 1)}, "OUT_RSHIFT": integers.out_rshift}
-
-
-Rescalings = tuple[int, ...]  # shifts to the right of each input, bits
 
 
 def rescaling(rshift: int) -> int:
@@ -96,17 +96,9 @@ def _rounded_division(g: OnnxGraph, total: str, multiplier: int, divisors: np.nd
     return g.cast(g.clip(quotient, INT8_MIN, INT8_MAX, np.float64), np.float32)
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """A power of two as multiplier / divisor, one of which is 1."""
-
-    multiplier: int
-    divisor: int
-
-    @classmethod
-    def shift(cls, lshift: int) -> Ratio:
-        """2**lshift (bits, may be negative)."""
-        return cls(1 << max(lshift, 0), 1 << max(-lshift, 0))
+def _ratio(lshift: LeftShift) -> tuple[int, int]:
+    """2**lshift as multiplier / divisor, one of which is 1."""
+    return 1 << max(lshift, 0), 1 << max(-lshift, 0)
 
 
 class WindowLoop(OwnLoop[W_contra, I_contra]):
@@ -133,18 +125,19 @@ class OwnMaxPool(WindowLoop[WindowedView, object]):
         return max_pool(g, xs[0], layer)
 
 
-class OwnAveragePool(WindowLoop[AverageView, Ratio]):
+class OwnAveragePool(WindowLoop[AverageView, LeftShift]):
     """sum * multiplier / (cells * divisor), rounded half up; cells as Caffe counts them, with some of the padding."""
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: AverageView, integers: Ratio, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: AverageView, integers: LeftShift, target: Target) -> str:
         if layer.covers_image:
             total = g.add("ReduceSum", xs[0], np.array([2, 3]))
         else:
             total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
-        return _rounded_division(g, total, integers.multiplier, layer.divisors() * integers.divisor)
+        multiplier, divisor = _ratio(integers)
+        return _rounded_division(g, total, multiplier, layer.divisors() * divisor)
 
-    def defines(self, integers: Ratio) -> dict[str, int]:
-        return {"MULTIPLIER": integers.multiplier, "DIVISOR": integers.divisor}
+    def defines(self, integers: LeftShift) -> dict[str, int]:
+        return dict(zip(("MULTIPLIER", "DIVISOR"), _ratio(integers)))
 
     def _arguments(self, c: CNames) -> list[str]:
         return [c.macro(what) for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
@@ -228,14 +221,7 @@ class Curve(Lookup[IntWidth]):
     table: Callable[[], np.ndarray] = sigmoid_table
 
     def outputs(self, integers: IntWidth) -> np.ndarray:
-        return self.table()[(np.arange(INT8_MIN, INT8_MAX + 1) >> (3 - integers.int_width)) - INT8_MIN]
-
-
-@dataclass(frozen=True)
-class Slope:
-    """What negative inputs are multiplied with."""
-
-    negative_slope: float
+        return self.table()[(np.arange(INT8_MIN, INT8_MAX + 1) >> (3 - integers)) - INT8_MIN]
 
 
 class LeakyRelu(Lookup[Slope]):
@@ -243,7 +229,7 @@ class LeakyRelu(Lookup[Slope]):
 
     def outputs(self, integers: Slope) -> np.ndarray:
         x = np.arange(INT8_MIN, INT8_MAX + 1)
-        return np.clip(np.rint(np.where(x < 0, integers.negative_slope, 1) * x), INT8_MIN, INT8_MAX)
+        return np.clip(np.rint(np.where(x < 0, integers, 1) * x), INT8_MIN, INT8_MAX)
 
 
 MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int

@@ -7,7 +7,7 @@ from q7.kernels import arm_q7, arm_s8, own_loops
 from q7.kernels import constraints as needs
 from q7.kernels.base import AnyKernel, Bounds, Integers, IntWidth, Kernels, Operands
 from q7.kernels.contract import AverageView, ConvolutionView, LayerView, SumView, WindowedView
-from q7.kernels.own_loops import Pixels, Ratio, Rescalings, Slope
+from q7.kernels.own_loops import LeftShift, Pixels, Rescalings, Slope
 
 _CONVOLUTION = (needs.indexable, needs.short_column)
 _FAST = (needs.one_group, needs.channels_of_four_and_two, needs.output_covers_padding, *_CONVOLUTION)
@@ -51,8 +51,10 @@ MAX_POOL: Kernels[WindowedView, object] = (
     arm_s8.MaxPool("arm_max_pool_s8", _WINDOWS),
     own_loops.OwnMaxPool("maxpool_q7", _WINDOWS),
 )
-OWN_AVERAGE_POOL: Kernels[AverageView, Ratio] = (own_loops.OwnAveragePool("avepool_q7", (*_WINDOWS, needs.countable)),)
-AVERAGE_POOL: Kernels[AverageView, Ratio] = (
+OWN_AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
+    own_loops.OwnAveragePool("avepool_q7", (*_WINDOWS, needs.countable)),
+)
+AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
     arm_q7.AveragePool("arm_avepool_q7_HWC", (needs.unpadded, *_POOL, needs.short_window)),
     arm_s8.AveragePool("arm_avgpool_s8", (needs.unpadded, *_WINDOWS, needs.countable)),
     *OWN_AVERAGE_POOL,

@@ -59,7 +59,7 @@ class LeakyReLU(Elementwise):
         return g.add("LeakyRelu", xs[0], alpha=self.negative_slope)
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Slope:
-        return Slope(self.negative_slope)
+        return self.negative_slope
 
 
 def relu(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
@@ -117,7 +117,7 @@ class _Curve(Elementwise):
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> IntWidth:
         assert formats.x
-        return IntWidth(formats.x.integer_bits)
+        return formats.x.integer_bits
 
 
 @computed_by(registry.SIGMOID)
