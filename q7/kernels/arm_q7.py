@@ -49,8 +49,7 @@ class Convolution(ShiftingKernel[ConvolutionView]):
         return convolution(g, xs[0], layer, integers, target)
 
     def calls(self, layer: ConvolutionView, c: CNames) -> list[Statement]:
-        extents = (c.input_extent, c.window, c.padding, c.stride, c.output_extent)
-        inputs, window, padding, stride, output = (pair if self.nonsquare else pair[:1] for pair in extents)
+        inputs, window, padding, stride, output = (pair if self.nonsquare else pair[:1] for pair in c.extents)
         arguments = [c.input, *inputs, c.macro("IN_CH"), c.weights, c.macro("OUT_CH"), *window, *padding, *stride]
         arguments += [c.bias, c.macro("BIAS_LSHIFT"), c.macro("OUT_RSHIFT"), c.output, *output]
         return [Call(self.name, (*arguments, f"(q15_t *){c.scratch}", "NULL"))]
@@ -230,9 +229,9 @@ class Pool(Kernel[WindowedView, object]):
         return not promised_only and stays_ahead(layer)
 
     def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
-        sizes = (c.window.x, c.padding.x, c.stride.x, c.output_extent.x)
+        width, *sizes = (pair.x for pair in c.extents)
         scratch = c.scratch if self.scratch_bytes(layer, Target()) else "NULL"
-        return [Call(self.name, (c.input, c.input_extent.x, c.macro("IN_CH"), *sizes, scratch, c.output))]
+        return [Call(self.name, (c.input, width, c.macro("IN_CH"), *sizes, scratch, c.output))]
 
 
 class MaxPool(Pool):

@@ -57,11 +57,6 @@ def _pointers(c: CNames, *structures: str) -> tuple[str, ...]:
     return tuple(f"&{c.variable(name)}" for name in structures)
 
 
-def _extents(c: CNames) -> list[Extent]:
-    """Of the input, the window, its stride and padding, and the output."""
-    return [c.input_extent, c.window, c.stride, c.padding, c.output_extent]
-
-
 class _Weighted(WeightedKernel[L_contra]):
     """The weights are in the order of the q7 kernels, the bias is already shifted to the accumulator's grid."""
 
@@ -113,7 +108,7 @@ class Convolution(_Weighted[ConvolutionView]):
 
     def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
         """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
-        extents = _extents(c)
+        extents = c.extents
         row = layer.window[0] == 1 and (layer.in_shape[1] == 1 or c.output_extent.y == "1")
         return [Extent(pair.y, pair.x) for pair in extents] if row else extents
 
@@ -123,7 +118,7 @@ class Convolution(_Weighted[ConvolutionView]):
         return ("0", "0"), c.macro("OUT_CH"), depth
 
     def calls(self, layer: ConvolutionView, c: CNames) -> list[Statement]:
-        inputs, window, stride, padding, output = self._geometry(layer, c)
+        inputs, window, padding, stride, output = self._geometry(layer, c)
         offsets, filters, depth = self._channels(layer, c)
         quantization = (f"(int32_t *){c.variable('multiplier')}", f"(int32_t *){c.variable('shift')}")
         arguments = [*_pointers(c, "ctx", "params", "quant", "in_dims"), c.input]
@@ -158,7 +153,7 @@ class Depthwise(Convolution):
         return 4
 
     def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
-        return _extents(c)
+        return c.extents
 
     def _channels(self, layer: ConvolutionView, c: CNames) -> tuple[tuple[str, ...], str, str]:
         return ("0", "0", f"{c.macro('OUT_CH')} / {c.macro('IN_CH')}"), "1", c.macro("OUT_CH")
@@ -205,7 +200,7 @@ class Pool(Kernel[WindowedView, object]):
         return not promised_only and layer.square and stays_ahead(layer)
 
     def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
-        inputs, window, stride, padding, output = _extents(c)
+        inputs, window, padding, stride, output = c.extents
         channels = c.macro("IN_CH")
         structures = _pointers(c, "ctx", "params", "in_dims"), _pointers(c, "filter_dims", "out_dims")
         return [

@@ -106,7 +106,7 @@ class WindowLoop(OwnLoop[W_contra, I_contra]):
 
     def calls(self, layer: W_contra, c: CNames) -> list[Statement]:
         window = c.variable("out_window")
-        sizes = (*c.input_extent, *c.window, *c.padding, *c.stride, *c.output_extent)
+        sizes = tuple(size for pair in c.extents for size in pair)
         return [
             Declaration("const window_t", window, sizes),
             Call(self.name, (c.input, f"&{window}", *self._arguments(c), c.output)),
