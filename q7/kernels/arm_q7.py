@@ -31,7 +31,6 @@ class Convolution(ShiftingKernel[ConvolutionView]):
     libraries = (Q7,)
 
     nonsquare: bool = False
-    overread: int = 0
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
         return weight_layouts.ohwi(weights)
@@ -41,9 +40,6 @@ class Convolution(ShiftingKernel[ConvolutionView]):
             return 0
         columns = 1 if layer.out_shape[1] * layer.out_shape[2] == 1 else 2
         return 2 * columns * layer.in_shape[0] * layer.window[0] * layer.window[1]
-
-    def overread_bytes(self) -> int:
-        return self.overread
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
         return convolution(g, xs[0], layer, integers, target)

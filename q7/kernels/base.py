@@ -93,6 +93,7 @@ class Kernel(Generic[L_contra, I_contra]):
 
     name: str
     constraints: tuple[Constraint[L_contra], ...] = ()
+    overread: int = 0  # bytes after its input that it reads and ignores
 
     @property
     def source_file(self) -> str:
@@ -108,10 +109,6 @@ class Kernel(Generic[L_contra, I_contra]):
 
     def scratch_bytes(self, layer: L_contra, target: Target) -> int:
         """Bytes of scratch memory that the kernel touches, 4-byte aligned."""
-        return 0
-
-    def overread_bytes(self) -> int:
-        """Bytes after its input that the kernel reads and ignores."""
         return 0
 
     def in_place(self, layer: L_contra, promised_only: bool) -> bool:
