@@ -10,9 +10,8 @@ import numpy as np
 
 from q7.data.image_set import Images, pick, spread
 from q7.engines.accuracy import accuracy_caffe
-from q7.engines.device_network import DeviceNetwork
 from q7.engines.engine import MEMORY, MEMORY_SHARES
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_layer, quantize_network
 from q7.qformat import LayerFormats, QFormat

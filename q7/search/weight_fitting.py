@@ -17,8 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from q7.engines.device_network import DeviceNetwork
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.base import Layer
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_layer, quantize_network
