@@ -12,7 +12,7 @@ import pytest
 import code_gen
 from q7 import files
 from q7.codegen import known_answers
-from q7.engines.device_network import DeviceNetwork
+from q7.engines.networks import DeviceNetwork
 from q7.network.quantized import QuantizedNetwork
 from q7.store import record
 from tests.support import ROOT, run, tool

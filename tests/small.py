@@ -12,7 +12,7 @@ from q7.caffe_io.prototxt import read_prototxt
 from q7.codegen import lowering
 from q7.data import lmdb_images
 from q7.data.source import data_source
-from q7.engines.float_network import FloatNetwork, Simulation
+from q7.engines.networks import FloatNetwork, Simulation
 from q7.network import graph
 from q7.network.from_caffe import attach_weights, parse_network
 from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network

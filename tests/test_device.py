@@ -17,7 +17,7 @@ from q7.caffe_io.prototxt import read_prototxt
 from q7.data import lmdb_images
 from q7.data.source import data_source
 from q7.engines.accuracy import accuracy_first
-from q7.engines.device_network import DeviceNetwork
+from q7.engines.networks import DeviceNetwork
 from q7.kernels import exact_onnx, registry
 from q7.kernels.base import AnyKernel, Integers, WeightedKernel
 from q7.kernels.own_loops import Pixels

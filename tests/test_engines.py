@@ -14,7 +14,7 @@ import pytest
 
 from q7.engines import engine
 from q7.engines.batches import BatchRunner, Run, Values
-from q7.engines.float_network import FloatNetwork, Grid, Simulation, as_trained
+from q7.engines.networks import FloatNetwork, Grid, Simulation, as_trained
 from q7.layers.activations import ReLU
 from q7.layers.base import Layer
 from q7.layers.input import Input

@@ -14,7 +14,7 @@ from q7.caffe_io.blobs import Blobs, write_mean, write_weights
 from q7.caffe_io.prototxt import read_prototxt
 from q7.data import lmdb_images
 from q7.data.source import data_source
-from q7.engines.float_network import FloatNetwork, Simulation
+from q7.engines.networks import FloatNetwork, Simulation
 from q7.errors import Q7Error
 from q7.layers.base import Declined
 from q7.layers.windowed import MaxPooling

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7.engines.float_network import FloatNetwork
+from q7.engines.networks import FloatNetwork
 from q7.pipeline.job import prepare
 from q7.pipeline.quantize import open_journal
 from q7.search import caffe_objective, device_objective, journal, weight_fitting

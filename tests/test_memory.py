@@ -34,9 +34,6 @@ class FakeKernel:
     def scratch_bytes(self, layer: Any, target: Target) -> int:
         return self.scratch
 
-    def overread_bytes(self) -> int:
-        return self.overread
-
     def in_place(self, layer: Any, promised_only: bool) -> bool:
         return self.works_in_place and (self.promised or not promised_only)
 

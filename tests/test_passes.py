@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from q7.caffe_io.blobs import Blobs
-from q7.engines.float_network import FloatNetwork, Simulation
+from q7.engines.networks import FloatNetwork, Simulation
 from q7.errors import Q7Error
 from q7.network.folding import fold_affine
 from q7.network.from_caffe import attach_weights

@@ -15,7 +15,7 @@ from q7.pipeline.job import prepare
 from q7.pipeline.quantize import find_formats, open_journal
 from q7.qformat import QFormat
 from q7.search import caffe_objective, device_objective, progress
-from q7.search.common import Found, Phase, Score, Search, Tensor, Trial
+from q7.search.common import Found, Score, Search, Tensor, Trial
 from q7.search.progress import Best, Estimate
 from tests import tiny
 from tests.test_search_device import _graph
@@ -110,8 +110,8 @@ def test_the_best_is_of_the_formats_kept_on_the_most_images() -> None:
 
 
 def _search() -> Search:
-    steps: Iterator[Trial | Phase] = iter(
-        [trial("data", Tensor.ACTIVATIONS, kept=True), trial("conv", Tensor.WEIGHTS), Phase("adapting the weights")]
+    steps: Iterator[Trial | str] = iter(
+        [trial("data", Tensor.ACTIVATIONS, kept=True), trial("conv", Tensor.WEIGHTS), "adapting the weights"]
     )
     yield from steps
     return Found(None, {})  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from q7.caffe_io.prototxt import read_prototxt
 from q7.data.source import data_source
 from q7.engines import pycaffe_network
 from q7.engines.accuracy import accuracy_caffe
-from q7.engines.float_network import FloatNetwork, Grid, Simulation, as_trained
+from q7.engines.networks import FloatNetwork, Grid, Simulation, as_trained
 from q7.engines.pycaffe_network import PycaffeNetwork
 from q7.errors import Q7Error
 from q7.pipeline import job as jobs

@@ -13,7 +13,7 @@ from q7.caffe_io.prototxt import read_prototxt
 from q7.data import lmdb_images
 from q7.data.source import DataSource, data_source, override
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.float_network import FloatNetwork, Simulation
+from q7.engines.networks import FloatNetwork, Simulation
 from q7.network.folding import simplify
 from q7.network.from_caffe import attach_weights, parse_network
 from q7.network.graph import Graph

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.float_network import FloatNetwork
+from q7.engines.networks import FloatNetwork
 from q7.layers.activations import ReLU
 from q7.layers.input import Input
 from q7.layers.windowed import AveragePooling, Convolution, InnerProduct

@@ -14,8 +14,8 @@ import pytest
 import nn_quantizer
 from q7.caffe_io.blobs import write_weights
 from q7.data.image_set import spread
-from q7.engines import device_network, engine
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines import engine
+from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.activations import ReLU
 from q7.layers.input import Input
 from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
@@ -255,7 +255,7 @@ def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> Non
 
     def error(network: Graph, table: Mapping[str, LayerFormats]) -> float:
         integers = quantize_network(network, table, target)
-        logits = device_network.DeviceNetwork(network, images[800:], target).logits(integers)
+        logits = DeviceNetwork(network, images[800:], target).logits(integers)
         return float(np.mean((np.ldexp(logits.astype(float), -4) - expected) ** 2))
 
     assert error(*adapted) < 0.5 * error(graph, formats)

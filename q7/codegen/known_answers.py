@@ -17,7 +17,7 @@ import numpy as np
 from q7 import files
 from q7.data import pictures
 from q7.data.image_set import crop_centre
-from q7.engines.device_network import DeviceNetwork
+from q7.engines.networks import DeviceNetwork
 from q7.errors import Q7Error
 from q7.network.quantized import QuantizedNetwork
 

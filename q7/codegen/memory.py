@@ -108,7 +108,7 @@ def plan(
                 groups[name] = [outputs[name]]
             source = outputs[name]
             source.last = index
-            source.size = max(source.size, _aligned(math.prod(shape) + integer.kernel.overread_bytes()))
+            source.size = max(source.size, _aligned(math.prod(shape) + integer.kernel.overread))
         output = outputs[layer.name] = Buffer(layer.name, _aligned(math.prod(layer.out_shape)), index, index)
         over = [name for name in layer.inputs if last_reader[name] == index]
         if over and integer.kernel.in_place(layer, promised_only):

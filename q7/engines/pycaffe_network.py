@@ -18,7 +18,7 @@ from q7.caffe_io import caffe_pb2 as pb
 from q7.caffe_io.prototxt import Prototxt
 from q7.engines.batches import LARGE_BATCH, BatchRunner, Run, Values
 from q7.engines.engine import MEMORY, Layers
-from q7.engines.float_network import FloatNetwork, Grid, Simulation
+from q7.engines.networks import FloatNetwork, Grid, Simulation
 from q7.engines.prefix_cache import Settings
 from q7.errors import Q7Error
 from q7.layers.base import Layer

@@ -31,7 +31,6 @@ class Convolution(ShiftingKernel[ConvolutionView]):
     libraries = (Q7,)
 
     nonsquare: bool = False
-    overread: int = 0
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
         return weight_layouts.ohwi(weights)
@@ -42,21 +41,16 @@ class Convolution(ShiftingKernel[ConvolutionView]):
         columns = 1 if layer.out_shape[1] * layer.out_shape[2] == 1 else 2
         return 2 * columns * layer.in_shape[0] * layer.window[0] * layer.window[1]
 
-    def overread_bytes(self) -> int:
-        return self.overread
-
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
         return convolution(g, xs[0], layer, integers, target)
 
     def calls(self, layer: ConvolutionView, c: CNames) -> list[Statement]:
-        extents = (c.input_extent, c.window, c.padding, c.stride, c.output_extent)
-        inputs, window, padding, stride, output = (pair if self.nonsquare else pair[:1] for pair in extents)
+        inputs, window, padding, stride, output = (pair if self.nonsquare else pair[:1] for pair in c.extents)
         arguments = [c.input, *inputs, c.macro("IN_CH"), c.weights, c.macro("OUT_CH"), *window, *padding, *stride]
         arguments += [c.bias, c.macro("BIAS_LSHIFT"), c.macro("OUT_RSHIFT"), c.output, *output]
         return [Call(self.name, (*arguments, f"(q15_t *){c.scratch}", "NULL"))]
 
 
-@dataclass(frozen=True)
 class Depthwise(Convolution):
     """Depthwise convolutions: weights KH,KW,C, one q7 column of scratch."""
 
@@ -91,7 +85,6 @@ class FullyConnected(ShiftingKernel[LayerView]):
         return [Call(self.name, (c.input, c.weights, *sizes, c.bias, c.output, f"(q15_t *){c.scratch}"))]
 
 
-@dataclass(frozen=True)
 class InPlace(Kernel[LayerView, I_contra]):
     """Works in place, in a copy where others read the input; a size is 16 bits, so large tensors take several calls."""
 
@@ -116,7 +109,6 @@ class InPlace(Kernel[LayerView, I_contra]):
         return [*calls] if c.in_place else [copy, *calls]
 
 
-@dataclass(frozen=True)
 class Relu(InPlace[object]):
     """max(x, 0); both libraries have it."""
 
@@ -140,7 +132,7 @@ class Activation(InPlace[IntWidth]):
     table: Callable[[], np.ndarray] = sigmoid_table
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: IntWidth, target: Target) -> str:
-        shifted = g.add("Floor", g.add("Mul", xs[0], np.array(2.0 ** (integers.int_width - 3), np.float32)))
+        shifted = g.add("Floor", g.add("Mul", xs[0], np.array(2.0 ** (integers - 3), np.float32)))
         index = g.cast(g.add("Add", shifted, np.array(-INT8_MIN, np.float32)), np.int64)
         return g.add("Gather", self.table().astype(np.float32), index)
 
@@ -148,10 +140,9 @@ class Activation(InPlace[IntWidth]):
         return [c.macro("INT_WIDTH"), self.c_type]
 
     def defines(self, integers: IntWidth) -> dict[str, int]:
-        return {"INT_WIDTH": integers.int_width}
+        return {"INT_WIDTH": integers}
 
 
-@dataclass(frozen=True)
 class Softmax(Kernel[LayerView, object]):
     """Powers of two in place of exponentials, Q0.7; the text is 5.9.0's, older releases computed otherwise.
 
@@ -223,7 +214,6 @@ def _dsp_pool_axis(g: OnnxGraph, x: str, layer: WindowedView, axis: int, average
     return g.add("Concat", *results, axis=axis + 1)
 
 
-@dataclass(frozen=True)
 class Pool(Kernel[WindowedView, object]):
     """Pooling; the DSP path reduces along x, in place in its input, and then along y."""
 
@@ -235,12 +225,11 @@ class Pool(Kernel[WindowedView, object]):
         return not promised_only and stays_ahead(layer)
 
     def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
-        sizes = (c.window.x, c.padding.x, c.stride.x, c.output_extent.x)
+        width, *sizes = (pair.x for pair in c.extents)
         scratch = c.scratch if self.scratch_bytes(layer, Target()) else "NULL"
-        return [Call(self.name, (c.input, c.input_extent.x, c.macro("IN_CH"), *sizes, scratch, c.output))]
+        return [Call(self.name, (c.input, width, c.macro("IN_CH"), *sizes, scratch, c.output))]
 
 
-@dataclass(frozen=True)
 class MaxPool(Pool):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         if padding_below_stride(layer, target):
@@ -248,7 +237,6 @@ class MaxPool(Pool):
         return _dsp_pool_axis(g, _dsp_pool_axis(g, xs[0], layer, 2, False), layer, 1, False)
 
 
-@dataclass(frozen=True)
 class AveragePool(Pool):
     """Plain: sum / cells. DSP: two divisions, along x and then along y. All of them truncate toward zero."""
 

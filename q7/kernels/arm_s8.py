@@ -10,7 +10,6 @@ same on all cores. Scratch memory is not; sizes are the library's *_get_buffer_s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -58,12 +57,6 @@ def _pointers(c: CNames, *structures: str) -> tuple[str, ...]:
     return tuple(f"&{c.variable(name)}" for name in structures)
 
 
-def _extents(c: CNames) -> list[Extent]:
-    """Of the input, the window, its stride and padding, and the output."""
-    return [c.input_extent, c.window, c.stride, c.padding, c.output_extent]
-
-
-@dataclass(frozen=True)
 class _Weighted(WeightedKernel[L_contra]):
     """The weights are in the order of the q7 kernels, the bias is already shifted to the accumulator's grid."""
 
@@ -82,7 +75,6 @@ class _Weighted(WeightedKernel[L_contra]):
         return Array(f"{c.prefix}_{what}", c.variable(what.lower()), "int32_t", values.astype(np.int32), spare)
 
 
-@dataclass(frozen=True)
 class Convolution(_Weighted[ConvolutionView]):
     """Convolutions in groups; the multiplier and the shift are arrays, although all outputs have the same."""
 
@@ -116,7 +108,7 @@ class Convolution(_Weighted[ConvolutionView]):
 
     def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
         """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
-        extents = _extents(c)
+        extents = c.extents
         row = layer.window[0] == 1 and (layer.in_shape[1] == 1 or c.output_extent.y == "1")
         return [Extent(pair.y, pair.x) for pair in extents] if row else extents
 
@@ -126,7 +118,7 @@ class Convolution(_Weighted[ConvolutionView]):
         return ("0", "0"), c.macro("OUT_CH"), depth
 
     def calls(self, layer: ConvolutionView, c: CNames) -> list[Statement]:
-        inputs, window, stride, padding, output = self._geometry(layer, c)
+        inputs, window, padding, stride, output = self._geometry(layer, c)
         offsets, filters, depth = self._channels(layer, c)
         quantization = (f"(int32_t *){c.variable('multiplier')}", f"(int32_t *){c.variable('shift')}")
         arguments = [*_pointers(c, "ctx", "params", "quant", "in_dims"), c.input]
@@ -143,7 +135,6 @@ class Convolution(_Weighted[ConvolutionView]):
         ]
 
 
-@dataclass(frozen=True)
 class Depthwise(Convolution):
     """One or more outputs for each channel; weights KH,KW,C_OUT."""
 
@@ -162,13 +153,12 @@ class Depthwise(Convolution):
         return 4
 
     def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
-        return _extents(c)
+        return c.extents
 
     def _channels(self, layer: ConvolutionView, c: CNames) -> tuple[tuple[str, ...], str, str]:
         return ("0", "0", f"{c.macro('OUT_CH')} / {c.macro('IN_CH')}"), "1", c.macro("OUT_CH")
 
 
-@dataclass(frozen=True)
 class FullyConnected(_Weighted[LayerView]):
     """The context's buffer is the bias: on MVE, CMSIS-NN 7 takes its sums from there, which zero points of 0 end."""
 
@@ -198,7 +188,6 @@ class FullyConnected(_Weighted[LayerView]):
         ]
 
 
-@dataclass(frozen=True)
 class Pool(Kernel[WindowedView, object]):
     """Windows are clipped to the image; the input stays as it is."""
 
@@ -211,7 +200,7 @@ class Pool(Kernel[WindowedView, object]):
         return not promised_only and layer.square and stays_ahead(layer)
 
     def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
-        inputs, window, stride, padding, output = _extents(c)
+        inputs, window, padding, stride, output = c.extents
         channels = c.macro("IN_CH")
         structures = _pointers(c, "ctx", "params", "in_dims"), _pointers(c, "filter_dims", "out_dims")
         return [
@@ -224,13 +213,11 @@ class Pool(Kernel[WindowedView, object]):
         ]
 
 
-@dataclass(frozen=True)
 class MaxPool(Pool):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)
 
 
-@dataclass(frozen=True)
 class AveragePool(Pool):
     """sum / cells, rounded to the nearest integer, ties away from zero."""
 
@@ -244,7 +231,6 @@ class AveragePool(Pool):
         return exact_onnx.divide(g, g.add("Add", total, half), cells)
 
 
-@dataclass(frozen=True)
 class Add(Kernel[SumView, Operands]):
     """The sum of two inputs of any formats, rounded once."""
 

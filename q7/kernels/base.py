@@ -19,6 +19,8 @@ from q7.target import LIBRARIES, Library, Target
 
 # --- what layers hold as integers -------------------------------------------------------------------------------------
 
+IntWidth = int  # the input's integer bits
+
 
 @dataclass(frozen=True)
 class Integers:
@@ -42,13 +44,6 @@ class Bounds:
     def within(self, other: Bounds) -> Bounds:
         """What is left where `other` limits the result."""
         return Bounds(*(min(max(value, other.low), other.high) for value in (self.low, self.high)))
-
-
-@dataclass(frozen=True)
-class IntWidth:
-    """The input's integer bits."""
-
-    int_width: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +93,7 @@ class Kernel(Generic[L_contra, I_contra]):
 
     name: str
     constraints: tuple[Constraint[L_contra], ...] = ()
+    overread: int = 0  # bytes after its input that it reads and ignores
 
     @property
     def source_file(self) -> str:
@@ -113,10 +109,6 @@ class Kernel(Generic[L_contra, I_contra]):
 
     def scratch_bytes(self, layer: L_contra, target: Target) -> int:
         """Bytes of scratch memory that the kernel touches, 4-byte aligned."""
-        return 0
-
-    def overread_bytes(self) -> int:
-        """Bytes after its input that the kernel reads and ignores."""
         return 0
 
     def in_place(self, layer: L_contra, promised_only: bool) -> bool:
@@ -152,14 +144,12 @@ Kernels = tuple[Kernel[L, I], ...]  # in order of preference
 AnyKernel = Kernel[Any, Any]  # where layers of all kinds are held, each with a kernel that takes it
 
 
-@dataclass(frozen=True)
 class WeightedKernel(Kernel[L_contra, Integers]):
     def layout(self, weights: np.ndarray, layer: L_contra) -> np.ndarray:
         """Weights in the order of the C array, flat int8."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
 class ShiftingKernel(WeightedKernel[L_contra]):
     """Takes biases of 8 bits, and both shifts as arguments."""
 

@@ -83,20 +83,13 @@ class CNames:
         return self._extent("IN_DIM")
 
     @property
-    def window(self) -> Extent:
-        return self._extent("KER_DIM")
-
-    @property
-    def padding(self) -> Extent:
-        return self._extent("PAD")
-
-    @property
-    def stride(self) -> Extent:
-        return self._extent("STRIDE")
-
-    @property
     def output_extent(self) -> Extent:
         return self._extent("OUT_DIM")
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Of the input, the window, its padding and stride, and the output."""
+        return [self._extent(what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
 
     def elements(self, out_shape: tuple[int, ...]) -> str:
         """The number of elements of an output of an elementwise layer."""

@@ -63,21 +63,15 @@ def weighted_sum(
 
 def convolution(g: OnnxGraph, x: str, layer: ConvolutionView, integers: Integers, target: Target) -> str:
     """The weighted sum of a convolution layer."""
-
-    def convolve(weights: np.ndarray, constants: np.ndarray) -> str:
-        return g.add("Conv", x, weights, constants, group=layer.group, **window_attributes(layer))
-
-    return crop(g, weighted_sum(g, integers, target, convolve), layer)
+    windows = {"group": layer.group, **window_attributes(layer)}
+    total = weighted_sum(g, integers, target, lambda weights, bias: g.add("Conv", x, weights, bias, **windows))
+    return crop(g, total, layer)
 
 
 def inner_product(g: OnnxGraph, x: str, integers: Integers, target: Target) -> str:
     """The weighted sum of a matrix with a vector, or with an image in C,H,W order."""
     vector = g.add("Flatten", x)
-
-    def multiply(weights: np.ndarray, constants: np.ndarray) -> str:
-        return g.add("Gemm", vector, weights, constants, transB=1)
-
-    return weighted_sum(g, integers, target, multiply)
+    return weighted_sum(g, integers, target, lambda weights, bias: g.add("Gemm", vector, weights, bias, transB=1))
 
 
 def merge(g: OnnxGraph, xs: Sequence[str], layer: LayerView, operands: Operands, op: str) -> str:

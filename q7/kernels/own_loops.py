@@ -19,6 +19,9 @@ from q7.qformat import INT8_MAX, INT8_MIN
 from q7.target import Q7, S8, Rounding, Target
 
 W_contra = TypeVar("W_contra", bound=WindowedView, contravariant=True)
+LeftShift = int  # bits, may be negative
+Rescalings = tuple[int, ...]  # shifts to the right of each input, bits
+Slope = float  # what negative inputs are multiplied with
 
 MOST_ALIGNMENT = 16  # bits that operands are shifted left
 MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
@@ -27,7 +30,6 @@ MOST_POOLED_SHIFT = 7  # bits either way: 32768 cells of 8 bits, twice, stay wit
 MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
 
 
-@dataclass(frozen=True)
 class OwnLoop(Kernel[L_contra, I_contra]):
     own_loop = True
     source = "templates/common/own_q7.h"
@@ -57,15 +59,11 @@ class Merge(OwnLoop[LayerView, Operands]):
         return {**{f"FACTOR_{i}": f for i, f in enumerate(integers.factors, 1)}, "OUT_RSHIFT": integers.out_rshift}
 
 
-Rescalings = tuple[int, ...]  # shifts to the right of each input, bits
-
-
 def rescaling(rshift: int) -> int:
     """A shift to the right (bits, negative to the left) that does the same to every int8, and that C allows."""
     return min(max(rshift, -MOST_RESCALING), MOST_RESCALING)
 
 
-@dataclass(frozen=True)
 class Concatenate(OwnLoop[LayerView, Rescalings]):
     """Each input, shifted to the output's format and saturated, goes to its channels of every pixel."""
 
@@ -98,26 +96,17 @@ def _rounded_division(g: OnnxGraph, total: str, multiplier: int, divisors: np.nd
     return g.cast(g.clip(quotient, INT8_MIN, INT8_MAX, np.float64), np.float32)
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """A power of two as multiplier / divisor, one of which is 1."""
-
-    multiplier: int
-    divisor: int
-
-    @classmethod
-    def shift(cls, lshift: int) -> Ratio:
-        """2**lshift (bits, may be negative)."""
-        return cls(1 << max(lshift, 0), 1 << max(-lshift, 0))
+def _ratio(lshift: LeftShift) -> tuple[int, int]:
+    """2**lshift as multiplier / divisor, one of which is 1."""
+    return 1 << max(lshift, 0), 1 << max(-lshift, 0)
 
 
-@dataclass(frozen=True)
 class WindowLoop(OwnLoop[W_contra, I_contra]):
     """Windows of any shape, stride and padding; the image stays as it is."""
 
     def calls(self, layer: W_contra, c: CNames) -> list[Statement]:
         window = c.variable("out_window")
-        sizes = (*c.input_extent, *c.window, *c.padding, *c.stride, *c.output_extent)
+        sizes = tuple(size for pair in c.extents for size in pair)
         return [
             Declaration("const window_t", window, sizes),
             Call(self.name, (c.input, f"&{window}", *self._arguments(c), c.output)),
@@ -127,7 +116,6 @@ class WindowLoop(OwnLoop[W_contra, I_contra]):
         return [c.macro("IN_CH")]
 
 
-@dataclass(frozen=True)
 class OwnMaxPool(WindowLoop[WindowedView, object]):
     """The maximum of the cells in the image."""
 
@@ -137,25 +125,24 @@ class OwnMaxPool(WindowLoop[WindowedView, object]):
         return max_pool(g, xs[0], layer)
 
 
-@dataclass(frozen=True)
-class OwnAveragePool(WindowLoop[AverageView, Ratio]):
+class OwnAveragePool(WindowLoop[AverageView, LeftShift]):
     """sum * multiplier / (cells * divisor), rounded half up; cells as Caffe counts them, with some of the padding."""
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: AverageView, integers: Ratio, target: Target) -> str:
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: AverageView, integers: LeftShift, target: Target) -> str:
         if layer.covers_image:
             total = g.add("ReduceSum", xs[0], np.array([2, 3]))
         else:
             total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
-        return _rounded_division(g, total, integers.multiplier, layer.divisors() * integers.divisor)
+        multiplier, divisor = _ratio(integers)
+        return _rounded_division(g, total, multiplier, layer.divisors() * divisor)
 
-    def defines(self, integers: Ratio) -> dict[str, int]:
-        return {"MULTIPLIER": integers.multiplier, "DIVISOR": integers.divisor}
+    def defines(self, integers: LeftShift) -> dict[str, int]:
+        return dict(zip(("MULTIPLIER", "DIVISOR"), _ratio(integers)))
 
     def _arguments(self, c: CNames) -> list[str]:
         return [c.macro(what) for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
 
 
-@dataclass(frozen=True)
 class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[ConvolutionView]):
     """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
 
@@ -172,7 +159,6 @@ class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[Con
         return [*sizes, c.weights, c.bias, c.macro("BIAS_LSHIFT"), c.macro("OUT_RSHIFT")]
 
 
-@dataclass(frozen=True)
 class Clamp(OwnLoop[LayerView, Bounds]):
     """max(low, min(x, high))."""
 
@@ -203,7 +189,6 @@ def tanh_table() -> np.ndarray:
     return np.minimum(np.floor(128 * np.tanh(np.arange(-128, 128) / 16) + 0.5), INT8_MAX)
 
 
-@dataclass(frozen=True)
 class Lookup(OwnLoop[LayerView, I_contra]):
     """A table of the output of each of the 256 inputs."""
 
@@ -236,23 +221,15 @@ class Curve(Lookup[IntWidth]):
     table: Callable[[], np.ndarray] = sigmoid_table
 
     def outputs(self, integers: IntWidth) -> np.ndarray:
-        return self.table()[(np.arange(INT8_MIN, INT8_MAX + 1) >> (3 - integers.int_width)) - INT8_MIN]
+        return self.table()[(np.arange(INT8_MIN, INT8_MAX + 1) >> (3 - integers)) - INT8_MIN]
 
 
-@dataclass(frozen=True)
-class Slope:
-    """What negative inputs are multiplied with."""
-
-    negative_slope: float
-
-
-@dataclass(frozen=True)
 class LeakyRelu(Lookup[Slope]):
     """x, and slope * x for negative inputs, rounded half to even and saturated."""
 
     def outputs(self, integers: Slope) -> np.ndarray:
         x = np.arange(INT8_MIN, INT8_MAX + 1)
-        return np.clip(np.rint(np.where(x < 0, integers.negative_slope, 1) * x), INT8_MIN, INT8_MAX)
+        return np.clip(np.rint(np.where(x < 0, integers, 1) * x), INT8_MIN, INT8_MAX)
 
 
 MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
@@ -266,7 +243,6 @@ class Pixels:
     rshift: int
 
 
-@dataclass(frozen=True)
 class ReadPixels(Kernel[LayerView, Pixels]):
     """Our own loop: clamp((pixel - mean) >> rshift, -128, 127); a negative shift goes to the left."""
 

@@ -12,30 +12,26 @@ import numpy as np
 from q7.kernels import registry
 from q7.kernels.base import Bounds, IntWidth
 from q7.kernels.own_loops import Slope
-from q7.layers.base import Declined, Layer, Shape, Weights, computed_by, extents
+from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 
 
-@dataclass(frozen=True, eq=False)
 class Elementwise(Layer):
     elementwise = True
 
-    def defines(self) -> dict[str, int]:
-        if len(self.out_shape) == 1:
-            return {"OUT_DIM": self.out_shape[0]}
-        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}
+    op: ClassVar[str]  # ONNX's, where one with no attributes computes it
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add(self.op, xs[0])
 
 
 @computed_by(registry.RELU)
-@dataclass(frozen=True, eq=False)
 class ReLU(Elementwise):
     """max(x, 0)."""
 
     caffe_type = "ReLU"
-
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add("Relu", xs[0])
+    op = "Relu"
 
 
 @computed_by(registry.LEAKY_RELU)
@@ -63,7 +59,7 @@ class LeakyReLU(Elementwise):
         return g.add("LeakyRelu", xs[0], alpha=self.negative_slope)
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Slope:
-        return Slope(self.negative_slope)
+        return self.negative_slope
 
 
 def relu(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
@@ -99,7 +95,6 @@ class Clip(Elementwise):
         return Bounds(low, high)
 
 
-@dataclass(frozen=True, eq=False)
 class ReLU6(Clip):
     """max(0, min(x, 6)), a layer of some branches of Caffe."""
 
@@ -110,11 +105,8 @@ class ReLU6(Clip):
         return {}
 
 
-@dataclass(frozen=True, eq=False)
 class _Curve(Elementwise):
     floors = True
-
-    op: ClassVar[str]
 
     def inherited(self, x: QFormat) -> QFormat:
         return QFormat(7)
@@ -123,16 +115,12 @@ class _Curve(Elementwise):
         """int_width = 7 - n_x is 0 to 3 (arm_nn_activations_q7.c)."""
         return 4, 7
 
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add(self.op, xs[0])
-
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> IntWidth:
         assert formats.x
-        return IntWidth(formats.x.integer_bits)
+        return formats.x.integer_bits
 
 
 @computed_by(registry.SIGMOID)
-@dataclass(frozen=True, eq=False)
 class Sigmoid(_Curve):
     """1 / (1 + exp(-x))."""
 
@@ -141,7 +129,6 @@ class Sigmoid(_Curve):
 
 
 @computed_by(registry.TANH)
-@dataclass(frozen=True, eq=False)
 class TanH(_Curve):
     """tanh(x)."""
 

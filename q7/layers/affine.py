@@ -12,7 +12,6 @@ import numpy as np
 from q7.layers.base import Declined, Layer, Shape, Weights
 
 
-@dataclass(frozen=True, eq=False)
 class Affine(Layer):
     """gain * x + offset for each channel; `load` gives the two, float64 (channels,)."""
 
@@ -85,7 +84,6 @@ class Scale(Affine):
         return None if offset.any() else [gain]
 
 
-@dataclass(frozen=True, eq=False)
 class Bias(Affine):
     """A trained offset."""
 

@@ -127,8 +127,16 @@ class Layer:
         return None
 
     def defines(self) -> dict[str, int]:
-        """The layer's macros in parameter.h without its prefix, named as the original tool names them."""
-        return {}
+        """The layer's macros in parameter.h without its prefix, named as the original tool names them.
+
+        One macro for an equal height and width, else _X for the width and _Y for the height.
+        """
+        channels, *extents = self.out_shape
+        if not extents:
+            return {"OUT_DIM": channels}
+        height, width = extents
+        sides = {"OUT_DIM": height} if height == width else {"OUT_DIM_X": width, "OUT_DIM_Y": height}
+        return {"OUT_CH": channels, **sides}
 
     def describe(self) -> str:
         """The layer's sizes in a few characters."""
@@ -156,8 +164,3 @@ def computed_by(
         return cls
 
     return decorate
-
-
-def extents(what: str, pair: Sequence[int]) -> dict[str, int]:
-    """One macro for equal (height, width), else _X for the width and _Y for the height."""
-    return {what: pair[0]} if pair[0] == pair[1] else {f"{what}_X": pair[1], f"{what}_Y": pair[0]}

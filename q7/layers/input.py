@@ -12,7 +12,7 @@ import numpy as np
 from q7.errors import Q7Error
 from q7.kernels import registry
 from q7.kernels.own_loops import MOST_PIXEL_SHIFT, Pixels
-from q7.layers.base import Layer, Weights, computed_by, extents
+from q7.layers.base import Layer, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats, QFormat
 
@@ -52,6 +52,3 @@ class Input(Layer):
         """abs(rshift) = abs(-log2(scale) - n_y) <= 22."""
         middle = 1 - math.frexp(self.scale)[1]
         return middle - MOST_PIXEL_SHIFT, middle + MOST_PIXEL_SHIFT
-
-    def defines(self) -> dict[str, int]:
-        return {"OUT_CH": self.out_shape[0], **extents("OUT_DIM", self.out_shape[1:])}

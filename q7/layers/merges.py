@@ -17,7 +17,6 @@ from q7.onnx_graph import OnnxGraph
 from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 
 
-@dataclass(frozen=True, eq=False)
 class _Merge(Layer):
     own_format = True
     floors = True
@@ -33,7 +32,6 @@ def _vector(shape: Shape) -> Shape:
     return shape[:1] if shape[1:] == (1, 1) else shape
 
 
-@dataclass(frozen=True, eq=False)
 class _Eltwise(_Merge):
     caffe_type = "Eltwise"
     elementwise = True
@@ -84,7 +82,6 @@ class Sum(_Eltwise):
 
 
 @computed_by(registry.MAXIMUM)
-@dataclass(frozen=True, eq=False)
 class Maximum(_Eltwise):
     """MAX: the largest of the inputs."""
 
@@ -112,7 +109,6 @@ def eltwise(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
 
 
 @computed_by(registry.CONCAT)
-@dataclass(frozen=True, eq=False)
 class Concat(_Merge):
     """Caffe's Concat over channels."""
 

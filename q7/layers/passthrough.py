@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from q7.kernels import registry
@@ -14,7 +13,6 @@ from q7.qformat import QFormat
 
 
 @computed_by(registry.SOFTMAX)
-@dataclass(frozen=True, eq=False)
 class Softmax(Layer):
     """At the end of a network it does not change which class is the largest."""
 
@@ -33,9 +31,6 @@ class Softmax(Layer):
 
     def inherited(self, x: QFormat) -> QFormat:
         return QFormat(7)
-
-    def defines(self) -> dict[str, int]:
-        return {"OUT_DIM": self.out_shape[0]}
 
 
 def _dropout(message: Any, shape: Shape) -> bool:

@@ -6,46 +6,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from q7.layers.activations import Clip, LeakyReLU, ReLU, ReLU6, Sigmoid, TanH, relu
-from q7.layers.affine import BatchNorm, Bias, Scale
+from q7.layers import activations, affine, merges, windowed
 from q7.layers.base import Layer, Shape
-from q7.layers.merges import Concat, Maximum, Sum, eltwise
 from q7.layers.passthrough import Softmax
-from q7.layers.windowed import (
-    AveragePooling,
-    Convolution,
-    GlobalAveragePooling,
-    InnerProduct,
-    MaxPooling,
-    pooling,
-)
 
 CLASSES: tuple[type[Layer], ...] = (
-    Convolution,
-    InnerProduct,
-    MaxPooling,
-    AveragePooling,
-    GlobalAveragePooling,
-    ReLU,
-    LeakyReLU,
-    ReLU6,
-    Clip,
-    Sigmoid,
-    TanH,
-    BatchNorm,
-    Scale,
-    Bias,
-    Sum,
-    Maximum,
-    Concat,
+    windowed.Convolution,
+    windowed.InnerProduct,
+    windowed.MaxPooling,
+    windowed.AveragePooling,
+    windowed.GlobalAveragePooling,
+    activations.ReLU,
+    activations.LeakyReLU,
+    activations.ReLU6,
+    activations.Clip,
+    activations.Sigmoid,
+    activations.TanH,
+    affine.BatchNorm,
+    affine.Scale,
+    affine.Bias,
+    merges.Sum,
+    merges.Maximum,
+    merges.Concat,
     Softmax,
 )
 Choice = Callable[[Any, tuple[Shape, ...]], type[Layer]]  # of a LayerParameter's class; raises Declined
 LAYERS: dict[str, type[Layer] | Choice] = {
     **{cls.caffe_type: cls for cls in CLASSES},
-    "Pooling": pooling,
-    "Eltwise": eltwise,
-    "ReLU": relu,
+    "Pooling": windowed.pooling,
+    "Eltwise": merges.eltwise,
+    "ReLU": activations.relu,
 }
 
 

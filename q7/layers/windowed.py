@@ -12,7 +12,7 @@ import numpy as np
 
 from q7.kernels import constraints, registry
 from q7.kernels.base import Integers
-from q7.kernels.own_loops import MOST_POOLED_SHIFT, Ratio
+from q7.kernels.own_loops import MOST_POOLED_SHIFT, LeftShift
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, max_pool, window_attributes, window_cells
@@ -232,7 +232,6 @@ class _Pooling(_Windowed):
 
 
 @computed_by(registry.MAX_POOL)
-@dataclass(frozen=True, eq=False)
 class MaxPooling(_Pooling):
     """MAX: the output size rounds up, and windows are clipped (pooling_layer.cpp)."""
 
@@ -243,7 +242,6 @@ class MaxPooling(_Pooling):
 
 
 @computed_by(registry.AVERAGE_POOL)
-@dataclass(frozen=True, eq=False)
 class AveragePooling(_Pooling):
     """AVE: as MAX, but cells of the padding count."""
 
@@ -259,9 +257,9 @@ class AveragePooling(_Pooling):
         if self.covers_image is not self.own_format:
             raise Declined("the mean of a whole image, and no other, has a format of its own")
 
-    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Ratio:
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> LeftShift:
         assert formats.x and formats.y
-        return Ratio.shift(formats.y.fraction_bits - formats.x.fraction_bits)
+        return formats.y.fraction_bits - formats.x.fraction_bits
 
     def divisors(self) -> np.ndarray:
         """(height, width) cells of each window clipped to the padded image: what Caffe divides a sum by."""
@@ -276,7 +274,6 @@ class AveragePooling(_Pooling):
 
 
 @computed_by(registry.OWN_AVERAGE_POOL)
-@dataclass(frozen=True, eq=False)
 class GlobalAveragePooling(AveragePooling):
     """AVE over the whole image, whose mean has a far smaller range than its pixels, and so a format of its own."""
 

@@ -13,7 +13,7 @@ from q7.codegen import known_answers
 from q7.data.image_set import pick
 from q7.engines import engine
 from q7.engines.accuracy import accuracy_first
-from q7.engines.device_network import DeviceNetwork
+from q7.engines.networks import DeviceNetwork
 from q7.pipeline.job import memory_bytes, split
 from q7.report import summary
 from q7.store import original

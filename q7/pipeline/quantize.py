@@ -16,8 +16,7 @@ from q7.caffe_io.blobs import to_caffemodel
 from q7.data import lmdb_images
 from q7.engines import engine
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.device_network import DeviceNetwork
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.errors import Q7Error
 from q7.network.quantized import Accuracy, IntegerLayer, Outcome, QuantizedNetwork, SourceFile, quantize_network
 from q7.network.to_caffe import caffe_types, quantized_blobs

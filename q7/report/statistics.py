@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from q7.data.image_set import spread
-from q7.engines.device_network import DeviceNetwork
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
 from q7.network.quantized import IntegerLayer, Quality
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat

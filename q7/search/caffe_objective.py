@@ -10,7 +10,7 @@ import numpy as np
 
 from q7.data.image_set import pick
 from q7.engines.accuracy import margins
-from q7.engines.float_network import FloatNetwork, Grid, Simulation
+from q7.engines.networks import FloatNetwork, Grid, Simulation
 from q7.network.graph import Graph
 from q7.qformat import QFormat
 from q7.search.common import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table

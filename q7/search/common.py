@@ -47,13 +47,6 @@ class Trial:
     kept: bool
 
 
-@dataclass(frozen=True)
-class Phase:
-    """What a search does from here on, where it tries no more formats."""
-
-    what: str
-
-
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A network that could be taken: the graph, its weights perhaps adapted, and the formats by layer."""
@@ -79,7 +72,7 @@ class Found:
     in_float: np.ndarray | None = None
 
 
-Search = Generator[Union[Trial, Phase], None, Found]
+Search = Generator[Union[Trial, str], None, Found]  # a str says what it does where it tries no more formats
 Choices = dict[tuple[str, Tensor], QFormat]
 
 

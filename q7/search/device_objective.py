@@ -10,14 +10,13 @@ import numpy as np
 
 from q7.data.image_set import Images, pick, spread
 from q7.engines.accuracy import accuracy_caffe
-from q7.engines.device_network import DeviceNetwork
 from q7.engines.engine import MEMORY, MEMORY_SHARES
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_layer, quantize_network
 from q7.qformat import LayerFormats, QFormat
 from q7.search import common, weight_fitting
-from q7.search.common import Candidate, Choices, Found, Phase, Search, Tensor, Trial
+from q7.search.common import Candidate, Choices, Found, Search, Tensor, Trial
 from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
 from q7.target import Target
 
@@ -143,7 +142,7 @@ def device_objective(
     start = common.table(graph, choices)
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
     formats = yield from _descend(judge, choices, tolerance)
-    yield Phase("adapting the weights")
+    yield "adapting the weights"
     fitting = reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph)
     fit = spread(len(images), max(1, min(FIT_SAMPLE, fitting)))
     candidates = {
@@ -151,7 +150,7 @@ def device_objective(
         "formats searched": Candidate(graph, formats),
         "weights adapted": Candidate(*weight_fitting.refine(graph, formats, images[fit], target)),
     }
-    yield Phase("judging the candidates on all images")
+    yield "judging the candidates on all images"
     return _Finals(images, labels, logits, target, np.union1d(some, fit)).choose(candidates, tolerance)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -63,21 +64,14 @@ class Journal:
 
     def _read(self) -> dict[str, Any]:
         """The answers of the file, if its key is ours; lines that are torn or damaged do not count."""
-        try:
-            if self.path.stat().st_size > LARGEST_FILE:
-                self.replaced = True
-                return {}
-            first, *lines = self.path.read_bytes().split(b"\n")
-        except OSError:
-            return {}
         answers: dict[str, Any] = {}
-        if first != self._header():
-            self.replaced = True
-            return answers
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
-                question, answer = json.loads(line)
-                answers[str(question)] = answer
+        with contextlib.suppress(OSError):
+            first, *lines = self.path.read_bytes().split(b"\n") if self.path.stat().st_size <= LARGEST_FILE else [b""]
+            self.replaced = first != self._header()
+            for line in [] if self.replaced else lines:
+                with contextlib.suppress(ValueError, TypeError, RecursionError):
+                    question, answer = json.loads(line)
+                    answers[str(question)] = answer
         return answers
 
     def _header(self) -> bytes:
@@ -166,8 +160,8 @@ class RememberedJudge(Judge):
 
     def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
         bits = {name: [q and q.fraction_bits for q in (own.w, own.b, own.y)] for name, own in formats.items()}
-        compute = super().judge
-        return self.journal.remember([bits, best and _plain(best)], lambda: compute(formats, best), _plain, _verdict)
+        compute = functools.partial(super().judge, formats, best)
+        return self.journal.remember([bits, best and _plain(best)], compute, _plain, _verdict)
 
 
 class RememberedSimulation(ScreenedSimulation):
@@ -183,28 +177,25 @@ class RememberedSimulation(ScreenedSimulation):
 
     def start(self, grids: Grids) -> np.ndarray:
         self._begin(grids)
-        compute, count = super().start, len(self.labels)
-        question = self._question("start", grids)
-        return self.journal.remember(question, lambda: compute(grids), _flags, lambda text: _right(text, count))
+        question, compute = self._question("start", grids), functools.partial(super().start, grids)
+        return self.journal.remember(question, compute, _flags, lambda text: _right(text, len(self.labels)))
 
     def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
         assert self._grids is not None
-        compute, count = super().judge, len(self.labels)
+        count = len(self.labels)
         question = [self._question("judge", grids), self._question("start", self._grids), rival and _flags(rival.right)]
         return self.journal.remember(
             question,
-            lambda: compute(grids, rival),
+            functools.partial(super().judge, grids, rival),
             lambda judged: [_flags(judged.right), None if judged.seen is None else _flags(judged.seen)],
             lambda value: Judged(_right(value[0], count), None if value[1] is None else _right(value[1], count)),
         )
 
     def largest(self, grids: Grids) -> dict[str, float]:
-        compute = super().largest
-        names = [*self._measured]
         self._begin(grids)
         return self.journal.remember(
             self._question("largest", grids),
-            lambda: compute(grids),
-            lambda values: [values[name] for name in names],
-            lambda values: {name: float(values[i]) for i, name in enumerate(names)},
+            functools.partial(super().largest, grids),
+            lambda values: [values[name] for name in self._measured],
+            lambda values: {name: float(values[i]) for i, name in enumerate(self._measured)},
         )

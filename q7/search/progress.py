@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from q7.network.graph import Graph
-from q7.search.common import Found, Phase, Score, Search, Tensor, Trial
+from q7.search.common import Found, Score, Search, Tensor, Trial
 
 BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
 
@@ -103,9 +103,9 @@ def follow(
                 step = next(search)
             except StopIteration as stop:
                 return stop.value, trials
-            if isinstance(step, Phase):
+            if isinstance(step, str):
                 bar.bar_format, bar.n = BAR, bar.total
-                bar.set_description_str(step.what)
+                bar.set_description_str(step)
                 continue
             trials.append(step)
             estimate.see(step, computed())

@@ -17,8 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from q7.engines.device_network import DeviceNetwork
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.base import Layer
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_layer, quantize_network
@@ -77,13 +76,6 @@ def _trained_outputs(graph: Graph, images: np.ndarray, places: Mapping[str, np.n
     network = FloatNetwork(graph, images)
     network.run(0, network.start(), as_trained(graph), layers, take)
     return found
-
-
-def _raised(matrix: np.ndarray, diagonal: np.ndarray | float) -> np.ndarray:
-    """With something added to its diagonal."""
-    raised = matrix.copy()
-    raised.flat[:: len(matrix) + 1] += diagonal
-    return raised
 
 
 def _collect(
@@ -147,11 +139,11 @@ def _fit(
     mean_power = max(np.trace(power[:-1, :-1]) / max(len(power) - 1, 1), 1e-12)
     ridge = np.full(len(power), RIDGE * mean_power)
     ridge[-1] = 1e-9
-    best = np.linalg.solve(_raised(power, ridge), products + ridge[:, None] * start.T).T
+    best = np.linalg.solve(power + np.diag(ridge), products + ridge[:, None] * start.T).T
     if own.b:
         own = replace(own, b=carried_bias(QFormat.covering(largest(best[:, -1])), own.accumulator))
     fitted = np.zeros(trained.shape, np.float32)
-    fitted[:, used] = _round_columns(best, _raised(power, DAMPING * mean_power), own)
+    fitted[:, used] = _round_columns(best, power + DAMPING * mean_power * np.eye(len(power)), own)
     return fitted, own
 
 

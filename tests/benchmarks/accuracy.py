@@ -23,8 +23,7 @@ import numpy as np
 
 import nn_quantizer
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.device_network import DeviceNetwork
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.quantized import quantize_network
 from q7.pipeline.job import Job, prepare
 from q7.pipeline.quantize import find_formats, open_journal

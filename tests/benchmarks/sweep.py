@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import nn_quantizer
-from q7.engines.float_network import FloatNetwork, as_trained
+from q7.engines.networks import FloatNetwork, as_trained
 from q7.engines.pycaffe_network import PycaffeNetwork
 from q7.pipeline.job import Job, prepare
 from q7.search.caffe_objective import CaffeSimulation, ScreenedSimulation, caffe_objective

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network as Caffe computes it, on onnxruntime, with any tensor put on a grid."""
+"""The two networks on onnxruntime: as Caffe computes it, with any tensor put on a grid, and as the device does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from q7.engines.engine import Network
+from q7.engines.engine import MEMORY, Network
+from q7.kernels.base import Bounds
 from q7.layers.base import Layer
 from q7.network.graph import Graph
+from q7.network.quantized import IntegerLayer
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, QFormat
+from q7.target import Target
 
 
 @dataclass(frozen=True)
@@ -61,3 +65,17 @@ class FloatNetwork(Network):
             weights = (setting.w.round(w) if setting.w else w, setting.b.round(b) if setting.b else b)
         y = layer.build_float(g, xs, weights)
         return setting.y.floor(g, y) if setting.y else y
+
+
+class DeviceNetwork(Network):
+    """The integer network, bit for bit as the device computes it: values are the int8 that its memory would hold."""
+
+    stored = np.int8
+
+    def __init__(self, graph: Graph, images: Any, target: Target, memory: int = MEMORY) -> None:
+        super().__init__(graph, images, memory=memory)
+        self.target = target
+
+    def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: IntegerLayer) -> str:
+        y = setting.kernel.build(g, xs, layer, setting.integers, self.target)
+        return y if setting.bounds == Bounds() else g.clip(y, setting.bounds.low, setting.bounds.high)
