@@ -103,6 +103,11 @@ def test_layers_and_memory_are_those_of_the_generated_code(
     described = capsys.readouterr().out
     sizes = values["memory"]
     assert f"flash {sizes['flash_bytes']} bytes of constants, RAM {sizes['ram_bytes']} bytes" in described
+    assert code_gen.main(["--ram", "least", "--describe", str(tmp_path / "net.pkl")]) == 0
+    least = capsys.readouterr().out
+    assert f"RAM {sizes['by_rows']['ram_bytes']} bytes" in least
+    for tensor in sizes["by_rows"]["tensors"]:
+        assert re.search(rf"{tensor['name']} .* {tensor['most_rows']} x {tensor['row_bytes']} ", least)
     table = described[described.index("layer  kernel") :].splitlines()[1:]
     assert [line.split()[:2] for line in table[: len(values["layers"]) + 1]] == [
         *([layer["name"], layer["kernel"]] for layer in values["layers"]),
@@ -145,7 +150,7 @@ def test_the_page_is_whole_in_itself_and_has_everything(reported: Reported) -> N
     weights = sum(layer["weights"] is not None for layer in reported.values["layers"])
     own = sum(layer["own_format"] for layer in reported.values["layers"])
     sweeps = len({(trial["layer"], trial["tensor"]) for trial in reported.values["trials"]})
-    assert len(figures) == weights + own + sweeps + 2
+    assert len(figures) == weights + own + sweeps + 3  # and confusion, memory, rows
     assert all(attributes["aria-label"] for attributes in figures)
     for layer in reported.values["layers"]:
         assert layer["name"] in elements.text

@@ -111,6 +111,24 @@ def _trial(trial: Trial) -> dict[str, Any]:
     }
 
 
+def _rows(network: QuantizedNetwork) -> dict[str, Any]:
+    """The plan of the fewest bytes: of each tensor that is made row by row, all rows and those in memory at most."""
+    plan = row_plans.plan(network, ram=row_plans.LEAST)
+    held = [(plan.stages[i], most) for run in plan.runs for i, most in zip(run.stages, run.most_rows)]
+    return {
+        "ram_bytes": plan.memory.arena_bytes,
+        "tensors": [
+            {
+                "name": network.graph.layers[stage.layers[0]].name,
+                "rows": stage.rows,
+                "most_rows": most,
+                "row_bytes": stage.held_bytes,
+            }
+            for stage, most in held
+        ],
+    }
+
+
 def _confusion(run: Run) -> list[dict[str, int]]:
     """How many images the float network gives one class and the device another, or the same."""
     pairs = Counter(zip(*run.classes))
@@ -161,6 +179,7 @@ def facts(run: Run) -> dict[str, Any]:
                 {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
                 for b in plan.buffers
             ],
+            "by_rows": _rows(network),
         },
     }
 

@@ -201,6 +201,15 @@ def _kilobytes(size: float, _: Any = None) -> str:
     return f"{size / 1024:g} kB" if size else "0"
 
 
+def _layers_and_bytes(ax: Axes, names: Sequence[str], top: float) -> None:
+    """Axes: layers from left to right, bytes upwards."""
+    short = [name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}" for name in names]
+    ax.set_xticks(range(len(names)), short, rotation=90)
+    ax.yaxis.set_major_locator(MultipleLocator(2 ** max(math.ceil(math.log2(top / 6)), 0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(_kilobytes))
+    ax.grid(axis="x", visible=False)
+
+
 def _memory(ax: Axes, values: Mapping[str, Any]) -> None:
     """Bytes of the arena upwards, layers from left to right: each buffer from its first to its last layer."""
     layers, buffers = values["layers"], values["memory"]["buffers"]
@@ -225,14 +234,21 @@ def _memory(ax: Axes, values: Mapping[str, Any]) -> None:
             ax.text((first + last) / 2, b["offset"] + b["bytes"] / 2, short, ha="center", va="center", size=8)
     ax.set_xlim(-0.6, len(layers) - 0.4)
     ax.set_ylim(0, top * 1.02)
-    names = [
-        name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}"
-        for name in (layer["name"] for layer in layers)
-    ]
-    ax.set_xticks(range(len(layers)), names, rotation=90)
-    ax.yaxis.set_major_locator(MultipleLocator(2 ** max(math.ceil(math.log2(top / 6)), 0)))
-    ax.yaxis.set_major_formatter(FuncFormatter(_kilobytes))
-    ax.grid(axis="x", visible=False)
+    _layers_and_bytes(ax, [layer["name"] for layer in layers], top)
+
+
+def _rows(ax: Axes, tensors: Sequence[Mapping[str, Any]]) -> None:
+    """Of each tensor the rows that are in memory at most, in front of all its rows."""
+    whole = [t["rows"] * t["row_bytes"] for t in tensors]
+    held = [t["most_rows"] * t["row_bytes"] for t in tensors]
+    ax.bar(range(len(tensors)), whole, 0.92, color="none", edgecolor=MUTED, lw=0.8, ls=":", label="all rows")
+    ax.bar(
+        range(len(tensors)), held, 0.92, color="#dbe9f9", edgecolor="#1864ab", lw=0.8, label="rows in memory at most"
+    )
+    for i, tensor in enumerate(tensors):
+        ax.text(i, held[i], str(tensor["most_rows"]), ha="center", va="bottom", size=8)
+    ax.legend(loc="upper right")
+    _layers_and_bytes(ax, [t["name"] for t in tensors], max(whole))
 
 
 def _memory_size(layers: Sequence[Any]) -> tuple[float, float]:
@@ -266,10 +282,13 @@ def draw(values: Mapping[str, Any]) -> dict[str, Any]:
         label = f"Accuracy against the format of the {tensor}"
         figure = _svg((3.6, 1.7), label, _sweep, [*trials], bits, TENSORS[tensor])
         sweeps.append({"layer": name, "tensor": tensor, "figure": figure, "bits": bits})
+    tensors = values["memory"]["by_rows"]["tensors"]
+    rows = "Rows in memory at most, against all rows"
     confusion = "Confusion matrix of the float network and the device"
     return {
         "histograms": histograms,
         "sweeps": sweeps,
         "confusion": _svg((4.6, 4.4), confusion, _confusion, values),
         "memory": _svg(_memory_size(values["layers"]), "Memory map over time", _memory, values),
+        "rows": _svg(_memory_size(tensors), rows, _rows, tensors) if tensors else None,
     }

@@ -112,7 +112,7 @@ CASES = {
 
 def enlarged(folder: Path) -> None:
     """CIFAR-10 pictures of 96x96 pixels in two classes: their bits count, not the accuracy."""
-    images, labels = lmdb_images.read(CIFAR, 300)
+    images, labels = lmdb_images.read(CIFAR, range(300))
     large = [pictures.resize(np.ascontiguousarray(image.transpose(1, 2, 0)), 96, 96) for image in images]
     lmdb_images.write(folder / "vww_lmdb", [image.transpose(2, 0, 1) for image in large], labels % 2)
 
