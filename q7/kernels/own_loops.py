@@ -88,14 +88,6 @@ class Concatenate(OwnLoop[LayerView, Rescalings]):
         return {f"RSHIFT_{i}": rshift for i, rshift in enumerate(integers, 1)}
 
 
-def _rounded_division(g: OnnxGraph, total: str, multiplier: int, divisors: np.ndarray) -> str:
-    """floor(total * multiplier / divisors + 1/2); float64 holds quotients of 32-bit integers without crossing one."""
-    numerator = g.add("Mul", g.cast(total, np.float64), np.array(2.0 * multiplier))
-    halves = divisors.astype(np.float64)
-    quotient = g.add("Floor", g.add("Div", g.add("Add", numerator, halves), 2 * halves))
-    return g.cast(g.clip(quotient, INT8_MIN, INT8_MAX, np.float64), np.float32)
-
-
 def _ratio(lshift: LeftShift) -> tuple[int, int]:
     """2**lshift as multiplier / divisor, one of which is 1."""
     return 1 << max(lshift, 0), 1 << max(-lshift, 0)
@@ -134,7 +126,11 @@ class OwnAveragePool(WindowLoop[AverageView, LeftShift]):
         else:
             total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
         multiplier, divisor = _ratio(integers)
-        return _rounded_division(g, total, multiplier, layer.divisors() * divisor)
+        # floor(total * multiplier / halves + 1/2); float64 holds quotients of 32-bit integers without crossing one.
+        numerator = g.add("Mul", g.cast(total, np.float64), np.array(2.0 * multiplier))
+        halves = (layer.divisors() * divisor).astype(np.float64)
+        quotient = g.add("Floor", g.add("Div", g.add("Add", numerator, halves), 2 * halves))
+        return g.cast(g.clip(quotient, INT8_MIN, INT8_MAX, np.float64), np.float32)
 
     def defines(self, integers: LeftShift) -> dict[str, int]:
         return dict(zip(("MULTIPLIER", "DIVISOR"), _ratio(integers)))
