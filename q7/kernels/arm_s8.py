@@ -40,8 +40,8 @@ def _context(c: CNames, buffer: str, size: str) -> Declaration:
 
 
 def _constant(c: CNames, kind: str, name: str, *values: Value) -> Declaration:
-    """A structure of the call's; all but those that hold pointers are constants."""
-    return Declaration(f"{c.storage} cmsis_nn_{kind}", c.variable(name), values)
+    """A structure of macros, which are constants; what takes their place is not."""
+    return Declaration(f"{'const' if c.replaced else 'static const'} cmsis_nn_{kind}", c.variable(name), values)
 
 
 def _activation(c: CNames) -> Value:
