@@ -86,9 +86,7 @@ class InPlace(Kernel[LayerView, I_contra]):
     """Works in place, in a copy where others read the input; a size is 16 bits, so large tensors take several calls."""
 
     LARGEST = 65535
-
-    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        return True
+    promises_in_place = True
 
     def _arguments(self, c: CNames) -> list[str]:
         """What follows the data and their size."""

@@ -39,10 +39,9 @@ class OwnLoop(Kernel[L_contra, I_contra]):
 class Merge(OwnLoop[LayerView, Operands]):
     """clamp((f(factor * x, ...) + rounding term) >> out_rshift), where f is the sum or the maximum."""
 
-    op: str = "Sum"
+    promises_in_place = True
 
-    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        return True
+    op: str = "Sum"
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Operands, target: Target) -> str:
         return exact_onnx.merge(g, xs, layer, integers, self.op)
@@ -158,8 +157,7 @@ class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[Con
 class Clamp(OwnLoop[LayerView, Bounds]):
     """max(low, min(x, high))."""
 
-    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        return True
+    promises_in_place = True
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Bounds, target: Target) -> str:
         return g.clip(xs[0], integers.low, integers.high)
@@ -188,12 +186,11 @@ def tanh_table() -> np.ndarray:
 class Lookup(OwnLoop[LayerView, I_contra]):
     """A table of the output of each of the 256 inputs."""
 
+    promises_in_place = True
+
     def outputs(self, integers: I_contra) -> np.ndarray:
         """Of the inputs -128 to 127."""
         raise NotImplementedError
-
-    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        return True
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: I_contra, target: Target) -> str:
         index = g.cast(g.add("Add", xs[0], np.array(-INT8_MIN, np.float32)), np.int64)
