@@ -7,6 +7,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,13 @@ def build_parser() -> Parser:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Any:
-    """The options of a run of the quantizer, or of an evaluation where that is asked for."""
+    """The options of a run of the quantizer, or the evaluation itself, to be called, where that is asked for."""
     parser = build_parser()
     args = parser.parse_args(arguments)
     parser.allow_only(args, "eval", WITH_EVAL)
     if args.eval:
         weights = None if args.weights == WEIGHTS else args.weights  # an old pickle names its own
-        return evaluate.Options(args.eval, weights, args.mean, args.lmdb, args.memory, args.quiet)
+        return partial(evaluate.evaluate, Path(args.eval), args.lmdb, args.memory, args.quiet, weights, args.mean)
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(job.Options)}
     given["command"] = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
@@ -112,9 +113,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    run: Any = evaluate.evaluate if isinstance(options, evaluate.Options) else quantize.quantize
-    return finish("nn_quantizer", lambda: run(options), "interrupted: nothing was kept")
+    asked = parse_arguments(arguments)
+    work = partial(quantize.quantize, asked) if isinstance(asked, job.Options) else asked
+    return finish("nn_quantizer", work, "interrupted: nothing was kept")
 
 
 if __name__ == "__main__":

@@ -41,10 +41,8 @@ def run(args: argparse.Namespace) -> None:
         read_idx(args.data, "train-images-idx3-ubyte")[:, None].copy(),
         read_idx(args.data, "train-labels-idx1-ubyte").astype(np.int32),
         None,
-        save=str(HERE / "lenet"),
         epochs=args.epochs,
         rate=0.03,
-        decay=5e-4,
         shift=2,
         flip=False,
     )

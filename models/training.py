@@ -67,12 +67,12 @@ def augment(x: torch.Tensor, shift: int, flip: bool) -> torch.Tensor:
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def build_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim.SGD:
+def build_optimizer(network: nn.Module, rate: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum; biases do not decay."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     biases = [p for p in network.parameters() if p.ndim == 1]
     return torch.optim.SGD(
-        [{"params": matrices, "weight_decay": decay}, {"params": biases, "weight_decay": 0.0}],
+        [{"params": matrices, "weight_decay": 5e-4}, {"params": biases, "weight_decay": 0.0}],
         lr=rate,
         momentum=0.9,
         nesterov=True,
@@ -96,17 +96,17 @@ def train(
     images: np.ndarray,
     labels: np.ndarray,
     mean: np.ndarray | None,
-    save: str,
     epochs: int,
     rate: float,
-    decay: float,
     shift: int,
     flip: bool,
     bfloat16: bool = False,
     seed: int = 1,
     batch: int = 100,
 ) -> None:
-    """SGD with Nesterov momentum and a one-cycle rate; writes `save`_iter_N.caffemodel.h5 and .caffemodel.
+    """SGD with Nesterov momentum and a one-cycle rate; writes NAME_iter_N.caffemodel.h5 and .caffemodel.
+
+    NAME and the folder are those of the prototxt NAME_train_test.prototxt.
 
     Inputs are divided by 64 while training where the prototxt has no scale of its own, so that the usual
     initialization and rates fit; the first layer's weights take the factor afterwards. With `bfloat16`, products are
@@ -120,7 +120,7 @@ def train(
     offset = torch.from_numpy(mean) if mean is not None else torch.zeros(images.shape[1:])
     pixels, targets = torch.from_numpy(images), torch.from_numpy(labels).long()
     iterations = epochs * (len(images) // batch)
-    optimizer = build_optimizer(network, rate, decay)
+    optimizer = build_optimizer(network, rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=iterations, pct_start=0.2)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
@@ -153,6 +153,6 @@ def train(
     weights, types = collect(average.module, inner)
     title = read_prototxt(prototxt).name
     for suffix in (".caffemodel.h5", ".caffemodel"):
-        path = Path(f"{save}_iter_{iterations}{suffix}")
+        path = Path(str(prototxt).replace("_train_test.prototxt", f"_iter_{iterations}{suffix}"))
         write_weights(path, title, weights, types)
         print(f"{path}  sha256 {files.sha256(path)}")

@@ -19,7 +19,9 @@ from q7.data.source import data_source
 from q7.engines.accuracy import accuracy_first
 from q7.engines.networks import DeviceNetwork
 from q7.kernels import exact_onnx, registry
+from q7.kernels.arm_q7 import Pool
 from q7.kernels.base import AnyKernel, Integers, WeightedKernel
+from q7.kernels.constraints import padding_below_stride, short_window
 from q7.kernels.own_loops import Pixels
 from q7.layers.activations import IntWidth
 from q7.network.from_caffe import parse_network
@@ -145,10 +147,17 @@ def _target(vector: Vector, core: Core) -> Target:
     return Target(core, Rounding.TRUNCATE if vector.truncate else Rounding.NEAREST)
 
 
+def _refused(vector: Vector, core: Core) -> bool:
+    """Whether the kernel reports an error, or is a pooling that reads what it overwrote or overflows 16 bits."""
+    constraints = (padding_below_stride, short_window) if isinstance(vector.kernel, Pool) else ()
+    target = _target(vector, core)
+    return bool(vector.status[core]) or not all(holds(vector.layer, target) for holds in constraints)
+
+
 @pytest.mark.parametrize("core", Core)
 def test_device_model_equals_the_kernels(vectors: list[Vector], core: Core) -> None:
     for vector in vectors:
-        if vector.status[core]:
+        if _refused(vector, core):
             continue
         g = OnnxGraph()
         x = g.cast(g.input("x", np.int8, vector.input_chw.shape[1:]), np.float32)
@@ -161,8 +170,8 @@ def test_device_model_equals_the_kernels(vectors: list[Vector], core: Core) -> N
 
 @pytest.mark.parametrize("core", Core)
 def test_a_mismatch_on_the_device_is_declined(vectors: list[Vector], core: Core) -> None:
-    refused = [vector for vector in vectors if vector.status[core]]
-    assert len(refused) >= 10
+    refused = [vector for vector in vectors if _refused(vector, core)]
+    assert len(refused) >= (20 if core is Core.DSP else 11)
     for vector in refused:
         assert vector.kernel.objection(vector.layer, _target(vector, core)), vector.layer.name
 

@@ -114,8 +114,7 @@ def to_caffemodel(name: str, weights: Blobs, types: dict[str, str]) -> bytes:
         for blob in blobs:
             entry = message.blobs.add(data=blob.ravel().astype(np.float32))
             entry.shape.dim.extend(blob.shape)
-    content: bytes = network.SerializeToString(deterministic=True)
-    return content
+    return bytes(network.SerializeToString(deterministic=True))
 
 
 def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) -> None:

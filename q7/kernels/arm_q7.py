@@ -11,16 +11,13 @@ import numpy as np
 from q7.kernels import weight_layouts
 from q7.kernels.base import Bounds, Integers, IntWidth, Kernel, ShiftingKernel, stays_ahead
 from q7.kernels.call import Call, CNames, Statement
-from q7.kernels.constraints import padding_below_stride, short_window
 from q7.kernels.contract import ConvolutionView, I_contra, LayerView, WindowedView
-from q7.kernels.exact_onnx import convolution, divide, inner_product, truncated_mean
+from q7.kernels.exact_onnx import convolution, inner_product, truncated_mean
 from q7.kernels.own_loops import sigmoid_table
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import max_pool
 from q7.qformat import INT8_MAX, INT8_MIN
 from q7.target import Q7, Core, Target
-
-DSP_LANES = 4
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,7 @@ class InPlace(Kernel[LayerView, I_contra]):
     """Works in place, in a copy where others read the input; a size is 16 bits, so large tensors take several calls."""
 
     LARGEST = 65535
-
-    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        return True
+    promises_in_place = True
 
     def _arguments(self, c: CNames) -> list[str]:
         """What follows the data and their size."""
@@ -172,48 +167,6 @@ class Softmax(Kernel[LayerView, object]):
         return [Call(self.name, (c.input, c.macro("OUT_DIM"), c.output))]
 
 
-def _sum_int16(g: OnnxGraph, cells: list[str], saturates: np.ndarray) -> str:
-    """Adds cells one after the other in int16, which saturates where `saturates` and wraps elsewhere."""
-    if len(cells) <= 256:
-        return g.add("Sum", *cells)
-    total = cells[0]
-    for cell in cells[1:]:
-        total = g.add("Add", total, cell)
-        over = g.add(
-            "Floor", g.add("Mul", g.add("Add", total, np.array(2.0**15, np.float32)), np.array(2.0**-16, np.float32))
-        )
-        wrapped = g.add("Sub", total, g.add("Mul", over, np.array(2.0**16, np.float32)))
-        total = g.add("Where", saturates, g.clip(total, -32768, 32767), wrapped)
-    return total
-
-
-def _dsp_pool_axis(g: OnnxGraph, x: str, layer: WindowedView, axis: int, average: bool) -> str:
-    """One stage of the DSP path's separable pooling, cell by cell: along x in place, along y into the output.
-
-    In place means that a window whose start lies before the image starts at column i instead of 0, and that a
-    window may read columns that earlier outputs have replaced.
-    """
-    extent, out = layer.in_shape[axis], layer.out_shape[axis]
-    length, stride, pad = layer.window[axis - 1], layer.stride[axis - 1], layer.pad[axis - 1]
-    channels = layer.in_shape[0]
-    row = (channels, 1, 1) if axis == 2 else (channels, 1, layer.out_shape[2])
-    lane = np.arange(np.prod(row)).reshape(row[1], row[2], channels).transpose(2, 0, 1)
-    saturates = lane < lane.size // DSP_LANES * DSP_LANES
-    cells = [g.slice(x, axis + 1, i, i + 1) for i in range(extent)]
-    results = []
-    for i in range(out):
-        start = i * stride - pad
-        first = start if start >= 0 else (i if axis == 2 else 0)
-        window = cells[first : max(first + 1, min(start + length, extent))]
-        value = g.add("Max", *window)
-        if average:
-            value = divide(g, _sum_int16(g, window, saturates), np.array(len(window)))
-        results.append(value)
-        if axis == 2:
-            cells[i] = value
-    return g.add("Concat", *results, axis=axis + 1)
-
-
 class Pool(Kernel[WindowedView, object]):
     """Pooling; the DSP path reduces along x, in place in its input, and then along y."""
 
@@ -232,9 +185,7 @@ class Pool(Kernel[WindowedView, object]):
 
 class MaxPool(Pool):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
-        if padding_below_stride(layer, target):
-            return max_pool(g, xs[0], layer)
-        return _dsp_pool_axis(g, _dsp_pool_axis(g, xs[0], layer, 2, False), layer, 1, False)
+        return max_pool(g, xs[0], layer)
 
 
 class AveragePool(Pool):
@@ -246,6 +197,4 @@ class AveragePool(Pool):
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         if target.core is not Core.DSP:
             return truncated_mean(g, xs[0], layer)
-        if not (padding_below_stride(layer, target) and short_window(layer, target)):
-            return _dsp_pool_axis(g, _dsp_pool_axis(g, xs[0], layer, 2, True), layer, 1, True)
         return truncated_mean(g, truncated_mean(g, xs[0], layer, axes=(1,)), layer, axes=(0,))

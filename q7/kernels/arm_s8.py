@@ -35,17 +35,13 @@ def multiplier(rshift: int) -> int:
     return min(1 << (31 - rshift), INT32_MAX)
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
 def _context(c: CNames, buffer: str, size: str) -> Declaration:
     return Declaration("const cmsis_nn_context", c.variable("ctx"), (buffer, size))
 
 
 def _constant(c: CNames, kind: str, name: str, *values: Value) -> Declaration:
-    """A structure of the call's; all but those that hold pointers are constants."""
-    return Declaration(f"{c.storage} cmsis_nn_{kind}", c.variable(name), values)
+    """A structure of macros, which are constants; what takes their place is not."""
+    return Declaration(f"{'const' if c.replaced else 'static const'} cmsis_nn_{kind}", c.variable(name), values)
 
 
 def _activation(c: CNames) -> Value:
@@ -92,7 +88,8 @@ class Convolution(_Weighted[ConvolutionView]):
         if (layer.window, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
             return 4 * layer.in_shape[0] if target.core is Core.DSP else 0  # as built with Arm's compiler
         column = layer.in_shape[0] * layer.window[0] * layer.window[1]
-        return 4 * _round_up(column, 16 if target.core is Core.MVE else 4)
+        whole = 16 if target.core is Core.MVE else 4
+        return 4 * whole * -(-column // whole)
 
     def least_version(self, layer: ConvolutionView) -> int:
         """Older ones take all groups for one, and report success."""

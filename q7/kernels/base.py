@@ -89,6 +89,7 @@ class Kernel(Generic[L_contra, I_contra]):
     source: ClassVar[str]  # its file: in CMSIS 5.9.0's CMSIS/, in CMSIS-NN 7, or here; {} stands for its name
     own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
     libraries: ClassVar[tuple[Library, ...]] = tuple(LIBRARIES.values())  # it is of, or can be used beside
+    promises_in_place: ClassVar[bool] = False  # its output may take the input's memory, whatever the layer
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
 
     name: str
@@ -113,7 +114,7 @@ class Kernel(Generic[L_contra, I_contra]):
 
     def in_place(self, layer: L_contra, promised_only: bool) -> bool:
         """Whether the output may take the input's memory: as the library promises, or as was measured exact."""
-        return False
+        return self.promises_in_place
 
     def least_version(self, layer: L_contra) -> int:
         """The oldest CMSIS-NN whose kernel computes the layer; among the s8 kernels they differ."""

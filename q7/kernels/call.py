@@ -57,11 +57,6 @@ class CNames:
     replaced: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def storage(self) -> str:
-        """Of structures of macros, which are constants; what takes their place is not."""
-        return "const" if self.replaced else "static const"
-
-    @property
     def input(self) -> str:
         return self.inputs[0]
 

@@ -39,10 +39,9 @@ class OwnLoop(Kernel[L_contra, I_contra]):
 class Merge(OwnLoop[LayerView, Operands]):
     """clamp((f(factor * x, ...) + rounding term) >> out_rshift), where f is the sum or the maximum."""
 
-    op: str = "Sum"
+    promises_in_place = True
 
-    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        return True
+    op: str = "Sum"
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Operands, target: Target) -> str:
         return exact_onnx.merge(g, xs, layer, integers, self.op)
@@ -88,14 +87,6 @@ class Concatenate(OwnLoop[LayerView, Rescalings]):
         return {f"RSHIFT_{i}": rshift for i, rshift in enumerate(integers, 1)}
 
 
-def _rounded_division(g: OnnxGraph, total: str, multiplier: int, divisors: np.ndarray) -> str:
-    """floor(total * multiplier / divisors + 1/2); float64 holds quotients of 32-bit integers without crossing one."""
-    numerator = g.add("Mul", g.cast(total, np.float64), np.array(2.0 * multiplier))
-    halves = divisors.astype(np.float64)
-    quotient = g.add("Floor", g.add("Div", g.add("Add", numerator, halves), 2 * halves))
-    return g.cast(g.clip(quotient, INT8_MIN, INT8_MAX, np.float64), np.float32)
-
-
 def _ratio(lshift: LeftShift) -> tuple[int, int]:
     """2**lshift as multiplier / divisor, one of which is 1."""
     return 1 << max(lshift, 0), 1 << max(-lshift, 0)
@@ -134,7 +125,11 @@ class OwnAveragePool(WindowLoop[AverageView, LeftShift]):
         else:
             total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
         multiplier, divisor = _ratio(integers)
-        return _rounded_division(g, total, multiplier, layer.divisors() * divisor)
+        # floor(total * multiplier / halves + 1/2); float64 holds quotients of 32-bit integers without crossing one.
+        numerator = g.add("Mul", g.cast(total, np.float64), np.array(2.0 * multiplier))
+        halves = (layer.divisors() * divisor).astype(np.float64)
+        quotient = g.add("Floor", g.add("Div", g.add("Add", numerator, halves), 2 * halves))
+        return g.cast(g.clip(quotient, INT8_MIN, INT8_MAX, np.float64), np.float32)
 
     def defines(self, integers: LeftShift) -> dict[str, int]:
         return dict(zip(("MULTIPLIER", "DIVISOR"), _ratio(integers)))
@@ -162,8 +157,7 @@ class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[Con
 class Clamp(OwnLoop[LayerView, Bounds]):
     """max(low, min(x, high))."""
 
-    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        return True
+    promises_in_place = True
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Bounds, target: Target) -> str:
         return g.clip(xs[0], integers.low, integers.high)
@@ -192,12 +186,11 @@ def tanh_table() -> np.ndarray:
 class Lookup(OwnLoop[LayerView, I_contra]):
     """A table of the output of each of the 256 inputs."""
 
+    promises_in_place = True
+
     def outputs(self, integers: I_contra) -> np.ndarray:
         """Of the inputs -128 to 127."""
         raise NotImplementedError
-
-    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        return True
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: I_contra, target: Target) -> str:
         index = g.cast(g.add("Add", xs[0], np.array(-INT8_MIN, np.float32)), np.int64)

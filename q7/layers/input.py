@@ -33,20 +33,15 @@ class Input(Layer):
         x = g.add("Sub", xs[0], self.mean.astype(np.float32))
         return g.add("Mul", x, np.array(self.scale, np.float32))
 
-    @property
-    def integer_mean(self) -> np.ndarray:
-        """The mean rounded half to even, as the device subtracts it."""
-        return np.clip(np.rint(self.mean), 0, 255).astype(np.int32)
-
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Pixels:
-        """The scale is a power of two here: the graph has put what is left of it into the first layer's weights."""
+        """The mean is rounded half to even. The scale is a power of two here: the rest went into the first weights."""
         assert formats.y
         mantissa, exponent = math.frexp(self.scale)
         assert mantissa == 0.5, "the scale is folded before"
         rshift = -(exponent - 1) - formats.y.fraction_bits
         if abs(rshift) > MOST_PIXEL_SHIFT:
             raise Q7Error(f"its pixels would be shifted by {rshift}, allowed are {MOST_PIXEL_SHIFT} bits either way")
-        return Pixels(self.integer_mean, rshift)
+        return Pixels(np.clip(np.rint(self.mean), 0, 255).astype(np.int32), rshift)
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
         """abs(rshift) = abs(-log2(scale) - n_y) <= 22."""

@@ -21,25 +21,20 @@ class _Merge(Layer):
     own_format = True
     floors = True
     most_inputs: ClassVar[int] = MOST_OPERANDS
+    any_channels: ClassVar[bool] = False  # the inputs may differ in their number
 
     def check(self) -> None:
         if len(self.in_shapes) < 2:
             raise Declined(f"it has {len(self.in_shapes)} input, allowed are 2 or more")
-
-
-def _vector(shape: Shape) -> Shape:
-    """An image of one pixel as a vector."""
-    return shape[:1] if shape[1:] == (1, 1) else shape
+        vectors = [shape[:1] if shape[1:] == (1, 1) else shape for shape in self.in_shapes]  # images of one pixel, too
+        if len({shape[self.any_channels :] for shape in vectors}) > 1:
+            what = "sizes" if self.any_channels else "shapes"
+            raise Declined(f"its inputs have different {what}: {', '.join(map(str, self.in_shapes))}")
 
 
 class _Eltwise(_Merge):
     caffe_type = "Eltwise"
     elementwise = True
-
-    def check(self) -> None:
-        super().check()
-        if len({_vector(shape) for shape in self.in_shapes}) > 1:
-            raise Declined(f"its inputs have different shapes: {', '.join(map(str, self.in_shapes))}")
 
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
         """n_x - n_coarsest <= 16, the largest factor's bits: all inputs are brought to the finest format."""
@@ -113,6 +108,7 @@ class Concat(_Merge):
     """Caffe's Concat over channels."""
 
     caffe_type = "Concat"
+    any_channels = True
 
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
@@ -121,11 +117,6 @@ class Concat(_Merge):
         if axis not in (1, -len(in_shapes[0])):
             raise Declined(f"axis {axis}, allowed is 1")
         return {}
-
-    def check(self) -> None:
-        super().check()
-        if len({_vector(shape)[1:] for shape in self.in_shapes}) > 1:
-            raise Declined(f"its inputs have different sizes: {', '.join(map(str, self.in_shapes))}")
 
     @property
     def out_shape(self) -> Shape:

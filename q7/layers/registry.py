@@ -30,8 +30,7 @@ CLASSES: tuple[type[Layer], ...] = (
     merges.Concat,
     Softmax,
 )
-Choice = Callable[[Any, tuple[Shape, ...]], type[Layer]]  # of a LayerParameter's class; raises Declined
-LAYERS: dict[str, type[Layer] | Choice] = {
+LAYERS: dict[str, type[Layer] | Callable[[Any, tuple[Shape, ...]], type[Layer]]] = {  # or what chooses the class
     **{cls.caffe_type: cls for cls in CLASSES},
     "Pooling": windowed.pooling,
     "Eltwise": merges.eltwise,

@@ -44,10 +44,6 @@ class Graph:
         wanted = {name for layer in self.layers[position:] for name in layer.inputs}
         return tuple(layer for layer in self.layers[:position] if layer.name in wanted)
 
-    def live_size(self, position: int) -> int:
-        """Elements of the outputs that are live there, for one image."""
-        return sum(layer.out_size for layer in self.live(position))
-
     def sweep_order(self) -> list[Layer]:
         """Weighted layers as the original orders them: convolutions in file order, then inner products."""
         weighted = [layer for layer in self.layers if layer.weighted]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,32 +18,25 @@ from q7.report import summary
 from q7.store import original
 
 
-@dataclass(frozen=True)
-class Options:
-    """What an evaluation was asked for; `weights` and `mean` are for the original's pickles."""
-
-    pickle: str
-    weights: str | None
-    mean: str | None
-    lmdb: str | None
-    memory: float  # GB
-    quiet: bool
-
-
 @np.errstate(over="ignore", invalid="ignore")
-def evaluate(options: Options) -> None:
-    """Prints what is in a pickle, and how many images its network has right on the device; raises Q7Error."""
-    path, memory = Path(options.pickle), memory_bytes(options.memory)
-    network = original.open_network(path, options.weights, options.mean)
+def evaluate(
+    path: Path, lmdb: str | None, memory: float, quiet: bool, weights: str | None = None, mean: str | None = None
+) -> None:
+    """Prints what is in a pickle, and how many images its network has right on the device; raises Q7Error.
+
+    `memory` is in GB; `weights` and `mean` are for the original's pickles.
+    """
+    size = memory_bytes(memory)
+    network = original.open_network(path, weights, mean)
     outcome = network.outcome
-    lmdb = files.find(options.lmdb or network.dataset, path.parent, f"the test {network.reader.kind}")
+    data = files.find(lmdb or network.dataset, path.parent, f"the test {network.reader.kind}")
     images, labels = known_answers.open_images(
-        network, lmdb, outcome.images_read if outcome else None, memory / engine.MEMORY_SHARES
+        network, data, outcome.images_read if outcome else None, size / engine.MEMORY_SHARES
     )
     _, reported = split(len(images), *((outcome.holdout, outcome.seed) if outcome else (0, 0)))
-    logits = DeviceNetwork(network.graph, pick(images, reported), network.target, memory).logits(network.layers)
+    logits = DeviceNetwork(network.graph, pick(images, reported), network.target, size).logits(network.layers)
     accuracy = accuracy_first(logits, labels[reported])
-    if not options.quiet:
+    if not quiet:
         print("\n".join(summary.describe(network)))
     counted = summary.counted(len(reported), bool(outcome and outcome.holdout))
-    print(f"Accuracy now: device {accuracy:.2f} % ({counted} of '{lmdb}', {network.target})")
+    print(f"Accuracy now: device {accuracy:.2f} % ({counted} of '{data}', {network.target})")

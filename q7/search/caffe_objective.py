@@ -78,7 +78,7 @@ class ScreenedSimulation(CaffeSimulation):
 
     def __init__(self, network: FloatNetwork, labels: np.ndarray) -> None:
         super().__init__(network, labels)
-        self._grids: Grids | None = None  # at the start
+        self._grids: Grids = {}  # at the start
         self._margins: np.ndarray | None = None  # (N,) with these grids
         self._parts: list[tuple[np.ndarray, CaffeSimulation]] = []  # indices of images, and the network over them
 
@@ -91,7 +91,7 @@ class ScreenedSimulation(CaffeSimulation):
         self._margins = margins(logits, self.labels)
         if not self._grids:
             self.in_float = logits
-        settings = tuple(self._settings(self._grids or {}))
+        settings = tuple(self._settings(self._grids))
         count = max(1, min(MOST_PARTS, len(logits) // MIN_PART_IMAGES))
         self._parts = []
         for part in np.array_split(np.argsort(abs(self._margins), kind="stable"), count):
@@ -103,7 +103,6 @@ class ScreenedSimulation(CaffeSimulation):
         """(N,) which images are right."""
         if self._margins is not None:
             return self._margins > 0
-        assert self._grids is not None
         settings = self._settings(self._grids)
         if not self._parts:
             return self._keep(self.network.logits(settings)) > 0

@@ -181,7 +181,6 @@ class RememberedSimulation(ScreenedSimulation):
         return self.journal.remember(question, compute, _flags, lambda text: _right(text, len(self.labels)))
 
     def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
-        assert self._grids is not None
         count = len(self.labels)
         question = [self._question("judge", grids), self._question("start", self._grids), rival and _flags(rival.right)]
         return self.journal.remember(

@@ -39,7 +39,7 @@ def _can_fit(graph: Graph, layer: Layer) -> bool:
 
 def bytes_per_image(graph: Graph) -> int:
     """What the fit holds of each image: what enters and what leaves a layer on the device, and what it is fitted to."""
-    on_device = 2 * max(graph.live_size(position) for position in range(len(graph.layers)))
+    on_device = 2 * max(sum(x.out_size for x in graph.live(position)) for position in range(len(graph.layers)))
     fitted = (layer.out_shape for layer in graph.layers if _can_fit(graph, layer))
     return max(1, on_device) + sum(4 * shape[0] * min(PLACES, math.prod(shape[1:])) for shape in fitted)
 
