@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import fields
 from typing import Any
@@ -44,7 +45,7 @@ def ram(text: str) -> int | str:
     if text in (rows.FAST, rows.LEAST):
         return text
     if not text.isdecimal():
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"'{text}' is not {rows.FAST}, {rows.LEAST} or a number of bytes")
     return int(text)
 
 

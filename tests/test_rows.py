@@ -114,7 +114,7 @@ def test_other_plans_are_refused(text: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as ended:
         code_gen.main(["--ram", text])
     assert ended.value.code == 2
-    assert "argument --ram" in capsys.readouterr().err
+    assert f"argument --ram: '{text}' is not fast, least or a number of bytes" in capsys.readouterr().err
 
 
 CONV = """
