@@ -37,7 +37,11 @@ def find(path: str, beside: Path, what: str) -> Path:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):  # weights may be large
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _status(path: Path, *fields: str) -> tuple[int, ...]:
