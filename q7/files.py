@@ -85,16 +85,22 @@ def reading(what: str) -> Iterator[None]:
         raise Q7Error(f"{what} is truncated, damaged or of another kind: {reason}") from error
 
 
+def _followed(path: Path) -> Path:
+    """Where links lead: they stay as they are, and so does a circle of them."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def writable(path: Path) -> bool:
     """Whether `path` could be replaced: it is nothing or a file, and its folder, or the next that exists, takes files.
 
     Root may write to a device, which is not to be replaced by a file.
     """
+    path = _followed(path)
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     takes_files = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    return takes_files and (path.is_file() or not path.exists())
+    return takes_files and (path.is_file() or not os.path.lexists(path))
 
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -177,9 +183,10 @@ def _umask() -> int:
 def replacing(*paths: Path) -> Iterator[list[Path]]:
     """Temporary paths that take the places of `paths` when the block ends well, and vanish when it fails.
 
-    Paths whose temporary one was not written stay as they are. Two runs at once replace one after the other. Raises
-    Q7Error where a folder cannot be written.
+    Paths whose temporary one was not written stay as they are. Files keep their permissions, and a link leads to the
+    new file. Two runs at once replace one after the other. Raises Q7Error where a folder cannot be written.
     """
+    paths = tuple(_followed(path) for path in paths)
     with contextlib.ExitStack() as stack:
         folders = {path.parent.resolve(): path.parent for path in paths}
         # In one order for all runs, so that none waits for another that waits for it.
@@ -190,11 +197,11 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
         written = [(new, path) for new, path in zip(temporary, paths) if new.exists()]
         for new, path in written:
             with _writing(path):
-                if path.exists() and not path.is_file():
+                if os.path.lexists(path) and not path.is_file():
                     raise Q7Error(f"cannot write '{path}': it is not a file")
-                os.chmod(new, 0o666 & ~_umask())
                 with open(new, "rb+") as file:  # a full disk may show only now
                     os.fsync(file.fileno())
+                os.chmod(new, *(_status(path, "mode") or (0o666 & ~_umask(),)))
         for new, path in written:
             with _writing(path):
                 os.replace(new, path)

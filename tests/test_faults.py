@@ -224,6 +224,28 @@ def test_files_are_replaced_together(tmp_path: Path) -> None:
     assert not files.writable(Path(os.devnull))
 
 
+def test_permissions_stay_and_links_are_followed(tmp_path: Path) -> None:
+    shared, link = tmp_path / "shared", tmp_path / "link"
+    shared.write_bytes(b"old")
+    shared.chmod(0o440)
+    link.symlink_to(shared)
+    assert files.writable(link)
+    files.write(link, b"new")
+    assert link.is_symlink()
+    assert (shared.read_bytes(), shared.stat().st_mode & 0o777) == (b"new", 0o440)
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.symlink_to(second)
+    second.symlink_to(first)
+    assert not files.writable(first)
+    with pytest.raises(Q7Error, match=r"cannot write '.*': it is not a file"):
+        files.write(first, b"new")
+    assert first.is_symlink()
+    assert second.is_symlink()
+
+
 def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
