@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from q7.data.readers import READERS
-from q7.kernels import registry
 from q7.layers.base import Layer
 from q7.layers.input import Input
 from q7.layers.passthrough import IDENTITIES
-from q7.layers.registry import CLASSES
+from q7.layers.registry import ALL_KERNELS, CLASSES
 from q7.target import LIBRARIES, Library
 
 BEGIN, END = "<!-- layers -->", "<!-- /layers -->"
@@ -42,7 +41,7 @@ def markdown() -> str:
     for name, function in IDENTITIES.items():
         lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute | nothing to compute |")
     lines += ["", "| kernel | in CMSIS 5.9.0 (NN/), CMSIS-NN 7 (Source/) or here | needs |", "|---|---|---|"]
-    for name, kernel in {kernel.name: kernel for kernel in registry.ALL}.items():
+    for name, kernel in {kernel.name: kernel for kernel in ALL_KERNELS}.items():
         needs = "; ".join(dict.fromkeys(_sentence(constraint.__doc__) for constraint in kernel.constraints))
         lines.append(f"| `{name}` | {kernel.source_file} | {needs or 'nothing'} |")
     return "\n".join(lines)

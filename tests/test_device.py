@@ -24,6 +24,7 @@ from q7.kernels.base import AnyKernel, Integers, WeightedKernel
 from q7.kernels.constraints import padding_below_stride, short_window
 from q7.kernels.own_loops import Pixels
 from q7.layers.activations import IntWidth
+from q7.layers.registry import ALL_KERNELS
 from q7.network.from_caffe import parse_network
 from q7.network.quantized import IntegerLayer
 from q7.onnx_graph import OnnxGraph
@@ -31,7 +32,7 @@ from q7.qformat import Shifts
 from q7.target import Core, Rounding, Target
 from tests.support import ROOT, run, shared, tool
 
-KERNELS: dict[str, AnyKernel] = {kernel.name: kernel for kernel in registry.ALL}
+KERNELS: dict[str, AnyKernel] = {kernel.name: kernel for kernel in ALL_KERNELS}
 CURVES = (registry.SIGMOID[0], registry.TANH[0])  # by the kernel's argument
 SCRATCH = np.zeros(1 << 16, np.int16)
 CORES = {Core.DSP: "m4", Core.PLAIN: "m3", Core.MVE: "m3"}  # with MVE, the plain path runs

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7.kernels import arm_s8, registry
+from q7.kernels import arm_s8
 from q7.kernels.base import AnyKernel, Bounds, Integers, Operands
 from q7.kernels.call import CNames
+from q7.layers.registry import ALL_KERNELS
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import Shifts
 from q7.target import S8, Core, Target
@@ -30,7 +31,7 @@ SAME = {
     "arm_maximum_s8": "max_q7",
     "arm_concatenation_s8_x": "concat_q7",
 }
-KERNELS = {kernel.name: kernel for kernel in registry.ALL[::-1] if S8 in kernel.libraries}
+KERNELS = {kernel.name: kernel for kernel in ALL_KERNELS[::-1] if S8 in kernel.libraries}
 WHAT = {"MULTIPLIER": "mult", "SHIFT": "shift"}
 NAMES = CNames("L", ("in",), "out", "scratch", "l_wt", "l_bias")
 

@@ -199,14 +199,14 @@ class Pool(Kernel[WindowedView, object]):
     def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
         inputs, window, padding, stride, output = c.extents
         channels = c.macro("IN_CH")
-        structures = _pointers(c, "ctx", "params", "in_dims"), _pointers(c, "filter_dims", "out_dims")
+        arguments = [*_pointers(c, "ctx", "params", "in_dims"), c.input, *_pointers(c, "filter_dims", "out_dims")]
         return [
             _context(c, c.scratch, str(c.scratch_bytes)),
             _constant(c, "pool_params", "params", stride, padding, _activation(c)),
             _constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, channels),
             _constant(c, "dims", "filter_dims", "1", window.y, window.x, "1"),
             _constant(c, "dims", "out_dims", "1", output.y, output.x, channels),
-            Call(self.name, (*structures[0], c.input, *structures[1], c.output)),
+            Call(self.name, (*arguments, c.output)),
         ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from q7.kernels import arm_q7, arm_s8, own_loops
 from q7.kernels import constraints as needs
-from q7.kernels.base import AnyKernel, Bounds, Integers, IntWidth, Kernels, Operands
+from q7.kernels.base import Bounds, Integers, IntWidth, Kernels, Operands
 from q7.kernels.contract import AverageView, ConvolutionView, LayerView, SumView, WindowedView
 from q7.kernels.own_loops import LeftShift, Pixels, Rescalings, Slope
 
@@ -66,20 +66,3 @@ SUM: Kernels[SumView, Operands] = (
 MAXIMUM: Kernels[LayerView, Operands] = (own_loops.Merge("max_q7", op="Max"),)
 CONCAT: Kernels[LayerView, Rescalings] = (own_loops.Concatenate("concat_q7"),)
 SOFTMAX: Kernels[LayerView, object] = (arm_q7.Softmax("arm_softmax_q7", (needs.short_vector,)),)
-
-ALL: tuple[AnyKernel, ...] = (
-    *READ_PIXELS,
-    *CONVOLUTION,
-    *FULLY_CONNECTED,
-    *RELU,
-    *LEAKY_RELU,
-    *SIGMOID,
-    *TANH,
-    *CLIP,
-    *MAX_POOL,
-    *AVERAGE_POOL,
-    *SUM,
-    *MAXIMUM,
-    *CONCAT,
-    *SOFTMAX,
-)

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from q7.kernels.base import AnyKernel
 from q7.layers import activations, affine, merges, windowed
 from q7.layers.base import Layer, Shape
+from q7.layers.input import Input
 from q7.layers.passthrough import Softmax
 
 CLASSES: tuple[type[Layer], ...] = (
@@ -30,6 +32,7 @@ CLASSES: tuple[type[Layer], ...] = (
     merges.Concat,
     Softmax,
 )
+ALL_KERNELS: tuple[AnyKernel, ...] = (*Input.kernels, *(kernel for cls in CLASSES for kernel in cls.kernels))
 LAYERS: dict[str, type[Layer] | Callable[[Any, tuple[Shape, ...]], type[Layer]]] = {  # or what chooses the class
     **{cls.caffe_type: cls for cls in CLASSES},
     "Pooling": windowed.pooling,

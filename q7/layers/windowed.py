@@ -78,6 +78,11 @@ class _Weighted(Layer):
     own_format = True
     floors = True
 
+    @property
+    def macs(self) -> int:
+        """Each weight is used once for each pixel of the output."""
+        return math.prod(self.out_shape[1:]) * math.prod(self.weight_shapes()[0])
+
     def load(self, blobs: Sequence[np.ndarray]) -> Weights:
         """A missing bias becomes zeros, since kernels always read one."""
         return blobs[0], blobs[1] if len(blobs) > 1 else np.zeros(len(blobs[0]), np.float32)
@@ -126,10 +131,6 @@ class Convolution(_Windowed, _Weighted):
         sizes = zip(self.in_shape[1:], self.window, self.stride, self.pad)
         return self.num_output, *((d + 2 * p - k) // s + 1 for d, k, s, p in sizes)
 
-    @property
-    def macs(self) -> int:
-        return self.out_size * math.prod(self.weight_shapes()[0][1:])
-
     def weight_shapes(self) -> tuple[Shape, ...]:
         weights = (self.num_output, self.in_shape[0] // self.group, *self.window)
         return (weights, (self.num_output,)) if self.bias_term else (weights,)
@@ -168,10 +169,6 @@ class InnerProduct(_Weighted):
     @property
     def out_shape(self) -> Shape:
         return (self.num_output,)
-
-    @property
-    def macs(self) -> int:
-        return self.num_output * math.prod(self.in_shape)
 
     def weight_shapes(self) -> tuple[Shape, ...]:
         weights = (self.num_output, math.prod(self.in_shape))
