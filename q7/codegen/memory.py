@@ -44,7 +44,8 @@ class MemoryPlan:
         return max(self.least_bytes, *(buffer.end for buffer in self.buffers))
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """Bytes, rounded up."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -108,8 +109,8 @@ def plan(
                 groups[name] = [outputs[name]]
             source = outputs[name]
             source.last = index
-            source.size = max(source.size, _aligned(math.prod(shape) + integer.kernel.overread))
-        output = outputs[layer.name] = Buffer(layer.name, _aligned(math.prod(layer.out_shape)), index, index)
+            source.size = max(source.size, aligned(math.prod(shape) + integer.kernel.overread))
+        output = outputs[layer.name] = Buffer(layer.name, aligned(math.prod(layer.out_shape)), index, index)
         over = [name for name in layer.inputs if last_reader[name] == index]
         if over and integer.kernel.in_place(layer, promised_only):
             taken[layer.name] = over[0]
@@ -119,7 +120,7 @@ def plan(
             groups[layer.name] = [output]
         size = integer.kernel.scratch_bytes(layer, target)
         if size:
-            scratch[layer.name] = Buffer(f"{layer.name} scratch", _aligned(size), index, index)
+            scratch[layer.name] = Buffer(f"{layer.name} scratch", aligned(size), index, index)
             groups[f"{layer.name} scratch"] = [scratch[layer.name]]
     outputs[graph.layers[part[-1]].name].last = part.stop
     unique = list({id(group): group for group in groups.values()}.values())
@@ -139,4 +140,4 @@ def join(plans: Sequence[MemoryPlan], least_bytes: int) -> MemoryPlan:
         scratch.update(part.scratch)
         in_place.update(part.in_place)
     buffers = tuple(buffer for part in plans for buffer in part.buffers)
-    return MemoryPlan(buffers, outputs, scratch, in_place, _aligned(least_bytes))
+    return MemoryPlan(buffers, outputs, scratch, in_place, aligned(least_bytes))

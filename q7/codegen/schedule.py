@@ -9,7 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from q7.codegen.stages import ALIGNMENT, Stage, aligned
+from q7.codegen.memory import ALIGNMENT, aligned
+from q7.codegen.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from q7.codegen.memory import aligned
 from q7.kernels.by_rows import RowForm, row_form
 from q7.layers.base import Layer
 from q7.layers.windowed import Convolution
 from q7.network.quantized import QuantizedNetwork
-
-ALIGNMENT = 4  # bytes, of scratch memory and of the arena
-
-
-def aligned(size: int) -> int:
-    """Bytes, rounded up."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)

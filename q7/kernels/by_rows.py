@@ -84,7 +84,6 @@ def _(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
     return RowForm(kernel)
 
 
-@dataclass(frozen=True)
 class TruncatedAveragePool(own_loops.WindowLoop[WindowedView, object]):
     """What arm_avepool_q7_HWC computes, for windows of any shape; leaves the image alone."""
 
@@ -92,7 +91,6 @@ class TruncatedAveragePool(own_loops.WindowLoop[WindowedView, object]):
         return arm_q7.AveragePool("arm_avepool_q7_HWC").build(g, xs, layer, integers, target)
 
 
-@dataclass(frozen=True)
 class SummedAveragePool(own_loops.OwnAveragePool):
     """The mean of a whole image, of sums to which one row after the other is added."""
 
