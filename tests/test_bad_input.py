@@ -137,10 +137,15 @@ QUANTIZER = {
         "no accuracy layer 'top5' in the TEST phase; it has",
     ),
     "the network to save to": (nothing, ["--save", "net.prototxt"], "cannot write 'net.prototxt': it is also an input"),
-    "the quantized weights to save to": (
+    "a report where the quantized weights go": (
         nothing,
-        ["--save", "quantized_net.caffemodel"],
-        "--save 'quantized_net.caffemodel' is where the quantized weights go",
+        ["--report", "quantized_net.caffemodel"],
+        "must name files of their own, other than '",
+    ),
+    "weights where the quantized ones go": (
+        lambda folder: shutil.move(folder / "net.caffemodel.h5", folder / "quantized_net.caffemodel"),
+        ["--weights", "quantized_net.caffemodel"],
+        "quantized_net.caffemodel': it is also an input",
     ),
     "a device to save to": (nothing, ["--save", os.devnull], f"cannot write '{os.devnull}'"),
     "more classes than outputs": (data(tiny.IMAGE, 2**31 - 1), [], "has labels from 2147483647 to 2147483647, but"),

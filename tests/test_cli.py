@@ -292,3 +292,29 @@ def test_a_damaged_outcome_is_refused_in_one_sentence(
         capsys.readouterr()
         assert code_gen.main(["--describe", str(tmp_path / "damaged.pkl")]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_each_pickle_has_quantized_weights_of_its_own(
+    net: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    saved = [tmp_path / "net.pkl", tmp_path / "out" / "first.pkl", tmp_path / "out" / "second"]
+    for save in saved:
+        assert nn_quantizer.main([*net[:-1], str(save)]) == 0
+    named = []
+    for save in saved:
+        m = Caffe_Quantizer()
+        m.load_quant_params(str(save))
+        named.append(m.quant_weight_file)  # type: ignore[attr-defined]
+    out = tmp_path / "out"
+    first, second = (str(out / f"quantized_{name}.caffemodel") for name in ("first", "second"))
+    assert named == [str(tmp_path / "quantized_net.caffemodel"), first, second]
+    capsys.readouterr()
+    arguments = ["--model", str(saved[1]), "--out_dir", str(tmp_path / "code")]
+    assert code_gen.main(arguments) == 0
+    assert capsys.readouterr().err == ""
+    shutil.copy(net[3], first)
+    for main, flags in ((code_gen.main, arguments), (nn_quantizer.main, ["--eval", str(saved[1])])):
+        assert main(flags) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"'{first}' (quantized weights) has been replaced since: its sha256 is not the one in the pickle" in line

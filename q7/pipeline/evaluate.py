@@ -13,7 +13,7 @@ from q7.data.image_set import pick
 from q7.engines import engine
 from q7.engines.accuracy import accuracy_first
 from q7.engines.networks import DeviceNetwork
-from q7.pipeline.job import memory_bytes, split
+from q7.pipeline.job import memory_bytes, note, split
 from q7.report import summary
 from q7.store import original
 
@@ -27,7 +27,7 @@ def evaluate(
     `memory` is in GB; `weights` and `mean` are for the original's pickles.
     """
     size = memory_bytes(memory)
-    network = original.open_network(path, weights, mean)
+    network = original.open_network(path, note, weights, mean)
     outcome = network.outcome
     data = files.find(lmdb or network.dataset, path.parent, f"the test {network.reader.kind}")
     images, labels = known_answers.open_images(

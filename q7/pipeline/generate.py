@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from q7 import files
+from q7 import errors, files
 from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, rows
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
-from q7.errors import Q7Error, note
+from q7.errors import Q7Error
 from q7.network.quantized import QuantizedNetwork
 from q7.report import summary
 from q7.store import original
 from q7.target import Core, Library, Target
+
+note = functools.partial(errors.note, "code_gen")
 
 TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
@@ -44,7 +47,7 @@ class Options:
 
 def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     """The pickle's network for the kernel library and the core that are asked for."""
-    network = original.open_network(Path(options.model), options.weights, options.mean)
+    network = original.open_network(Path(options.model), note, options.weights, options.mean)
     library, rounding = options.library or network.target.library, network.target.rounding
     rounding = rounding if rounding in library.roundings else library.roundings[0]
     target = Target(options.core or network.target.core, rounding, library)
@@ -89,7 +92,7 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
     except Q7Error as error:
         if options.test_images is not None:
             raise
-        note("code_gen", f"no known-answer test: {error}")
+        note(f"no known-answer test: {error}")
         return None
     return known_answers.compute(network, *images)
 

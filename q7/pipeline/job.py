@@ -141,21 +141,17 @@ def prepare(options: Options) -> Job:
 
 def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:
     """Where the quantized weights and the journal go; raises Q7Error where an output cannot be written."""
-    weights, save = Path(options.weights), Path(options.save)
-    quantized = weights.with_name(f"quantized_{weights.name[:-3] if weights.name.endswith('.h5') else weights.name}")
-    if not files.writable(quantized):
-        quantized = save.with_name(quantized.name)
-        note(f"'{weights.parent}' cannot be written: the quantized weights go to '{quantized}'")
+    save = Path(options.save)
+    # Under the pickle's name, so that the weights of another pickle stay what they are.
+    quantized = save.with_name(f"quantized_{save.name[:-4] if save.name.endswith('.pkl') else save.name}.caffemodel")
     journal = save.with_name(f"{save.name}.journal")
     outputs = [save, quantized, *(Path(name) for name in (options.report, options.json) if name)]
     for path in outputs:
         if not files.writable(path):
             raise Q7Error(f"cannot write '{path}'")
     files.refuse_overwriting([*outputs, journal], inputs)
-    if save.resolve() == quantized.resolve():
-        raise Q7Error(f"--save '{save}' is where the quantized weights go")
     if len({path.resolve() for path in outputs}) < len(outputs):
-        raise Q7Error("--save, --report and --json must name files of their own")
+        raise Q7Error(f"--save, --report and --json must name files of their own, other than '{quantized}'")
     return quantized, journal
 
 

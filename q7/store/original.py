@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,35 @@ def rebuild(
     )
 
 
-def open_network(path: Path, weights: str | None = None, mean: str | None = None) -> QuantizedNetwork:
-    """The network of a pickle; an old pickle's is rebuilt from the files that it names, or from those given."""
+def open_network(
+    path: Path, note: Callable[[str], None], weights: str | None = None, mean: str | None = None
+) -> QuantizedNetwork:
+    """The network of a pickle; an old pickle's is rebuilt from the files that it names, or from those given.
+
+    `note` is told which files are others by now than those that the pickle was made of.
+    """
     loaded = record.load(path)
     if loaded.network is None:
         return rebuild(loaded.attributes, path.parent, Target(), weights, mean)
     if weights or mean:
         raise Q7Error(f"--weights and --mean are for pickles of the original tool; '{path}' holds its weights")
+    for sentence in replaced_sources(loaded.network, path.parent):
+        note(sentence)
     return loaded.network
+
+
+def replaced_sources(network: QuantizedNetwork, folder: Path) -> list[str]:
+    """A sentence for each file that a pickle names, and that by now is another one than was recorded.
+
+    Files are looked for as named and then in `folder`, the pickle's; those that are not there are passed over.
+    """
+    found = []
+    for what, source in network.sources.items():
+        with contextlib.suppress(Q7Error, OSError):
+            path = files.find(source.name, folder, what)
+            if files.sha256(path) != source.sha256:
+                found.append(f"'{path}' ({what}) has been replaced since: its sha256 is not the one in the pickle")
+    return found
 
 
 def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool) -> dict[str, Any]:
