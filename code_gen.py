@@ -10,9 +10,9 @@ from dataclasses import fields
 from typing import Any
 
 import q7
-from flags import CORES, KERNELS, Parser, add_choice
 from q7.codegen import boards, known_answers, rows
 from q7.errors import finish
+from q7.flags import CORES, KERNELS, Parser, add_choice
 from q7.pipeline import generate
 from q7.target import LIBRARIES, Core
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import q7
-from flags import CORES, KERNELS, Parser, add_choice
 from q7.codegen import known_answers
 from q7.engines import engine
 from q7.errors import Q7Error, finish
+from q7.flags import CORES, KERNELS, Parser, add_choice
 from q7.network.quantized import QuantizedNetwork
 from q7.pipeline import evaluate, job, quantize
 from q7.store import record

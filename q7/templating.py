@@ -9,7 +9,9 @@ from typing import Any
 
 import jinja2
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+_HERE = Path(__file__).resolve().parent
+# Within the package once it is installed, else beside it.
+TEMPLATES = next(folder for folder in (_HERE / "templates", _HERE.parent / "templates") if folder.is_dir())
 
 
 def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> jinja2.Environment:
