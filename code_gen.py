@@ -51,18 +51,19 @@ def ram(text: str) -> int | str:
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--model", default=MODEL, help="pickle of nn_quantizer.py, or of the original tool")
-    parser.add_argument("--out_dir", default=OUT_DIR, help="folder to write to, created if missing")
-    add_choice(parser, "--api", LIBRARIES, KERNELS, "; if not given, the pickle's")
-    add_choice(parser, "--core", (core.value for core in Core), CORES, "; if not given, the pickle's")
-    parser.add_argument("--profile", action="store_true", help="emit code that times each layer")
-    add_choice(parser, "--target", boards.TARGETS, "board or project that the code is for")
-    parser.add_argument(
-        "--no_inplace_pooling",
-        action="store_true",
-        help="give pooling its own output memory, since the library does not promise that it works in place",
+    paths = parser.add_argument_group("files")
+    paths.add_argument(
+        "--model", metavar="FILE", default=MODEL, help="pickle of nn_quantizer.py, or of the original tool"
     )
-    parser.add_argument(
+    paths.add_argument("--out_dir", metavar="DIR", default=OUT_DIR, help="folder to write to, created if missing")
+    paths.add_argument("--weights", metavar="FILE", help="of an old pickle, in place of the caffemodel that it names")
+    paths.add_argument("--mean", metavar="FILE", help="of an old pickle, in place of the mean file that it names")
+    device = parser.add_argument_group("what the code is for")
+    add_choice(device, "--target", boards.TARGETS, "board or project")
+    add_choice(device, "--api", LIBRARIES, KERNELS, "; the pickle's if left out")
+    add_choice(device, "--core", (core.value for core in Core), CORES, "; the pickle's if left out")
+    code = parser.add_argument_group("the network's code")
+    code.add_argument(
         "--ram",
         type=ram,
         default=rows.FAST,
@@ -70,28 +71,35 @@ def build_parser() -> Parser:
         help="memory for layers' outputs: fast: one call for each layer; least: row by row wherever that takes less; "
         "or the fastest code that takes so many bytes",
     )
-    parser.add_argument(
-        "--softmax", action="store_true", help="end in arm_softmax_q7: how sure the network is, in 128ths"
+    code.add_argument(
+        "--no_inplace_pooling",
+        action="store_true",
+        help="give pooling its own output memory, since the library does not promise that it works in place",
     )
-    add_choice(parser, "--weights_in", ("flash", "ram"), "ram: faster where flash is slow; copied at start-up")
-    images = parser.add_mutually_exclusive_group()
+    add_choice(code, "--weights_in", ("flash", "ram"), "ram: faster where flash is slow; copied at start-up")
+    code.add_argument(
+        "--softmax", action="store_true", help="end in arm_softmax_q7: scores from 0 to 127, not probabilities"
+    )
+    code.add_argument("--profile", action="store_true", help="emit code that times each layer")
+    test = parser.add_argument_group("known-answer test")
+    images = test.add_mutually_exclusive_group()
     images.add_argument(
         "--test_images",
+        metavar="N",
         type=int,
-        help="images of the test LMDB to run and check at start-up; "
-        f"{generate.TEST_IMAGES} if not given and the LMDB is found",
+        help="images of the test data to run and check at start-up; "
+        f"{generate.TEST_IMAGES} if left out and the data are found",
     )
     images.add_argument(
-        "--images", type=positions, help="positions of the images to check in the test LMDB, from 0: 17,203"
+        "--images", metavar="N,N,...", type=positions, help="images at these positions instead, from 0: 17,203"
     )
-    images.add_argument("--image", help="a picture (PNG, JPEG) to run and check instead, cut and resized to fit")
+    images.add_argument("--image", metavar="FILE", help="a picture (PNG, JPEG) instead, cut and resized to fit")
     order = "order of the channels of --image: that of the images that the network was trained with"
-    add_choice(parser, "--channel_order", known_answers.CHANNEL_ORDERS, order)
-    parser.add_argument("--dump", metavar="DIR", help="write what every layer computes for the test images, as .npy")
-    parser.add_argument("--describe", metavar="PICKLE", help="generate nothing: print what is in a pickle")
-    parser.add_argument("--weights", help="quantized caffemodel of an old pickle, in place of the one that it names")
-    parser.add_argument("--mean", help="mean.binaryproto of an old pickle, in place of the one that it names")
-    parser.add_argument("--version", action="version", version=q7.__version__)
+    add_choice(test, "--channel_order", known_answers.CHANNEL_ORDERS, order)
+    test.add_argument("--dump", metavar="DIR", help="write what every layer computes for these images, as .npy")
+    instead = parser.add_argument_group("in place of all that")
+    instead.add_argument("--describe", metavar="PICKLE", help="print what is in a pickle")
+    instead.add_argument("--version", action="version", version=q7.__version__)
     return parser
 
 

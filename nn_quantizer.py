@@ -51,47 +51,58 @@ class Caffe_Quantizer:
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--model", default=MODEL, help="network definition (.prototxt) that names the test LMDB")
-    parser.add_argument("--weights", default=WEIGHTS, help="trained weights, .caffemodel.h5 or .caffemodel")
-    parser.add_argument("--save", default=SAVE, help="pickle to write for code_gen.py")
-    parser.add_argument("--accuracy", default="accuracy", help="Accuracy layer (or its top blob) to optimise")
-    parser.add_argument("--iterations", type=int, help="number of test batches; if not given, all images once")
-    parser.add_argument("--tolerance", type=float, default=0.001, help="accuracy tolerance in percentage points")
-    parser.add_argument(
+    paths = parser.add_argument_group("files")
+    paths.add_argument("--model", metavar="FILE", default=MODEL, help="prototxt that names the test images")
+    paths.add_argument("--weights", metavar="FILE", default=WEIGHTS, help="trained weights, .caffemodel(.h5)")
+    paths.add_argument("--save", metavar="FILE", default=SAVE, help="pickle to write for code_gen.py")
+    device = parser.add_argument_group("what accuracies are computed for")
+    add_choice(device, "--api", LIBRARIES, KERNELS)
+    add_choice(device, "--core", (core.value for core in Core), CORES)
+    roundings = (rounding.value for rounding in Rounding)
+    add_choice(device, "--rounding", roundings, "truncate: for q7 kernels built with ARM_NN_TRUNCATE")
+    search = parser.add_argument_group("search")
+    add_choice(search, "--objective", ("device", "caffe"), "judge by the integer network, or as the original tool did")
+    search.add_argument("--accuracy", metavar="NAME", default="accuracy", help="Accuracy layer, or its top blob")
+    search.add_argument(
+        "--iterations", metavar="N", type=int, help="number of test batches; all images once if left out"
+    )
+    search.add_argument(
+        "--tolerance", metavar="POINTS", type=float, default=0.001, help="accuracy tolerance in percentage points"
+    )
+    search.add_argument(
+        "--holdout",
+        metavar="FRACTION",
+        type=float,
+        default=0.0,
+        help="of the images, to keep from the search and to report on",
+    )
+    search.add_argument("--seed", metavar="N", type=int, default=0, help="of the random choice of held-out images")
+    means = parser.add_argument_group("what runs the float network")
+    add_choice(means, "--engine", ("auto", "onnxruntime", "caffe"), "auto: onnxruntime")
+    means.add_argument("--gpu", action="store_true", help="on a GPU")
+    means.add_argument(
         "--memory",
+        metavar="GB",
         type=float,
         default=engine.MEMORY / 2**30,
-        help="GB for images and layers' outputs; what does not fit is read or computed again",
+        help="for images and layers' outputs; what does not fit is read or computed again",
     )
-    parser.add_argument("--gpu", action="store_true", help="run the sweeps on a GPU")
-    engines = ("auto", "onnxruntime", "caffe")
-    add_choice(parser, "--engine", engines, "what runs the float network; auto: onnxruntime")
-    add_choice(parser, "--objective", ("device", "caffe"), "whose accuracy the sweeps look at")
-    parser.add_argument(
-        "--holdout", type=float, default=0.0, help="fraction of the images to keep from the search and to report on"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice of held-out images")
-    add_choice(parser, "--core", (core.value for core in Core), CORES)
-    add_choice(parser, "--api", LIBRARIES, KERNELS)
-    roundings = (rounding.value for rounding in Rounding)
-    add_choice(parser, "--rounding", roundings, "truncate: for kernels built with ARM_NN_TRUNCATE")
-    replaced = parser.add_argument_group("replacing what the prototxt says")
-    replaced.add_argument("--lmdb", help="test images and labels")
+    replaced = parser.add_argument_group("in place of what the prototxt says")
+    replaced.add_argument("--lmdb", metavar="DIR", help="test images and labels")
     replaced.add_argument("--mean", help="mean image (.binaryproto), one value, or one for each channel: 104,117,123")
-    replaced.add_argument("--scale", type=float, help="factor for the pixels, after the mean is subtracted")
-    replaced.add_argument("--crop", type=int, help="cut this many rows and columns out of the centre of each image")
-    told = parser.add_argument_group("output")
-    amount = told.add_mutually_exclusive_group()
+    replaced.add_argument("--scale", metavar="FACTOR", type=float, help="of the pixels, after the mean is subtracted")
+    replaced.add_argument("--crop", metavar="N", type=int, help="rows and columns to cut out of each image's centre")
+    output = parser.add_argument_group("output options")
+    amount = output.add_mutually_exclusive_group()
     amount.add_argument("-v", "--verbose", action="store_true", help="print every trial")
     amount.add_argument("-q", "--quiet", action="store_true", help="print the result only")
-    told.add_argument("--report", metavar="HTML", help="write a page (HTML) with everything that was found")
-    told.add_argument("--json", help="write the same as JSON; docs/report.schema.json describes it")
+    output.add_argument("--report", metavar="HTML", help="write a page with everything that was found")
+    output.add_argument("--json", metavar="FILE", help="write the same as JSON (docs/report.schema.json describes it)")
     order = "order of the images' channels, for the pictures in --report"
-    add_choice(told, "--channel_order", known_answers.CHANNEL_ORDERS, order)
-    told.add_argument(
-        "--eval", metavar="PICKLE", help="quantize nothing: print what is in a pickle, and run its network"
-    )
-    parser.add_argument("--version", action="version", version=q7.__version__)
+    add_choice(output, "--channel_order", known_answers.CHANNEL_ORDERS, order)
+    instead = parser.add_argument_group("in place of all that")
+    instead.add_argument("--eval", metavar="PICKLE", help="measure an existing pickle")
+    instead.add_argument("--version", action="version", version=q7.__version__)
     return parser
 
 
