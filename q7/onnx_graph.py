@@ -76,10 +76,15 @@ class OnnxGraph:
                 needed.update(node.input)
         return [node for name, node in self._nodes.items() if name in needed]
 
-    def session(self, providers: Sequence[str] = ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
+    def session(
+        self, providers: Sequence[str] = ("CPUExecutionProvider",), fused: bool = True
+    ) -> onnxruntime.InferenceSession:
+        """What runs the graph; fused operators are faster, but in float they may round differently from single ones."""
         graph = helper.make_graph(self._needed(), "q7", self._inputs, self._outputs, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # callers run batches side by side, in threads of their own
         options.log_severity_level = 3
+        if not fused:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import nn_quantizer
 from q7.caffe_io.blobs import write_weights
@@ -226,22 +227,40 @@ def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(first.chosen, second.chosen)
 
 
-def test_the_fit_sees_as_many_images_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fit_has_as_many_images_at_once_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the largest output, 8x8x8, as int8; and of 8 places of 8 channels and of 5 outputs, float32."""
-    graph, seen = _graph(), []
+    graph, seen, found = _graph(), [], []
     assert weight_fitting.bytes_per_image(graph) == 2 * 512 + 8 * 8 * 4 + 5 * 4
-    refine = weight_fitting.refine
+    advance = DeviceNetwork.advance
 
-    def watched(graph: Graph, formats: Any, images: np.ndarray, target: Target) -> Any:
-        seen.append(len(images))
-        return refine(graph, formats, images, target)
+    def watched(network: DeviceNetwork, *arguments: Any) -> Any:
+        seen.append(len(network.images))
+        return advance(network, *arguments)
 
-    monkeypatch.setattr(weight_fitting, "refine", watched)
+    monkeypatch.setattr(DeviceNetwork, "advance", watched)
     images = np.random.default_rng(5).integers(0, 256, (300, 3, 8, 8), dtype=np.uint8)
-    for memory in (1 << 30, 4 * 1300 * 20):
-        network = FloatNetwork(graph, images, memory=memory)
-        run_through(device_objective(graph, network, np.zeros(300, int), Target(), 0.0))
-    assert seen == [300, 20]
+    formats = common.table(graph, {key: QFormat(4) for key in common.tensors(graph)})
+    for most in (300, 137, 1):
+        seen.clear()
+        found.append(weight_fitting.refine(graph, formats, images, Target(), most))
+        assert max(seen) == most
+        assert_same(common.Candidate(*found[-1]), common.Candidate(*found[0]))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_sums_of_the_fit_are_exact(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """X'X and X'Y against Python's integers, where they are as large as they can be, and the last one is odd."""
+    x, y = [-128] * 4095 + [127], [weight_fitting.LARGEST_OUTPUT] * 4094 + [1, 3]
+    layer = InnerProduct("ip", ("data",), "ip", ((1, 1, 1),), num_output=1)
+    formats = LayerFormats(QFormat(0), QFormat(0), None, QFormat(-weight_fitting.FINER_BITS))
+    wanted = np.array([1e30] * 4094 + [1, 3], np.float32).reshape(-1, 1, 1)
+    samples = np.array(x, np.int8).reshape(-1, 1, 1, 1), np.zeros((4096, 1), int), wanted
+    monkeypatch.setattr(weight_fitting._Part, "samples", lambda *_: samples)
+    part = object.__new__(weight_fitting._Part)
+    with threadpool_limits(threads, user_api="blas"):
+        power, products = weight_fitting._add_up([part], [], layer, np.zeros((1, 2)), formats)
+    assert (power * 4096).tolist() == [[sum(v * v for v in x), sum(x)], [sum(x), 4096]]
+    assert (products * 4096).tolist() == [[sum(a * b for a, b in zip(x, y))], [sum(y)]]
 
 
 @pytest.mark.parametrize("mode", Rounding)
@@ -250,7 +269,7 @@ def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> Non
     graph, target = _graph(), Target(rounding=mode)
     images = np.random.default_rng(3).integers(0, 256, (1200, 3, 8, 8), dtype=np.uint8)
     formats = common.table(graph, {key: QFormat(4) for key in common.tensors(graph)})
-    adapted = weight_fitting.refine(graph, formats, images[:800], target)
+    adapted = weight_fitting.refine(graph, formats, images[:800], target, 800)
     expected = FloatNetwork(graph, images[800:]).logits(as_trained(graph))
 
     def error(network: Graph, table: Mapping[str, LayerFormats]) -> float:
@@ -276,7 +295,7 @@ def test_a_network_without_layers_that_can_be_fitted() -> None:
     network = Graph("net", layers, {"conv": weights}, "accuracy")
     found = _search(network)
     images = np.zeros((10, 3, 8, 8), np.uint8)
-    adapted = common.Candidate(*weight_fitting.refine(network, found.chosen.formats, images, Target()))
+    adapted = common.Candidate(*weight_fitting.refine(network, found.chosen.formats, images, Target(), 10))
     assert adapted.is_same(found.chosen) and found.chosen.graph is network
     assert found.accuracies["weights adapted"] == found.accuracies["formats searched"]
     np.testing.assert_array_equal(found.chosen.graph.weights["conv"][0], weights[0])

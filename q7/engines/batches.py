@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shares images out among the cores, in batches that fit their caches and the memory."""
+"""Shares images out among the cores, in batches that fit their caches and the memory.
+
+Batches do not depend on the number of cores, since what a batch gives in float may depend on its size.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import numpy as np
 
 BATCH = 25  # images that a core runs at once: few enough for its cache
 LARGE_BATCH = 100  # images at once where cores do not share the work
-WORKING_BYTES = 1 << 25  # of layers' outputs that are alive in the batches of all cores
+BATCH_BYTES = 1 << 23  # of layers' outputs that are alive in a batch
 
 Values = dict[str, np.ndarray]  # outputs by layer, or raw images by the input layer; the first axis is the image
 Run = Callable[[Values], Sequence[np.ndarray]]
@@ -36,12 +39,8 @@ class BatchRunner:
     workers: int
 
     def run(self, run: Run, inputs: Values, images: int, bytes_per_image: int, use: Use) -> None:
-        """Has `use` take what `run` gives for each batch of so many images, in the worker's thread.
-
-        Each worker gets its share of few images, and what all of them work on fits `WORKING_BYTES`.
-        """
-        share = -(-images // self.workers)
-        size = max(1, min(self.most, share, WORKING_BYTES // self.workers // bytes_per_image))
+        """Has `use` take what `run` gives for each batch of so many images, in the worker's thread."""
+        size = max(1, min(self.most, BATCH_BYTES // bytes_per_image))
 
         def work(start: int) -> None:
             some = slice(start, start + size)

@@ -42,6 +42,9 @@ class Network:
     """
 
     stored: ClassVar[Any]  # the type of layers' outputs between runs
+    exact: ClassVar[
+        bool
+    ]  # else layers are computed one by one, so that their values are the same wherever a run starts
 
     def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = MEMORY) -> None:
         self.graph = graph
@@ -83,7 +86,7 @@ class Network:
         for layer in watched:
             for op in ("ReduceMin", "ReduceMax"):
                 g.output(g.add(op, names[layer.name], keepdims=0))
-        session = g.session(self.providers)
+        session = g.session(self.providers, fused=self.exact)
         return lambda batch: session.run(None, {f"in_{name}": values for name, values in batch.items()})
 
     def run(

@@ -56,7 +56,7 @@ def as_trained(graph: Graph) -> list[Simulation]:
 class FloatNetwork(Network):
     """The network as Caffe computes it, with any tensor put on a grid: the original's simulation of 8 bits."""
 
-    stored = np.float32
+    stored, exact = np.float32, False
 
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Simulation) -> str:
         weights = self.graph.weights.get(layer.name)
@@ -70,7 +70,7 @@ class FloatNetwork(Network):
 class DeviceNetwork(Network):
     """The integer network, bit for bit as the device computes it: values are the int8 that its memory would hold."""
 
-    stored = np.int8
+    stored, exact = np.int8, True
 
     def __init__(self, graph: Graph, images: Any, target: Target, memory: int = MEMORY) -> None:
         super().__init__(graph, images, memory=memory)

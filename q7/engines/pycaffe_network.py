@@ -39,8 +39,9 @@ caffe.set_device(0)
 
 def load(gpu: bool = False) -> Any:
     """The module caffe, set to compute on the CPU or the GPU; raises Q7Error where it cannot."""
-    # Both are read while the module is loaded. OpenBLAS's threads cost more than they bring at these sizes.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Both are read while the module is loaded. OpenBLAS's threads cost more than they bring at these sizes, and round
+    # differently.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ.setdefault("GLOG_minloglevel", "2")
     try:
         import caffe

@@ -75,7 +75,8 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
     for i in range(0, trained.size, CHUNK):
         x, levels = q.scaled(trained.ravel()[i : i + CHUNK]), integers.ravel()[i : i + CHUNK]
         noise = x - levels
-        power, error = power + float(x @ x), error + float(noise @ noise)
+        # Not as dot products, which several threads add up in another order.
+        power, error = power + float(np.square(x).sum()), error + float(np.square(noise).sum())
         at_min += int(np.count_nonzero((levels == INT8_MIN) & (x <= INT8_MIN - 1)))
         at_max += int(np.count_nonzero((levels == INT8_MAX) & (x >= INT8_MAX + 1)))
         in_float += np.bincount(bin_of(x), minlength=count)

@@ -143,12 +143,12 @@ def device_objective(
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
     formats = yield from _descend(judge, choices, tolerance)
     yield "adapting the weights"
-    fitting = reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph)
-    fit = spread(len(images), max(1, min(FIT_SAMPLE, fitting)))
+    fit = spread(len(images), FIT_SAMPLE)
+    most = max(1, reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph))
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
-        "weights adapted": Candidate(*weight_fitting.refine(graph, formats, images[fit], target)),
+        "weights adapted": Candidate(*weight_fitting.refine(graph, formats, pick(images, fit), target, most)),
     }
     yield "judging the candidates on all images"
     return _Finals(images, labels, logits, target, np.union1d(some, fit)).choose(candidates, tolerance)

@@ -7,6 +7,9 @@ So each layer, in network order, is first fitted to the float output by least sq
 asymmetric reconstruction of AdaRound, Nagel et al. 2020, https://arxiv.org/abs/2004.10568, solved in closed form),
 and then rounded column by column, each error being made good by the columns that follow (GPTQ, Frantar et al. 2022,
 https://arxiv.org/abs/2210.17323).
+
+The weights depend neither on the number of processors nor on how many images are in memory at once: the equations are
+sums of integers, which floats hold exactly in whatever order they are added, and one thread solves them.
 """
 
 from __future__ import annotations
@@ -16,17 +19,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
+from q7.data.image_set import Images, pick
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.base import Layer
 from q7.network.graph import Graph
-from q7.network.quantized import quantize_layer, quantize_network
+from q7.network.quantized import IntegerLayer, quantize_layer, quantize_network
 from q7.qformat import LayerFormats, QFormat
 from q7.search.common import carried_bias, largest
 from q7.target import Rounding, Target
 
 PLACES = 8  # sampled in each image's output of each layer
-CHUNK_IMAGES = 250  # whose patches are held at once
+CHUNK = 1024  # samples that are added up at once, of int8: 1024 * 128 * 128 is 2**24, up to which float32 is exact
+FINER_BITS = 16  # of the outputs that are fitted to, below the steps of their formats
+LARGEST_OUTPUT = 1 << 31  # in these units; 2**15 samples of an int8 and such an output are 2**53: float64 is exact
 BLOCK_COLUMNS = 64  # whose errors go into the later ones together (the lazy batch updates of GPTQ)
 MOST_INPUTS = 4096  # of one output; beyond, the normal equations take too much memory
 RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
@@ -62,45 +69,76 @@ def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
     return picked.reshape(places.size, -1)
 
 
-def _trained_outputs(graph: Graph, images: np.ndarray, places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What layers of the float network give at their `places`, (N, P, O)."""
-    layers = [layer for layer in graph.layers if layer.name in places]
-    found = {name: np.empty((*at.shape, len(graph.weights[name][0])), np.float32) for name, at in places.items()}
+class _Part:
+    """Some of the images: what the device has before each layer, and what the float network gives after it."""
 
-    def take(some: slice, outputs: Sequence[np.ndarray]) -> None:
-        for layer, values in zip(layers, outputs):
-            flat = values.reshape(*values.shape[:2], -1)
-            taken = np.take_along_axis(flat, places[layer.name][some, None], axis=2)
-            found[layer.name][some] = taken.transpose(0, 2, 1)
+    def __init__(
+        self, in_float: FloatNetwork, device: DeviceNetwork, places: Mapping[str, np.ndarray], keep: bool
+    ) -> None:
+        """`keep`: go on from one layer to the next. Without it all is computed anew, which takes less memory."""
+        self._in_float, self._device, self._places, self._keep = in_float, device, places, keep
+        self._position, self._x = 0, device.start()
+        self._wanted: dict[str, np.ndarray] = {}
 
-    network = FloatNetwork(graph, images)
-    network.run(0, network.start(), as_trained(graph), layers, take)
-    return found
+    def samples(self, layers: Sequence[IntegerLayer], layer: Layer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The device's inputs (N, ...) of a layer, places of its outputs, and the trained outputs there (N, P, O).
+
+        `layers` are those before it.
+        """
+        x = self._device.advance(self._position, self._x, layers[self._position :])
+        if self._keep:
+            self._position, self._x = len(layers), x
+        return x[layer.inputs[0]], self._places[layer.name], self._trained_outputs(layer.name)
+
+    def _trained_outputs(self, name: str) -> np.ndarray:
+        if name not in self._wanted:
+            self._wanted = self._run_trained(self._places if self._keep else {name: self._places[name]})
+        return self._wanted.pop(name)
+
+    def _run_trained(self, places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        graph = self._in_float.graph
+        layers = [layer for layer in graph.layers if layer.name in places]
+        found = {name: np.empty((*at.shape, len(graph.weights[name][0])), np.float32) for name, at in places.items()}
+
+        def take(some: slice, outputs: Sequence[np.ndarray]) -> None:
+            for layer, values in zip(layers, outputs):
+                flat = values.reshape(*values.shape[:2], -1)
+                taken = np.take_along_axis(flat, places[layer.name][some, None], axis=2)
+                found[layer.name][some] = taken.transpose(0, 2, 1)
+
+        self._in_float.run(0, self._in_float.start(), as_trained(graph), layers, take)
+        return found
 
 
-def _collect(
-    layer: Layer, trained: np.ndarray, wanted: np.ndarray, x: np.ndarray, places: np.ndarray, formats: LayerFormats
+def _add_up(
+    parts: Sequence[_Part],
+    layers: Sequence[IntegerLayer],
+    layer: Layer,
+    trained: np.ndarray,
+    formats: LayerFormats,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The normal equations' X'X (K + 1, K + 1) and X'Y (K + 1, O), as means; the last column of X is 1, for the bias.
 
-    Y are the outputs (N, P, O) wanted at `places`, X comes from the integers (N, ...) that the device has before the
-    layer. A chunk is added up in units of the formats' steps, where numbers are small and float32 is precise enough.
+    X are the integers that the device has before the layer, whose weights (O, K + 1) were `trained`, Y the outputs with
+    these. `layers` are those before it. Sums are of integers and exact: a chunk's X'X in float32, others in float64.
     """
     assert formats.x and formats.y
+    unit = QFormat(formats.y.fraction_bits + FINER_BITS)
     outputs, inputs = trained.shape
-    power, products = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
-    for i in range(0, len(x), CHUNK_IMAGES):
-        samples = np.pad(
-            _patches(x[i : i + CHUNK_IMAGES], layer, places[i : i + CHUNK_IMAGES]), ((0, 0), (0, 1)), constant_values=1
-        )
-        samples = samples.astype(np.float32)
-        power += samples.T @ samples
-        products += samples.T @ formats.y.scaled(wanted[i : i + CHUNK_IMAGES].reshape(-1, outputs)).astype(np.float32)
-    steps = np.full((inputs, 1), 2.0**-formats.x.fraction_bits)
+    power, products, count = np.zeros((inputs, inputs)), np.zeros((inputs, outputs)), 0
+    for part in parts:
+        x, places, wanted = part.samples(layers, layer)
+        count += places.size
+        images = CHUNK // places.shape[1]
+        for i in range(0, len(x), images):
+            patches = _patches(x[i : i + images], layer, places[i : i + images])
+            patches = np.pad(patches, ((0, 0), (0, 1)), constant_values=1).astype(np.float32)
+            y = np.rint(unit.scaled(wanted[i : i + images].reshape(-1, outputs)))
+            power += patches.T @ patches
+            products += patches.T.astype(np.float64) @ np.clip(y, -LARGEST_OUTPUT, LARGEST_OUTPUT)
+    steps = np.full((len(power), 1), 2.0**-formats.x.fraction_bits)
     steps[-1] = 1
-    power *= steps * steps.T / places.size
-    products *= steps * 2.0**-formats.y.fraction_bits / places.size
-    return power, products
+    return power * (steps * steps.T / count), products * (steps * 2.0**-unit.fraction_bits / count)
 
 
 def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> np.ndarray:
@@ -148,33 +186,35 @@ def _fit(
 
 
 def refine(
-    graph: Graph, formats: Mapping[str, LayerFormats], images: np.ndarray, target: Target
+    graph: Graph, formats: Mapping[str, LayerFormats], images: Images, target: Target, most: int
 ) -> tuple[Graph, dict[str, LayerFormats]]:
     """The graph with weights that lie on their formats' grids, and the formats with biases to match.
 
-    `images` (N, C, H, W) uint8 are what the fit sees. Grouped layers and those with more than 4096 inputs to an
-    output keep their weights, to be rounded to nearest.
+    `images` (N, C, H, W) uint8 are what the fit sees, `most` of them at once. Grouped layers and those with more than
+    4096 inputs to an output keep their weights, to be rounded to nearest.
     """
     formats, weights = dict(formats), dict(graph.weights)
     places = {layer.name: _places(layer, len(images)) for layer in graph.layers if _can_fit(graph, layer)}
     if not places:
         return graph, formats
-    wanted = _trained_outputs(graph, images, places)
-    network, layers = DeviceNetwork(graph, images, target), quantize_network(graph, formats, target)
-    position, x = 0, network.start()
+    in_float, device, parts = FloatNetwork(graph, images), DeviceNetwork(graph, images, target), []
+    for which in np.split(np.arange(len(images)), range(most, len(images), most)):
+        some = pick(images, which)
+        own_places = {name: at[which] for name, at in places.items()}
+        parts.append(_Part(in_float.part(some), device.part(some), own_places, keep=len(images) <= most))
+    layers = quantize_network(graph, formats, target)
     for index, layer in enumerate(graph.layers):
         if layer.name not in places:
             continue
-        x = network.advance(position, x, layers[position:index])
-        position = index
         w, b = graph.weights[layer.name]
         own = formats[layer.name]
         assert own.y
         trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
-        power, products = _collect(layer, trained, wanted.pop(layer.name), x[layer.inputs[0]], places[layer.name], own)
+        power, products = _add_up(parts, layers[:index], layer, trained, own)
         if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
             products += power[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
-        rounded, formats[layer.name] = _fit(power, products, trained, own)
+        with threadpool_limits(1, user_api="blas"):  # several round differently
+            rounded, formats[layer.name] = _fit(power, products, trained, own)
         weights[layer.name] = (rounded[:, :-1].reshape(w.shape), rounded[:, -1])
         fitted = replace(graph, weights=weights)
         layers[index] = quantize_layer(fitted, layer, formats[layer.name], target)
