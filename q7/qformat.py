@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Q-formats: 8-bit fixed point with a power-of-two scale, and the shifts between them."""
+"""Q-formats: fixed point of 8 or 4 bits with a power-of-two scale, and the shifts between them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from q7.errors import Q7Error
 
 INT8_MIN, INT8_MAX = -128, 127
+WEIGHT_BITS = (8, 4)  # that kernels take
 
 # 22 and less can never overflow the kernels' 32-bit accumulator, whatever the 8-bit bias.
 MAX_BIAS_LSHIFT = 22
@@ -22,29 +23,48 @@ MAX_OUT_RSHIFT = 30
 
 @dataclass(frozen=True, order=True)
 class QFormat:
-    """Qm.n: an int8 q stands for q * 2**-n; m = 7 - n. Either may be negative or exceed 7 (bits)."""
+    """Qm.n: an integer q of `bits` bits stands for q * 2**-n; m = bits - 1 - n. m or n may be negative."""
 
     fraction_bits: int
+    bits: int = 8
 
     @property
     def integer_bits(self) -> int:
-        return 7 - self.fraction_bits
+        return self.bits - 1 - self.fraction_bits
+
+    @property
+    def least(self) -> int:
+        """The smallest integer."""
+        return -1 << (self.bits - 1)
+
+    @property
+    def most(self) -> int:
+        """The largest integer."""
+        return ~self.least
 
     def __str__(self) -> str:
         return f"Q{self.integer_bits}.{self.fraction_bits}"
 
     @classmethod
-    def covering(cls, largest: float) -> QFormat:
+    def covering(cls, largest: float, bits: int = 8) -> QFormat:
         """The finest format with m >= log2(largest): the original's starting point of every sweep.
 
-        An all-zero tensor gets Q0.7. `largest` is max(|min|, |max|) of the tensor.
+        An all-zero tensor gets m = 0. `largest` is max(|min|, |max|) of the tensor.
         """
         if not math.isfinite(largest):
             raise Q7Error(f"a range of {largest} has no Q-format")
         if largest <= 0:
-            return cls(7)
+            return cls(bits - 1, bits)
         fraction, exponent = math.frexp(largest)  # largest = fraction * 2**exponent, 0.5 <= fraction < 1
-        return cls(7 - (exponent - 1 if fraction == 0.5 else exponent))
+        return cls(bits - 1 - (exponent - 1 if fraction == 0.5 else exponent), bits)
+
+    def finer(self, by: int) -> QFormat:
+        """With so many more fraction bits; negative: coarser."""
+        return QFormat(self.fraction_bits + by, self.bits)
+
+    def within(self, low: int, high: int) -> QFormat:
+        """With the nearest number of fraction bits from low to high; high where that is less."""
+        return QFormat(min(max(self.fraction_bits, low), high), self.bits)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """values * 2**n in float64, not rounded."""
@@ -52,7 +72,7 @@ class QFormat:
 
     def quantize(self, values: np.ndarray) -> np.ndarray:
         """Rounds half to even and saturates: int8."""
-        return np.clip(np.rint(self.scaled(values)), INT8_MIN, INT8_MAX).astype(np.int8)
+        return np.clip(np.rint(self.scaled(values)), self.least, self.most).astype(np.int8)
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
         """The real numbers that integers stand for, float32."""
@@ -75,6 +95,11 @@ class LayerFormats:
     @property
     def inputs(self) -> tuple[QFormat, ...]:
         return (self.x, *self.others) if self.x else ()
+
+    @property
+    def weight_bits(self) -> int:
+        """Of each weight; 8 where the layer has none."""
+        return self.w.bits if self.w else 8
 
     @property
     def accumulator(self) -> QFormat:

@@ -18,8 +18,8 @@ def _sentence(text: str | None) -> str:
 
 
 def _how(cls: type[Layer], library: Library) -> str:
-    able = dict.fromkeys(kernel.name for kernel in cls.kernels if library in kernel.libraries)
-    names = "<br>".join(f"`{name}`" for name in able)
+    able = {kernel.name: kernel.weight_bits for kernel in cls.kernels if library in kernel.libraries}
+    names = "<br>".join(f"`{name}`" + (f" ({bits}-bit weights)" if bits < 8 else "") for name, bits in able.items())
     if cls.folds:
         return "folded into the convolution or inner product before it"
     if cls.last_only:

@@ -57,12 +57,14 @@ def _weights(network: graph.Graph) -> Blobs:
     }
 
 
-def _formats(network: graph.Graph, images: np.ndarray) -> dict[str, LayerFormats]:
-    """The finest formats that hold what the float network computes for the images."""
+def _formats(network: graph.Graph, images: np.ndarray, weight_bits: int, bias: bool) -> dict[str, LayerFormats]:
+    """The finest formats that hold what the float network computes for the images; biases have one or 32 bits."""
     ranges = FloatNetwork(network, images).survey([Simulation()] * len(network.layers))[1]
     y = {name: QFormat.covering(float(np.abs(pair).max())) for name, pair in ranges.items()}
-    w = {name: QFormat.covering(float(np.abs(pair[0]).max())) for name, pair in network.weights.items()}
-    without_bias = network.formats(w, w, y)
+    w = {name: QFormat.covering(float(np.abs(pair[0]).max()), weight_bits) for name, pair in network.weights.items()}
+    without_bias = network.formats(w, {}, y)
+    if not bias:
+        return without_bias
     b = {
         name: min(QFormat.covering(float(np.abs(pair[1]).max())), QFormat(x.fraction_bits + w[name].fraction_bits))
         for name, pair in network.weights.items()
@@ -77,15 +79,16 @@ def quantized(
     layers: str = LAYERS,
     top: str = "ip2",
     shape: tuple[int, int, int] = SHAPE,
+    weight_bits: int = 8,
 ) -> QuantizedNetwork:
-    """The network for a target, with a test LMDB in the folder."""
+    """The network for a target, with a test LMDB in the folder; where weights have 4 bits, biases have 32."""
     write_dataset(folder, shape, IMAGES, CLASSES)
     definition = read_prototxt(prototxt(folder, layers, top, "mean_value: 127"))
     source = data_source(definition)
     images, _ = lmdb_images.read(source.find_images())
     network = parse_network(definition, "accuracy", source, shape)
     network = attach_weights(network, _weights(network))
-    formats = _formats(network, images)
+    formats = _formats(network, images, weight_bits, weight_bits == 8)
     sources = {"model": SourceFile("net.prototxt", "0" * 64)}
     integers = tuple(quantize_network(network, formats, target))
     return QuantizedNetwork(network, formats, integers, target, sources, str(folder / "data_lmdb"))

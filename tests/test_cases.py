@@ -13,7 +13,7 @@ from q7.data.source import data_source
 from q7.errors import Q7Error
 from q7.network.from_caffe import parse_network
 from q7.network.graph import Graph
-from q7.target import LIBRARIES, Target
+from q7.target import LIBRARIES, Core, Target
 from tests import cases
 from tests.cases import ACCEPTED, DECLINED, Accepted, Declined
 from tests.support import prototxt, write_dataset
@@ -30,6 +30,31 @@ def test_accepted(tmp_path: Path, case: Accepted) -> None:
     layer = next(layer for layer in parse(tmp_path, case).layers if layer.name == "x")
     kernels = [layer.kernel_for(Target(library=library)).name for library in LIBRARIES.values() if not layer.folds]
     assert kernels == ([case.q7, case.s8] if case.q7 else [])
+
+
+def depthwise(channels: int, multiplier: int = 1) -> Accepted:
+    sizes = f"num_output: {channels * multiplier} group: {channels} kernel_size: 3"
+    return Accepted(f"{channels}x{multiplier}", cases.conv(sizes), shape=(channels, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("case", "others", "mve"),
+    [
+        (Accepted("one group", cases.conv("num_output: 3 kernel_size: 3")), *["arm_convolve_wrapper_s4"] * 2),
+        (Accepted("groups", cases.conv("num_output: 4 group: 2 kernel_size: 3")), *["arm_convolve_wrapper_s8"] * 2),
+        (depthwise(4), "arm_depthwise_conv_wrapper_s4", "arm_depthwise_conv_s4"),
+        (depthwise(3), "arm_depthwise_conv_wrapper_s4", "arm_depthwise_conv_wrapper_s8"),
+        (depthwise(4, 3), "arm_depthwise_conv_wrapper_s4", "arm_depthwise_conv_s4"),
+        (depthwise(3, 2), *["arm_depthwise_conv_wrapper_s8"] * 2),
+        (Accepted("inner product", cases.ip("num_output: 3")), *["arm_fully_connected_s4"] * 2),
+    ],
+    ids=lambda value: value.name if isinstance(value, Accepted) else "",
+)
+def test_kernels_for_weights_of_4_bits(tmp_path: Path, case: Accepted, others: str, mve: str) -> None:
+    """Those of 8 bits where no other takes the layer."""
+    layer = next(layer for layer in parse(tmp_path, case).layers if layer.name == "x")
+    for core, expected in ((Core.DSP, others), (Core.PLAIN, others), (Core.MVE, mve)):
+        assert layer.kernel_for(Target(core, library=LIBRARIES["s8"]), 4).name == expected
 
 
 @pytest.mark.parametrize("case", DECLINED, ids=lambda case: case.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from q7.codegen import boards
-from q7.target import Core, Rounding, Target
+from q7.target import LIBRARIES, Core, Rounding, Target
 from q7.templating import TEMPLATES
 from tests import small
 from tests.generated import generate
@@ -17,6 +17,7 @@ from tests.generated import generate
 GOLDEN = Path(__file__).parent / "golden"
 BASE = "keil"  # its files stand in golden/LIBRARY in full; LIBRARY-TARGET.diff says how those of another target differ
 CASES = [(BASE, "q7"), *((target, "q7") for target in boards.TARGETS if target != BASE), (BASE, "s8"), ("mps2", "s8")]
+S8 = Target(library=LIBRARIES["s8"])
 
 
 def _read(folder: Path) -> dict[str, str]:
@@ -30,6 +31,14 @@ def _differences(base: dict[str, str], files: dict[str, str]) -> str:
         before, after = (texts.get(name, "").splitlines(keepends=True) for texts in (base, files))
         lines += difflib.unified_diff(before, after, name, name, n=0)
     return "".join(lines)
+
+
+def _check(golden: dict[Path, str], request: pytest.FixtureRequest) -> None:
+    for path, text in golden.items():
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert text == path.read_text(), f"{path} differs: if it should, run pytest --update-golden"
 
 
 @pytest.mark.parametrize("ram", ["fast", "least"])
@@ -47,12 +56,14 @@ def test_generated_text(target: str, api: str, ram: str, tmp_path: Path, request
         golden = {base / name: text for name, text in generated.items()}
     else:
         golden = {GOLDEN / f"{api}-{target if ram == 'fast' else ram}.diff": _differences(_read(base), generated)}
-    for path, text in golden.items():
-        if request.config.getoption("--update-golden"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        assert text == path.read_text(), f"{path} differs: if it should, run pytest --update-golden"
+    _check(golden, request)
     assert (target, ram) != (BASE, "fast") or _read(base).keys() == generated.keys()
+
+
+def test_generated_text_with_weights_of_4_bits(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    pickles = (small.save(small.quantized(tmp_path, S8, weight_bits=bits), tmp_path / f"{bits}.pkl") for bits in (8, 4))
+    texts = (_read(generate(pickle, tmp_path / pickle.stem, "--target", BASE)) for pickle in pickles)
+    _check({GOLDEN / "s8-4bits.diff": _differences(*texts)}, request)
 
 
 def test_same_input_gives_the_same_bytes_and_leaves_the_files_alone(tmp_path: Path) -> None:

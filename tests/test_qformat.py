@@ -46,6 +46,15 @@ def test_quantize_rounds_half_to_even_and_saturates() -> None:
     assert QFormat(-3).quantize(values * 8).tolist() == expected
 
 
+def test_formats_of_4_bits() -> None:
+    """-8 to 7; what 8 bits hold in Q0.7 and Q1.6, they hold in Q0.3 and Q1.2."""
+    q = QFormat(3, 4)
+    assert (str(q), q.least, q.most) == ("Q0.3", -8, 7)
+    assert [str(QFormat.covering(largest, 4)) for largest in (0, 1, 1.01, 0.5)] == ["Q0.3", "Q0.3", "Q1.2", "Q-1.4"]
+    assert q.quantize(np.array([-1.2, -1, -0.9, 0.0625, 0.1875, 0.8125, 1])).tolist() == [-8, -8, -7, 0, 2, 6, 7]
+    assert (q.finer(-2), q.within(-1, 1), q.within(4, 9)) == (QFormat(1, 4), QFormat(1, 4), QFormat(4, 4))
+
+
 @given(st.integers(-20, 30), st.integers(-128, 127))
 def test_integers_survive_the_round_trip(fraction_bits: int, value: int) -> None:
     q = QFormat(fraction_bits)

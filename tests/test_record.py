@@ -118,7 +118,7 @@ def test_pickles_of_the_original_under_python_3(tmp_path: Path, protocol: int) -
 def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None:
     found = content(tiny_pickle)
     network = found["network"]
-    assert found["version"] == 2
+    assert found["version"] == 3
     assert [*network] == [
         *("name", "layers", "formats", "weights", "target", "sources", "dataset", "crop", "reader", "outcome")
     ]
@@ -140,7 +140,7 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     loaded = record.load(VERSION_1)
     assert loaded.network and loaded.network.outcome
     record.save(tmp_path / "now.pkl", loaded)
-    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 2)
+    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 3)
     assert content(tmp_path / "now.pkl")["attributes"] == content(VERSION_1)["attributes"] == loaded.attributes
     outcome = loaded.network.outcome
     assert (outcome.objective, outcome.images_read, outcome.images, outcome.seed) == ("device", 20, 8, 3)
@@ -294,7 +294,7 @@ def drop(*path: Any) -> Callable[[Any], None]:
 NET = "network"
 DATA, CONV, RELU, POOL, IP = ((NET, "layers", i) for i in range(5))
 TAMPERED = [  # pickles of any version
-    change("version", to=3),
+    change("version", to=4),
     change("version", to=0),
     change("version", to="1"),
     change("version", to=True),
@@ -397,6 +397,10 @@ TAMPERED_NOW = [
     change(NET, "weights", "conv1", "weights", to=[0] * 54),
     change(NET, "weights", "conv1", "bias", to=bytes(8)),
     change(NET, "weights", "conv1", "shifts", to=[1, 1]),
+    change(NET, "weights", "conv1", "bits", to=4),  # but its weights are larger
+    change(NET, "weights", "conv1", "bits", to=16),
+    change(NET, "weights", "conv1", "bits", to=8.0),
+    drop(NET, "weights", "conv1", "bits"),
     change(NET, "target", "core", to="m7"),
     change(NET, "target", "rounding", to=None),
     change(NET, "target", "api", to="S8"),

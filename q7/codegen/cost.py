@@ -73,7 +73,8 @@ def passed_over(network: QuantizedNetwork) -> list[str]:
     """Why faster kernels were not taken; layers with the same reasons share a line."""
     layers: dict[str, list[str]] = {}
     for layer in network.graph.layers:
-        reasons = "; ".join(consider(layer.kernels, layer, network.target)[1])
+        bits = network.formats[layer.name].weight_bits
+        reasons = "; ".join(consider(layer.kernels, layer, network.target, bits)[1])
         if reasons:
             layers.setdefault(reasons, []).append(layer.name)
     return [f"{', '.join(names)}: {reasons}" for reasons, names in layers.items()]
@@ -105,7 +106,7 @@ def table(network: QuantizedNetwork, plan: RowPlan, options: Options) -> list[st
     less = plan.memory.arena_bytes - plan.least_bytes
     return [
         *columns(rows, left=2),
-        *(["", "Faster kernels that were passed over:", *reasons] if reasons else []),
+        *(["", "Kernels that were passed over:", *reasons] if reasons else []),
         "",
         *memory_lines(network, plan),
         "",

@@ -33,7 +33,7 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
             )
         if layer.weighted and truncated and not held.kernel.own_loop:
             integers = _truncating(integers)
-        layers.append(IntegerLayer(layer.kernel_for(target), integers))
+        layers.append(IntegerLayer(layer.kernel_for(target, network.formats[layer.name].weight_bits), integers))
     return replace(network, target=target, layers=tuple(layers))
 
 

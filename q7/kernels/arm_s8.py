@@ -53,25 +53,27 @@ def _pointers(c: CNames, *structures: str) -> tuple[str, ...]:
     return tuple(f"&{c.variable(name)}" for name in structures)
 
 
-class _Weighted(WeightedKernel[L_contra]):
+class Weighted(WeightedKernel[L_contra]):
     """The weights are in the order of the q7 kernels, the bias is already shifted to the accumulator's grid."""
 
     libraries = (S8,)
     limits = True
+    overread_weights: ClassVar[int] = MVE_WEIGHTS
+    lanes: ClassVar[int] = MVE_LANES
 
     def arrays(self, layer: L_contra, integers: Integers, c: CNames) -> list[Array]:
         weights = self.layout(integers.weights, layer)
         return [
-            Array(f"{c.prefix}_WT", c.weights, "int8_t", weights, MVE_WEIGHTS),
+            Array(f"{c.prefix}_WT", c.weights, "int8_t", weights, self.overread_weights),
             self._each_output(c, "BIAS", integers.bias.astype(np.int32) << integers.shifts.bias_lshift),
         ]
 
     def _each_output(self, c: CNames, what: str, values: np.ndarray) -> Array:
-        spare = -len(values) % MVE_LANES
+        spare = -len(values) % self.lanes
         return Array(f"{c.prefix}_{what}", c.variable(what.lower()), "int32_t", values.astype(np.int32), spare)
 
 
-class Convolution(_Weighted[ConvolutionView]):
+class Convolution(Weighted[ConvolutionView]):
     """Convolutions in groups; the multiplier and the shift are arrays, although all outputs have the same."""
 
     source = "Source/ConvolutionFunctions/{}.c"
@@ -156,7 +158,7 @@ class Depthwise(Convolution):
         return ("0", "0", f"{c.macro('OUT_CH')} / {c.macro('IN_CH')}"), "1", c.macro("OUT_CH")
 
 
-class FullyConnected(_Weighted[LayerView]):
+class FullyConnected(Weighted[LayerView]):
     """The context's buffer is the bias: on MVE, CMSIS-NN 7 takes its sums from there, which zero points of 0 end."""
 
     source = "Source/FullyConnectedFunctions/{}.c"
@@ -170,12 +172,15 @@ class FullyConnected(_Weighted[LayerView]):
     def defines(self, integers: Integers) -> dict[str, int]:
         return {"MULTIPLIER": multiplier(integers.shifts.out_rshift)}
 
+    def _buffer(self, c: CNames) -> tuple[str, str]:
+        return f"(void *){c.bias}", f"(int32_t)sizeof({c.bias})"
+
     def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         columns, rows = c.macro("IN_DIM"), c.macro("OUT_DIM")
         arguments = [*_pointers(c, "ctx", "params", "quant", "in_dims"), c.input]
         arguments += [*_pointers(c, "filter_dims"), c.weights, *_pointers(c, "out_dims"), c.bias]
         return [
-            _context(c, f"(void *){c.bias}", f"(int32_t)sizeof({c.bias})"),
+            _context(c, *self._buffer(c)),
             _constant(c, "per_tensor_quant_params", "quant", c.macro("MULTIPLIER"), "0"),
             _constant(c, "fc_params", "params", "0", "0", "0", _activation(c)),
             _constant(c, "dims", "in_dims", "1", "1", "1", columns),

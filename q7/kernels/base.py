@@ -90,6 +90,7 @@ class Kernel(Generic[L_contra, I_contra]):
     own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
     libraries: ClassVar[tuple[Library, ...]] = tuple(LIBRARIES.values())  # it is of, or can be used beside
     promises_in_place: ClassVar[bool] = False  # its output may take the input's memory, whatever the layer
+    weight_bits: ClassVar[int] = 8  # of each weight that it takes, at most
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
 
     name: str
@@ -174,11 +175,13 @@ def stays_ahead(layer: WindowedView) -> bool:
     return all(p < s and o <= d for p, s, o, d in zip(layer.pad, layer.stride, layer.out_shape[1:], layer.in_shape[1:]))
 
 
-def consider(kernels: Sequence[Kernel[L, I]], layer: L, target: Target) -> tuple[Kernel[L, I] | None, list[str]]:
+def consider(
+    kernels: Sequence[Kernel[L, I]], layer: L, target: Target, weight_bits: int
+) -> tuple[Kernel[L, I] | None, list[str]]:
     """The first kernel whose constraints the layer meets, and the objections of those before it."""
     objections: list[str] = []
     for kernel in kernels:
-        if target.library not in kernel.libraries:
+        if target.library not in kernel.libraries or kernel.weight_bits < weight_bits:
             continue
         objection = kernel.objection(layer, target)
         if objection is None:
@@ -187,9 +190,9 @@ def consider(kernels: Sequence[Kernel[L, I]], layer: L, target: Target) -> tuple
     return None, objections
 
 
-def choose(kernels: Sequence[Kernel[L, I]], layer: L, target: Target) -> Kernel[L, I]:
+def choose(kernels: Sequence[Kernel[L, I]], layer: L, target: Target, weight_bits: int) -> Kernel[L, I]:
     """The first kernel whose constraints the layer meets; raises Q7Error with every objection."""
-    kernel, objections = consider(kernels, layer, target)
+    kernel, objections = consider(kernels, layer, target, weight_bits)
     if kernel is None:
         reasons = "; ".join(objections) or f"there is no {target.library} kernel"
         raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {reasons}")

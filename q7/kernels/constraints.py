@@ -48,6 +48,21 @@ def one_channel_groups(layer: ConvolutionView, target: Target) -> bool:
     return layer.group == layer.in_shape[0]
 
 
+def single_or_even(layer: ConvolutionView, target: Target) -> bool:
+    """one output for each input channel, or an even number of input channels (else the generic code is wrong)"""
+    return layer.out_shape[0] == layer.in_shape[0] or layer.in_shape[0] % 2 == 0
+
+
+def even_channels(layer: LayerView, target: Target) -> bool:
+    """an even number of input channels (else the generic code is wrong)"""
+    return layer.in_shape[0] % 2 == 0
+
+
+def no_mve(layer: LayerView, target: Target) -> bool:
+    """a core without MVE (GCC 12 makes wrong code of its MVE part)"""
+    return target.core is not Core.MVE
+
+
 def wide_groups(layer: ConvolutionView, target: Target) -> bool:
     """one group, or groups of several input channels"""
     return layer.group == 1 or layer.group < layer.in_shape[0]

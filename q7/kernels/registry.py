@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels that can compute each kind of layer, the fastest first."""
+"""The kernels that can compute each kind of layer, the fastest first; before them, those for weights of fewer bits."""
 
 from __future__ import annotations
 
-from q7.kernels import arm_q7, arm_s8, own_loops
+from q7.kernels import arm_q7, arm_s4, arm_s8, own_loops
 from q7.kernels import constraints as needs
 from q7.kernels.base import Bounds, Integers, IntWidth, Kernels, Operands
 from q7.kernels.contract import AverageView, ConvolutionView, LayerView, SumView, WindowedView
@@ -23,12 +23,18 @@ CONVOLUTION: Kernels[ConvolutionView, Integers] = (
     arm_q7.Convolution("arm_convolve_HWC_q7_basic", (needs.one_group, needs.square, *_CONVOLUTION)),
     arm_q7.Convolution("arm_convolve_HWC_q7_basic_nonsquare", (needs.one_group, *_CONVOLUTION), nonsquare=True),
     own_loops.GroupConvolution("convolve_group_q7", _CONVOLUTION),
+    arm_s4.Convolution("arm_convolve_wrapper_s4", (needs.one_group, needs.indexable, needs.short_image_column)),
+    arm_s4.Depthwise(
+        "arm_depthwise_conv_wrapper_s4", (needs.one_channel_groups, needs.single_or_even, needs.no_mve, *_CONVOLUTION)
+    ),
+    arm_s4.PlainDepthwise("arm_depthwise_conv_s4", (needs.one_channel_groups, needs.even_channels, *_CONVOLUTION)),
     arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, needs.indexable, needs.short_image_column)),
     arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.one_channel_groups, *_CONVOLUTION)),
 )
 FULLY_CONNECTED: Kernels[LayerView, Integers] = (
     arm_q7.FullyConnected("arm_fully_connected_q7_opt", (needs.vector_sizes,), interleaved=True),
     arm_q7.FullyConnected("arm_fully_connected_q7", (needs.vector_sizes,)),
+    arm_s4.FullyConnected("arm_fully_connected_s4", (needs.vector_sizes,)),
     arm_s8.FullyConnected("arm_fully_connected_s8", (needs.vector_sizes,)),
 )
 READ_PIXELS: Kernels[LayerView, Pixels] = (own_loops.ReadPixels("read_pixels"),)

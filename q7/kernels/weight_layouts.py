@@ -39,3 +39,10 @@ def interleaved(matrix: np.ndarray) -> np.ndarray:
         stream.append(blocks.transpose(2, 4, 0, 3, 1).ravel())
         stream.append(matrix[r : r + 4, whole:].T.ravel())
     return np.concatenate([*stream, matrix[rows - rows % 4 :].ravel()])
+
+
+def nibbles(weights: np.ndarray) -> np.ndarray:
+    """Weights -8 to 7, flat, two in each int8, the first in its low half; a 0 goes after an odd number of them."""
+    low, high = np.pad(weights, (0, len(weights) % 2)).astype(np.uint8).reshape(-1, 2).T & 15
+    packed: np.ndarray = (low | high << 4).view(np.int8)
+    return packed

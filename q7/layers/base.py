@@ -114,9 +114,9 @@ class Layer:
         """The fraction bits that the kernels can give, fewest and most, where the format is chosen."""
         return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
 
-    def kernel_for(self, target: Target) -> AnyKernel:
-        """The fastest kernel that can compute the layer; raises Q7Error where there is none."""
-        return base.choose(self.kernels, self, target)
+    def kernel_for(self, target: Target, weight_bits: int = 8) -> AnyKernel:
+        """The first kernel that can compute the layer with such weights; raises Q7Error where there is none."""
+        return base.choose(self.kernels, self, target, weight_bits)
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         """Adds Caffe's computation to a graph."""

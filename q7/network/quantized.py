@@ -39,7 +39,7 @@ def quantize_layer(graph: Graph, layer: Layer, formats: LayerFormats, target: Ta
         integers = layer.quantize(graph.weights.get(layer.name), formats)
     except Q7Error as error:
         raise Q7Error(f"layer '{layer.name}': {error}") from error
-    return IntegerLayer(layer.kernel_for(target), integers)
+    return IntegerLayer(layer.kernel_for(target, formats.weight_bits), integers)
 
 
 def quantize_network(graph: Graph, formats: Mapping[str, LayerFormats], target: Target) -> list[IntegerLayer]:

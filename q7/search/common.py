@@ -136,13 +136,9 @@ def legal(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, LayerF
     raise Q7Error("no Q-formats fit all layers at once")
 
 
-def _clamp(q: QFormat, low: int, high: int) -> QFormat:
-    return QFormat(min(max(q.fraction_bits, low), high))
-
-
 def carried_bias(q: QFormat, accumulator: QFormat) -> QFormat:
     """The nearest format of a bias that the kernels can shift to the accumulator's."""
-    return _clamp(q, accumulator.fraction_bits - MAX_BIAS_LSHIFT, accumulator.fraction_bits)
+    return q.within(accumulator.fraction_bits - MAX_BIAS_LSHIFT, accumulator.fraction_bits)
 
 
 def _clamp_forward(
@@ -161,13 +157,13 @@ def _clamp_forward(
             n_x = xs[0].fraction_bits
             # So that an output within its limits is at most MAX_OUT_RSHIFT coarser than the accumulator.
             most = min(MOST_FRACTION_BITS - max(n_x, 0), high + MAX_OUT_RSHIFT - n_x)
-            w[layer.name] = _clamp(own.w, low - n_x, most)
+            w[layer.name] = own.w.within(low - n_x, most)
             accumulator = QFormat(n_x + w[layer.name].fraction_bits)
             b[layer.name] = carried_bias(own.b, accumulator) if own.b else None
             low, high = max(low, accumulator.fraction_bits - MAX_OUT_RSHIFT), min(high, accumulator.fraction_bits)
         if layer.own_format:
             assert own.y
-            y[layer.name] = _clamp(_clamp(own.y, low, high), *layer.output_limits(xs))
+            y[layer.name] = own.y.within(low, high).within(*layer.output_limits(xs))
         output[layer.name] = y[layer.name] if layer.own_format else layer.inherited(xs[0])
     return graph.formats(w, b, y)
 

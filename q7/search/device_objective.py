@@ -14,7 +14,7 @@ from q7.engines.engine import MEMORY, MEMORY_SHARES
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_layer, quantize_network
-from q7.qformat import LayerFormats, QFormat
+from q7.qformat import LayerFormats
 from q7.search import common, weight_fitting
 from q7.search.common import Candidate, Choices, Found, Search, Tensor, Trial
 from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
@@ -97,7 +97,7 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
             for step in (1, -1):
                 moved = False
                 while True:
-                    q = QFormat(choices[name, tensor].fraction_bits + step)
+                    q = choices[name, tensor].finer(step)
                     tried = common.table(judge.graph, {**choices, (name, tensor): q})
                     if tried == formats:  # the kernels cannot carry it
                         break

@@ -30,10 +30,10 @@ from q7.layers.registry import CLASSES
 from q7.layers.windowed import covers_image
 from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
-from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, LayerFormats, QFormat, shifts
+from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, WEIGHT_BITS, LayerFormats, QFormat, shifts
 from q7.target import Q7, Target
 
-FORMAT, VERSION = "caffe-to-cmsis-nn", 2
+FORMAT, VERSION = "caffe-to-cmsis-nn", 3
 LARGEST_FILE = 1 << 28  # bytes
 MOST_VALUES = 1 << 20  # of a pickle: numbers, texts and containers, each as often as it is reached
 LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
@@ -86,7 +86,11 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
         "layers": [_pack_layer(layer) for layer in layers],
         "formats": _own_formats(layers, _plain(network.formats)),
         "weights": {
-            layer.name: {"weights": _plain(own.integers.weights), "bias": _plain(own.integers.bias)}
+            layer.name: {
+                "weights": _plain(own.integers.weights),
+                "bias": _plain(own.integers.bias),
+                "bits": network.formats[layer.name].weight_bits,
+            }
             for layer, own in zip(layers, network.layers)
             if layer.weighted
         },
@@ -178,15 +182,20 @@ def _unpack_integers(layer: Layer, value: Mapping[str, Any], formats: LayerForma
     own, shape = value[layer.name], layer.weight_shapes()[0]
     weights = _array(own["weights"], "int8", shape[::-1] if getattr(layer, "transpose", False) else shape)
     bias = _array(own["bias"], "int8" if formats.b else "int32", layer.out_shape[:1])
-    if not (set(own) == {"weights", "bias"} and (abs(bias.astype(np.int64)) <= LARGEST_BIAS).all()):
+    if not (set(own) == {"weights", "bias", "bits"} and (abs(bias.astype(np.int64)) <= LARGEST_BIAS).all()):
         raise ValueError(f"layer '{layer.name}': its bias is too large for the accumulator")
+    assert formats.w
+    if weights.min(initial=0) < formats.w.least or weights.max(initial=0) > formats.w.most:
+        raise ValueError(f"layer '{layer.name}': its weights do not fit into {formats.w.bits} bits")
     return Integers(weights, bias, shifts(formats))
 
 
-def _format(value: Any) -> QFormat:
+def _format(value: Any, bits: Any = 8) -> QFormat:
     if type(value) is not int or abs(value) > MOST_FRACTION_BITS:
         raise ValueError(f"{value!r} is not a number of fraction bits")
-    return QFormat(value)
+    if type(bits) is not int or bits not in WEIGHT_BITS:
+        raise ValueError(f"{bits!r} is not a number of bits that weights have")
+    return QFormat(value, bits)
 
 
 def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
@@ -195,6 +204,7 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     w, b, y = (
         {name: _format(own[tensor]) for name, own in value["formats"].items() if tensor in own} for tensor in "wby"
     )
+    w = {name: _format(q.fraction_bits, value["weights"][name]["bits"]) for name, q in w.items()}
     formats = graph.formats(w, b, y)
     if _own_formats(layers, _plain(formats)) != value["formats"]:
         raise ValueError("it has formats that no layer needs")
@@ -208,7 +218,10 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     return QuantizedNetwork(
         graph,
         formats,
-        tuple(IntegerLayer(layer.kernel_for(target), own) for layer, own in zip(layers, integers)),
+        tuple(
+            IntegerLayer(layer.kernel_for(target, formats[layer.name].weight_bits), own)
+            for layer, own in zip(layers, integers)
+        ),
         target,
         _restore(value["sources"], Mapping[str, SourceFile]),
         _restore(value["dataset"], str),
@@ -246,6 +259,11 @@ def _outcome_of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
         "search": summary["search"],
         "layers": summary.get("layers", {}),
     }
+
+
+def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
+    """All weights had 8 bits."""
+    return {**value, "weights": {name: {**own, "bits": 8} for name, own in value["weights"].items()}}
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
@@ -384,4 +402,6 @@ def load(path: Path) -> Record:
             raise Q7Error(f"the pickle '{path}' has version {version!r}, this tool reads 1 to {VERSION}")
         if network and version == 1:
             network = _from_version_1(network)
+        if network and version < 3:
+            network = _from_version_2(network)
         return Record(_attributes(value["attributes"]), None if network is None else _unpack(network))

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The s8 kernels of CMSIS-NN 7 in portable C. */
+ * The s8 and s4 kernels of CMSIS-NN 7 in portable C. */
 #include "arm_nnfunctions.h"
 
 #include "arm_nnsupportfunctions.h"
@@ -16,11 +16,25 @@ static int8_t finish(uint32_t sum, int32_t multiplier, int32_t shift, int32_t of
     return clamp(arm_nn_requantize((int32_t)sum, multiplier, shift) + offset, range);
 }
 
-static uint32_t dot(const int8_t *values, int32_t offset, const int8_t *weights, int32_t length)
+/* The i-th weight of an array, each a byte or half a byte; of two, the first is in the low half. */
+typedef int32_t weight_t(const int8_t *weights, int32_t i);
+
+static int32_t byte_at(const int8_t *weights, int32_t i)
+{
+    return weights[i];
+}
+
+static int32_t nibble_at(const int8_t *weights, int32_t i)
+{
+    return (((uint8_t)weights[i / 2] >> i % 2 * 4 & 15) ^ 8) - 8;
+}
+
+static inline uint32_t dot(const int8_t *values, int32_t offset, const int8_t *weights, int32_t first, int32_t length,
+                           weight_t *weight)
 {
     uint32_t sum = 0;
     for (int32_t i = 0; i < length; i++) {
-        sum += (uint32_t)((values[i] + offset) * weights[i]);
+        sum += (uint32_t)((values[i] + offset) * weight(weights, first + i));
     }
     return sum;
 }
@@ -43,19 +57,16 @@ static window_t clip_window(int32_t output, int32_t stride, int32_t padding, int
     return window;
 }
 
-arm_cmsis_nn_status arm_convolve_wrapper_s8(const cmsis_nn_context *ctx, const cmsis_nn_conv_params *conv_params,
-                                            const cmsis_nn_per_channel_quant_params *quant_params,
-                                            const cmsis_nn_dims *input_dims, const int8_t *input_data,
-                                            const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
-                                            const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
-                                            const cmsis_nn_dims *output_dims, int8_t *output_data)
+static inline void convolve(const cmsis_nn_conv_params *conv_params,
+                            const cmsis_nn_per_channel_quant_params *quant_params, const cmsis_nn_dims *input_dims,
+                            const int8_t *input_data, const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                            const int32_t *bias_data, const cmsis_nn_dims *output_dims, int8_t *output_data,
+                            weight_t *weight)
 {
     const cmsis_nn_conv_params p = *conv_params;
     const cmsis_nn_dims in = *input_dims, k = *filter_dims;
     const int32_t group_outputs = output_dims->c / (in.c / k.c);
     const int contiguous = p.dilation.w == 1 && k.c == in.c; /* taps of a row */
-    (void)ctx;
-    (void)bias_dims;
     for (int32_t oy = 0; oy < output_dims->h; oy++) {
         const window_t rows = clip_window(oy, p.stride.h, p.padding.h, p.dilation.h, k.h, in.h);
         for (int32_t ox = 0; ox < output_dims->w; ox++) {
@@ -67,8 +78,8 @@ arm_cmsis_nn_status arm_convolve_wrapper_s8(const cmsis_nn_context *ctx, const c
                 for (int32_t ky = rows.begin; ky < rows.end; ky++) {
                     for (int32_t kx = columns.begin; kx < columns.end; kx += run) {
                         const int32_t y = rows.origin + ky * p.dilation.h, x = columns.origin + kx * p.dilation.w;
-                        sum += dot(group + (y * in.w + x) * in.c, p.input_offset,
-                                   filter_data + ((o * k.h + ky) * k.w + kx) * k.c, run * k.c);
+                        sum += dot(group + (y * in.w + x) * in.c, p.input_offset, filter_data,
+                                   ((o * k.h + ky) * k.w + kx) * k.c, run * k.c, weight);
                     }
                 }
                 *output_data++ = finish(sum, quant_params->multiplier[o], quant_params->shift[o], p.output_offset,
@@ -76,22 +87,45 @@ arm_cmsis_nn_status arm_convolve_wrapper_s8(const cmsis_nn_context *ctx, const c
             }
         }
     }
+}
+
+arm_cmsis_nn_status arm_convolve_wrapper_s8(const cmsis_nn_context *ctx, const cmsis_nn_conv_params *conv_params,
+                                            const cmsis_nn_per_channel_quant_params *quant_params,
+                                            const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                                            const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                                            const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
+                                            const cmsis_nn_dims *output_dims, int8_t *output_data)
+{
+    (void)ctx;
+    (void)bias_dims;
+    convolve(conv_params, quant_params, input_dims, input_data, filter_dims, filter_data, bias_data,
+             output_dims, output_data, byte_at);
     return ARM_CMSIS_NN_SUCCESS;
 }
 
-arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(const cmsis_nn_context *ctx,
-                                                  const cmsis_nn_dw_conv_params *dw_conv_params,
-                                                  const cmsis_nn_per_channel_quant_params *quant_params,
-                                                  const cmsis_nn_dims *input_dims, const int8_t *input_data,
-                                                  const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
-                                                  const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
-                                                  const cmsis_nn_dims *output_dims, int8_t *output_data)
+arm_cmsis_nn_status arm_convolve_wrapper_s4(const cmsis_nn_context *ctx, const cmsis_nn_conv_params *conv_params,
+                                            const cmsis_nn_per_channel_quant_params *quant_params,
+                                            const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                                            const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                                            const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
+                                            const cmsis_nn_dims *output_dims, int8_t *output_data)
+{
+    (void)ctx;
+    (void)bias_dims;
+    convolve(conv_params, quant_params, input_dims, input_data, filter_dims, filter_data, bias_data,
+             output_dims, output_data, nibble_at);
+    return ARM_CMSIS_NN_SUCCESS;
+}
+
+static inline void depthwise(const cmsis_nn_dw_conv_params *dw_conv_params,
+                             const cmsis_nn_per_channel_quant_params *quant_params, const cmsis_nn_dims *input_dims,
+                             const int8_t *input_data, const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                             const int32_t *bias_data, const cmsis_nn_dims *output_dims, int8_t *output_data,
+                             weight_t *weight)
 {
     const cmsis_nn_dw_conv_params p = *dw_conv_params;
     const cmsis_nn_dims in = *input_dims, k = *filter_dims;
     const int32_t outputs = output_dims->c;
-    (void)ctx;
-    (void)bias_dims;
     for (int32_t oy = 0; oy < output_dims->h; oy++) {
         const window_t rows = clip_window(oy, p.stride.h, p.padding.h, p.dilation.h, k.h, in.h);
         for (int32_t ox = 0; ox < output_dims->w; ox++) {
@@ -102,7 +136,7 @@ arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(const cmsis_nn_context *ctx,
                     for (int32_t kx = columns.begin; kx < columns.end; kx++) {
                         const int32_t y = rows.origin + ky * p.dilation.h, x = columns.origin + kx * p.dilation.w;
                         const int32_t value = input_data[(y * in.w + x) * in.c + o / p.ch_mult] + p.input_offset;
-                        sum += (uint32_t)(value * filter_data[(ky * k.w + kx) * outputs + o]);
+                        sum += (uint32_t)(value * weight(filter_data, (ky * k.w + kx) * outputs + o));
                     }
                 }
                 *output_data++ = finish(sum, quant_params->multiplier[o], quant_params->shift[o], p.output_offset,
@@ -110,7 +144,59 @@ arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(const cmsis_nn_context *ctx,
             }
         }
     }
+}
+
+arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(const cmsis_nn_context *ctx,
+                                                  const cmsis_nn_dw_conv_params *dw_conv_params,
+                                                  const cmsis_nn_per_channel_quant_params *quant_params,
+                                                  const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                                                  const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                                                  const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
+                                                  const cmsis_nn_dims *output_dims, int8_t *output_data)
+{
+    (void)ctx;
+    (void)bias_dims;
+    depthwise(dw_conv_params, quant_params, input_dims, input_data, filter_dims, filter_data, bias_data,
+              output_dims, output_data, byte_at);
     return ARM_CMSIS_NN_SUCCESS;
+}
+
+arm_cmsis_nn_status arm_depthwise_conv_s4(const cmsis_nn_context *ctx, const cmsis_nn_dw_conv_params *dw_conv_params,
+                                          const cmsis_nn_per_channel_quant_params *quant_params,
+                                          const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                                          const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                                          const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
+                                          const cmsis_nn_dims *output_dims, int8_t *output_data)
+{
+    (void)ctx;
+    (void)bias_dims;
+    depthwise(dw_conv_params, quant_params, input_dims, input_data, filter_dims, filter_data, bias_data,
+              output_dims, output_data, nibble_at);
+    return ARM_CMSIS_NN_SUCCESS;
+}
+
+arm_cmsis_nn_status arm_depthwise_conv_wrapper_s4(const cmsis_nn_context *ctx,
+                                                  const cmsis_nn_dw_conv_params *dw_conv_params,
+                                                  const cmsis_nn_per_channel_quant_params *quant_params,
+                                                  const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                                                  const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                                                  const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
+                                                  const cmsis_nn_dims *output_dims, int8_t *output_data)
+{
+    return arm_depthwise_conv_s4(ctx, dw_conv_params, quant_params, input_dims, input_data, filter_dims, filter_data,
+                                 bias_dims, bias_data, output_dims, output_data);
+}
+
+static inline void multiply(const cmsis_nn_fc_params *params, const cmsis_nn_per_tensor_quant_params *quantization,
+                            const int8_t *vector, int32_t depth, const int8_t *weights, const int32_t *bias,
+                            int32_t rows, int8_t *output, weight_t *weight)
+{
+    for (int32_t row = 0; row < rows; row++) {
+        const uint32_t sum =
+            (uint32_t)bias[row] + dot(vector, params->input_offset, weights, row * depth, depth, weight);
+        output[row] =
+            finish(sum, quantization->multiplier, quantization->shift, params->output_offset, &params->activation);
+    }
 }
 
 arm_cmsis_nn_status arm_fully_connected_s8(const cmsis_nn_context *ctx, const cmsis_nn_fc_params *fc_params,
@@ -120,16 +206,26 @@ arm_cmsis_nn_status arm_fully_connected_s8(const cmsis_nn_context *ctx, const cm
                                            const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
                                            const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
-    const int32_t depth = filter_dims->n, *const bias = ctx->buf;
     (void)input_dims;
     (void)bias_dims;
     (void)bias_data;
-    for (int32_t row = 0; row < output_dims->c; row++) {
-        const uint32_t sum =
-            (uint32_t)bias[row] + dot(input_data, fc_params->input_offset, filter_data + row * depth, depth);
-        output_data[row] = finish(sum, quant_params->multiplier, quant_params->shift, fc_params->output_offset,
-                                  &fc_params->activation);
-    }
+    multiply(fc_params, quant_params, input_data, filter_dims->n, filter_data, ctx->buf, output_dims->c, output_data,
+             byte_at);
+    return ARM_CMSIS_NN_SUCCESS;
+}
+
+arm_cmsis_nn_status arm_fully_connected_s4(const cmsis_nn_context *ctx, const cmsis_nn_fc_params *fc_params,
+                                           const cmsis_nn_per_tensor_quant_params *quant_params,
+                                           const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                                           const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                                           const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
+                                           const cmsis_nn_dims *output_dims, int8_t *output_data)
+{
+    (void)ctx;
+    (void)input_dims;
+    (void)bias_dims;
+    multiply(fc_params, quant_params, input_data, filter_dims->n, filter_data, bias_data, output_dims->c, output_data,
+             nibble_at);
     return ARM_CMSIS_NN_SUCCESS;
 }
 
