@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import fields
 from typing import Any
@@ -29,6 +30,7 @@ WITH_DESCRIBE = {
     "no_inplace_pooling",
     "softmax",
     "ram",
+    "name",
 }
 
 
@@ -47,6 +49,15 @@ def ram(text: str) -> int | str:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not {rows.FAST}, {rows.LEAST} or a number of bytes")
     return int(text)
+
+
+def network_name(text: str) -> str:
+    """What a network's symbols begin with."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", text) or text in boards.TAKEN_NAMES:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a C identifier in lower case that no other file has for a name"
+        )
+    return text
 
 
 def build_parser() -> Parser:
@@ -75,6 +86,11 @@ def build_parser() -> Parser:
         "--no_inplace_pooling",
         action="store_true",
         help="give pooling its own output memory, since the library does not promise that it works in place",
+    )
+    code.add_argument(
+        "--name",
+        type=network_name,
+        help="what the network's files, functions and macros begin with, so that a program can hold several",
     )
     add_choice(code, "--weights_in", ("flash", "ram"), "ram: faster where flash is slow; copied at start-up")
     code.add_argument(
@@ -117,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(generate.Options)}
     given["library"] = LIBRARIES[args.api] if args.api else None
     given["core"] = Core(args.core) if args.core else None
-    given["code"] = boards.Options(args.target, args.profile, args.weights_in == "ram")
+    given["code"] = boards.Options(args.target, args.profile, args.weights_in == "ram", args.name or "")
     run = generate.describe if args.describe else generate.generate
     return finish("code_gen", lambda: run(generate.Options(**given)))
 

@@ -45,9 +45,9 @@ class Library:
         return self.name
 
 
-Q7 = Library("q7", 8, (Rounding.NEAREST, Rounding.TRUNCATE), "portable", "common/_q7.cpp.jinja")
+Q7 = Library("q7", 8, (Rounding.NEAREST, Rounding.TRUNCATE), "portable", "common/_q7.c.jinja")
 """CMSIS-NN up to CMSIS 5.9.0."""
-S8 = Library("s8", 32, (Rounding.NEAREST,), "portable_s8", "common/_s8.cpp.jinja")
+S8 = Library("s8", 32, (Rounding.NEAREST,), "portable_s8", "common/_s8.c.jinja")
 """CMSIS-NN 4 to 7, which replaced it."""
 LIBRARIES = {library.name: library for library in (Q7, S8)}
 

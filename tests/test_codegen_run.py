@@ -149,30 +149,27 @@ struct range { int layer, begin, end; };
 static const range allowed[] = { RANGES };
 static uint8_t before[sizeof(guarded)];
 
-struct Watch {
-    int bad;
-    void operator()(int layer, const q7_t *, int)
-    {
-        uint8_t *const now = (uint8_t *)&guarded;
-        for (const range &r : allowed) {
-            if (r.layer == layer) {
-                memcpy(before + sizeof(guarded.before) + r.begin, (uint8_t *)arena + r.begin, r.end - r.begin);
-            }
+static void watch(void *bad, int layer, const int8_t *, int)
+{
+    uint8_t *const now = (uint8_t *)&guarded;
+    for (const range &r : allowed) {
+        if (r.layer == layer) {
+            memcpy(before + sizeof(guarded.before) + r.begin, (uint8_t *)arena + r.begin, r.end - r.begin);
         }
-        if (memcmp(before, now, sizeof(guarded)) != 0 && bad < 0) {
-            bad = layer;
-        }
-        memcpy(before, now, sizeof(guarded));
     }
-};
+    if (memcmp(before, now, sizeof(guarded)) != 0 && *(int *)bad < 0) {
+        *(int *)bad = layer;
+    }
+    memcpy(before, now, sizeof(guarded));
+}
 
 int main()
 {
-    Watch watch = {-1};
+    int bad = -1;
     memset(&guarded, 0xa5, sizeof(guarded));
     memcpy(before, &guarded, sizeof(guarded));
-    run_layers(test_pixels, watch);
-    printf("%d\\n", watch.bad);
+    run_nn_observed(test_pixels, watch, &bad);
+    printf("%d\\n", bad);
 }
 """
 
@@ -194,9 +191,9 @@ def test_layers_write_their_own_memory_only(target: Target, promised_only: bool,
         buffers += [plan.scratch[layer.name]] if layer.name in plan.scratch else []
         ranges += [f"{{{index}, {buffer.offset}, {buffer.end}}}" for buffer in buffers]
     main = (folder / "main.cpp").read_text()
-    arena = "static q31_t arena_words[ARENA_BYTES / sizeof(q31_t)];"
+    arena = "NN_ARENA_SECTION static int32_t arena_words[NN_ARENA_BYTES / sizeof(int32_t)];"
     assert arena in main
-    guarded = "static struct { q31_t before[64], words[ARENA_BYTES / sizeof(q31_t)], after[64]; } guarded;\n"
+    guarded = "static struct { q31_t before[64], words[NN_ARENA_BYTES / sizeof(q31_t)], after[64]; } guarded;\n"
     (folder / "main.cpp").write_text(main.replace(arena, guarded + "#define arena_words guarded.words"))
     (folder / "watch.cpp").write_text(WATCH_ARENA.replace("RANGES", ", ".join(ranges)))
     make(folder, "arm_nnfunctions.o")
@@ -278,7 +275,7 @@ def test_boards_trap_unaligned_access(core: str, tmp_path: Path) -> None:
     folder = generate(pickle, tmp_path / "code", "--target", "mps2")
     for offset, printed in ((0, "PASS"), (1, "FAULT: unaligned access at 0x")):
         main = (folder / "main.cpp").read_text()
-        before, after = main.split("int main()\n{\n")
+        before, after = main.split("int main(void)\n{\n")
         access = f"volatile uintptr_t at = (uintptr_t)arena_words + {offset};\n*(volatile uint32_t *)at = 0;\n"
         (folder / "main.cpp").write_text(f"{before}int main()\n{{\n{access}{after}")
         done = run(tool("make"), "-s", "-B", "run", f"CORE={core}", cwd=folder)
@@ -305,21 +302,42 @@ def test_profile_counts_instructions_and_kernels_take_nearly_all(arm_m4_pickle: 
     assert total - sum(times.values()) <= total / 100
 
 
-def test_library_folder(small_pickle: Path, tmp_path: Path) -> None:
-    """CMSIS_PATH takes kernels and headers from a CMSIS tree, for which the portable ones stand here."""
+def fake_library(folder: Path, library: Library, kernels: list[str]) -> dict[str, str]:
+    """A tree of CMSIS-NN with our portable kernels in it; the make variable that says where it is."""
+    root = {Q7: "CMSIS/NN/", S8: ""}[library]
+    portable = {Q7: PORTABLE, S8: PORTABLE_S8}[library]
+    contents = {f"{root}Source/Kernels/{name}.c": "/* calls arm_nn_helper */\n" for name in kernels}
+    contents[f"{root}Source/NNSupportFunctions/arm_nn_helper.c"] = (portable / "arm_nnfunctions.c").read_text()
+    contents[f"{root}Source/Kernels/arm_convolve_f16.c"] = "#error is never built\n"
+    contents.update({f"{root}Include/{path.name}": path.read_text() for path in portable.glob("*.h")})
+    for name, text in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return {"CMSIS_PATH": str(folder)}
+
+
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+def test_library_folder(library: Library, small_pickle: Path, tmp_path: Path) -> None:
+    """CMSIS_PATH takes headers and kernels from a library, and of those what the network needs."""
     need_emulator()
-    folder = generate(small_pickle, tmp_path / "code", "--target", "mps2")
-    layout = {"NN/Include": ".h", "DSP/Include": ".h", "Core/Include": ".none", "NN/Source/PoolingFunctions": ".c"}
-    for name, suffix in layout.items():
-        (tmp_path / "CMSIS" / name).mkdir(parents=True)
-        for path in PORTABLE.glob(f"*{suffix}"):
-            target = tmp_path / "CMSIS" / name / path.name
-            target.write_text(path.read_text())
-            if suffix == ".c":
-                target.rename(target.with_name("arm_all_q7.c"))
+    folder = generate(small_pickle, tmp_path / "code", "--target", "mps2", "--api", library.name)
     for path in (folder / "portable").iterdir():
         path.unlink()
-    assert "PASS" in make(folder, "run", f"CMSIS_PATH={tmp_path}")
+    calls = re.findall(r"\b(arm_\w+_(?:q7|s8)\w*)\(", (folder / "main.cpp").read_text())
+    flags = [f"{name}={value}" for name, value in fake_library(tmp_path / "a", library, calls[:1]).items()]
+    assert "PASS" in make(folder, "run", *flags)
+    assert not [*folder.glob("build-*/arm_convolve_f16.o")]
+
+
+def test_each_library_has_objects_of_its_own(small_pickle: Path, tmp_path: Path) -> None:
+    need_emulator()
+    folder = generate(small_pickle, tmp_path / "code", "--target", "mps2")
+    for name in ("a", "b"):
+        fake_library(tmp_path / name, Q7, ["arm_convolve_HWC_q7_RGB"])
+        assert "PASS" in make(folder, "run", f"CMSIS_PATH={tmp_path / name}")
+    assert len([*folder.glob("build-*")]) == 2
+    done = run(tool("make"), "-s", f"CMSIS_PATH={tmp_path / 'nowhere'}", cwd=folder)
+    assert (done.returncode, "there are no kernels in" in done.stderr) == (2, True)
 
 
 # --- for boards that are not here -------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ layer { name: "ip1" type: "InnerProduct" bottom: "sum" top: "ip1" inner_product_
 
 
 def test_only_what_nobody_else_reads_is_fused(tmp_path: Path) -> None:
-    quantized = small.quantized(tmp_path, S8, BRANCHES, "ip1")
+    quantized = small.quantized(tmp_path, Target(Core.MVE, library=S8_LIBRARY), BRANCHES, "ip1")
     fused = lowering.fuse(quantized)
     assert [layer.name for layer in fused.graph.layers] == ["data", "conv1", "relu1", "sum", "ip1"]
     by_name = dict(zip((layer.name for layer in fused.graph.layers), fused.layers))
@@ -127,6 +127,6 @@ def test_another_core(tmp_path: Path) -> None:
     sizes = []
     for core in Core:
         folder = generate(pickle, tmp_path / core.value, "--api", "s8", "--core", core.value)
-        sizes.append(int(macros(folder / "parameter.h")["ARENA_BYTES"]))
+        sizes.append(int(macros(folder / "network.h")["NN_ARENA_BYTES"]))
     dsp, plain, mve = sizes
     assert plain <= dsp < mve

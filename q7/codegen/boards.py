@@ -5,11 +5,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from q7.codegen.c_text import Names
 from q7.target import Core, Rounding, Target
 
 TARGETS = ("mbed", "keil", "mps2", "host")
 PORTABLE = ("mps2", "host")  # where our portable kernels come along
+SPLIT = ()  # where the network stands in a file of its own, whether it has a name or not
+# Of headers that generated code includes, and of files beside it.
+TAKEN_NAMES = {"main", "startup", "own_q7", "rows_q7", "mbed", "stddef", "stdint", "stdio", "string", "time"}
 BOARDS = {Core.DSP: "cortex-m4", Core.PLAIN: "cortex-m3", Core.MVE: "cortex-m55"}  # that mps2 code is run on
+
+MEMORY = {("mps2", Core.MVE): 512 << 10}  # bytes for code and constants, and as many for data, where they are few
+LEAST_CODE = 12 << 10  # bytes that a program takes beside its constants
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,16 @@ class Options:
     target: str = TARGETS[0]
     profile: bool = False
     weights_in_ram: bool = False  # weights and biases, but not the mean, which each pixel meets once
+    name: str = ""  # what the network's symbols, macros and files begin with
+
+    @property
+    def names(self) -> Names:
+        return Names(self.name)
+
+    @property
+    def split(self) -> bool:
+        """Whether the network stands in a file of its own, in C, beside the program."""
+        return bool(self.name) or self.target in SPLIT
 
 
 def definitions(target: Target) -> list[str]:

@@ -5,12 +5,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from q7.kernels.call import Call, Statement, Value
 
 LINE = 112  # characters of a generated line, indentation aside
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a network's files, functions and macros are called; where it has a name, all of them begin with that."""
+
+    name: str = ""  # a C identifier in lower case, or nothing
+
+    @property
+    def prefix(self) -> str:
+        """Of files, variables and, in upper case, macros."""
+        return f"{self.name}_" if self.name else ""
+
+    @property
+    def nn(self) -> str:
+        """The prefix of what network.h declares, where there is no name."""
+        return self.prefix or "nn_"
+
+    @property
+    def file(self) -> str:
+        """Of the network and its header, without a suffix."""
+        return self.name or "network"
+
+    @property
+    def run(self) -> str:
+        return f"{self.prefix}run" if self.name else "run_nn"
+
+    @property
+    def classify(self) -> str:
+        return f"{self.prefix}classify"
 
 
 def identifiers(names: Iterable[str]) -> dict[str, str]:
@@ -52,13 +83,19 @@ def _value(value: Value) -> str:
 
 
 def c_statement(statement: Statement, indent: int = 4) -> str:
-    """A call or a declaration, broken after its outer commas and aligned with the opening bracket; no semicolon."""
+    """A call or a declaration, broken after its outer commas and aligned with the opening bracket.
+
+    Where a call that is checked fails, the function that it stands in returns NULL.
+    """
     if isinstance(statement, Call):
         values: tuple[Value, ...] = statement.arguments
-        start, end = f"{statement.function}(", ")"
+        start, end = f"{statement.function}(", ");"
+        if statement.checked:
+            margin = " " * indent
+            start, end = f"if ({start}", f") != ARM_CMSIS_NN_SUCCESS) {{\n{margin}    return NULL;\n{margin}}}"
     else:
         values = statement.values
-        start, end = f"{statement.type} {statement.name} = {{", "}"
+        start, end = f"{statement.type} {statement.name} = {{", "};"
     lines = _lines(map(_value, values), LINE - len(start) + 5 - indent)
     return start + ("\n" + " " * (indent + len(start))).join(lines) + end
 

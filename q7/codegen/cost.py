@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q7.codegen.boards import Options
+from q7.codegen.boards import LEAST_CODE, MEMORY, Options
 from q7.codegen.c_text import comment
 from q7.codegen.rows import RowPlan, Run
+from q7.errors import Q7Error
 from q7.kernels.base import consider
 from q7.kernels.call import CNames
 from q7.network.quantized import QuantizedNetwork
@@ -67,6 +68,19 @@ def totals(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Totals
     weights = sum(size for layer, size in zip(layers, constants) if layer.weighted)
     ram = plan.memory.arena_bytes + (weights if options.weights_in_ram else 0)
     return Totals(sum(layer.macs for layer in layers), sum(constants), ram)
+
+
+def check_memory(network: QuantizedNetwork, plan: RowPlan, options: Options, images_bytes: int) -> None:
+    """Raises Q7Error where a board of little memory cannot hold the network with its test images."""
+    memory = MEMORY.get((options.target, network.target.core))
+    total = totals(network, plan, options)
+    if memory and total.ram > memory:
+        raise Q7Error(f"the board has {memory} bytes of RAM, the network takes {total.ram}")
+    if memory and total.flash + images_bytes + LEAST_CODE > memory:
+        raise Q7Error(
+            f"the board has {memory} bytes for code and constants, too few for {total.flash} of the network and "
+            f"{images_bytes} of test images: give --test_images fewer"
+        )
 
 
 def passed_over(network: QuantizedNetwork) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import q7
 from q7 import files
 from q7.codegen.boards import BOARDS, PORTABLE, Options, definitions
-from q7.codegen.c_text import affine, c_array, c_statement, comment
+from q7.codegen.c_text import Names, affine, c_array, c_statement, comment
 from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
@@ -39,6 +39,17 @@ def _templates(target: str, needed: Mapping[str, bool]) -> list[Path]:
     return [path for path in paths if not path.name.startswith("_") and path.name not in unwanted]
 
 
+def _output(template: Path, names: Names) -> str:
+    """What a template becomes: the network and its headers go by the network's name."""
+    if template.parent.name != "common":
+        return template.stem
+    return (
+        template.stem.replace("network", names.file)
+        if template.stem.startswith("network")
+        else names.prefix + template.stem
+    )
+
+
 def render(
     network: QuantizedNetwork, plan: RowPlan, options: Options, answers: KnownAnswers | None = None
 ) -> dict[str, str]:
@@ -56,9 +67,10 @@ def render(
         "classes": network.graph.classes,
         "output": program.steps[-1].identifier,
         "scores": "softmax values" if network.graph.output.last_only else "logits",
+        "n": options.names,
+        "split": options.split,
         "profile": options.profile,
         "answers": answers,
-        "sample": "test_pixels" if answers else "nn_input",  # what to time
         "api": network.target.library.name,
         "guards": network.target.library.guards,
         "core": network.target.core.value,
@@ -66,18 +78,23 @@ def render(
         "definitions": definitions(network.target),
         "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
         "own_loops": any(layer.kernel.own_loop for layer in network.layers),
+        "library_files": sorted(
+            {Path(layer.kernel.source_file).stem for layer in network.layers if not layer.kernel.own_loop}
+        ),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
     environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement, affine=affine)
     contents = {}
     needed = {
+        "network.c.jinja": options.split,
         "test_images.h.jinja": answers is not None,
         "own_q7.h": context["own_loops"],
         "rows_q7.h": bool(plan.runs),
     }
     for path in _templates(options.target, needed):
         if path.suffix == ".jinja":
-            contents[path.stem] = environment.get_template(f"{path.parent.name}/{path.name}").render(context)
+            template = environment.get_template(f"{path.parent.name}/{path.name}")
+            contents[_output(path, options.names)] = template.render(context)
         else:
             contents[path.name] = path.read_text()
     if options.target in PORTABLE:

@@ -35,6 +35,11 @@ class KnownAnswers:
     outputs: dict[str, np.ndarray]  # (N, H, W, C) or (N, features) int8 by layer, as they lie in the device's memory
     checksums: np.ndarray  # (N, layers) uint32
 
+    @property
+    def bytes(self) -> int:
+        """What the device stores."""
+        return sum(array.nbytes for array in (self.pixels, self.labels, self.logits, self.checksums))
+
 
 def _channels_last(values: np.ndarray) -> np.ndarray:
     """(N, H, W, C) of (N, C, H, W); (N, features) stays."""

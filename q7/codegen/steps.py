@@ -24,6 +24,7 @@ class Step:
     """One layer in the generated code."""
 
     index: int
+    name: str  # as it is printed
     identifier: str
     comment: str
     defines: Mapping[str, int]
@@ -93,7 +94,10 @@ class Program:
 class _Builder:
     def __init__(self, network: QuantizedNetwork, plan: RowPlan, options: Options) -> None:
         self.network, self.plan, self.options = network, plan, options
-        self.names = identifiers(layer.name for layer in network.graph.layers)
+        self.printed = identifiers(layer.name for layer in network.graph.layers)
+        self.prefix = options.names.prefix
+        self.constants = f"{options.names.nn.upper()}WEIGHTS_SECTION"
+        self.names = {name: f"{self.prefix}{identifier}" for name, identifier in self.printed.items()}
         self.ids = [self.names[layer.name] for layer in network.graph.layers]
         self.index = {layer.name: i for i, layer in enumerate(network.graph.layers)}
 
@@ -103,13 +107,14 @@ class _Builder:
         last_calls = kernel.last_calls(layer, c) if isinstance(kernel, SummedAveragePool) else []
         return Step(
             i,
+            self.printed[layer.name],
             self.ids[i],
             comment(f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {self.network.formats[layer.name].y}"),
             {**layer.defines(), **integer.defines(), **offsets},
             kernel.calls(layer, c),
             last_calls,
             kernel.arrays(layer, integer.integers, c),
-            "static" if self.options.weights_in_ram and layer.weighted else "static const",
+            "static" if self.options.weights_in_ram and layer.weighted else f"{self.constants} static const",
             stage.row_bytes if stage else layer.out_size,
         )
 
@@ -127,6 +132,7 @@ class _Builder:
             bias=f"{self.ids[i]}_bias",
             in_place=layer.name in memory.in_place,
             square=layer.square,
+            network=self.prefix.upper(),
         )
         offsets = {"OFFSET": memory.outputs[layer.name].offset}
         if scratch:
@@ -163,6 +169,7 @@ class _Builder:
                 "PIXELS": str(layer.out_shape[2]) if len(layer.out_shape) == 3 else "1",
                 "FIRST_ROW": f"{name}_summed == 0",
             },
+            network=self.prefix.upper(),
         )
         return self._step(i, c, {}, stage)
 

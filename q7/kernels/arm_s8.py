@@ -130,7 +130,7 @@ class Convolution(Weighted[ConvolutionView]):
             _constant(c, "dims", "filter_dims", filters, window.y, window.x, depth),
             _constant(c, "dims", "bias_dims", "1", "1", "1", c.macro("OUT_CH")),
             _constant(c, "dims", "out_dims", "1", output.y, output.x, c.macro("OUT_CH")),
-            Call(self.name, (*arguments, *_pointers(c, "out_dims"), c.output)),
+            Call(self.name, (*arguments, *_pointers(c, "out_dims"), c.output), checked=True),
         ]
 
 
@@ -186,7 +186,7 @@ class FullyConnected(Weighted[LayerView]):
             _constant(c, "dims", "in_dims", "1", "1", "1", columns),
             _constant(c, "dims", "filter_dims", columns, "1", "1", rows),
             _constant(c, "dims", "out_dims", "1", "1", "1", rows),
-            Call(self.name, (*arguments, *_pointers(c, "out_dims"), c.output)),
+            Call(self.name, (*arguments, *_pointers(c, "out_dims"), c.output), checked=True),
         ]
 
 
@@ -211,7 +211,7 @@ class Pool(Kernel[WindowedView, object]):
             _constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, channels),
             _constant(c, "dims", "filter_dims", "1", window.y, window.x, "1"),
             _constant(c, "dims", "out_dims", "1", output.y, output.x, channels),
-            Call(self.name, (*arguments, c.output)),
+            Call(self.name, (*arguments, c.output), checked=True),
         ]
 
 
@@ -250,7 +250,7 @@ class Add(Kernel[SumView, Operands]):
     def calls(self, layer: SumView, c: CNames) -> list[Statement]:
         scales = [argument for i in (1, 2) for argument in ("0", c.macro(f"MULTIPLIER_{i}"), c.macro(f"SHIFT_{i}"))]
         output = (c.output, "0", c.macro("MULTIPLIER"), "0", c.macro("ACT_MIN"), c.macro("ACT_MAX"), c.macro("SIZE"))
-        return [Call(self.name, (*c.inputs, *scales, str(ADD_LSHIFT), *output))]
+        return [Call(self.name, (*c.inputs, *scales, str(ADD_LSHIFT), *output), checked=True)]
 
     def defines(self, integers: Operands) -> dict[str, int]:
         """Operands are shifted left by 20 bits, and the finer one back by what it is finer."""

@@ -16,6 +16,7 @@ class Call:
 
     function: str
     arguments: tuple[str, ...]
+    checked: bool = False  # it returns a status of CMSIS-NN 4 to 7
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class CNames:
     in_place: bool = False  # the output lies where the first input lay
     square: bool = True  # one macro stands for both directions
     replaced: Mapping[str, str] = field(default_factory=dict)
+    network: str = ""  # what all macros of the network begin with
 
     @property
     def input(self) -> str:

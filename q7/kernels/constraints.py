@@ -138,6 +138,11 @@ def plain_sum_of_two(layer: SumView, target: Target) -> bool:
     return layer.negative in ((), (False, False)) and len(layer.in_shapes) == 2
 
 
+def vector_core(layer: LayerView, target: Target) -> bool:
+    """a core with MVE (elsewhere it takes five times the instructions of add_q7)"""
+    return target.core is Core.MVE
+
+
 def countable(layer: WindowedView, target: Target) -> bool:
     """windows of at most 32768 cells"""
     return int(np.prod(layer.window)) <= 1 << 15

@@ -239,7 +239,7 @@ class Pixels:
 class ReadPixels(Kernel[LayerView, Pixels]):
     """Our own loop: clamp((pixel - mean) >> rshift, -128, 127); a negative shift goes to the left."""
 
-    source = "templates/common/_network.cpp.jinja"
+    source = "templates/common/_network.c.jinja"
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Pixels, target: Target) -> str:
         x = g.add("Sub", xs[0], integers.mean.astype(np.float32))
@@ -254,4 +254,4 @@ class ReadPixels(Kernel[LayerView, Pixels]):
 
     def arrays(self, layer: LayerView, integers: Pixels, c: CNames) -> list[Array]:
         mean = integers.mean if integers.mean.any() else np.zeros((1, 1, 1))
-        return [Array("MEAN_DATA", "mean", "uint8_t", mean.transpose(1, 2, 0).astype(np.uint8).ravel())]
+        return [Array(f"{c.network}MEAN_DATA", "mean", "uint8_t", mean.transpose(1, 2, 0).astype(np.uint8).ravel())]

@@ -66,7 +66,7 @@ AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
     *OWN_AVERAGE_POOL,
 )
 SUM: Kernels[SumView, Operands] = (
-    arm_s8.Add("arm_elementwise_add_s8", (needs.plain_sum_of_two,)),
+    arm_s8.Add("arm_elementwise_add_s8", (needs.plain_sum_of_two, needs.vector_core)),
     own_loops.Merge("add_q7"),
 )
 MAXIMUM: Kernels[LayerView, Operands] = (own_loops.Merge("max_q7", op="Max"),)

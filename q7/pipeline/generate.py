@@ -120,6 +120,7 @@ def generate(options: Options) -> None:
         raise Q7Error(f"--test_images {options.test_images} must be 0 or more")
     network, plan = _lower(options)
     answers = _find_answers(network, options)
+    cost.check_memory(network, plan, options.code, answers.bytes if answers else 0)
     read = _read_files(network, options)
     if options.dump:
         _dump(network, answers, Path(options.dump), read)

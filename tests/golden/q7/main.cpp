@@ -16,11 +16,13 @@
  */
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "RTE_Components.h"
 #include CMSIS_device_header
 
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 #include "arm_math.h"
@@ -42,39 +44,72 @@
 #include "parameter.h"
 #include "weights.h"
 
-static const uint8_t mean[3] = MEAN_DATA;
-static const q7_t conv1_wt[216] = CONV1_WT;
-static const q7_t conv1_bias[8] = CONV1_BIAS;
-static const q7_t depthwise_wt[72] = DEPTHWISE_WT;
-static const q7_t depthwise_bias[8] = DEPTHWISE_BIAS;
-static const q7_t layer_1x1_wt[48] = LAYER_1X1_WT;
-static const q7_t layer_1x1_bias[6] = LAYER_1X1_BIAS;
-static const q7_t tall_wt[72] = TALL_WT;
-static const q7_t tall_bias[4] = TALL_BIAS;
-static const q7_t fast_wt[96] = FAST_WT;
-static const q7_t fast_bias[6] = FAST_BIAS;
-static const q7_t ip1_wt[240] = IP1_WT;
-static const q7_t ip1_bias[10] = IP1_BIAS;
-static const q7_t ip2_wt[60] = IP2_WT;
-static const q7_t ip2_bias[6] = IP2_BIAS;
+/* Where constants and the arena go: attributes such as __attribute__((section(".qspi"))). */
+#ifndef NN_WEIGHTS_SECTION
+#define NN_WEIGHTS_SECTION
+#endif
+#ifndef NN_ARENA_SECTION
+#define NN_ARENA_SECTION
+#endif
 
-/* Every layer's output and scratch memory; in words, since the kernels use scratch memory as 16-bit numbers. */
-static q31_t arena_words[ARENA_BYTES / sizeof(q31_t)];
+NN_WEIGHTS_SECTION static const uint8_t mean[3] = MEAN_DATA;
+NN_WEIGHTS_SECTION static const q7_t conv1_wt[216] = CONV1_WT;
+NN_WEIGHTS_SECTION static const q7_t conv1_bias[8] = CONV1_BIAS;
+NN_WEIGHTS_SECTION static const q7_t depthwise_wt[72] = DEPTHWISE_WT;
+NN_WEIGHTS_SECTION static const q7_t depthwise_bias[8] = DEPTHWISE_BIAS;
+NN_WEIGHTS_SECTION static const q7_t layer_1x1_wt[48] = LAYER_1X1_WT;
+NN_WEIGHTS_SECTION static const q7_t layer_1x1_bias[6] = LAYER_1X1_BIAS;
+NN_WEIGHTS_SECTION static const q7_t tall_wt[72] = TALL_WT;
+NN_WEIGHTS_SECTION static const q7_t tall_bias[4] = TALL_BIAS;
+NN_WEIGHTS_SECTION static const q7_t fast_wt[96] = FAST_WT;
+NN_WEIGHTS_SECTION static const q7_t fast_bias[6] = FAST_BIAS;
+NN_WEIGHTS_SECTION static const q7_t ip1_wt[240] = IP1_WT;
+NN_WEIGHTS_SECTION static const q7_t ip1_bias[10] = IP1_BIAS;
+NN_WEIGHTS_SECTION static const q7_t ip2_wt[60] = IP2_WT;
+NN_WEIGHTS_SECTION static const q7_t ip2_bias[6] = IP2_BIAS;
+
+/* Every layer's output and scratch memory; in words, since the kernels use scratch memory as 16-bit numbers.
+ * Networks that never run at the same time can share it: NN_ARENA names an array of int32_t elsewhere. */
+#ifdef NN_ARENA
+#ifdef __cplusplus
+extern "C"
+#endif
+extern int32_t NN_ARENA[];
+#define arena_words NN_ARENA
+#else
+NN_ARENA_SECTION static int32_t arena_words[NN_ARENA_BYTES / sizeof(int32_t)];
+#endif
 static q7_t *const arena = (q7_t *)arena_words;
 
-/* (pixel - mean) on the input's Q-format grid; the shift is arithmetic and rounds down. Works in place. */
+/* (pixel - mean) on the input's Q-format grid; the shift is arithmetic and rounds down. Works in place.
+ * The mean is of one value, of one for each channel, or of a whole image. */
 static void read_pixels(const uint8_t *image, q7_t *out)
 {
-    for (int i = 0; i < NN_INPUT_BYTES; i++) {
-        const int centred = (int)image[i] - mean[i % (int)sizeof(mean)];
-        const int value = (centred * (1 << DATA_LSHIFT)) >> DATA_RSHIFT;
-        out[i] = (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
+    for (int i = 0; i < NN_INPUT_BYTES; i += (int)sizeof(mean)) {
+        for (int k = 0; k < (int)sizeof(mean); k++) {
+            const int centred = (int)image[i + k] - mean[k];
+            const int value = (centred * (1 << DATA_LSHIFT)) >> DATA_RSHIFT;
+            out[i + k] = (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
+        }
     }
 }
 
-/* Runs every layer, and hands each output (layer, first byte, bytes) to `done` before later layers reuse its memory. */
-template <typename Observer>
-static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
+/* Inline, so that nothing is left of an observer where there is none. */
+#ifdef __GNUC__
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+INLINE void tell(nn_observer_t *observer, void *context, int layer, const q7_t *output, int bytes)
+{
+    if (observer != NULL) {
+        observer(context, layer, output, bytes);
+    }
+}
+
+/* Runs every layer, and hands each output to the observer before later layers reuse its memory. */
+INLINE const q7_t *run_layers(const uint8_t *image, nn_observer_t *observer, void *context)
 {
     q7_t *const data_out = arena + DATA_OFFSET;
     q7_t *const conv1_out = arena + CONV1_OFFSET;
@@ -91,29 +126,29 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
 
     /* data: Data, 3x9x9, Q7.0 */
     read_pixels(image, data_out);
-    done(0, data_out, 243);
+    tell(observer, context, 0, data_out, 243);
 
     /* conv1: Convolution, 8x9x9, kernel 3x3, stride 1, Q8.-1 */
     arm_convolve_HWC_q7_RGB(data_out, CONV1_IN_DIM, CONV1_IN_CH, conv1_wt, CONV1_OUT_CH, CONV1_KER_DIM, CONV1_PAD,
                             CONV1_STRIDE, conv1_bias, CONV1_BIAS_LSHIFT, CONV1_OUT_RSHIFT, conv1_out, CONV1_OUT_DIM,
                             (q15_t *)(arena + CONV1_SCRATCH), NULL);
-    done(1, conv1_out, 648);
+    tell(observer, context, 1, conv1_out, 648);
 
     /* pool1: Pooling, 8x4x4, kernel 3x3, stride 2, Q8.-1 */
     arm_maxpool_q7_HWC(conv1_out, POOL1_IN_DIM, POOL1_IN_CH, POOL1_KER_DIM, POOL1_PAD, POOL1_STRIDE, POOL1_OUT_DIM,
                        NULL, pool1_out);
-    done(2, pool1_out, 128);
+    tell(observer, context, 2, pool1_out, 128);
 
     /* relu/1: ReLU, 8x4x4, Q8.-1 */
     arm_relu_q7(relu_1_out, RELU_1_OUT_CH*RELU_1_OUT_DIM*RELU_1_OUT_DIM);
-    done(3, relu_1_out, 128);
+    tell(observer, context, 3, relu_1_out, 128);
 
     /* depthwise: Convolution, 8x4x4, kernel 3x3, stride 1, Q9.-2 */
     arm_depthwise_separable_conv_HWC_q7(relu_1_out, DEPTHWISE_IN_DIM, DEPTHWISE_IN_CH, depthwise_wt,
                                         DEPTHWISE_OUT_CH, DEPTHWISE_KER_DIM, DEPTHWISE_PAD, DEPTHWISE_STRIDE,
                                         depthwise_bias, DEPTHWISE_BIAS_LSHIFT, DEPTHWISE_OUT_RSHIFT, depthwise_out,
                                         DEPTHWISE_OUT_DIM, (q15_t *)(arena + DEPTHWISE_SCRATCH), NULL);
-    done(4, depthwise_out, 128);
+    tell(observer, context, 4, depthwise_out, 128);
 
     /* 1x1: Convolution, 6x4x4, kernel 1x1, stride 1, Q9.-2 */
     arm_convolve_1x1_HWC_q7_fast_nonsquare(depthwise_out, LAYER_1X1_IN_DIM, LAYER_1X1_IN_DIM, LAYER_1X1_IN_CH,
@@ -122,7 +157,7 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
                                            layer_1x1_bias, LAYER_1X1_BIAS_LSHIFT, LAYER_1X1_OUT_RSHIFT,
                                            layer_1x1_out, LAYER_1X1_OUT_DIM, LAYER_1X1_OUT_DIM,
                                            (q15_t *)(arena + LAYER_1X1_SCRATCH), NULL);
-    done(5, layer_1x1_out, 96);
+    tell(observer, context, 5, layer_1x1_out, 96);
 
     /* tall: Convolution, 4x4x4, kernel 3x1, stride 1, Q9.-2 */
     arm_convolve_HWC_q7_basic_nonsquare(layer_1x1_out, TALL_IN_DIM_X, TALL_IN_DIM_Y, TALL_IN_CH, tall_wt,
@@ -130,47 +165,46 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
                                         TALL_STRIDE_X, TALL_STRIDE_Y, tall_bias, TALL_BIAS_LSHIFT, TALL_OUT_RSHIFT,
                                         tall_out, TALL_OUT_DIM_X, TALL_OUT_DIM_Y, (q15_t *)(arena + TALL_SCRATCH),
                                         NULL);
-    done(6, tall_out, 64);
+    tell(observer, context, 6, tall_out, 64);
 
     /* fast: Convolution, 6x3x3, kernel 2x2, stride 1, Q9.-2 */
     arm_convolve_HWC_q7_fast(tall_out, FAST_IN_DIM, FAST_IN_CH, fast_wt, FAST_OUT_CH, FAST_KER_DIM, FAST_PAD,
                              FAST_STRIDE, fast_bias, FAST_BIAS_LSHIFT, FAST_OUT_RSHIFT, fast_out, FAST_OUT_DIM,
                              (q15_t *)(arena + FAST_SCRATCH), NULL);
-    done(7, fast_out, 54);
+    tell(observer, context, 7, fast_out, 54);
 
     /* pool2: Pooling, 6x2x2, kernel 2x2, stride 2, Q9.-2 */
     arm_avepool_q7_HWC(fast_out, POOL2_IN_DIM, POOL2_IN_CH, POOL2_KER_DIM, POOL2_PAD, POOL2_STRIDE, POOL2_OUT_DIM,
                        (arena + POOL2_SCRATCH), pool2_out);
-    done(8, pool2_out, 24);
+    tell(observer, context, 8, pool2_out, 24);
 
     /* ip1: InnerProduct, 10, Q8.-1 */
     arm_fully_connected_q7_opt(pool2_out, ip1_wt, IP1_IN_DIM, IP1_OUT_DIM, IP1_BIAS_LSHIFT, IP1_OUT_RSHIFT, ip1_bias,
                                ip1_out, (q15_t *)(arena + IP1_SCRATCH));
-    done(9, ip1_out, 10);
+    tell(observer, context, 9, ip1_out, 10);
 
     /* relu2: ReLU, 10, Q8.-1 */
     arm_relu_q7(relu2_out, RELU2_OUT_DIM);
-    done(10, relu2_out, 10);
+    tell(observer, context, 10, relu2_out, 10);
 
     /* ip2: InnerProduct, 6, Q7.0 */
     arm_fully_connected_q7_opt(relu2_out, ip2_wt, IP2_IN_DIM, IP2_OUT_DIM, IP2_BIAS_LSHIFT, IP2_OUT_RSHIFT, ip2_bias,
                                ip2_out, (q15_t *)(arena + IP2_SCRATCH));
-    done(11, ip2_out, 6);
+    tell(observer, context, 11, ip2_out, 6);
 
     return ip2_out;
 }
-
-/* Nobody looks, and the compiler leaves no trace of it. */
-struct Unobserved {
-    void operator()(int, const q7_t *, int) const {}
-};
 
 uint8_t *const nn_input = (uint8_t *)arena_words + DATA_OFFSET;
 
 const int8_t *run_nn(const uint8_t *image)
 {
-    const Unobserved nobody = Unobserved();
-    return run_layers(image, nobody);
+    return run_layers(image, NULL, NULL);
+}
+
+const int8_t *run_nn_observed(const uint8_t *image, nn_observer_t *observer, void *context)
+{
+    return run_layers(image, observer, context);
 }
 
 /* Define NN_NO_MAIN to link the network into a program of your own, which includes network.h. */
@@ -215,6 +249,10 @@ static const char *const layer_names[NN_LAYERS] = {
 
 static void print_result(const int8_t *logits)
 {
+    if (logits == NULL) {
+        printf("a kernel refused its arguments\n");
+        return;
+    }
     printf("class %d, logits", classify(logits));
     for (int i = 0; i < NN_CLASSES; i++) {
         printf(" %d", logits[i]);
@@ -223,7 +261,7 @@ static void print_result(const int8_t *logits)
 }
 
 /* CRC-32 as in Ethernet, zip and PNG, going on from that of what came before, 0 where nothing did. */
-static uint32_t crc32(uint32_t crc, const q7_t *data, int bytes)
+static uint32_t crc32(uint32_t crc, const int8_t *data, int bytes)
 {
     crc = ~crc;
     for (int i = 0; i < bytes; i++) {
@@ -235,29 +273,31 @@ static uint32_t crc32(uint32_t crc, const q7_t *data, int bytes)
     return ~crc;
 }
 
-/* Takes the checksum of each layer's output, which may come in parts. */
-struct Checksums {
-    uint32_t layers[NN_LAYERS];
+/* Of each layer's output, which may come in parts. */
+static uint32_t checksums[NN_LAYERS];
 
-    void operator()(int layer, const q7_t *output, int bytes)
-    {
-        layers[layer] = crc32(layers[layer], output, bytes);
-    }
-};
+static void take_checksum(void *context, int layer, const int8_t *output, int bytes)
+{
+    (void)context;
+    checksums[layer] = crc32(checksums[layer], output, bytes);
+}
 
 /* The first layer whose checksum differs from the predicted one, or NN_LAYERS; with NN_PRINT_CHECKSUMS, prints all. */
-static int first_difference(int image, const Checksums &checksums)
+static int first_difference(int image)
 {
     int differs = NN_LAYERS;
     for (int layer = NN_LAYERS - 1; layer >= 0; layer--) {
-        if (checksums.layers[layer] != test_checksums[image * NN_LAYERS + layer]) {
+        if (checksums[layer] != test_checksums[image * NN_LAYERS + layer]) {
             differs = layer;
         }
     }
 #ifdef NN_PRINT_CHECKSUMS
     for (int layer = 0; layer < NN_LAYERS; layer++) {
-        const unsigned long checksum = checksums.layers[layer];
-        printf("image %d: layer %s: checksum %08lx\n", image, layer_names[layer], checksum);
+        printf("image %d: layer %s: checksum ", image, layer_names[layer]);
+        for (int shift = 28; shift >= 0; shift -= 4) { /* some printf have no %08lx */
+            putchar("0123456789abcdef"[(checksums[layer] >> shift) & 15]);
+        }
+        printf("\n");
     }
 #endif
     return differs;
@@ -268,9 +308,9 @@ static int known_answer_test(void)
 {
     int failures = 0;
     for (int i = 0; i < TEST_IMAGES; i++) {
-        Checksums checksums = Checksums();
-        const int8_t *const logits = run_layers(test_pixels + i * NN_INPUT_BYTES, checksums);
-        const int differs = first_difference(i, checksums);
+        memset(checksums, 0, sizeof(checksums));
+        const int8_t *const logits = run_nn_observed(test_pixels + i * NN_INPUT_BYTES, take_checksum, NULL);
+        const int differs = first_difference(i);
         printf("image %d: label %d, ", i, (int)test_labels[i]);
         print_result(logits);
         if (differs < NN_LAYERS) {
@@ -286,29 +326,37 @@ static int known_answer_test(void)
     return failures;
 }
 
-/* Adds up the time that each layer takes. */
-struct Stopwatch {
-    uint32_t begin;
-    uint32_t layers[NN_LAYERS];
+static uint32_t layer_ticks[NN_LAYERS], layer_begin;
 
-    void operator()(int layer, const q7_t *, int)
-    {
-        const uint32_t end = ticks();
-        layers[layer] += end - begin;
-        begin = ticks();
+/* Adds up the time that each layer takes. */
+static void take_time(void *context, int layer, const int8_t *output, int bytes)
+{
+    const uint32_t end = ticks();
+    (void)context;
+    (void)output;
+    (void)bytes;
+    layer_ticks[layer] += end - layer_begin;
+    layer_begin = ticks();
+}
+
+static void print_time(const char *name, uint32_t time)
+{
+    printf("%s", name);
+    for (size_t column = strlen(name); column < 25; column++) { /* some printf have no %-25s */
+        printf(" ");
     }
-};
+    printf("%lu " TICK_UNIT "\n", (unsigned long)time);
+}
 
 static void print_profile(const uint8_t *image)
 {
-    static Stopwatch watch;
-    const uint32_t begin = watch.begin = ticks();
-    run_layers(image, watch);
+    const uint32_t begin = layer_begin = ticks();
+    run_nn_observed(image, take_time, NULL);
     const uint32_t total = ticks() - begin;
     for (int i = 0; i < NN_LAYERS; i++) {
-        printf("%-24s %10lu " TICK_UNIT "\n", layer_names[i], (unsigned long)watch.layers[i]);
+        print_time(layer_names[i], layer_ticks[i]);
     }
-    printf("%-24s %10lu " TICK_UNIT "\n", "all", (unsigned long)total);
+    print_time("all", total);
 }
 
 /* What the network does with the test images, or, where there are none, with what is in nn_input. */
@@ -320,7 +368,7 @@ static int report(void)
 }
 
 /* For your own pictures: fill nn_input from a camera or a file, then classify(run_nn(nn_input)). */
-int main()
+int main(void)
 {
     start_ticks();
     report();

@@ -22,6 +22,7 @@
 #define NN_INPUT_BYTES 243
 #define NN_CLASSES 6
 #define NN_LAYERS 12
+#define NN_ARENA_BYTES 1000
 
 #ifdef __cplusplus
 extern "C" {
@@ -30,8 +31,15 @@ extern "C" {
 /* Where a picture may be put before run_nn(nn_input), which overwrites it; it takes no memory of its own. */
 extern uint8_t *const nn_input;
 
-/* Runs the network on NN_INPUT_BYTES raw pixels in HWC order. Its NN_CLASSES logits stay valid until the next run. */
+/* Runs the network on NN_INPUT_BYTES raw pixels in HWC order. Its NN_CLASSES logits stay valid until the next run.
+ * NULL says that a kernel of the library refused its arguments. */
 const int8_t *run_nn(const uint8_t *image);
+
+/* Sees a layer's output, or a part of it, while it is there; layers are counted from 0. */
+typedef void nn_observer_t(void *context, int layer, const int8_t *output, int bytes);
+
+/* The same with an observer. */
+const int8_t *run_nn_observed(const uint8_t *image, nn_observer_t *observer, void *context);
 
 #ifdef __cplusplus
 }

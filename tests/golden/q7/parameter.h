@@ -163,6 +163,5 @@
  * ip2                        11-12      20       8  | #                                                              |
  * ip2 scratch                11-11       0      20  |##                                                              |
  */
-#define ARENA_BYTES 1000
 
 #endif

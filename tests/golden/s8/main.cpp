@@ -14,11 +14,13 @@
  */
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "RTE_Components.h"
 #include CMSIS_device_header
 
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 #include "arm_nnfunctions.h"
@@ -41,49 +43,82 @@ typedef int32_t q31_t;
 #include "parameter.h"
 #include "weights.h"
 
-static const uint8_t mean[3] = MEAN_DATA;
-static const int8_t conv1_wt[216 + 16] = CONV1_WT;
-static const int32_t conv1_bias[8] = CONV1_BIAS;
-static const int32_t conv1_multiplier[8] = CONV1_MULTIPLIER;
-static const int32_t conv1_shift[8] = CONV1_SHIFT;
-static const int8_t depthwise_wt[72 + 16] = DEPTHWISE_WT;
-static const int32_t depthwise_bias[8] = DEPTHWISE_BIAS;
-static const int32_t depthwise_multiplier[8] = DEPTHWISE_MULTIPLIER;
-static const int32_t depthwise_shift[8] = DEPTHWISE_SHIFT;
-static const int8_t layer_1x1_wt[48 + 16] = LAYER_1X1_WT;
-static const int32_t layer_1x1_bias[6 + 2] = LAYER_1X1_BIAS;
-static const int32_t layer_1x1_multiplier[6 + 2] = LAYER_1X1_MULTIPLIER;
-static const int32_t layer_1x1_shift[6 + 2] = LAYER_1X1_SHIFT;
-static const int8_t tall_wt[72 + 16] = TALL_WT;
-static const int32_t tall_bias[4] = TALL_BIAS;
-static const int32_t tall_multiplier[4] = TALL_MULTIPLIER;
-static const int32_t tall_shift[4] = TALL_SHIFT;
-static const int8_t fast_wt[96 + 16] = FAST_WT;
-static const int32_t fast_bias[6 + 2] = FAST_BIAS;
-static const int32_t fast_multiplier[6 + 2] = FAST_MULTIPLIER;
-static const int32_t fast_shift[6 + 2] = FAST_SHIFT;
-static const int8_t ip1_wt[240 + 16] = IP1_WT;
-static const int32_t ip1_bias[10 + 2] = IP1_BIAS;
-static const int8_t ip2_wt[60 + 16] = IP2_WT;
-static const int32_t ip2_bias[6 + 2] = IP2_BIAS;
+/* Where constants and the arena go: attributes such as __attribute__((section(".qspi"))). */
+#ifndef NN_WEIGHTS_SECTION
+#define NN_WEIGHTS_SECTION
+#endif
+#ifndef NN_ARENA_SECTION
+#define NN_ARENA_SECTION
+#endif
 
-/* Every layer's output and scratch memory; in words, since the kernels use scratch memory as 16-bit numbers. */
-static q31_t arena_words[ARENA_BYTES / sizeof(q31_t)];
+NN_WEIGHTS_SECTION static const uint8_t mean[3] = MEAN_DATA;
+NN_WEIGHTS_SECTION static const int8_t conv1_wt[216 + 16] = CONV1_WT;
+NN_WEIGHTS_SECTION static const int32_t conv1_bias[8] = CONV1_BIAS;
+NN_WEIGHTS_SECTION static const int32_t conv1_multiplier[8] = CONV1_MULTIPLIER;
+NN_WEIGHTS_SECTION static const int32_t conv1_shift[8] = CONV1_SHIFT;
+NN_WEIGHTS_SECTION static const int8_t depthwise_wt[72 + 16] = DEPTHWISE_WT;
+NN_WEIGHTS_SECTION static const int32_t depthwise_bias[8] = DEPTHWISE_BIAS;
+NN_WEIGHTS_SECTION static const int32_t depthwise_multiplier[8] = DEPTHWISE_MULTIPLIER;
+NN_WEIGHTS_SECTION static const int32_t depthwise_shift[8] = DEPTHWISE_SHIFT;
+NN_WEIGHTS_SECTION static const int8_t layer_1x1_wt[48 + 16] = LAYER_1X1_WT;
+NN_WEIGHTS_SECTION static const int32_t layer_1x1_bias[6 + 2] = LAYER_1X1_BIAS;
+NN_WEIGHTS_SECTION static const int32_t layer_1x1_multiplier[6 + 2] = LAYER_1X1_MULTIPLIER;
+NN_WEIGHTS_SECTION static const int32_t layer_1x1_shift[6 + 2] = LAYER_1X1_SHIFT;
+NN_WEIGHTS_SECTION static const int8_t tall_wt[72 + 16] = TALL_WT;
+NN_WEIGHTS_SECTION static const int32_t tall_bias[4] = TALL_BIAS;
+NN_WEIGHTS_SECTION static const int32_t tall_multiplier[4] = TALL_MULTIPLIER;
+NN_WEIGHTS_SECTION static const int32_t tall_shift[4] = TALL_SHIFT;
+NN_WEIGHTS_SECTION static const int8_t fast_wt[96 + 16] = FAST_WT;
+NN_WEIGHTS_SECTION static const int32_t fast_bias[6 + 2] = FAST_BIAS;
+NN_WEIGHTS_SECTION static const int32_t fast_multiplier[6 + 2] = FAST_MULTIPLIER;
+NN_WEIGHTS_SECTION static const int32_t fast_shift[6 + 2] = FAST_SHIFT;
+NN_WEIGHTS_SECTION static const int8_t ip1_wt[240 + 16] = IP1_WT;
+NN_WEIGHTS_SECTION static const int32_t ip1_bias[10 + 2] = IP1_BIAS;
+NN_WEIGHTS_SECTION static const int8_t ip2_wt[60 + 16] = IP2_WT;
+NN_WEIGHTS_SECTION static const int32_t ip2_bias[6 + 2] = IP2_BIAS;
+
+/* Every layer's output and scratch memory; in words, since the kernels use scratch memory as 16-bit numbers.
+ * Networks that never run at the same time can share it: NN_ARENA names an array of int32_t elsewhere. */
+#ifdef NN_ARENA
+#ifdef __cplusplus
+extern "C"
+#endif
+extern int32_t NN_ARENA[];
+#define arena_words NN_ARENA
+#else
+NN_ARENA_SECTION static int32_t arena_words[NN_ARENA_BYTES / sizeof(int32_t)];
+#endif
 static q7_t *const arena = (q7_t *)arena_words;
 
-/* (pixel - mean) on the input's Q-format grid; the shift is arithmetic and rounds down. Works in place. */
+/* (pixel - mean) on the input's Q-format grid; the shift is arithmetic and rounds down. Works in place.
+ * The mean is of one value, of one for each channel, or of a whole image. */
 static void read_pixels(const uint8_t *image, q7_t *out)
 {
-    for (int i = 0; i < NN_INPUT_BYTES; i++) {
-        const int centred = (int)image[i] - mean[i % (int)sizeof(mean)];
-        const int value = (centred * (1 << DATA_LSHIFT)) >> DATA_RSHIFT;
-        out[i] = (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
+    for (int i = 0; i < NN_INPUT_BYTES; i += (int)sizeof(mean)) {
+        for (int k = 0; k < (int)sizeof(mean); k++) {
+            const int centred = (int)image[i + k] - mean[k];
+            const int value = (centred * (1 << DATA_LSHIFT)) >> DATA_RSHIFT;
+            out[i + k] = (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
+        }
     }
 }
 
-/* Runs every layer, and hands each output (layer, first byte, bytes) to `done` before later layers reuse its memory. */
-template <typename Observer>
-static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
+/* Inline, so that nothing is left of an observer where there is none. */
+#ifdef __GNUC__
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+INLINE void tell(nn_observer_t *observer, void *context, int layer, const q7_t *output, int bytes)
+{
+    if (observer != NULL) {
+        observer(context, layer, output, bytes);
+    }
+}
+
+/* Runs every layer, and hands each output to the observer before later layers reuse its memory. */
+INLINE const q7_t *run_layers(const uint8_t *image, nn_observer_t *observer, void *context)
 {
     q7_t *const data_out = arena + DATA_OFFSET;
     q7_t *const conv1_out = arena + CONV1_OFFSET;
@@ -98,7 +133,7 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
 
     /* data: Data, 3x9x9, Q7.0 */
     read_pixels(image, data_out);
-    done(0, data_out, 243);
+    tell(observer, context, 0, data_out, 243);
 
     /* conv1: Convolution, 8x9x9, kernel 3x3, stride 1, Q8.-1 */
     const cmsis_nn_context conv1_ctx = {(arena + CONV1_SCRATCH), 112};
@@ -109,9 +144,12 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
     static const cmsis_nn_dims conv1_filter_dims = {CONV1_OUT_CH, CONV1_KER_DIM, CONV1_KER_DIM, CONV1_IN_CH};
     static const cmsis_nn_dims conv1_bias_dims = {1, 1, 1, CONV1_OUT_CH};
     static const cmsis_nn_dims conv1_out_dims = {1, CONV1_OUT_DIM, CONV1_OUT_DIM, CONV1_OUT_CH};
-    arm_convolve_wrapper_s8(&conv1_ctx, &conv1_params, &conv1_quant, &conv1_in_dims, data_out, &conv1_filter_dims,
-                            conv1_wt, &conv1_bias_dims, conv1_bias, &conv1_out_dims, conv1_out);
-    done(1, conv1_out, 648);
+    if (arm_convolve_wrapper_s8(&conv1_ctx, &conv1_params, &conv1_quant, &conv1_in_dims, data_out,
+                                &conv1_filter_dims, conv1_wt, &conv1_bias_dims, conv1_bias, &conv1_out_dims,
+                                conv1_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 1, conv1_out, 648);
 
     /* pool1: Pooling, 8x4x4, kernel 3x3, stride 2, Q8.-1 */
     const cmsis_nn_context pool1_ctx = {NULL, 0};
@@ -120,9 +158,11 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
     static const cmsis_nn_dims pool1_in_dims = {1, POOL1_IN_DIM, POOL1_IN_DIM, POOL1_IN_CH};
     static const cmsis_nn_dims pool1_filter_dims = {1, POOL1_KER_DIM, POOL1_KER_DIM, 1};
     static const cmsis_nn_dims pool1_out_dims = {1, POOL1_OUT_DIM, POOL1_OUT_DIM, POOL1_IN_CH};
-    arm_max_pool_s8(&pool1_ctx, &pool1_params, &pool1_in_dims, conv1_out, &pool1_filter_dims, &pool1_out_dims,
-                    pool1_out);
-    done(2, pool1_out, 128);
+    if (arm_max_pool_s8(&pool1_ctx, &pool1_params, &pool1_in_dims, conv1_out, &pool1_filter_dims, &pool1_out_dims,
+                        pool1_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 2, pool1_out, 128);
 
     /* depthwise: Convolution, 8x4x4, kernel 3x3, stride 1, Q9.-2 */
     const cmsis_nn_context depthwise_ctx = {(arena + DEPTHWISE_SCRATCH), 144};
@@ -136,10 +176,12 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
     static const cmsis_nn_dims depthwise_filter_dims = {1, DEPTHWISE_KER_DIM, DEPTHWISE_KER_DIM, DEPTHWISE_OUT_CH};
     static const cmsis_nn_dims depthwise_bias_dims = {1, 1, 1, DEPTHWISE_OUT_CH};
     static const cmsis_nn_dims depthwise_out_dims = {1, DEPTHWISE_OUT_DIM, DEPTHWISE_OUT_DIM, DEPTHWISE_OUT_CH};
-    arm_depthwise_conv_wrapper_s8(&depthwise_ctx, &depthwise_params, &depthwise_quant, &depthwise_in_dims, pool1_out,
-                                  &depthwise_filter_dims, depthwise_wt, &depthwise_bias_dims, depthwise_bias,
-                                  &depthwise_out_dims, depthwise_out);
-    done(3, depthwise_out, 128);
+    if (arm_depthwise_conv_wrapper_s8(&depthwise_ctx, &depthwise_params, &depthwise_quant, &depthwise_in_dims,
+                                      pool1_out, &depthwise_filter_dims, depthwise_wt, &depthwise_bias_dims,
+                                      depthwise_bias, &depthwise_out_dims, depthwise_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 3, depthwise_out, 128);
 
     /* 1x1: Convolution, 6x4x4, kernel 1x1, stride 1, Q9.-2 */
     const cmsis_nn_context layer_1x1_ctx = {(arena + LAYER_1X1_SCRATCH), 32};
@@ -153,10 +195,12 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
                                                         LAYER_1X1_IN_CH};
     static const cmsis_nn_dims layer_1x1_bias_dims = {1, 1, 1, LAYER_1X1_OUT_CH};
     static const cmsis_nn_dims layer_1x1_out_dims = {1, LAYER_1X1_OUT_DIM, LAYER_1X1_OUT_DIM, LAYER_1X1_OUT_CH};
-    arm_convolve_wrapper_s8(&layer_1x1_ctx, &layer_1x1_params, &layer_1x1_quant, &layer_1x1_in_dims, depthwise_out,
-                            &layer_1x1_filter_dims, layer_1x1_wt, &layer_1x1_bias_dims, layer_1x1_bias,
-                            &layer_1x1_out_dims, layer_1x1_out);
-    done(4, layer_1x1_out, 96);
+    if (arm_convolve_wrapper_s8(&layer_1x1_ctx, &layer_1x1_params, &layer_1x1_quant, &layer_1x1_in_dims,
+                                depthwise_out, &layer_1x1_filter_dims, layer_1x1_wt, &layer_1x1_bias_dims,
+                                layer_1x1_bias, &layer_1x1_out_dims, layer_1x1_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 4, layer_1x1_out, 96);
 
     /* tall: Convolution, 4x4x4, kernel 3x1, stride 1, Q9.-2 */
     const cmsis_nn_context tall_ctx = {(arena + TALL_SCRATCH), 80};
@@ -167,9 +211,11 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
     static const cmsis_nn_dims tall_filter_dims = {TALL_OUT_CH, TALL_KER_DIM_Y, TALL_KER_DIM_X, TALL_IN_CH};
     static const cmsis_nn_dims tall_bias_dims = {1, 1, 1, TALL_OUT_CH};
     static const cmsis_nn_dims tall_out_dims = {1, TALL_OUT_DIM_Y, TALL_OUT_DIM_X, TALL_OUT_CH};
-    arm_convolve_wrapper_s8(&tall_ctx, &tall_params, &tall_quant, &tall_in_dims, layer_1x1_out, &tall_filter_dims,
-                            tall_wt, &tall_bias_dims, tall_bias, &tall_out_dims, tall_out);
-    done(5, tall_out, 64);
+    if (arm_convolve_wrapper_s8(&tall_ctx, &tall_params, &tall_quant, &tall_in_dims, layer_1x1_out,
+                                &tall_filter_dims, tall_wt, &tall_bias_dims, tall_bias, &tall_out_dims, tall_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 5, tall_out, 64);
 
     /* fast: Convolution, 6x3x3, kernel 2x2, stride 1, Q9.-2 */
     const cmsis_nn_context fast_ctx = {(arena + FAST_SCRATCH), 64};
@@ -180,9 +226,11 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
     static const cmsis_nn_dims fast_filter_dims = {FAST_OUT_CH, FAST_KER_DIM, FAST_KER_DIM, FAST_IN_CH};
     static const cmsis_nn_dims fast_bias_dims = {1, 1, 1, FAST_OUT_CH};
     static const cmsis_nn_dims fast_out_dims = {1, FAST_OUT_DIM, FAST_OUT_DIM, FAST_OUT_CH};
-    arm_convolve_wrapper_s8(&fast_ctx, &fast_params, &fast_quant, &fast_in_dims, tall_out, &fast_filter_dims,
-                            fast_wt, &fast_bias_dims, fast_bias, &fast_out_dims, fast_out);
-    done(6, fast_out, 54);
+    if (arm_convolve_wrapper_s8(&fast_ctx, &fast_params, &fast_quant, &fast_in_dims, tall_out, &fast_filter_dims,
+                                fast_wt, &fast_bias_dims, fast_bias, &fast_out_dims, fast_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 6, fast_out, 54);
 
     /* pool2: Pooling, 6x2x2, kernel 2x2, stride 2, Q9.-2 */
     const cmsis_nn_context pool2_ctx = {(arena + POOL2_SCRATCH), 24};
@@ -191,9 +239,11 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
     static const cmsis_nn_dims pool2_in_dims = {1, POOL2_IN_DIM, POOL2_IN_DIM, POOL2_IN_CH};
     static const cmsis_nn_dims pool2_filter_dims = {1, POOL2_KER_DIM, POOL2_KER_DIM, 1};
     static const cmsis_nn_dims pool2_out_dims = {1, POOL2_OUT_DIM, POOL2_OUT_DIM, POOL2_IN_CH};
-    arm_avgpool_s8(&pool2_ctx, &pool2_params, &pool2_in_dims, fast_out, &pool2_filter_dims, &pool2_out_dims,
-                   pool2_out);
-    done(7, pool2_out, 24);
+    if (arm_avgpool_s8(&pool2_ctx, &pool2_params, &pool2_in_dims, fast_out, &pool2_filter_dims, &pool2_out_dims,
+                       pool2_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 7, pool2_out, 24);
 
     /* ip1: InnerProduct, 10, Q8.-1 */
     const cmsis_nn_context ip1_ctx = {(void *)ip1_bias, (int32_t)sizeof(ip1_bias)};
@@ -202,9 +252,11 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
     static const cmsis_nn_dims ip1_in_dims = {1, 1, 1, IP1_IN_DIM};
     static const cmsis_nn_dims ip1_filter_dims = {IP1_IN_DIM, 1, 1, IP1_OUT_DIM};
     static const cmsis_nn_dims ip1_out_dims = {1, 1, 1, IP1_OUT_DIM};
-    arm_fully_connected_s8(&ip1_ctx, &ip1_params, &ip1_quant, &ip1_in_dims, pool2_out, &ip1_filter_dims, ip1_wt,
-                           &ip1_out_dims, ip1_bias, &ip1_out_dims, ip1_out);
-    done(8, ip1_out, 10);
+    if (arm_fully_connected_s8(&ip1_ctx, &ip1_params, &ip1_quant, &ip1_in_dims, pool2_out, &ip1_filter_dims, ip1_wt,
+                               &ip1_out_dims, ip1_bias, &ip1_out_dims, ip1_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 8, ip1_out, 10);
 
     /* ip2: InnerProduct, 6, Q7.0 */
     const cmsis_nn_context ip2_ctx = {(void *)ip2_bias, (int32_t)sizeof(ip2_bias)};
@@ -213,24 +265,25 @@ static inline const q7_t *run_layers(const uint8_t *image, Observer &done)
     static const cmsis_nn_dims ip2_in_dims = {1, 1, 1, IP2_IN_DIM};
     static const cmsis_nn_dims ip2_filter_dims = {IP2_IN_DIM, 1, 1, IP2_OUT_DIM};
     static const cmsis_nn_dims ip2_out_dims = {1, 1, 1, IP2_OUT_DIM};
-    arm_fully_connected_s8(&ip2_ctx, &ip2_params, &ip2_quant, &ip2_in_dims, ip1_out, &ip2_filter_dims, ip2_wt,
-                           &ip2_out_dims, ip2_bias, &ip2_out_dims, ip2_out);
-    done(9, ip2_out, 6);
+    if (arm_fully_connected_s8(&ip2_ctx, &ip2_params, &ip2_quant, &ip2_in_dims, ip1_out, &ip2_filter_dims, ip2_wt,
+                               &ip2_out_dims, ip2_bias, &ip2_out_dims, ip2_out) != ARM_CMSIS_NN_SUCCESS) {
+        return NULL;
+    }
+    tell(observer, context, 9, ip2_out, 6);
 
     return ip2_out;
 }
-
-/* Nobody looks, and the compiler leaves no trace of it. */
-struct Unobserved {
-    void operator()(int, const q7_t *, int) const {}
-};
 
 uint8_t *const nn_input = (uint8_t *)arena_words + DATA_OFFSET;
 
 const int8_t *run_nn(const uint8_t *image)
 {
-    const Unobserved nobody = Unobserved();
-    return run_layers(image, nobody);
+    return run_layers(image, NULL, NULL);
+}
+
+const int8_t *run_nn_observed(const uint8_t *image, nn_observer_t *observer, void *context)
+{
+    return run_layers(image, observer, context);
 }
 
 /* Define NN_NO_MAIN to link the network into a program of your own, which includes network.h. */
@@ -273,6 +326,10 @@ static const char *const layer_names[NN_LAYERS] = {
 
 static void print_result(const int8_t *logits)
 {
+    if (logits == NULL) {
+        printf("a kernel refused its arguments\n");
+        return;
+    }
     printf("class %d, logits", classify(logits));
     for (int i = 0; i < NN_CLASSES; i++) {
         printf(" %d", logits[i]);
@@ -281,7 +338,7 @@ static void print_result(const int8_t *logits)
 }
 
 /* CRC-32 as in Ethernet, zip and PNG, going on from that of what came before, 0 where nothing did. */
-static uint32_t crc32(uint32_t crc, const q7_t *data, int bytes)
+static uint32_t crc32(uint32_t crc, const int8_t *data, int bytes)
 {
     crc = ~crc;
     for (int i = 0; i < bytes; i++) {
@@ -293,29 +350,31 @@ static uint32_t crc32(uint32_t crc, const q7_t *data, int bytes)
     return ~crc;
 }
 
-/* Takes the checksum of each layer's output, which may come in parts. */
-struct Checksums {
-    uint32_t layers[NN_LAYERS];
+/* Of each layer's output, which may come in parts. */
+static uint32_t checksums[NN_LAYERS];
 
-    void operator()(int layer, const q7_t *output, int bytes)
-    {
-        layers[layer] = crc32(layers[layer], output, bytes);
-    }
-};
+static void take_checksum(void *context, int layer, const int8_t *output, int bytes)
+{
+    (void)context;
+    checksums[layer] = crc32(checksums[layer], output, bytes);
+}
 
 /* The first layer whose checksum differs from the predicted one, or NN_LAYERS; with NN_PRINT_CHECKSUMS, prints all. */
-static int first_difference(int image, const Checksums &checksums)
+static int first_difference(int image)
 {
     int differs = NN_LAYERS;
     for (int layer = NN_LAYERS - 1; layer >= 0; layer--) {
-        if (checksums.layers[layer] != test_checksums[image * NN_LAYERS + layer]) {
+        if (checksums[layer] != test_checksums[image * NN_LAYERS + layer]) {
             differs = layer;
         }
     }
 #ifdef NN_PRINT_CHECKSUMS
     for (int layer = 0; layer < NN_LAYERS; layer++) {
-        const unsigned long checksum = checksums.layers[layer];
-        printf("image %d: layer %s: checksum %08lx\n", image, layer_names[layer], checksum);
+        printf("image %d: layer %s: checksum ", image, layer_names[layer]);
+        for (int shift = 28; shift >= 0; shift -= 4) { /* some printf have no %08lx */
+            putchar("0123456789abcdef"[(checksums[layer] >> shift) & 15]);
+        }
+        printf("\n");
     }
 #endif
     return differs;
@@ -326,9 +385,9 @@ static int known_answer_test(void)
 {
     int failures = 0;
     for (int i = 0; i < TEST_IMAGES; i++) {
-        Checksums checksums = Checksums();
-        const int8_t *const logits = run_layers(test_pixels + i * NN_INPUT_BYTES, checksums);
-        const int differs = first_difference(i, checksums);
+        memset(checksums, 0, sizeof(checksums));
+        const int8_t *const logits = run_nn_observed(test_pixels + i * NN_INPUT_BYTES, take_checksum, NULL);
+        const int differs = first_difference(i);
         printf("image %d: label %d, ", i, (int)test_labels[i]);
         print_result(logits);
         if (differs < NN_LAYERS) {
@@ -344,29 +403,37 @@ static int known_answer_test(void)
     return failures;
 }
 
-/* Adds up the time that each layer takes. */
-struct Stopwatch {
-    uint32_t begin;
-    uint32_t layers[NN_LAYERS];
+static uint32_t layer_ticks[NN_LAYERS], layer_begin;
 
-    void operator()(int layer, const q7_t *, int)
-    {
-        const uint32_t end = ticks();
-        layers[layer] += end - begin;
-        begin = ticks();
+/* Adds up the time that each layer takes. */
+static void take_time(void *context, int layer, const int8_t *output, int bytes)
+{
+    const uint32_t end = ticks();
+    (void)context;
+    (void)output;
+    (void)bytes;
+    layer_ticks[layer] += end - layer_begin;
+    layer_begin = ticks();
+}
+
+static void print_time(const char *name, uint32_t time)
+{
+    printf("%s", name);
+    for (size_t column = strlen(name); column < 25; column++) { /* some printf have no %-25s */
+        printf(" ");
     }
-};
+    printf("%lu " TICK_UNIT "\n", (unsigned long)time);
+}
 
 static void print_profile(const uint8_t *image)
 {
-    static Stopwatch watch;
-    const uint32_t begin = watch.begin = ticks();
-    run_layers(image, watch);
+    const uint32_t begin = layer_begin = ticks();
+    run_nn_observed(image, take_time, NULL);
     const uint32_t total = ticks() - begin;
     for (int i = 0; i < NN_LAYERS; i++) {
-        printf("%-24s %10lu " TICK_UNIT "\n", layer_names[i], (unsigned long)watch.layers[i]);
+        print_time(layer_names[i], layer_ticks[i]);
     }
-    printf("%-24s %10lu " TICK_UNIT "\n", "all", (unsigned long)total);
+    print_time("all", total);
 }
 
 /* What the network does with the test images, or, where there are none, with what is in nn_input. */
@@ -378,7 +445,7 @@ static int report(void)
 }
 
 /* For your own pictures: fill nn_input from a camera or a file, then classify(run_nn(nn_input)). */
-int main()
+int main(void)
 {
     start_ticks();
     report();

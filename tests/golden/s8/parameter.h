@@ -152,6 +152,5 @@
  * ip1                          8-9       0      12  |#                                                               |
  * ip2                         9-10      12       8  |##                                                              |
  */
-#define ARENA_BYTES 1004
 
 #endif
