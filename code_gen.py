@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from dataclasses import fields
 from typing import Any
@@ -51,15 +50,6 @@ def ram(text: str) -> int | str:
     return int(text)
 
 
-def network_name(text: str) -> str:
-    """What a network's symbols begin with."""
-    if not re.fullmatch("[a-z][a-z0-9_]*", text) or text in boards.TAKEN_NAMES:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is not a C identifier in lower case that no other file has for a name"
-        )
-    return text
-
-
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     paths = parser.add_argument_group("files")
@@ -89,7 +79,8 @@ def build_parser() -> Parser:
     )
     code.add_argument(
         "--name",
-        type=network_name,
+        metavar="NAME",
+        default="",
         help="what the network's files, functions and macros begin with, so that a program can hold several",
     )
     add_choice(code, "--weights_in", ("flash", "ram"), "ram: faster where flash is slow; copied at start-up")
@@ -133,9 +124,13 @@ def main(arguments: list[str] | None = None) -> int:
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(generate.Options)}
     given["library"] = LIBRARIES[args.api] if args.api else None
     given["core"] = Core(args.core) if args.core else None
-    given["code"] = boards.Options(args.target, args.profile, args.weights_in == "ram", args.name or "")
     run = generate.describe if args.describe else generate.generate
-    return finish("code_gen", lambda: run(generate.Options(**given)))
+
+    def work() -> None:
+        code = boards.Options(args.target, args.profile, args.weights_in == "ram", args.name)
+        run(generate.Options(**{**given, "code": code}))
+
+    return finish("code_gen", work)
 
 
 if __name__ == "__main__":

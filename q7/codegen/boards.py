@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from q7.codegen.c_text import Names
+from q7.errors import Q7Error
 from q7.target import Core, Rounding, Target
 
 TARGETS = ("mbed", "keil", "mps2", "host")
@@ -27,6 +29,12 @@ class Options:
     profile: bool = False
     weights_in_ram: bool = False  # weights and biases, but not the mean, which each pixel meets once
     name: str = ""  # what the network's symbols, macros and files begin with
+
+    def __post_init__(self) -> None:
+        if self.name and not re.fullmatch("[a-z][a-z0-9_]*", self.name):
+            raise Q7Error(f"--name '{self.name}' is not a C identifier in lower case")
+        if self.name in TAKEN_NAMES:
+            raise Q7Error(f"--name '{self.name}' is the name of another file")
 
     @property
     def names(self) -> Names:

@@ -79,7 +79,7 @@ def render(
         "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
         "own_loops": any(layer.kernel.own_loop for layer in network.layers),
         "library_files": sorted(
-            {Path(layer.kernel.source_file).stem for layer in network.layers if not layer.kernel.own_loop}
+            {Path(f).stem for f in (i.kernel.source_file for i in network.layers) if f.endswith(".c")}
         ),
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
