@@ -7,11 +7,12 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from q7.errors import Q7Error
 
@@ -35,10 +36,39 @@ def find(path: str, beside: Path, what: str) -> Path:
     raise Q7Error(f"{what} '{path}' does not exist (looked in the current directory and in '{beside}')")
 
 
+LARGEST = 1 << 26  # bytes of a file that is read as a whole: more than a microcontroller's flash holds of floats
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening does not wait, as a pipe would have it do."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def opened(path: Path, most: float = LARGEST) -> BinaryIO:
+    """A file for reading; raises Q7Error where it is a device, pipe or socket, or has more than so many bytes."""
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= most:
+        return file
+    file.close()
+    regular = stat.S_ISREG(status.st_mode)
+    raise Q7Error(f"'{path}' " + (f"has {status.st_size} bytes, allowed are {most}" if regular else "is not a file"))
+
+
+def read(path: Path) -> bytes:
+    """All of a file; raises Q7Error as `opened` does, and where it has another size than it says."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise Q7Error(f"'{path}' was changed while it was read: run again when nothing writes to it")
+    return content
+
+
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Hexadecimal SHA-256 of a file's bytes; raises Q7Error as `opened` does."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with opened(path) as file:
         while block := file.read(1 << 20):  # weights may be large
             digest.update(block)
     return digest.hexdigest()
@@ -209,8 +239,8 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
 
 def _holds(path: Path, content: bytes) -> bool:
     try:
-        return path.read_bytes() == content
-    except OSError:
+        return read(path) == content
+    except (OSError, Q7Error):
         return False
 
 

@@ -27,7 +27,7 @@ def _array(blob: Any, where: str) -> np.ndarray:
 
 
 def _read_caffemodel(path: Path) -> Blobs:
-    network = pb.NetParameter.FromString(path.read_bytes())
+    network = pb.NetParameter.FromString(files.read(path))
     return {
         layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
         for layer in [*network.layers, *network.layer]
@@ -63,6 +63,11 @@ def _read_hdf5(path: Path) -> Blobs:
     return {layer: [blobs[i] for i in sorted(blobs)] for layer, blobs in found.items()}
 
 
+def _open_images(path: Path) -> h5py.File:
+    with files.opened(path, most=math.inf):  # which pipes and devices are not
+        return h5py.File(path, "r")
+
+
 def _dataset(file: h5py.File, path: Path, name: str) -> Any:
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
         raise Q7Error(f"the HDF5 file '{path}' has no data set '{name}'; it has: {', '.join(file)}")
@@ -76,13 +81,13 @@ def _dataset(file: h5py.File, path: Path, name: str) -> Any:
 
 def count_hdf5_images(path: Path, data: str) -> int:
     """Rows of a data set, none of which is read."""
-    with files.reading(f"the HDF5 file '{path}'"), h5py.File(path, "r") as file:
+    with files.reading(f"the HDF5 file '{path}'"), _open_images(path) as file:
         return len(_dataset(file, path, data))
 
 
 def read_hdf5_images(path: Path, data: str, label: str, rows: slice | list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Some rows of two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32."""
-    with files.reading(f"the HDF5 file '{path}'"), h5py.File(path, "r") as file:
+    with files.reading(f"the HDF5 file '{path}'"), _open_images(path) as file:
         images, labels = (np.asarray(_dataset(file, path, name)[rows], np.float32) for name in (data, label))
     if images.ndim != 4 or min(images.shape[1:]) < 1:
         raise Q7Error(
@@ -101,7 +106,7 @@ def read_weights(path: Path) -> Blobs:
     Convolution weights are OIHW, inner product weights (rows, columns). Raises Q7Error for damaged files.
     """
     with files.reading(f"the weights file '{path}'"):
-        with open(path, "rb") as file:
+        with files.opened(path) as file:
             signature = file.read(8)
         return _read_hdf5(path) if signature == b"\x89HDF\r\n\x1a\n" else _read_caffemodel(path)
 
@@ -131,7 +136,7 @@ def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) 
 def read_mean(path: Path) -> np.ndarray:
     """The mean image of a .binaryproto, float32 CHW."""
     with files.reading(f"the mean file '{path}'"):
-        mean = _array(pb.BlobProto.FromString(path.read_bytes()), f"the mean file '{path}'")
+        mean = _array(pb.BlobProto.FromString(files.read(path)), f"the mean file '{path}'")
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
     if mean.ndim != 3 or not np.isfinite(mean).all():

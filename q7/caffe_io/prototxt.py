@@ -153,7 +153,7 @@ def read_prototxt(path: Path) -> Prototxt:
     Raises Q7Error where the file is missing or no network definition.
     """
     with files.reading(f"the network definition '{path}'"):
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # comments may be in any encoding
+        text = files.read(path).decode("utf-8-sig", "surrogateescape")  # comments may be in any encoding
         head, layers = _parse_layers(path, text)
     network = Prototxt(path, head.name)
     shapes = [list(shape.dim) for shape in head.input_shape] or [

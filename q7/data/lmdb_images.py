@@ -66,7 +66,7 @@ def _data_file(path: Path) -> Path:
 def version(path: Path) -> object:
     """What differs once a database has been written to, or replaced; None where it cannot be read."""
     try:
-        with open(_data_file(path), "rb") as file:
+        with files.opened(_data_file(path), math.inf) as file:
             return os.fstat(file.fileno()).st_ino, LmdbFile(file).version()
     except (OSError, ValueError, struct.error, Q7Error):
         return None
@@ -82,7 +82,7 @@ def read(
     in shape.
     """
     with files.reading(f"the LMDB '{path}'"), contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(_data_file(path), "rb"))
+        file = stack.enter_context(files.opened(_data_file(path), math.inf))
         database = LmdbFile(file)
         with unchanged(path, database):
             images, labels, places = _read_images(path, database, wanted, crop, in_memory)
@@ -94,7 +94,7 @@ def read(
 
 def count(path: Path) -> int:
     """Images in the database, none of which is read; raises Q7Error where it is missing or damaged."""
-    with files.reading(f"the LMDB '{path}'"), open(_data_file(path), "rb") as file:
+    with files.reading(f"the LMDB '{path}'"), files.opened(_data_file(path), math.inf) as file:
         return LmdbFile(file).entries
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from q7 import files
 from q7.errors import Q7Error
 
 LARGEST_IMAGE = 1 << 24  # pixels of an image of a data set
+LARGEST_PICTURE = 1 << 25  # of a photograph
 GREY = ("1", "L")
 COLOURS = ("RGB", "P")  # Pillow's modes
 
@@ -27,17 +28,19 @@ def opened(
     formats: tuple[str, ...] | None = None,
     modes: tuple[str, ...] | None = None,
     alpha: bool = True,
-    most: float = math.inf,
+    most: int = LARGEST_PICTURE,
 ) -> Iterator[Any]:
     """Pillow's image of a file or of its bytes, not decoded yet, in one of some formats and modes and of a size.
 
-    Raises Q7Error, which begins with `where`, where it is not, or where what the caller does with it fails. Pillow has
-    a limit on the pixels of its own.
+    Raises Q7Error, which begins with `where`, where it is not, or where what the caller does with it fails.
     """
     from PIL import Image
 
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with files.reading(where), Image.open(file, formats=formats) as image:
+    with files.reading(where), contextlib.ExitStack() as stack:
+        file = io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(files.opened(source))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # Pillow's, about damage that it makes good, and about sizes
+        image = stack.enter_context(Image.open(file, formats=formats))
         if image.width * image.height > most:
             raise Q7Error(f"{where}: an image of {image.width}x{image.height} pixels is too large")
         if (modes and image.mode not in modes) or (not alpha and "transparency" in image.info):

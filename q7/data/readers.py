@@ -82,7 +82,7 @@ class Lmdb(Reader):
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     """The lines of a text file that are not empty, with their numbers."""
     with files.reading(f"{what} '{path}'"):
-        text = path.read_text("utf-8")
+        text = files.read(path).decode("utf-8")
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line.strip()

@@ -146,7 +146,7 @@ def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:
     quantized = save.with_name(f"quantized_{save.name[:-4] if save.name.endswith('.pkl') else save.name}.caffemodel")
     journal = save.with_name(f"{save.name}.journal")
     outputs = [save, quantized, *(Path(name) for name in (options.report, options.json) if name)]
-    for path in outputs:
+    for path in (*outputs, journal):
         if not files.writable(path):
             raise Q7Error(f"cannot write '{path}'")
     files.refuse_overwriting([*outputs, journal], inputs)

@@ -27,7 +27,6 @@ from q7.search.caffe_objective import Grids, Judged, ScreenedSimulation
 from q7.search.device_objective import Judge
 from q7.search.verdict import Verdict
 
-LARGEST_FILE = 1 << 28  # bytes; beyond, the search starts anew
 HASHED_ROWS = 1000  # of an array at once
 T = TypeVar("T")
 
@@ -65,8 +64,8 @@ class Journal:
     def _read(self) -> dict[str, Any]:
         """The answers of the file, if its key is ours; lines that are torn or damaged do not count."""
         answers: dict[str, Any] = {}
-        with contextlib.suppress(OSError):
-            first, *lines = self.path.read_bytes().split(b"\n") if self.path.stat().st_size <= LARGEST_FILE else [b""]
+        with contextlib.suppress(OSError, Q7Error):
+            first, *lines = files.read(self.path).split(b"\n")
             self.replaced = first != self._header()
             for line in [] if self.replaced else lines:
                 with contextlib.suppress(ValueError, TypeError, RecursionError):
@@ -115,7 +114,7 @@ class Journal:
     def remove(self) -> None:
         """To be called when nothing is left to go on with. Another run's file, which has replaced ours, stays."""
         self.close()
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
+        with contextlib.suppress(OSError, Q7Error), files.opened(self.path) as file:
             if file.read(len(self._header())) == self._header():
                 self.path.unlink()
 

@@ -7,10 +7,8 @@ holds the integer network without what follows from the rest of it, with arrays 
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
-import pickletools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -31,11 +29,11 @@ from q7.layers.windowed import covers_image
 from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, WEIGHT_BITS, LayerFormats, QFormat, shifts
+from q7.store import plain_pickle
+from q7.store.plain_pickle import Instance
 from q7.target import Q7, Target
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 3
-LARGEST_FILE = 1 << 28  # bytes
-MOST_VALUES = 1 << 20  # of a pickle: numbers, texts and containers, each as often as it is reached
 LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
 _LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
     (Input.caffe_type, Input.variant): Input,
@@ -290,67 +288,6 @@ def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-class _State:
-    """Stands for an instance of the original's class while an old pickle is read."""
-
-    attributes: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.attributes = state
-
-
-class _Reconstructor:
-    """What copy_reg._reconstructor does for the one class that is allowed; nothing that a pickle could set."""
-
-    __slots__ = ()
-
-    def __call__(self, cls: Any, base: Any, state: Any) -> _State:
-        if cls is not _State or base is not object or state is not None:
-            raise pickle.UnpicklingError("an object of another class")
-        return _State()
-
-
-# The only names that an original's pickle needs (protocol 0, Python 2 or 3).
-_ALLOWED = {
-    ("copy_reg", "_reconstructor"): _Reconstructor(),
-    ("copyreg", "_reconstructor"): _Reconstructor(),
-    ("__builtin__", "object"): object,
-    ("builtins", "object"): object,
-    ("__main__", "Caffe_Quantizer"): _State,
-    ("nn_quantizer", "Caffe_Quantizer"): _State,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not loaded") from None
-
-
-def _check_opcodes(content: bytes) -> None:
-    """Refuses what would make the unpickler itself take unbounded memory."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if count > MOST_VALUES or ("PUT" in opcode.name and int(argument or 0) > MOST_VALUES):
-            raise pickle.UnpicklingError("it has too many values")
-
-
-def _check_plain(value: Any) -> None:
-    """Refuses other objects than plain values, and values that are shared until there are too many of them."""
-    pending, left = [value], MOST_VALUES
-    while pending:
-        item = pending.pop()
-        if type(item) in (dict, list, tuple):
-            left -= len(item) + 1
-            if left < 0:
-                raise pickle.UnpicklingError("it has too many values")
-            pending.extend(item)
-            pending.extend(item.values() if type(item) is dict else ())
-        elif type(item) not in (str, bytes, int, float, bool, type(None)) or (type(item) is int and abs(item) >> 63):
-            raise pickle.UnpicklingError(f"it holds a value of type {type(item).__name__} that no network has")
-
-
 def _attributes(value: Any) -> dict[str, Any]:
     if type(value) is not dict or not all(type(name) is str for name in value):
         raise ValueError("its attributes have no names")
@@ -385,16 +322,10 @@ def save(path: Path, record: Record) -> None:
 def load(path: Path) -> Record:
     """Reads our pickle or the original's; raises Q7Error for anything else, without running any of it."""
     with files.reading(f"the pickle '{path}'"):
-        if path.stat().st_size > LARGEST_FILE:
-            raise Q7Error(f"'{path}' is larger than {LARGEST_FILE} bytes")
-        content = path.read_bytes()
-        _check_opcodes(content)
-        value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-        old = isinstance(value, _State)
-        value = value.attributes if old else value
-        _check_plain(value)
-        if old:
-            return Record(_attributes(value))
+        with files.opened(path) as file:
+            value = plain_pickle.load(file)
+        if isinstance(value, Instance):
+            return Record(_attributes(value.attributes))
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError("it is not a network of this tool")
         version, network = value["version"], value["network"]
