@@ -21,7 +21,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Says the defaults that are values."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        none = action.default is None or action.default is False
+        none = action.default in (None, False, "")
         return action.help if none else super()._get_help_string(action)
 
 

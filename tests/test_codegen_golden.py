@@ -15,13 +15,22 @@ from tests import small
 from tests.generated import generate
 
 GOLDEN = Path(__file__).parent / "golden"
-BASE = "keil"  # its files stand in golden/LIBRARY in full; LIBRARY-TARGET.diff says how those of another target differ
-CASES = [(BASE, "q7"), *((target, "q7") for target in boards.TARGETS if target != BASE), (BASE, "s8"), ("mps2", "s8")]
+BASE = "mbed"  # its files stand in golden/LIBRARY in full; LIBRARY-TARGET.diff says how those of another target differ
+OTHERS = [(target, str(project.libraries[0])) for target, project in boards.TARGETS.items() if target != BASE]
+CASES = [(BASE, "q7"), *OTHERS, (BASE, "s8"), ("mps2", "s8")]
 S8 = Target(library=LIBRARIES["s8"])
 
 
 def _read(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+    """The texts of all files; a network in a file of its own is put into the program, where it stands otherwise."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "portable"]
+    texts = {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
+    network = texts.pop("network.c", None)
+    if network is not None:
+        (program,) = (name for name in texts if name.endswith(("main.cpp", "main.c")))
+        before, after = texts.pop(program).split('#include "network.h"\n', 1)
+        texts["main.cpp"] = f"{before}{network.split(' */', 1)[1].lstrip()}{after}"
+    return texts
 
 
 def _differences(base: dict[str, str], files: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ import code_gen
 from q7.codegen import boards
 from q7.target import LIBRARIES, S8, Core, Library, Target
 from tests import small
-from tests.generated import PORTABLE, PORTABLE_S8, STRICT, generate, make, sections
+from tests.generated import PORTABLE, PORTABLE_S8, STRICT, arm_compilers, generate, make, sections
 from tests.support import run, tool
 
 NAMES = ("first", "second")
@@ -122,18 +122,6 @@ def test_names_that_cannot_be(name: str, pickles: dict[str, Path], capsys: pytes
     assert code_gen.main(["--model", str(pickles["first"]), "--name", name]) == 2
     reason = "is the name of another file" if name in boards.TAKEN_NAMES else "is not a C identifier in lower case"
     assert capsys.readouterr().err == f"code_gen: --name '{name}' {reason}\n"
-
-
-def arm_compilers() -> dict[str, list[str]]:
-    """GCC, and Clang with the C library that came with GCC."""
-    gcc = tool("arm-none-eabi-gcc")
-    headers = run(gcc, "-print-file-name=include").stdout.strip()
-    library = Path(run(gcc, "-print-sysroot").stdout.strip()) / "include"
-    found = library if library.is_dir() else Path("/usr/include/newlib")
-    return {
-        "gcc": [gcc],
-        "clang": [tool("clang"), "--target=arm-none-eabi", "-isystem", str(found), "-isystem", headers],
-    }
 
 
 @pytest.mark.parametrize("ram", ["fast", "least"])

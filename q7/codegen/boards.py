@@ -8,11 +8,44 @@ from dataclasses import dataclass
 
 from q7.codegen.c_text import Names
 from q7.errors import Q7Error
-from q7.target import Core, Rounding, Target
+from q7.target import Q7, S8, Core, Library, Rounding, Target
 
-TARGETS = ("mbed", "keil", "mps2", "host")
-PORTABLE = ("mps2", "host")  # where our portable kernels come along
-SPLIT = ()  # where the network stands in a file of its own, whether it has a name or not
+
+@dataclass(frozen=True)
+class Project:
+    """What a target's folder of templates asks of the code beside them."""
+
+    split: bool = False  # the network stands in a file of its own, whether it has a name or not
+    portable: bool = False  # our portable kernels come along
+    libraries: tuple[Library, ...] = (Q7, S8)  # that can be had there
+
+
+TARGETS = {
+    "mbed": Project(),
+    "keil": Project(split=True),
+    "zephyr": Project(split=True, libraries=(S8,)),
+    "cmake": Project(split=True, portable=True),
+    "mps2": Project(portable=True),
+    "host": Project(portable=True),
+}
+
+
+@dataclass(frozen=True)
+class Packs:
+    """CMSIS packs with a library's kernels, and the components that have them."""
+
+    packs: tuple[str, ...]
+    components: tuple[str, ...]
+
+
+PACKS = {
+    Q7: Packs(("ARM::CMSIS@5.9.0", "ARM::CMSIS-Compiler"), ("ARM::CMSIS:NN Lib@3.1.0", "ARM::CMSIS:DSP&Source")),
+    S8: Packs(
+        ("ARM::CMSIS@>=6.0.0", "ARM::CMSIS-NN@>=4.0.0", "ARM::Cortex_DFP", "ARM::CMSIS-Compiler"),
+        ("ARM::CMSIS:NN Lib@>=4.0.0",),
+    ),
+}
+DEVICES = {Core.DSP: ("ARMCM4_FP", "ARMCM7"), Core.PLAIN: ("ARMCM3",), Core.MVE: ("ARMCM55",)}  # Arm's own, in packs
 # Of headers that generated code includes, and of files beside it.
 TAKEN_NAMES = {"main", "startup", "own_q7", "rows_q7", "mbed", "stddef", "stdint", "stdio", "string", "time"}
 BOARDS = {Core.DSP: "cortex-m4", Core.PLAIN: "cortex-m3", Core.MVE: "cortex-m55"}  # that mps2 code is run on
@@ -25,7 +58,7 @@ LEAST_CODE = 12 << 10  # bytes that a program takes beside its constants
 class Options:
     """What code_gen.py was asked for."""
 
-    target: str = TARGETS[0]
+    target: str = "mbed"
     profile: bool = False
     weights_in_ram: bool = False  # weights and biases, but not the mean, which each pixel meets once
     name: str = ""  # what the network's symbols, macros and files begin with
@@ -43,7 +76,7 @@ class Options:
     @property
     def split(self) -> bool:
         """Whether the network stands in a file of its own, in C, beside the program."""
-        return bool(self.name) or self.target in SPLIT
+        return bool(self.name) or TARGETS[self.target].split
 
 
 def definitions(target: Target) -> list[str]:

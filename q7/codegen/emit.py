@@ -9,7 +9,7 @@ from typing import Any
 
 import q7
 from q7 import files
-from q7.codegen.boards import BOARDS, PORTABLE, Options, definitions
+from q7.codegen.boards import BOARDS, DEVICES, PACKS, TARGETS, Options, definitions
 from q7.codegen.c_text import Names, affine, c_array, c_statement, comment
 from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
@@ -34,20 +34,18 @@ def _origin(network: QuantizedNetwork) -> list[str]:
 
 def _templates(target: str, needed: Mapping[str, bool]) -> list[Path]:
     """The files of a target: templates, except the included ones (_*), and files to copy; those not needed left out."""
-    paths = [path for folder in ("common", target) for path in sorted((TEMPLATES / folder).iterdir())]
+    paths = [path for folder in ("common", target) for path in sorted((TEMPLATES / folder).rglob("*.*"))]
     unwanted = [name for name, wanted in needed.items() if not wanted]
     return [path for path in paths if not path.name.startswith("_") and path.name not in unwanted]
 
 
 def _output(template: Path, names: Names) -> str:
     """What a template becomes: the network and its headers go by the network's name."""
-    if template.parent.name != "common":
-        return template.stem
-    return (
-        template.stem.replace("network", names.file)
-        if template.stem.startswith("network")
-        else names.prefix + template.stem
-    )
+    folder, *parts = template.relative_to(TEMPLATES).parts
+    name = "/".join(parts).removesuffix(".jinja")
+    if folder != "common" or template.suffix != ".jinja":
+        return name
+    return names.file + template.stem[len("network") :] if name.startswith("network.") else names.prefix + name
 
 
 def render(
@@ -56,6 +54,8 @@ def render(
     """The generated files by name."""
     network = plan.lower(network)
     program = build(network, plan, options)
+    project, sources = TARGETS[options.target], [Path(layer.kernel.source_file) for layer in network.layers]
+    sources = sorted({source for source in sources if source.suffix == ".c"})
     context: dict[str, Any] = {
         "origin": _origin(network),
         "memory": memory_lines(network, plan),
@@ -78,9 +78,13 @@ def render(
         "definitions": definitions(network.target),
         "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
         "own_loops": any(layer.kernel.own_loop for layer in network.layers),
-        "library_files": sorted(
-            {Path(f).stem for f in (i.kernel.source_file for i in network.layers) if f.endswith(".c")}
-        ),
+        "library_files": [source.stem for source in sources],
+        "library_groups": sorted({source.parent.name.removesuffix("Functions").upper() for source in sources}),
+        "portable": project.portable,
+        "library": options.name or "nn",
+        "module": f"NN_{options.names.file.upper()}",
+        "packs": PACKS[network.target.library],
+        "devices": DEVICES[network.target.core],
         "truncate": network.target.rounding is Rounding.TRUNCATE,
     }
     environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement, affine=affine)
@@ -92,12 +96,10 @@ def render(
         "rows_q7.h": bool(plan.runs),
     }
     for path in _templates(options.target, needed):
-        if path.suffix == ".jinja":
-            template = environment.get_template(f"{path.parent.name}/{path.name}")
-            contents[_output(path, options.names)] = template.render(context)
-        else:
-            contents[path.name] = path.read_text()
-    if options.target in PORTABLE:
+        name = path.relative_to(TEMPLATES).as_posix()
+        text = environment.get_template(name).render(context) if path.suffix == ".jinja" else path.read_text()
+        contents[_output(path, options.names)] = text
+    if project.portable:
         for path in sorted((TEMPLATES / network.target.library.portable).iterdir()):
             contents[f"portable/{path.name}"] = path.read_text()
     return contents

@@ -48,7 +48,11 @@ class Options:
 def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     """The pickle's network for the kernel library and the core that are asked for."""
     network = original.open_network(Path(options.model), note, options.weights, options.mean)
-    library, rounding = options.library or network.target.library, network.target.rounding
+    able = boards.TARGETS[options.code.target].libraries
+    usual = network.target.library if network.target.library in able else able[0]
+    library, rounding = options.library or usual, network.target.rounding
+    if library not in able:
+        raise Q7Error(f"--target {options.code.target} has the {able[0]} kernels only: --api {able[0]}")
     rounding = rounding if rounding in library.roundings else library.roundings[0]
     target = Target(options.core or network.target.core, rounding, library)
     network = lowering.fuse(lowering.retarget(network, target))
