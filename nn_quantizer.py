@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+from q7 import start
+
+if start.is_run("nn_quantizer"):
+    start.die_quietly()
+
 import shlex
 import sys
 from dataclasses import fields

@@ -28,7 +28,7 @@ from pictures import list_folders, read_pictures, shuffled, write
 from tqdm import tqdm
 
 from q7 import files
-from q7.errors import Q7Error, finish
+from q7.errors import Q7Error, finish, say
 
 HERE = Path(__file__).resolve().parent
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
         out = args.out / f"cifar10_{split}_lmdb"
         mean = args.out / "mean.binaryproto" if split == "train" else None
         write(out, (images[i] for i in order), [int(labels[i]) for i in order], mean)
-        print(f"{len(labels)} images in '{out}'" + (f", their mean in '{mean}'" if mean else ""))
+        say(f"{len(labels)} images in '{out}'" + (f", their mean in '{mean}'" if mean else ""))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pictures import list_folders, read_pictures, shuffled, write
 
-from q7.errors import Q7Error, finish
+from q7.errors import Q7Error, finish, say
 
 
 def list_csv(path: Path) -> list[tuple[Path, int]]:
@@ -41,7 +41,7 @@ def list_pictures(source: Path) -> list[tuple[Path, int]]:
         raise Q7Error(f"'{source}' is neither a folder nor a CSV file")
     pairs, classes = list_folders(source)
     for label, name in enumerate(classes):
-        print(f"{label} {name}")
+        say(f"{label} {name}")
     return pairs
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     pairs = shuffled(list_pictures(args.source), args.seed)
     images = read_pictures([path for path, _ in pairs], args.size, args.gray, args.order)
     write(args.out, images, [label for _, label in pairs], args.mean, [args.source, *(path for path, _ in pairs)])
-    print(f"{len(pairs)} pictures in '{args.out}'")
+    say(f"{len(pairs)} pictures in '{args.out}'")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -125,12 +125,13 @@ def writable(path: Path) -> bool:
 
     Root may write to a device, which is not to be replaced by a file.
     """
-    path = _followed(path)
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    takes_files = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    return takes_files and (path.is_file() or not os.path.lexists(path))
+    with contextlib.suppress(OSError):  # a name that is too long
+        path = _followed(path)
+        if path.exists():
+            return path.is_file() and os.access(path.parent, os.W_OK | os.X_OK)
+        folder = next(folder for folder in path.parents if folder.exists())
+        return not path.is_symlink() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return False
 
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -218,10 +219,10 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
     """
     paths = tuple(_followed(path) for path in paths)
     with contextlib.ExitStack() as stack:
-        folders = {path.parent.resolve(): path.parent for path in paths}
+        folders = {os.path.realpath(path.parent): path.parent for path in paths}
         # In one order for all runs, so that none waits for another that waits for it.
         stages = {key: stack.enter_context(_staged(folder)) for key, folder in sorted(folders.items())}
-        temporary = [stages[path.parent.resolve()] / path.name for path in paths]
+        temporary = [stages[os.path.realpath(path.parent)] / path.name for path in paths]
         with _writing(paths[0]):
             yield temporary
         written = [(new, path) for new, path in zip(temporary, paths) if new.exists()]

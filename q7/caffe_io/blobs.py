@@ -28,6 +28,8 @@ def _array(blob: Any, where: str) -> np.ndarray:
 
 def _read_caffemodel(path: Path) -> Blobs:
     network = pb.NetParameter.FromString(files.read(path))
+    if not all(type(layer.name) is str for layer in (*network.layers, *network.layer)):  # else it is bytes
+        raise ValueError("the name of a layer is not UTF-8")
     return {
         layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
         for layer in [*network.layers, *network.layer]

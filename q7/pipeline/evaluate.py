@@ -13,6 +13,7 @@ from q7.data.image_set import pick
 from q7.engines import engine
 from q7.engines.accuracy import accuracy_first
 from q7.engines.networks import DeviceNetwork
+from q7.errors import say
 from q7.pipeline.job import memory_bytes, note, split
 from q7.report import summary
 from q7.store import original
@@ -37,6 +38,6 @@ def evaluate(
     logits = DeviceNetwork(network.graph, pick(images, reported), network.target, size).logits(network.layers)
     accuracy = accuracy_first(logits, labels[reported])
     if not quiet:
-        print("\n".join(summary.describe(network)))
+        say(*summary.describe(network))
     counted = summary.counted(len(reported), bool(outcome and outcome.holdout))
-    print(f"Accuracy now: device {accuracy:.2f} % ({counted} of '{data}', {network.target})")
+    say(f"Accuracy now: device {accuracy:.2f} % ({counted} of '{data}', {network.target})")

@@ -13,7 +13,7 @@ from q7 import errors, files
 from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, rows
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
-from q7.errors import Q7Error
+from q7.errors import Q7Error, say
 from q7.network.quantized import QuantizedNetwork
 from q7.report import summary
 from q7.store import original
@@ -82,7 +82,7 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
         images = known_answers.read_picture(network, Path(options.image), options.channel_order)
         size = "x".join(map(str, network.graph.input.out_shape[:0:-1]))
         order = options.channel_order
-        print(f"Test image: '{options.image}', cut about its centre, resized to {size}, channels {order}")
+        say(f"Test image: '{options.image}', cut about its centre, resized to {size}, channels {order}")
         return known_answers.compute(network, *images)
     if options.images:
         path = _find_dataset(network, options)
@@ -108,14 +108,14 @@ def _dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path,
     if folder.exists() and not folder.is_dir():
         raise Q7Error(f"'{folder}' is not a folder")
     identifiers = c_text.identifiers(layer.name for layer in network.graph.layers)
-    print("\n".join(known_answers.checksum_lines(answers, identifiers)))
-    print(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
+    say(*known_answers.checksum_lines(answers, identifiers))
+    say(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
 
 
 def describe(options: Options) -> None:
     """Prints what is in a pickle, and what its network costs on the device; raises Q7Error."""
     network, plan = _lower(options)
-    print("\n".join([*summary.describe(network), "", *cost.table(network, plan, options.code)]))
+    say(*summary.describe(network), "", *cost.table(network, plan, options.code))
 
 
 def generate(options: Options) -> None:
@@ -130,5 +130,5 @@ def generate(options: Options) -> None:
         _dump(network, answers, Path(options.dump), read)
     contents = emit.render(network, plan, options.code, answers)
     emit.write(Path(options.out_dir), contents, read)
-    print("\n".join(cost.table(network, plan, options.code)))
-    print(f"Wrote {', '.join(contents)} to '{options.out_dir}'")
+    say(*cost.table(network, plan, options.code))
+    say(f"Wrote {', '.join(contents)} to '{options.out_dir}'")

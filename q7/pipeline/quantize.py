@@ -17,7 +17,7 @@ from q7.data import lmdb_images
 from q7.engines import engine
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from q7.errors import Q7Error
+from q7.errors import Q7Error, say
 from q7.network.quantized import Accuracy, IntegerLayer, Outcome, QuantizedNetwork, SourceFile, quantize_network
 from q7.network.to_caffe import caffe_types, quantized_blobs
 from q7.pipeline.job import Job, Options, memory_bytes, note, prepare
@@ -82,7 +82,7 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, l
         job.graph,
         schedule,
         computed=lambda: answers.computed > 0,
-        show=print if options.verbose else None,
+        show=say if options.verbose else None,
         disable=options.quiet or None,
     )
 
@@ -147,11 +147,11 @@ def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
 
     *details, last = summary.recorded(run.network)
     if not options.quiet:
-        print("\n".join([*summary.table(run.network), *details]))
+        say(*summary.table(run.network), *details)
         if options.holdout:
-            print(f"Searched with {len(job.swept)} images")
-        print("Saved " + ", ".join(f"'{path}'" for path in outputs))
-    print(last)
+            say(f"Searched with {len(job.swept)} images")
+        say("Saved " + ", ".join(f"'{path}'" for path in outputs))
+    say(last)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows has no Q-format, which is said

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from q7.errors import printable
 from q7.qformat import QFormat
 from q7.report.facts import Run, changed, facts, to_json
 from q7.templating import TEMPLATES, templates
@@ -51,7 +52,7 @@ def pictures(run: Run, order: str) -> dict[int, str]:
 def _printable(value: Any) -> Any:
     """Names out of a file reach a page here: control characters and the like have no place in it."""
     if isinstance(value, str):
-        return "".join(c if c.isprintable() else "?" for c in value)
+        return printable(value)
     if isinstance(value, dict):
         return {key: _printable(entry) for key, entry in value.items()}
     return list(map(_printable, value)) if isinstance(value, list) else value

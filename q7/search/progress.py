@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from q7.errors import printable
 from q7.network.graph import Graph
 from q7.search.common import Found, Score, Search, Tensor, Trial
 
@@ -96,6 +98,7 @@ def follow(
     """
     trials: list[Trial] = []
     estimate, best = Estimate(graph, schedule, time.monotonic), Best()
+    disable = disable or (True if sys.stderr is None else None)
     bar: Any = tqdm(total=1.0, bar_format=BAR, disable=disable, leave=False, dynamic_ncols=True)
     with bar:
         while True:
@@ -119,7 +122,6 @@ def follow(
             bar.n = estimate.share
             bar.bar_format = BAR if left is None else f"{BAR}, up to {tqdm.format_interval(left)} of search left"
             assert best.score
-            bar.set_description_str(
-                f"{step.layer} {step.tensor.value} {step.format}, best {best.score.accuracy:.2f} %", refresh=False
-            )
+            looked_at = printable(f"{step.layer} {step.tensor.value} {step.format}")
+            bar.set_description_str(f"{looked_at}, best {best.score.accuracy:.2f} %", refresh=False)
             bar.refresh()
