@@ -23,6 +23,7 @@ from q7.errors import Q7Error, finish
 from q7.flags import CORES, KERNELS, Parser, add_choice
 from q7.network.quantized import QuantizedNetwork
 from q7.pipeline import evaluate, job, quantize
+from q7.search import weight_bits
 from q7.store import record
 from q7.store.record import Record
 from q7.target import LIBRARIES, Core, Rounding, Target
@@ -67,6 +68,9 @@ def build_parser() -> Parser:
     add_choice(device, "--rounding", roundings, "truncate: for q7 kernels built with ARM_NN_TRUNCATE")
     search = parser.add_argument_group("search")
     add_choice(search, "--objective", ("device", "caffe"), "judge by the integer network, or as the original tool did")
+    add_choice(search, "--weight_bits", weight_bits.MODES, "mixed: 4 where that costs least; not for q7 kernels")
+    loss = "percentage points that the device may lose with --weight_bits mixed (default: {})"
+    search.add_argument("--loss", metavar="POINTS", type=float, help=loss.format(weight_bits.LOSS))
     search.add_argument("--accuracy", metavar="NAME", default="accuracy", help="Accuracy layer, or its top blob")
     search.add_argument(
         "--iterations", metavar="N", type=int, help="number of test batches; all images once if left out"

@@ -237,6 +237,19 @@ def test_boards_compute_what_the_model_predicts(
     np.testing.assert_array_equal(printed_logits(text), predicted(quantized, images))
 
 
+@pytest.mark.parametrize("ram", ["fast", "least"])
+@pytest.mark.parametrize("core", CORES)
+def test_boards_compute_with_weights_of_4_bits(core: str, ram: str, tmp_path: Path) -> None:
+    need_emulator()
+    quantized = small.quantized(tmp_path, Target(CORES[core], library=S8), weight_bits=4)
+    pickle = small.save(quantized, tmp_path / "small.pkl")
+    flags = ("--target", "mps2", "--test_images", str(small.IMAGES), "--ram", ram)
+    text = make(generate(pickle, tmp_path / "code", *flags), "run", f"CORE={core}")
+    assert f"PASS: every layer as predicted for {small.IMAGES} of {small.IMAGES} images" in text
+    images = stored_images(quantized, pickle, small.IMAGES)
+    np.testing.assert_array_equal(printed_logits(text), predicted(quantized, images))
+
+
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
 @pytest.mark.parametrize("core", CORES)
 def test_boards_compute_leaky_relus(core: str, library: Library, tmp_path: Path) -> None:

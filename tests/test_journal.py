@@ -168,7 +168,13 @@ def key_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("option", "anew"), [(["--core", "plain"], True), (["--tolerance", "0.5"], True), (["--report", "x.html"], False)]
+    ("option", "anew"),
+    [
+        (["--api", "s8", "--weight_bits", "4"], True),
+        (["--core", "plain"], True),
+        (["--tolerance", "0.5"], True),
+        (["--report", "x.html"], False),
+    ],
 )
 def test_other_options_start_anew_and_say_so(
     option: list[str],
@@ -179,14 +185,14 @@ def test_other_options_start_anew_and_say_so(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = tiny.write(tmp_path)
-    refine = weight_fitting.refine
+    refine = weight_fitting.Fit.refine
 
     def stop(*values: Any) -> Any:
         raise Stopped
 
-    monkeypatch.setattr(weight_fitting, "refine", stop)
+    monkeypatch.setattr(weight_fitting.Fit, "refine", stop)
     assert nn_quantizer.main(arguments) == 130
-    monkeypatch.setattr(weight_fitting, "refine", refine)
+    monkeypatch.setattr(weight_fitting.Fit, "refine", refine)
     capsys.readouterr()
     assert nn_quantizer.main([*arguments, *option]) == 0
     err = capsys.readouterr().err

@@ -20,6 +20,7 @@ from PIL import Image
 
 import code_gen
 import nn_quantizer
+from q7.codegen import lowering
 from q7.report import facts, page
 from q7.store import record
 from tests import tiny
@@ -45,9 +46,12 @@ def quantize(folder: Path, *options: str) -> Reported:
     return Reported(folder, arguments, (folder / "r.html").read_text(), json.loads((folder / "r.json").read_text()))
 
 
-@pytest.fixture(scope="module", params=["device", "caffe"])
+MIXED = "device --api s8 --weight_bits mixed --loss 100"
+
+
+@pytest.fixture(scope="module", params=["device", "caffe", MIXED])
 def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reported:
-    return quantize(tmp_path_factory.mktemp("reported"), "--objective", request.param)
+    return quantize(tmp_path_factory.mktemp("reported"), "--objective", *request.param.split())
 
 
 def test_the_schema_holds(reported: Reported) -> None:
@@ -73,12 +77,27 @@ def test_the_schema_refuses_what_it_does_not_describe(reported: Reported, damage
         jsonschema.validate(values, SCHEMA)
 
 
+def test_flash_against_loss(reported: Reported) -> None:
+    """Each step saves bytes; the last is what code takes."""
+    steps, bits = reported.values["flash_and_loss"], [layer["weight_bits"] for layer in reported.values["layers"]]
+    assert ("Flash against loss" in reported.page) == ("mixed" in reported.arguments) == bool(steps)
+    assert reported.values["weight_bits"] == ("mixed" if steps else "8")
+    assert set(bits) == {None, 4 if steps else 8}
+    if steps:
+        assert [step["kept"] for step in steps] == [True] * 3
+        assert steps[0]["layer"] is None and {step["layer"] for step in steps[1:]} == {"conv1", "ip1"}
+        sizes = [step["flash_bytes"] for step in steps]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[-1] == reported.values["memory"]["flash_bytes"]
+        assert steps[-1]["loss"] == pytest.approx(reported.values["accuracy"]["loss"])
+
+
 def test_the_values_are_those_of_the_pickle(reported: Reported) -> None:
     values, network = reported.values, record.load(reported.folder / "net.pkl").network
     assert network and network.outcome
     assert values["accuracy"]["device"] == network.outcome.accuracy.on_device
     assert values["accuracy"]["loss"] == pytest.approx(values["accuracy"]["float"] - values["accuracy"]["device"])
-    for layer, graph_layer in zip(values["layers"], network.graph.layers):
+    for layer, graph_layer in zip(values["layers"], lowering.fuse(network).graph.layers):
         own = network.formats[graph_layer.name]
         assert (layer["name"], tuple(layer["shape"])) == (graph_layer.name, graph_layer.out_shape)
         assert layer["fraction_bits"]["activations"] == (own.y and own.y.fraction_bits)
@@ -150,7 +169,9 @@ def test_the_page_is_whole_in_itself_and_has_everything(reported: Reported) -> N
     weights = sum(layer["weights"] is not None for layer in reported.values["layers"])
     own = sum(layer["own_format"] for layer in reported.values["layers"])
     sweeps = len({(trial["layer"], trial["tensor"]) for trial in reported.values["trials"]})
-    assert len(figures) == weights + own + sweeps + 3  # and confusion, memory, rows
+    assert len(figures) == weights + own + sweeps + 3 + bool(
+        reported.values["flash_and_loss"]
+    )  # confusion, memory, rows
     assert all(attributes["aria-label"] for attributes in figures)
     for layer in reported.values["layers"]:
         assert layer["name"] in elements.text

@@ -242,9 +242,9 @@ def test_the_fit_has_as_many_images_at_once_as_the_memory_holds(monkeypatch: pyt
     formats = common.table(graph, {key: QFormat(4) for key in common.tensors(graph)})
     for most in (300, 137, 1):
         seen.clear()
-        found.append(weight_fitting.refine(graph, formats, images, Target(), most))
+        found.append(weight_fitting.Fit(graph, images, Target(), most).refine(formats))
         assert max(seen) == most
-        assert_same(common.Candidate(*found[-1]), common.Candidate(*found[0]))
+        assert_same(found[-1], found[0])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -269,7 +269,7 @@ def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> Non
     graph, target = _graph(), Target(rounding=mode)
     images = np.random.default_rng(3).integers(0, 256, (1200, 3, 8, 8), dtype=np.uint8)
     formats = common.table(graph, {key: QFormat(4) for key in common.tensors(graph)})
-    adapted = weight_fitting.refine(graph, formats, images[:800], target, 800)
+    adapted = weight_fitting.Fit(graph, images[:800], target, 800).refine(formats)
     expected = FloatNetwork(graph, images[800:]).logits(as_trained(graph))
 
     def error(network: Graph, table: Mapping[str, LayerFormats]) -> float:
@@ -277,9 +277,9 @@ def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> Non
         logits = DeviceNetwork(network, images[800:], target).logits(integers)
         return float(np.mean((np.ldexp(logits.astype(float), -4) - expected) ** 2))
 
-    assert error(*adapted) < 0.5 * error(graph, formats)
-    for name, (w, b) in adapted[0].weights.items():
-        for values, q in ((w, adapted[1][name].w), (b, adapted[1][name].b)):
+    assert error(adapted.graph, adapted.formats) < 0.5 * error(graph, formats)
+    for name, (w, b) in adapted.graph.weights.items():
+        for values, q in ((w, adapted.formats[name].w), (b, adapted.formats[name].b)):
             assert q
             np.testing.assert_array_equal(q.dequantize(q.quantize(values)), values)
 
@@ -295,7 +295,7 @@ def test_a_network_without_layers_that_can_be_fitted() -> None:
     network = Graph("net", layers, {"conv": weights}, "accuracy")
     found = _search(network)
     images = np.zeros((10, 3, 8, 8), np.uint8)
-    adapted = common.Candidate(*weight_fitting.refine(network, found.chosen.formats, images, Target(), 10))
+    adapted = weight_fitting.Fit(network, images, Target(), 10).refine(found.chosen.formats)
     assert adapted.is_same(found.chosen) and found.chosen.graph is network
     assert found.accuracies["weights adapted"] == found.accuracies["formats searched"]
     np.testing.assert_array_equal(found.chosen.graph.weights["conv"][0], weights[0])

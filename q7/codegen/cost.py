@@ -10,7 +10,6 @@ from q7.codegen.c_text import comment
 from q7.codegen.rows import RowPlan, Run
 from q7.errors import Q7Error
 from q7.kernels.base import consider
-from q7.kernels.call import CNames
 from q7.network.quantized import QuantizedNetwork
 from q7.templating import columns
 
@@ -55,11 +54,7 @@ class Totals:
 
 def constant_bytes(network: QuantizedNetwork) -> list[int]:
     """Bytes of each layer's constants."""
-    names = CNames("", ("",), "", "", "", "")
-    return [
-        sum(array.bytes for array in integer.kernel.arrays(layer, integer.integers, names))
-        for layer, integer in zip(network.graph.layers, network.layers)
-    ]
+    return [integer.constant_bytes(layer) for layer, integer in zip(network.graph.layers, network.layers)]
 
 
 def totals(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Totals:

@@ -10,7 +10,8 @@ from typing import Any, Optional
 from q7.data.readers import Lmdb, Reader
 from q7.errors import Q7Error
 from q7.kernels.base import AnyKernel, Bounds
-from q7.layers.base import Layer
+from q7.kernels.call import CNames
+from q7.layers.base import Layer, Weights
 from q7.network.graph import Graph
 from q7.qformat import LayerFormats
 from q7.target import Target
@@ -32,11 +33,16 @@ class IntegerLayer:
         limits = {"ACT_MIN": self.bounds.low, "ACT_MAX": self.bounds.high} if self.kernel.limits else {}
         return {**self.kernel.defines(self.integers), **limits}
 
+    def constant_bytes(self, layer: Layer) -> int:
+        """Of its arrays."""
+        names = CNames("", ("",), "", "", "", "")
+        return sum(array.bytes for array in self.kernel.arrays(layer, self.integers, names))
 
-def quantize_layer(graph: Graph, layer: Layer, formats: LayerFormats, target: Target) -> IntegerLayer:
+
+def quantize_layer(layer: Layer, weights: Weights | None, formats: LayerFormats, target: Target) -> IntegerLayer:
     """One layer with its kernel and integers; raises Q7Error that names it where its shifts do not fit."""
     try:
-        integers = layer.quantize(graph.weights.get(layer.name), formats)
+        integers = layer.quantize(weights, formats)
     except Q7Error as error:
         raise Q7Error(f"layer '{layer.name}': {error}") from error
     return IntegerLayer(layer.kernel_for(target, formats.weight_bits), integers)
@@ -44,7 +50,7 @@ def quantize_layer(graph: Graph, layer: Layer, formats: LayerFormats, target: Ta
 
 def quantize_network(graph: Graph, formats: Mapping[str, LayerFormats], target: Target) -> list[IntegerLayer]:
     """Every layer with its kernel and integers; raises Q7Error as `quantize_layer` does."""
-    return [quantize_layer(graph, layer, formats[layer.name], target) for layer in graph.layers]
+    return [quantize_layer(layer, graph.weights.get(layer.name), formats[layer.name], target) for layer in graph.layers]
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class Outcome:
     """What the run found that quantized a network."""
 
     objective: str
+    weight_bits: str  # "8", "4" or "mixed", as asked for
     images_read: int
     holdout: float  # the fraction of them that was kept from the search and that `accuracy` is from; 0: all for both
     seed: int

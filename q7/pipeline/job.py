@@ -23,7 +23,8 @@ from q7.network.folding import simplify
 from q7.network.from_caffe import attach_weights, find_output, parse_network
 from q7.network.graph import Graph
 from q7.network.quantized import SourceFile, held_out
-from q7.target import Target
+from q7.search import weight_bits
+from q7.target import S8, Target
 
 note = functools.partial(errors.note, "nn_quantizer")
 
@@ -49,6 +50,8 @@ class Options:
     gpu: bool
     engine: str  # "auto", "onnxruntime" or "caffe"
     objective: str  # "device" or "caffe"
+    weight_bits: str  # "8", "4" or "mixed"
+    loss: float | None  # percentage points, of mixed bits
     holdout: float
     seed: int
     target: Target
@@ -74,6 +77,20 @@ class Options:
             raise Q7Error(f"--holdout {self.holdout} must be 0 or more and below 1")
         if self.seed < 0:
             raise Q7Error(f"--seed {self.seed} must be 0 or more")
+        self._check_weight_bits()
+
+    def _check_weight_bits(self) -> None:
+        asked = f"--weight_bits {self.weight_bits}"
+        if self.weight_bits != weight_bits.EIGHT:
+            if self.target.library is not S8:
+                raise Q7Error(f"{asked} needs --api s8: the {self.target.library} kernels take weights of 8 bits only")
+            if self.objective != "device":
+                raise Q7Error(f"{asked} needs --objective device: the original's procedure is for weights of 8 bits")
+        if self.loss is not None:
+            if self.weight_bits != weight_bits.MIXED:
+                raise Q7Error(f"--loss is for --weight_bits {weight_bits.MIXED}, not for {asked}")
+            if not self.loss >= 0:
+                raise Q7Error(f"--loss {self.loss} must be 0 or more")
 
 
 @dataclass(frozen=True, eq=False)

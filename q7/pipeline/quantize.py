@@ -22,9 +22,9 @@ from q7.network.quantized import Accuracy, IntegerLayer, Outcome, QuantizedNetwo
 from q7.network.to_caffe import caffe_types, quantized_blobs
 from q7.pipeline.job import Job, Options, memory_bytes, note, prepare
 from q7.report import facts, page, statistics, summary
-from q7.search import caffe_objective, device_objective, journal, progress
+from q7.search import caffe_objective, device_objective, journal, progress, weight_bits
 from q7.search.common import Found, Trial
-from q7.search.journal import Journal, RememberedJudge, RememberedSimulation
+from q7.search.journal import Journal, RememberedJudge, RememberedNarrowing, RememberedSimulation
 from q7.store import original, record
 from q7.store.record import Record
 
@@ -56,6 +56,7 @@ def open_journal(job: Job, options: Options) -> Journal:
     arrays = [job.images, job.labels, job.swept, job.graph.input.mean]
     arrays += [array for pair in job.graph.weights.values() for array in pair]
     decisive: dict[str, Any] = {name: getattr(options, name) for name in ("engine", "gpu", "objective", "tolerance")}
+    decisive.update(weight_bits=options.weight_bits, loss=options.loss)
     decisive.update(target=str(options.target), tool=q7.__version__, layers=list(map(repr, job.graph.layers)))
     opened = Journal(job.journal, journal.key(arrays, decisive))
     if opened.replaced:
@@ -74,8 +75,17 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, l
         trials = caffe_objective.caffe_objective(job.graph, simulation, tolerance)
         schedule = caffe_objective.schedule(job.graph)
     else:
-        make_judge = functools.partial(RememberedJudge, answers)
-        trials = device_objective.device_objective(job.graph, network, labels, options.target, tolerance, make_judge)
+        trials = device_objective.device_objective(
+            job.graph,
+            network,
+            labels,
+            options.target,
+            tolerance,
+            functools.partial(RememberedJudge, answers),
+            options.weight_bits,
+            weight_bits.LOSS if options.loss is None else options.loss,
+            functools.partial(RememberedNarrowing, answers),
+        )
         schedule = device_objective.schedule(job.graph)
     return progress.follow(
         trials,
@@ -113,7 +123,7 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     weights = to_caffemodel(chosen.name, quantized_blobs(chosen, formats), caffe_types(chosen))
     written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
     sources = {**job.files, "quantized weights": written}
-    asked = options.objective, len(job.images), options.holdout, options.seed
+    asked = options.objective, options.weight_bits, len(job.images), options.holdout, options.seed
     outcome = Outcome(*asked, accuracy, found.accuracies, measured.qualities())
     network = QuantizedNetwork(
         chosen,

@@ -18,7 +18,7 @@ from q7.network.quantized import QuantizedNetwork
 from q7.qformat import QFormat
 from q7.report import statistics
 from q7.report.statistics import Histogram, Statistics, TensorStatistics
-from q7.search.common import Trial
+from q7.search.common import Score, Trial
 
 FORMAT, VERSION = "caffe-to-cmsis-nn report", 1
 
@@ -86,6 +86,7 @@ def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> lis
                 "constant_bytes": size,
                 "scratch_bytes": scratch.size if scratch else 0,
                 "own_format": bool(layer.own_format),
+                "weight_bits": own.weight_bits if layer.weighted else None,
                 "fraction_bits": {"weights": _bits(own.w), "bias": _bits(own.b), "activations": _bits(own.y)},
                 "bias_lshift": shifts.bias_lshift if shifts else None,
                 "act_rshift": shifts.out_rshift if shifts else None,
@@ -109,6 +110,21 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "images": trial.score.images,
         "kept": trial.kept,
     }
+
+
+def _flash_and_loss(run: Run) -> list[dict[str, Any]]:
+    """Bytes of constants, and percentage points below the float network: with weights of 8 bits, and of each trial."""
+    steps = [(trial, trial.flash) for trial in run.trials if trial.flash]
+    points: list[tuple[str | None, int, Score, bool]] = [
+        (None, flash[1], trial.reference, True) for trial, flash in steps[:1]
+    ]
+    points += [(trial.layer, flash[0], trial.score, trial.kept) for trial, flash in steps]
+    assert run.network.outcome
+    known = run.network.outcome.search
+    return [
+        {"layer": layer, "flash_bytes": size, "loss": known["float"] - score.accuracy, "kept": kept}
+        for layer, size, score, kept in points
+    ]
 
 
 def _rows(network: QuantizedNetwork) -> dict[str, Any]:
@@ -167,7 +183,9 @@ def facts(run: Run) -> dict[str, Any]:
         "accuracy": {"float": known.in_float, "device": known.on_device, "loss": known.loss},
         "search": dict(outcome.search),
         "layers": _layers(run, network, plan),
-        "trials": [_trial(trial) for trial in run.trials],
+        "trials": [_trial(trial) for trial in run.trials if trial.flash is None],
+        "weight_bits": outcome.weight_bits,
+        "flash_and_loss": _flash_and_loss(run),
         "classes": network.graph.classes,
         "confusion": _confusion(run),
         "changed": changed(run),

@@ -63,7 +63,7 @@ def page(values: Mapping[str, Any], images: Mapping[int, str]) -> str:
     from q7.report.plots import draw
 
     environment = templates(
-        TEMPLATES / "report", autoescape=True, q=lambda bits: "" if bits is None else str(QFormat(bits))
+        TEMPLATES / "report", autoescape=True, q=lambda n, bits=8: "" if n is None else str(QFormat(n, bits))
     )
     shown = _printable(dict(values))
     context = {**shown, "pictures": images, "plots": draw(shown), "edges": _edges(shown["layers"])}

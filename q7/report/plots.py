@@ -24,7 +24,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from q7.qformat import INT8_MAX, INT8_MIN, QFormat
+from q7.qformat import QFormat
 
 INK, MUTED, GRID = "#1d2733", "#5d6b7a", "#dfe5ec"
 TRAINED, DEVICE, RANGE, CLIPPED = "#8aa4c2", "#d9480f", "#e8f3ec", "#c92a2a"
@@ -98,16 +98,16 @@ def _number(value: float, _: Any = None) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _histogram(ax: Axes, tensor: Mapping[str, Any], bits: int) -> None:
-    histogram, q = tensor["histogram"], QFormat(bits)
+def _histogram(ax: Axes, tensor: Mapping[str, Any], q: QFormat) -> None:
+    histogram = tensor["histogram"]
     trained, device = np.array(histogram["float"]), np.array(histogram["device"])
     edges = histogram["low"] + histogram["width"] * np.arange(len(trained) + 1)
-    low, high = q.dequantize(np.array([INT8_MIN, INT8_MAX])).tolist()
+    low, high = q.dequantize(np.array([q.least, q.most])).tolist()
     ax.axvspan(low, high, color=RANGE, lw=0, label="representable")
     for end in (low, high):
         ax.axvline(end, color=RANGE_EDGE, lw=1)
     ax.stairs(trained, edges, fill=True, color=TRAINED, label="float")
-    outside = (edges[1:] <= low) | (edges[:-1] >= high + 2.0**-bits)
+    outside = (edges[1:] <= low) | (edges[:-1] >= high + 2.0**-q.fraction_bits)
     if trained[outside].any():
         ax.stairs(np.where(outside, trained, 0), edges, fill=True, color=CLIPPED, label="clipped")
     ax.stairs(device, edges, color=DEVICE, lw=1.1, label="device")
@@ -166,6 +166,19 @@ def _sweep(ax: Axes, trials: Sequence[Mapping[str, Any]], chosen: int, colour: s
 
 def _signed(value: float, _: Any = None) -> str:
     return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
+
+
+def _flash(ax: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
+    """Bytes against percentage points, as layers get weights of fewer bits; those that did not keep them are hollow."""
+    for kept, line, face in ((True, "-", DEVICE), (False, "", "white")):
+        some = [step for step in steps if step["kept"] is kept]
+        sizes, losses = [step["flash_bytes"] for step in some], [step["loss"] for step in some]
+        ax.plot(sizes, losses, marker="o", color=DEVICE, ms=5, ls=line, mfc=face)
+    ax.set_xlabel("bytes of constants")
+    ax.set_ylabel("loss, percentage points")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(_number))
 
 
 # --- confusion and memory ---------------------------------------------------------------------------------------------
@@ -259,12 +272,16 @@ def _memory_size(layers: Sequence[Any]) -> tuple[float, float]:
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
+def _format(layer: Mapping[str, Any], tensor: str) -> QFormat:
+    return QFormat(layer["fraction_bits"][tensor], layer["weight_bits"] if tensor == "weights" else 8)
+
+
 def draw(values: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a report's values: histograms by (layer, tensor), sweeps in their order, confusion, memory."""
     layers = {layer["name"]: layer for layer in values["layers"]}
     histograms = {
         (name, tensor): _svg(
-            (3.6, 1.75), f"Histogram of the {tensor}", _histogram, layer[tensor], layer["fraction_bits"][tensor]
+            (3.6, 1.75), f"Histogram of the {tensor}", _histogram, layer[tensor], _format(layer, tensor)
         )
         for name, layer in layers.items()
         for tensor in ("weights", "activations")
@@ -279,15 +296,18 @@ def draw(values: Mapping[str, Any]) -> dict[str, Any]:
     for index, trials in groupby(sorted(values["trials"], key=place), place):
         name, tensor = places[index]
         bits = layers[name]["fraction_bits"][tensor]
+        if tensor == "weights":  # formats are tried with 8 bits
+            bits += 8 - layers[name]["weight_bits"]
         label = f"Accuracy against the format of the {tensor}"
         figure = _svg((3.6, 1.7), label, _sweep, [*trials], bits, TENSORS[tensor])
         sweeps.append({"layer": name, "tensor": tensor, "figure": figure, "bits": bits})
-    tensors = values["memory"]["by_rows"]["tensors"]
+    tensors, steps = values["memory"]["by_rows"]["tensors"], values["flash_and_loss"]
     rows = "Rows in memory at most, against all rows"
     confusion = "Confusion matrix of the float network and the device"
     return {
         "histograms": histograms,
         "sweeps": sweeps,
+        "flash": _svg((4.6, 2.6), "Flash against loss", _flash, steps) if steps else None,
         "confusion": _svg((4.6, 4.4), confusion, _confusion, values),
         "memory": _svg(_memory_size(values["layers"]), "Memory map over time", _memory, values),
         "rows": _svg(_memory_size(tensors), rows, _rows, tensors) if tensors else None,

@@ -13,7 +13,7 @@ from q7.data.image_set import spread
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
 from q7.network.quantized import IntegerLayer, Quality
-from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
+from q7.qformat import LayerFormats, QFormat
 from q7.target import Target
 
 MOST_IMAGES = 500
@@ -37,7 +37,7 @@ class Histogram:
 class TensorStatistics(Quality):
     """A tensor of the device against the float network's.
 
-    Saturated is what is -128 or 127 on the device, and a step or more beyond in float.
+    Saturated is what is the least or the most on the device (-128 or 127), and a step or more beyond in float.
     """
 
     smallest: float  # of the float values
@@ -49,22 +49,24 @@ def _decibels(power: float, error: float) -> float | None:
     return 10 * math.log10(power / error) if power > 0 and error > 0 else None
 
 
-def _bins(low: float, high: float) -> tuple[int, int, int]:
+def _bins(low: float, high: float, q: QFormat) -> tuple[int, int, int]:
     """Index of the first bin, number and width of bins from low to high, all in steps of the device.
 
-    They have a whole number of its levels each, so that its grid makes no stripes.
+    They have a whole number of its levels each, so that its grid makes no stripes; of few levels, one.
     """
-    low, high = min(low, INT8_MIN), max(high, INT8_MAX + 1)
-    width = LEVELS_PER_BIN * max(1, -(-math.ceil((high - low) / LEVELS_PER_BIN) // MOST_BINS))
+    low, high = min(low, q.least), max(high, q.most + 1)
+    levels = LEVELS_PER_BIN if q.bits == 8 else 1
+    width = levels * max(1, -(-math.ceil((high - low) / levels) // MOST_BINS))
     first = math.floor(low / width)
     return first, math.ceil(high / width) - first, width
 
 
 def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStatistics:
-    """int8 values against the float ones that they stand for; the ratio is 10 log10(sum x^2 / sum (x - q)^2)."""
+    """Integers against the float values that they stand for; the ratio is 10 log10(sum x^2 / sum (x - q)^2)."""
     smallest, largest = float(trained.min(initial=0)), float(trained.max(initial=0))
-    first, count, width = _bins(*q.scaled(np.array([smallest, largest])).tolist())
-    every_level = np.arange(INT8_MIN, INT8_MAX + 1)
+    low, high = q.scaled(np.array([smallest, largest])).tolist()
+    first, count, width = _bins(low, high, q)
+    every_level = np.arange(q.least, q.most + 1)
     power = error = 0.0
     at_min = at_max = 0
     in_float, on_device = np.zeros(count), np.zeros(len(every_level))
@@ -77,10 +79,10 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
         noise = x - levels
         # Not as dot products, which several threads add up in another order.
         power, error = power + float(np.square(x).sum()), error + float(np.square(noise).sum())
-        at_min += int(np.count_nonzero((levels == INT8_MIN) & (x <= INT8_MIN - 1)))
-        at_max += int(np.count_nonzero((levels == INT8_MAX) & (x >= INT8_MAX + 1)))
+        at_min += int(np.count_nonzero((levels == q.least) & (x <= q.least - 1)))
+        at_max += int(np.count_nonzero((levels == q.most) & (x >= q.most + 1)))
         in_float += np.bincount(bin_of(x), minlength=count)
-        on_device += np.bincount(levels.astype(np.intp) - INT8_MIN, minlength=len(every_level))
+        on_device += np.bincount(levels.astype(np.intp) - q.least, minlength=len(every_level))
     step, total = 2.0**-q.fraction_bits, max(trained.size, 1)
     shares = in_float / total, np.bincount(bin_of(every_level), on_device, count) / total
     histogram = Histogram((first * width - 0.5) * step, width * step, *shares)

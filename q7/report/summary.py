@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from q7.network.quantized import Quality, QuantizedNetwork
 from q7.qformat import QFormat
+from q7.search import weight_bits
 from q7.templating import columns
 
 
 def _format(q: QFormat | None) -> str:
-    """With the factor: a value is the integer divided by it."""
-    return f"{q} ({2.0**q.fraction_bits:g})" if q else ""
+    """With the factor: a value is the integer divided by it; and the bits, where they are not 8."""
+    return f"{q} ({2.0**q.fraction_bits:g})" + (f", {q.bits} bits" if q.bits != 8 else "") if q else ""
 
 
 def _measured(quality: Quality | None) -> tuple[str, str]:
@@ -21,8 +22,22 @@ def _measured(quality: Quality | None) -> tuple[str, str]:
     return f"{quality.at_min:.2f} / {quality.at_max:.2f} %", ratio
 
 
+def wide(network: QuantizedNetwork) -> list[str]:
+    """Why layers' weights have 8 bits in a network for which fewer were asked."""
+    reasons: dict[str, list[str]] = {}
+    if network.outcome and network.outcome.weight_bits != weight_bits.EIGHT:
+        for layer in network.graph.layers:
+            if layer.weighted and network.formats[layer.name].weight_bits != weight_bits.FEW:
+                reason = weight_bits.objection(layer, network.target) or "4 would cost more than --loss allows"
+                reasons.setdefault(reason, []).append(layer.name)
+    return [f"Weights of 8 bits in {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
 def table(network: QuantizedNetwork) -> list[str]:
-    """Per layer that has a format of its own: formats and factors, shifts, and what quantization did to its output."""
+    """Per layer that has a format of its own: formats and factors, shifts, and what quantization did to its output.
+
+    And why some weights have more bits than others.
+    """
     header = ("layer", "weights", "activations", "bias", "bias_lshift", "act_rshift", "saturated -128 / 127", "SQNR")
     rows: list[tuple[str, ...]] = [header]
     measured = network.outcome.layers if network.outcome else {}
@@ -39,7 +54,7 @@ def table(network: QuantizedNetwork) -> list[str]:
                 *_measured(measured.get(layer.name)),
             )
         )
-    return columns(rows, left=4)
+    return [*columns(rows, left=4), *wide(network)]
 
 
 def counted(images: int, held_out: bool) -> str:

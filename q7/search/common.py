@@ -36,7 +36,8 @@ class Score:
 class Trial:
     """One format tried, its score, the score on the same images that it is held against, and whether it was kept.
 
-    A format that was kept may be replaced by a later trial of the same tensor.
+    A format that was kept may be replaced by a later trial of the same tensor. `flash` are the bytes of constants, with
+    it and with what it is held against, where the trial is about these.
     """
 
     layer: str
@@ -45,6 +46,7 @@ class Trial:
     score: Score
     reference: Score
     kept: bool
+    flash: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

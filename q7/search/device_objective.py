@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,11 +14,13 @@ from q7.engines.accuracy import accuracy_caffe
 from q7.engines.engine import MEMORY, MEMORY_SHARES
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
-from q7.network.quantized import quantize_layer, quantize_network
+from q7.network.quantized import IntegerLayer, quantize_layer, quantize_network
 from q7.qformat import LayerFormats
-from q7.search import common, weight_fitting
+from q7.search import common, weight_bits, weight_fitting
 from q7.search.common import Candidate, Choices, Found, Search, Tensor, Trial
 from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
+from q7.search.weight_bits import Narrowing
+from q7.search.weight_fitting import Fit
 from q7.target import Target
 
 STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
@@ -44,7 +47,9 @@ class Judge:
     ) -> None:
         self.graph = graph
         # Layers whose formats did not change stay the same objects, so that their results are not computed again.
-        self._quantize = functools.cache(lambda layer, own: quantize_layer(graph, layer, own, target))
+        self._quantize = functools.cache(
+            lambda layer, own: quantize_layer(layer, graph.weights.get(layer.name), own, target)
+        )
         network = DeviceNetwork(graph, images, target, memory)
         # Shuffled, since the images may lie in some order, and each stage is to have some of every kind.
         order = np.random.default_rng(0).permutation(len(images))
@@ -56,6 +61,12 @@ class Judge:
     def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
         """On all images; or, once it does worse than `best`, on those of the stages until then."""
         layers = [self._quantize(layer, formats[layer.name]) for layer in self.graph.layers]
+        return self.judge_layers(layers, formats, best)
+
+    def judge_layers(
+        self, layers: Sequence[IntegerLayer], formats: Mapping[str, LayerFormats], best: Verdict | None = None
+    ) -> Verdict:
+        """The same of layers with whichever weights."""
         y = formats[self.graph.output.name].y
         assert y
         return judge_in_stages(
@@ -123,11 +134,15 @@ def device_objective(
     target: Target,
     tolerance: float,
     make_judge: Callable[..., Judge] = Judge,
+    bits: str = weight_bits.EIGHT,
+    loss: float = weight_bits.LOSS,
+    make_narrowing: Callable[..., Narrowing] = Narrowing,
 ) -> Search:
     """Searches formats on a sample of the images, adapts the weights, and lets all images decide what is taken.
 
-    `tolerance` is in percentage points: smaller differences of accuracy than this do not count. `make_judge` takes
-    the place of `Judge` for the trials.
+    `tolerance` is in percentage points: smaller differences of accuracy than this do not count. `make_judge` and
+    `make_narrowing` take the place of `Judge` and `Narrowing`. `bits` are those of weights (`weight_bits.MODES`); where
+    they are mixed, the device may be worse than the float network by `loss` (percentage points).
     """
     images = reference.images
     some = spread(len(images), SAMPLE)
@@ -143,15 +158,33 @@ def device_objective(
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
     formats = yield from _descend(judge, choices, tolerance)
     yield "adapting the weights"
-    fit = spread(len(images), FIT_SAMPLE)
+    seen = spread(len(images), FIT_SAMPLE)
     most = max(1, reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph))
+    fit = Fit(graph, pick(images, seen), target, most)
     candidates = {
         "formats from ranges": Candidate(graph, start),
         "formats searched": Candidate(graph, formats),
-        "weights adapted": Candidate(*weight_fitting.refine(graph, formats, pick(images, fit), target, most)),
+        "weights adapted": fit.refine(formats),
     }
     yield "judging the candidates on all images"
-    return _Finals(images, labels, logits, target, np.union1d(some, fit)).choose(candidates, tolerance)
+    finals = _Finals(images, labels, logits, target, np.union1d(some, seen))
+    found = finals.choose(candidates, tolerance)
+    if bits == weight_bits.EIGHT:
+        return found
+    yield "fitting weights of 4 bits"
+    if bits == weight_bits.MIXED:
+        narrowing = make_narrowing(fit, found.chosen.formats, lambda one: finals.judge(one)[0], judge.judge_layers)
+        chosen = yield from weight_bits.mixed(narrowing, found.accuracies["float"] - loss)
+        narrow = {"weights of 8 and 4 bits": narrowing.candidate(chosen)}
+    else:
+        names = weight_bits.able(graph, target)
+        tables = {"formats from ranges": start, "formats searched": formats}
+        narrow = {
+            f"weights of 4 bits, {name}": fit.refine(weight_bits.narrowed(graph, table, names))
+            for name, table in tables.items()
+        }
+    narrow_found = finals.choose(narrow, tolerance)
+    return replace(narrow_found, accuracies={**found.accuracies, **narrow_found.accuracies})
 
 
 class _Finals:
@@ -167,7 +200,7 @@ class _Finals:
         ends = [FIRST_FINAL_IMAGES << i for i in range(len(order).bit_length())]
         self._stages = [np.sort(part) for part in np.split(order, [end for end in ends if end < len(order)])]
 
-    def judge(self, candidate: Candidate, best: Verdict | None) -> tuple[Verdict, np.ndarray]:
+    def judge(self, candidate: Candidate, best: Verdict | None = None) -> tuple[Verdict, np.ndarray]:
         """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then."""
         graph, formats = candidate.graph, candidate.formats
         network, layers = DeviceNetwork(graph, self.images, self.target), quantize_network(graph, formats, self.target)
@@ -185,7 +218,7 @@ class _Finals:
         """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear."""
         accuracies = {"float": accuracy_caffe(self.logits, self.labels)}
         *others, best_name = candidates
-        best, logits = self.judge(candidates[best_name], None)
+        best, logits = self.judge(candidates[best_name])
         accuracies[best_name] = best.accuracy
         for name in reversed(others):
             if candidates[name].is_same(candidates[best_name]):

@@ -26,6 +26,7 @@ from q7.qformat import LayerFormats
 from q7.search.caffe_objective import Grids, Judged, ScreenedSimulation
 from q7.search.device_objective import Judge
 from q7.search.verdict import Verdict
+from q7.search.weight_bits import Narrowing
 
 HASHED_ROWS = 1000  # of an array at once
 T = TypeVar("T")
@@ -150,6 +151,10 @@ def _verdict(value: Any) -> Verdict:
     return Verdict(_right(value[1], value[0]), divergences)
 
 
+def _bits(formats: Mapping[str, LayerFormats]) -> dict[str, Any]:
+    return {name: [q and q.fraction_bits for q in (own.w, own.b, own.y)] for name, own in formats.items()}
+
+
 class RememberedJudge(Judge):
     """Looks into the journal before it computes."""
 
@@ -158,9 +163,20 @@ class RememberedJudge(Judge):
         self.journal = journal
 
     def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
-        bits = {name: [q and q.fraction_bits for q in (own.w, own.b, own.y)] for name, own in formats.items()}
         compute = functools.partial(super().judge, formats, best)
-        return self.journal.remember([bits, best and _plain(best)], compute, _plain, _verdict)
+        return self.journal.remember([_bits(formats), best and _plain(best)], compute, _plain, _verdict)
+
+
+class RememberedNarrowing(Narrowing):
+    """Looks into the journal before it fits and computes."""
+
+    def __init__(self, journal: Journal, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.journal = journal
+
+    def judge(self, names: Sequence[str]) -> Verdict:
+        question = ["weights of 4 bits", [*names], _bits(self.formats)]
+        return self.journal.remember(question, functools.partial(super().judge, names), _plain, _verdict)
 
 
 class RememberedSimulation(ScreenedSimulation):

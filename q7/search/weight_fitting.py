@@ -14,20 +14,22 @@ sums of integers, which floats hold exactly in whatever order they are added, an
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from q7.data.image_set import Images, pick
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from q7.layers.base import Layer
+from q7.layers.base import Layer, Weights
 from q7.network.graph import Graph
-from q7.network.quantized import IntegerLayer, quantize_layer, quantize_network
-from q7.qformat import LayerFormats, QFormat
-from q7.search.common import carried_bias, largest
+from q7.network.quantized import IntegerLayer, quantize_layer
+from q7.qformat import MAX_OUT_RSHIFT, LayerFormats, QFormat
+from q7.search.common import Candidate, carried_bias, largest
 from q7.target import Rounding, Target
 
 PLACES = 8  # sampled in each image's output of each layer
@@ -35,6 +37,7 @@ CHUNK = 1024  # samples that are added up at once, of int8: 1024 * 128 * 128 is 
 FINER_BITS = 16  # of the outputs that are fitted to, below the steps of their formats
 LARGEST_OUTPUT = 1 << 31  # in these units; 2**15 samples of an int8 and such an output are 2**53: float64 is exact
 BLOCK_COLUMNS = 64  # whose errors go into the later ones together (the lazy batch updates of GPTQ)
+MOST_CLIPPED_BITS = 2  # by which a format of few bits may be finer than the one that covers all weights
 MOST_INPUTS = 4096  # of one output; beyond, the normal equations take too much memory
 RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
 DAMPING = 1e-4  # of the mean input power, for a stable inverse (GPTQ takes 0.01)
@@ -75,9 +78,10 @@ class _Part:
     def __init__(
         self, in_float: FloatNetwork, device: DeviceNetwork, places: Mapping[str, np.ndarray], keep: bool
     ) -> None:
-        """`keep`: go on from one layer to the next. Without it all is computed anew, which takes less memory."""
+        """`keep` what enters the last layer, and the trained outputs. Without it, all is computed anew each time."""
         self._in_float, self._device, self._places, self._keep = in_float, device, places, keep
-        self._position, self._x = 0, device.start()
+        self._before: list[IntegerLayer] = []
+        self._x = device.start()
         self._wanted: dict[str, np.ndarray] = {}
 
     def samples(self, layers: Sequence[IntegerLayer], layer: Layer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -85,15 +89,18 @@ class _Part:
 
         `layers` are those before it.
         """
-        x = self._device.advance(self._position, self._x, layers[self._position :])
+        if [*layers[: len(self._before)]] != self._before:
+            self._before, self._x = [], self._device.start()
+        done = len(self._before)
+        x = self._device.advance(done, self._x, layers[done:]) if done < len(layers) else self._x
         if self._keep:
-            self._position, self._x = len(layers), x
+            self._before, self._x = [*layers], x
         return x[layer.inputs[0]], self._places[layer.name], self._trained_outputs(layer.name)
 
     def _trained_outputs(self, name: str) -> np.ndarray:
         if name not in self._wanted:
             self._wanted = self._run_trained(self._places if self._keep else {name: self._places[name]})
-        return self._wanted.pop(name)
+        return self._wanted[name]
 
     def _run_trained(self, places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         graph = self._in_float.graph
@@ -164,15 +171,26 @@ def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> n
     return rounded
 
 
+def _choices(own: LayerFormats) -> list[LayerFormats]:
+    """To choose from: of few bits, finer formats may be better although they clip the largest weights."""
+    assert own.w and own.y
+    room = own.y.fraction_bits + MAX_OUT_RSHIFT - own.accumulator.fraction_bits
+    steps = range(min(MOST_CLIPPED_BITS, room) + 1 if own.w.bits < 8 else 1)
+    return [replace(own, w=own.w.finer(step)) for step in steps]
+
+
 def _fit(
     power: np.ndarray, products: np.ndarray, trained: np.ndarray, own: LayerFormats
 ) -> tuple[np.ndarray, LayerFormats]:
-    """(O, K + 1) weights that solve the equations, on their grids; and the formats with a bias's to match.
+    """(O, K + 1) weights that solve the equations, on their grids; and the formats, with a bias's to match.
 
     Inputs that no output has a weight for get none: converters put zeros where padding differs at two sides.
     """
-    used = np.asarray(trained.any(axis=0))
-    used[-1] = True
+    assert own.w
+    used = np.flatnonzero(trained[:, :-1].any(axis=0))
+    if own.w.bits < 8:  # the strongest inputs first: what errs there is made good by most others
+        used = used[np.argsort(-power.diagonal()[used], kind="stable")]
+    used = np.append(used, len(power) - 1)
     power, products, start = power[np.ix_(used, used)], products[used], trained[:, used]
     mean_power = max(np.trace(power[:-1, :-1]) / max(len(power) - 1, 1), 1e-12)
     ridge = np.full(len(power), RIDGE * mean_power)
@@ -180,42 +198,80 @@ def _fit(
     best = np.linalg.solve(power + np.diag(ridge), products + ridge[:, None] * start.T).T
     if own.b:
         own = replace(own, b=carried_bias(QFormat.covering(largest(best[:, -1])), own.accumulator))
+    damped, tried = power + DAMPING * mean_power * np.eye(len(power)), []
+    for choice in _choices(own):
+        rounded = _round_columns(best, damped, choice)
+        tried.append((float(np.sum((rounded - best) @ power * (rounded - best))), choice, rounded))
+    _, own, rounded = min(tried, key=lambda found: found[0])
     fitted = np.zeros(trained.shape, np.float32)
-    fitted[:, used] = _round_columns(best, power + DAMPING * mean_power * np.eye(len(power)), own)
+    fitted[:, used] = rounded
     return fitted, own
 
 
-def refine(
-    graph: Graph, formats: Mapping[str, LayerFormats], images: Images, target: Target, most: int
-) -> tuple[Graph, dict[str, LayerFormats]]:
-    """The graph with weights that lie on their formats' grids, and the formats with biases to match.
+class Fitted(NamedTuple):
+    """A layer's weights, None where it has none, its formats with what the fit chose, and the integers."""
 
-    `images` (N, C, H, W) uint8 are what the fit sees, `most` of them at once. Grouped layers and those with more than
-    4096 inputs to an output keep their weights, to be rounded to nearest.
+    weights: Weights | None
+    formats: LayerFormats
+    integers: IntegerLayer
+
+
+class Fit:
+    """Fits a network's weights in network order, for one table of formats after the other.
+
+    A layer that has the formats of an earlier table, as all layers before it have, is not fitted again.
     """
-    formats, weights = dict(formats), dict(graph.weights)
-    places = {layer.name: _places(layer, len(images)) for layer in graph.layers if _can_fit(graph, layer)}
-    if not places:
-        return graph, formats
-    in_float, device, parts = FloatNetwork(graph, images), DeviceNetwork(graph, images, target), []
-    for which in np.split(np.arange(len(images)), range(most, len(images), most)):
-        some = pick(images, which)
-        own_places = {name: at[which] for name, at in places.items()}
-        parts.append(_Part(in_float.part(some), device.part(some), own_places, keep=len(images) <= most))
-    layers = quantize_network(graph, formats, target)
-    for index, layer in enumerate(graph.layers):
-        if layer.name not in places:
-            continue
-        w, b = graph.weights[layer.name]
-        own = formats[layer.name]
-        assert own.y
-        trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
-        power, products = _add_up(parts, layers[:index], layer, trained, own)
-        if target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
-            products += power[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
-        with threadpool_limits(1, user_api="blas"):  # several round differently
-            rounded, formats[layer.name] = _fit(power, products, trained, own)
-        weights[layer.name] = (rounded[:, :-1].reshape(w.shape), rounded[:, -1])
-        fitted = replace(graph, weights=weights)
-        layers[index] = quantize_layer(fitted, layer, formats[layer.name], target)
-    return replace(graph, weights=weights), formats
+
+    def __init__(self, graph: Graph, images: Images, target: Target, most: int) -> None:
+        """`images` (N, C, H, W) uint8 are what the fit sees, `most` of them at once."""
+        self.graph, self.target = graph, target
+        self._places = {layer.name: _places(layer, len(images)) for layer in graph.layers if _can_fit(graph, layer)}
+        self._known: dict[tuple[LayerFormats, ...], Fitted] = {}
+        in_float, device, self._parts = FloatNetwork(graph, images), DeviceNetwork(graph, images, target), []
+        for which in np.split(np.arange(len(images)), range(most, len(images), most)):
+            some = pick(images, which)
+            places = {name: at[which] for name, at in self._places.items()}
+            self._parts.append(_Part(in_float.part(some), device.part(some), places, keep=len(images) <= most))
+
+    def layers(self, formats: Mapping[str, LayerFormats]) -> list[Fitted]:
+        """Each layer, fitted to what those before it became.
+
+        Grouped layers and those with more than 4096 inputs to an output keep their weights, to be rounded to nearest.
+        """
+        fitted: list[Fitted] = []
+        key: tuple[LayerFormats, ...] = ()
+        for layer in self.graph.layers:
+            key = (*key, formats[layer.name])
+            if key not in self._known:
+                self._known[key] = self.layer(layer, formats[layer.name], fitted)
+            fitted.append(self._known[key])
+        return fitted
+
+    def layer(self, layer: Layer, own: LayerFormats, before: Sequence[Fitted]) -> Fitted:
+        """One layer, after those before it."""
+        weights = self.graph.weights.get(layer.name)
+        if layer.name in self._places:
+            assert weights and own.y
+            w, b = weights
+            trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
+            power, products = _add_up(self._parts, [known.integers for known in before], layer, trained, own)
+            if self.target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
+                products += power[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
+            with threadpool_limits(1, user_api="blas"):  # several round differently
+                rounded, own = _fit(power, products, trained, own)
+            weights = rounded[:, :-1].reshape(w.shape), rounded[:, -1]
+        elif weights and own.w:
+            own = min(_choices(own), key=functools.partial(_rounding_error, weights[0]))
+        return Fitted(weights, own, quantize_layer(layer, weights, own, self.target))
+
+    def refine(self, formats: Mapping[str, LayerFormats]) -> Candidate:
+        """The network with weights that lie on their formats' grids, and formats with what the fit chose."""
+        fitted = dict(zip((layer.name for layer in self.graph.layers), self.layers(formats)))
+        weights = {name: known.weights for name, known in fitted.items() if known.weights}
+        graph = replace(self.graph, weights=weights) if self._places else self.graph
+        return Candidate(graph, {name: known.formats for name, known in fitted.items()})
+
+
+def _rounding_error(weights: np.ndarray, own: LayerFormats) -> float:
+    assert own.w
+    return float(np.sum((own.w.dequantize(own.w.quantize(weights)) - weights) ** 2))

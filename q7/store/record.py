@@ -261,7 +261,8 @@ def _outcome_of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
     """All weights had 8 bits."""
-    return {**value, "weights": {name: {**own, "bits": 8} for name, own in value["weights"].items()}}
+    weights = {name: {**own, "bits": 8} for name, own in value["weights"].items()}
+    return {**value, "weights": weights, "outcome": value["outcome"] and {**value["outcome"], "weight_bits": "8"}}
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
