@@ -24,16 +24,16 @@ except ImportError:  # Windows
 T = TypeVar("T")
 
 
-def find(path: str, beside: Path, what: str) -> Path:
+def find(path: str, beside: Path, what: str, maker: str = "") -> Path:
     """The file or folder that `path` names: as given, then below the folder `beside`, then by its last part there.
 
-    Raises Q7Error where there is none.
+    Raises Q7Error where there is none; `maker` is the end of its sentence.
     """
     for candidate in (Path(path), beside / path, beside / Path(path).name):
         with contextlib.suppress(OSError, ValueError):  # a name too long, or with a null in it
             if path and candidate.exists():
                 return candidate
-    raise Q7Error(f"{what} '{path}' does not exist (looked in the current directory and in '{beside}')")
+    raise Q7Error(f"{what} '{path}' does not exist (looked in the current directory and in '{beside}'){maker}")
 
 
 LARGEST = 1 << 26  # bytes of a file that is read as a whole: more than a microcontroller's flash holds of floats
@@ -53,6 +53,13 @@ def opened(path: Path, most: float = LARGEST) -> BinaryIO:
     file.close()
     regular = stat.S_ISREG(status.st_mode)
     raise Q7Error(f"'{path}' " + (f"has {status.st_size} bytes, allowed are {most}" if regular else "is not a file"))
+
+
+def beginning(path: Path) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, Q7Error), opened(path) as file:
+        return file.read(1 << 16)
+    return b""
 
 
 def read(path: Path) -> bytes:

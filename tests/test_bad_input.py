@@ -17,6 +17,7 @@ import nn_quantizer
 from q7.caffe_io.blobs import write_weights
 from q7.data import lmdb_images
 from tests import tiny
+from tests.support import write_dataset
 from tests.test_fuzz import OLD_PICKLE
 
 
@@ -101,6 +102,12 @@ def data(shape: tuple[int, ...], label: int) -> Damage:
     return lambda folder: lmdb_images.write(folder / "data_lmdb", [np.zeros(shape, np.uint8)], [label])
 
 
+def deploy(folder: Path) -> None:
+    """Has the prototxt name a shape in place of the data."""
+    shape = " ".join(f"input_dim: {extent}" for extent in (1, *tiny.IMAGE))
+    (folder / "net.prototxt").write_text(f'name: "net" input: "data" {shape}\n{tiny.LAYERS}')
+
+
 def nothing(folder: Path) -> None:
     """Leaves the files as they are."""
 
@@ -116,12 +123,34 @@ QUANTIZER = {
     "a truncated data set": (cut("data_lmdb/data.mdb", 0.5), [], WRONG),
     "a label too high": (data(tiny.IMAGE, 3), [], "has labels from 3 to 3, but layer 'ip1' has 3 outputs"),
     "a negative label": (data(tiny.IMAGE, -1), [], "has labels from -1 to -1"),
-    "images of another size": (data((3, 9, 9), 0), [], "layer 'ip1': the weights file has (3, 18) and (3,), the"),
-    "other channels": (data((1, 6, 6), 0), [], "layer 'conv1': the weights file has (2, 3, 3, 3) and (2,)"),
-    "no text": (write("net.prototxt", b"\xff\x00"), [], WRONG),
+    "images of another size": (data((3, 9, 9), 0), [], "asks for (3, 50) and (3,) with images of 3x9x9"),
+    "other channels": (
+        data((1, 6, 6), 0),
+        [],
+        "the weights of layer 'conv1' are for images with 3 channels, those of 'data_lmdb' have 1",
+    ),
+    "no CIFAR-10": (
+        replace('"data_lmdb"', '"cifar10_test_lmdb"'),
+        [],
+        "; models/get_cifar10.py makes it",
+    ),
+    "no text": (write("net.prototxt", b"\xff\xfe"), [], WRONG),
     "half a network": (cut("net.prototxt", 0.5), [], WRONG),
-    "weights as network": ((nothing), ["--model", "net.caffemodel.h5"], WRONG),
-    "network as weights": ((nothing), ["--weights", "net.prototxt"], WRONG),
+    "weights as network": (
+        nothing,
+        ["--model", "net.caffemodel.h5"],
+        "--model 'net.caffemodel.h5' is a binary file: it takes the prototxt, and --weights the trained weights",
+    ),
+    "network as weights": (
+        nothing,
+        ["--weights", "net.prototxt"],
+        "--weights 'net.prototxt' is a prototxt: it takes the trained weights, and --model the prototxt",
+    ),
+    "network and weights swapped": (
+        nothing,
+        ["--model", "net.caffemodel.h5", "--weights", "net.prototxt"],
+        "--model 'net.caffemodel.h5' is a binary file and --weights 'net.prototxt' a prototxt: they are swapped",
+    ),
     "an unknown type": (replace('"ReLU"', '"Swish"'), [], "layer 'relu1' (Swish): this type is not supported"),
     "a mistyped field": (replace("stride", "strides"), [], "layer 'pool1' (Pooling): it has a field that this tool"),
     "a missing blob": (replace('bottom: "pool1"', 'bottom: "pool2"'), [], "no layer writes its input 'pool2'"),
@@ -268,7 +297,22 @@ GENERATOR = {
     "a folder": (nothing, ["--model", "data_lmdb"], "cannot read the pickle 'data_lmdb'"),
     "half a pickle": (cut("net.pkl", 0.5), [], WRONG),
     "an empty pickle": (cut("net.pkl", 0), [], WRONG),
-    "another file": (nothing, ["--model", "net.prototxt"], WRONG),
+    "another file": (nothing, ["--model", "net.caffemodel"], WRONG),
+    "a prototxt": (
+        nothing,
+        ["--model", "net.prototxt"],
+        "'net.prototxt' is a prototxt: nn_quantizer.py takes it, and writes the pickle",
+    ),
+    "a position that is not there": (
+        nothing,
+        ["--images", "3,99999"],
+        "data_lmdb' has no image at position 99999: it holds positions 0 to 99",
+    ),
+    "a softmax of s8 kernels": (
+        nothing,
+        ["--api", "s8", "--softmax"],
+        "layer 'softmax' (Softmax): no kernel can compute it: there is no s8 kernel, it needs --api q7",
+    ),
     "an attack": (write("net.pkl", b"cos\nsystem\n(S'touch ran'\ntR."), [], "it names os.system, which is not loaded"),
     "a file as output": (nothing, ["--out_dir", "net.prototxt"], "'net.prototxt' is not a folder"),
     "an output below a file": (nothing, ["--out_dir", "net.prototxt/code"], "cannot write 'net.prototxt/code"),
@@ -333,3 +377,28 @@ def test_code_gen_refuses_flags(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_old_pickle_of_the_tiny_network_works(folder: Path) -> None:
     assert code_gen.main([*OLD, "--out_dir", "code"]) == 0
     assert (folder / "code" / "main.cpp").exists()
+
+
+NOTES: dict[str, tuple[Damage, list[str], str]] = {
+    "few images": (
+        lambda folder: write_dataset(folder, tiny.IMAGE, 99, tiny.CLASSES),
+        [],
+        "99 test images: with fewer than 100, accuracies are mostly chance",
+    ),
+    "a deploy prototxt without a mean": (
+        deploy,
+        ["--lmdb", "data_lmdb"],
+        "net.prototxt' names no mean, and 0 is taken: give --mean if the network was trained with one",
+    ),
+    "a deploy prototxt with a mean": (deploy, ["--lmdb", "data_lmdb", "--mean", "120"], ""),
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_what_may_be_a_mistake_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    arguments = tiny.write(tmp_path)
+    damage, more, message = NOTES[name]
+    damage(tmp_path)
+    assert nn_quantizer.main([*arguments, *more]) == 0
+    err = capsys.readouterr().err
+    assert message in sentence(err, "nn_quantizer") if message else not err

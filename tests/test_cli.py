@@ -36,9 +36,9 @@ LAST_LINE = r"Accuracy: float \d+\.\d\d %, device \d+\.\d\d % \((\d+) images, (\
 
 @pytest.fixture
 def net(tmp_path: Path) -> list[str]:
-    """Arguments for a small network with random weights and 45 random images of 3x6x6."""
+    """Arguments for a small network with random weights and 120 random images of 3x6x6."""
     rng = np.random.default_rng(1)
-    write_dataset(tmp_path, (3, 6, 6), 45, 3)
+    write_dataset(tmp_path, (3, 6, 6), 120, 3)
     blobs = {"conv1": [rng.normal(0, 0.3, (4, 3, 3, 3)), rng.normal(0, 0.1, 4)]}
     blobs["ip1"] = [rng.normal(0, 0.2, (3, 36)), rng.normal(0, 0.1, 3)]
     types = {"conv1": "Convolution", "ip1": "InnerProduct"}
@@ -61,7 +61,7 @@ def test_what_is_printed_and_written(net: list[str], tmp_path: Path, capsys: pyt
     assert nn_quantizer.main(net) == 0
     out, err = capsys.readouterr()
     last = re.fullmatch(LAST_LINE, out.splitlines()[-1])
-    assert last and last.groups() == ("45", "dsp", "nearest")
+    assert last and last.groups() == ("120", "dsp", "nearest")
     assert err == ""
     blobs = read_weights(tmp_path / "quantized_net.caffemodel")
     network = record.load(tmp_path / "net.pkl").network
@@ -74,14 +74,14 @@ def test_what_is_printed_and_written(net: list[str], tmp_path: Path, capsys: pyt
 
 
 def test_iterations(net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert nn_quantizer.main([*net, "--iterations", "2"]) == 0
+    assert nn_quantizer.main([*net, "--iterations", "10"]) == 0
     out, err = capsys.readouterr()
-    assert "(20 images," in out
+    assert "(100 images," in out
     assert err == ""
     assert nn_quantizer.main([*net, "--iterations", "100"]) == 0
     out, err = capsys.readouterr()
-    assert "(45 images," in out
-    assert "100 batches of 10 asked for, but" in err and "holds 45 images" in err
+    assert "(120 images," in out
+    assert "100 batches of 10 asked for, but" in err and "holds 120 images" in err
 
 
 @pytest.mark.parametrize(("core", "rounding"), [("plain", "nearest"), ("dsp", "truncate")])
@@ -89,7 +89,7 @@ def test_target_goes_into_the_pickle_and_the_code(net: list[str], tmp_path: Path
     assert nn_quantizer.main([*net, "--core", core, "--rounding", rounding]) == 0
     assert code_gen.main(["--model", net[-1], "--out_dir", str(tmp_path / "code")]) == 0
     code = (tmp_path / "code" / "main.cpp").read_text()
-    assert ("#if !defined(ARM_MATH_DSP)" in code) == (core == "dsp")
+    assert ("ARM_MATH_DSP is not defined" in code) == (core == "dsp")
     assert ("#if !defined(ARM_NN_TRUNCATE)" in code) == (rounding == "truncate")
 
 
@@ -183,13 +183,13 @@ def test_eval_says_what_is_in_a_pickle_and_runs_it_again(
 ) -> None:
     assert nn_quantizer.main([*net, "--holdout", "0.4", "--seed", "3"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    again = re.search(r"device (\d+\.\d\d) % \(18 held-out images", printed[-1])
+    again = re.search(r"device (\d+\.\d\d) % \(48 held-out images", printed[-1])
     assert again
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert nn_quantizer.main(["--eval", net[-1]]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[-1].startswith(f"Accuracy now: device {again[1]} % (18 held-out images of ")
+    assert lines[-1].startswith(f"Accuracy now: device {again[1]} % (48 held-out images of ")
     assert printed[-1] in lines
     assert {line for line in printed if line.startswith(("layer ", "data ", "conv1 ", "pool1 ", "ip1 "))} <= {*lines}
     assert err == "" and before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from q7.codegen import boards
-from q7.target import LIBRARIES, Core, Rounding, Target
+from q7.target import LIBRARIES, Target
 from q7.templating import TEMPLATES
 from tests import small
 from tests.generated import generate
@@ -83,24 +83,11 @@ def test_same_input_gives_the_same_bytes_and_leaves_the_files_alone(tmp_path: Pa
     assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before}
 
 
-def test_the_core_and_the_rounding_are_checked_by_the_preprocessor(tmp_path: Path) -> None:
-    quantized = small.quantized(tmp_path)
-    for core in Core:
-        for rounding in Rounding:
-            pickle = small.save(small.retarget(quantized, Target(core, rounding)), tmp_path / "small.pkl")
-            main = (generate(pickle, tmp_path / "code") / "main.cpp").read_text()
-            assert ("#if !defined(ARM_MATH_DSP) ||" in main) == (core is Core.DSP)
-            assert ("#if !defined(ARM_NN_TRUNCATE)" in main) == (rounding is Rounding.TRUNCATE)
-
-
-@pytest.mark.parametrize("core", Core)
-def test_s8_code_checks_the_core_and_the_version(core: Core, tmp_path: Path) -> None:
+def test_s8_code_checks_the_version(tmp_path: Path) -> None:
     """Only grouped convolutions ask for a later version."""
     for groups in (False, True):
         layers = small.LAYERS.replace("kernel_size: 2 }", "kernel_size: 2 group: 2 }") if groups else small.LAYERS
         pickle = small.save(small.quantized(tmp_path, layers=layers), tmp_path / "small.pkl")
-        main = (generate(pickle, tmp_path / "code", "--api", "s8", "--core", core.value) / "main.cpp").read_text()
-        assert "generate it with --api q7" in main
+        main = (generate(pickle, tmp_path / "code", "--api", "s8") / "main.cpp").read_text()
+        assert "code_gen.py --api q7" in main
         assert ("from version 6 on" in main) == groups
-        assert ("#if !defined(ARM_MATH_MVEI)" in main) == (core is Core.MVE)
-        assert ("#if !defined(ARM_MATH_DSP) ||" in main) == (core is Core.DSP)

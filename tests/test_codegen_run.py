@@ -303,7 +303,7 @@ def test_a_board_of_the_other_core_is_refused(small_pickle: Path, tmp_path: Path
     folder = generate(small_pickle, tmp_path, "--target", "mps2")
     done = run(tool("make"), "-s", "CORE=cortex-m3", cwd=folder)
     assert done.returncode != 0
-    assert "quantize it with --core plain" in done.stderr
+    assert "code_gen.py --core plain" in done.stderr
 
 
 def test_profile_counts_instructions_and_kernels_take_nearly_all(arm_m4_pickle: Path, tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_releases_that_do_not_fit_are_refused(
     s8 = release in "4567"
     assert (done.returncode == 0) == (s8 and int(release) >= oldest), done.stderr
     if done.returncode:
-        assert (f"computes from version {oldest} on" if s8 else "generate it with --api q7") in done.stderr
+        assert (f"computes from version {oldest} on" if s8 else "code_gen.py --api q7") in done.stderr
 
 
 def test_q7_code_says_where_its_kernels_are_gone(small_pickle: Path, tmp_path: Path) -> None:
@@ -428,7 +428,54 @@ def test_q7_code_says_where_its_kernels_are_gone(small_pickle: Path, tmp_path: P
     compiler = [tool("arm-none-eabi-g++"), "-mcpu=cortex-m4", "-mthumb", "-fsyntax-only"]
     done = run(*compiler, "-I", folder / "portable", folder / "main.cpp")
     assert done.returncode != 0
-    assert "or generate this network with --api s8" in done.stderr
+    assert "or generate this code with code_gen.py --api s8" in done.stderr
+
+
+DSP, MVE, TRUNCATE = "-DARM_MATH_DSP", "-DARM_MATH_MVEI", "-DARM_NN_TRUNCATE"
+# What the code is generated for, what the preprocessor is told, and what it says then: nothing where it fits.
+GUARDS = [
+    (Target(Core.DSP), [DSP], ""),
+    (Target(Core.DSP), [], "ARM_MATH_DSP is not defined: define it for Cortex-M4, M7 or M33, else generate with "),
+    (Target(Core.DSP), [DSP, MVE], "ARM_MATH_MVEI is defined, but this code is for Cortex-M4, M7 or M33: generate it "),
+    (Target(Core.PLAIN), [], ""),
+    (Target(Core.PLAIN), [DSP], "ARM_MATH_DSP is defined, but this code is for cores without it: generate it with "),
+    (Target(Core.MVE), [DSP, MVE], ""),
+    (Target(Core.DSP), [DSP, TRUNCATE], "ARM_NN_TRUNCATE is defined: do without it, or quantize with nn_quantizer.py "),
+    (
+        Target(Core.DSP, Rounding.TRUNCATE),
+        [DSP],
+        "ARM_NN_TRUNCATE is not defined: define it for all files, or quantize",
+    ),
+    (Target(Core.DSP, Rounding.TRUNCATE), [DSP, TRUNCATE], ""),
+    (Target(Core.DSP, library=S8), [DSP], ""),
+    (
+        Target(Core.DSP, library=S8),
+        [],
+        "ARM_MATH_DSP is not defined: define it for Cortex-M4, M7 or M33, else generate ",
+    ),
+    (Target(Core.DSP, library=S8), [DSP, MVE], "ARM_MATH_MVEI is defined, but this code is for Cortex-M4, M7 or M33"),
+    (Target(Core.PLAIN, library=S8), [], ""),
+    (
+        Target(Core.PLAIN, library=S8),
+        [DSP],
+        "ARM_MATH_DSP is defined, but this code is for cores without it: generate ",
+    ),
+    (Target(Core.MVE, library=S8), [DSP], "ARM_MATH_MVEI is not defined: build for a core with MVE, or generate with "),
+    (Target(Core.MVE, library=S8), [DSP, MVE], ""),
+]
+
+
+@pytest.mark.parametrize(("target", "told", "error"), GUARDS)
+def test_the_build_says_where_core_or_rounding_do_not_fit(
+    target: Target, told: list[str], error: str, small_pickle: Path, tmp_path: Path
+) -> None:
+    pickle = small.save(small.retarget(network(small_pickle), target), tmp_path / "small.pkl")
+    folder = generate(pickle, tmp_path / "code", "--target", "host", "--test_images", "0")
+    done = run(tool("g++"), "-fsyntax-only", *told, "-I", folder / "portable", folder / "main.cpp")
+    errors = re.findall(r"error: #error \"(.*)\"", done.stderr)
+    assert [text[: len(error)] for text in errors] == ([error] if error else [])
+    assert (done.returncode == 0) == (not error)
+    assert all(re.search(r"(code_gen|nn_quantizer)\.py --(core|rounding) \w", text) for text in errors)
 
 
 def test_keil_profile_needs_a_cycle_counter(tmp_path: Path) -> None:

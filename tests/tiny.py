@@ -33,7 +33,7 @@ def blobs(seed: int = 0) -> Blobs:
 
 def write(folder: Path, suffix: str = ".caffemodel.h5") -> list[str]:
     """Writes prototxt, weights and data set; returns nn_quantizer's arguments."""
-    write_dataset(folder, IMAGE, 20, CLASSES)
+    write_dataset(folder, IMAGE, 100, CLASSES)
     model = prototxt(folder, LAYERS, "ip1", "mean_value: 120")
     weights = folder / f"net{suffix}"
     write_weights(weights, "net", blobs(), TYPES)

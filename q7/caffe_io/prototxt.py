@@ -30,6 +30,11 @@ _V1_NAMES = {
 }
 
 
+def is_prototxt(content: bytes) -> bool:
+    """Whether a file's first bytes look like a network definition, whatever else the file is given for."""
+    return b"\0" not in content and bool(re.search(rb"^\s*layers?\s*:?\s*{", content, re.MULTILINE))
+
+
 @dataclass
 class Prototxt:
     """The TEST-phase network of a prototxt, its layers in the current form.

@@ -39,7 +39,8 @@ class DataSource:
     def find_images(self) -> Path:
         if not self.images:
             raise Q7Error(f"layer '{self.layer}' names no data: give the test images with --lmdb")
-        return files.find(self.images, self.folder, f"layer '{self.layer}': the {self.reader.kind}")
+        maker = "; models/get_cifar10.py makes it" if "cifar10" in self.images else ""
+        return files.find(self.images, self.folder, f"layer '{self.layer}': the {self.reader.kind}", maker)
 
     def find_mean(self) -> Path:
         return files.find(self.mean_file, self.folder, f"layer '{self.layer}': the mean file")

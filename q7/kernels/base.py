@@ -194,6 +194,9 @@ def choose(kernels: Sequence[Kernel[L, I]], layer: L, target: Target, weight_bit
     """The first kernel whose constraints the layer meets; raises Q7Error with every objection."""
     kernel, objections = consider(kernels, layer, target, weight_bits)
     if kernel is None:
-        reasons = "; ".join(objections) or f"there is no {target.library} kernel"
+        able = " or ".join(
+            library.name for library in LIBRARIES.values() if any(library in k.libraries for k in kernels)
+        )
+        reasons = "; ".join(objections) or f"there is no {target.library} kernel, it needs --api {able}"
         raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {reasons}")
     return kernel

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,10 +207,29 @@ def _fits(blob: np.ndarray, shape: Shape) -> bool:
     return blob.shape == shape or (blob.ndim == 4 and blob.shape == (1,) * (4 - len(shape)) + shape)
 
 
-def attach_weights(graph: Graph, blobs: Blobs) -> Graph:
+def _misshapen(graph: Graph, layer: Layer, found: Sequence[np.ndarray], data: Path | None) -> str:
+    """Why a layer's blobs do not fit."""
+    image = graph.input.out_shape
+    wanted = layer.weight_shapes()
+    if graph.input.name in layer.inputs and found and found[0].ndim == len(wanted[0]) == 4:
+        trained, asked = found[0].shape, wanted[0]
+        channels = image[0] * trained[1] // asked[1]  # of all groups
+        if trained[1] != asked[1] and (trained[0], *trained[2:]) == (asked[0], *asked[2:]):
+            return (
+                f"the weights of layer '{layer.name}' are for images with {channels} channels, "
+                f"those of '{data or 'the data set'}' have {image[0]}"
+            )
+    seen = " and ".join(str(blob.shape) for blob in found)
+    return (
+        f"layer '{layer.name}': the weights file has {seen}, the prototxt asks for {' and '.join(map(str, wanted))} "
+        f"with images of {'x'.join(map(str, image))}"
+    )
+
+
+def attach_weights(graph: Graph, blobs: Blobs, data: Path | None = None) -> Graph:
     """Gives layers their trained weights.
 
-    Raises Q7Error where blobs are missing, misshapen or not finite.
+    Raises Q7Error where blobs are missing, misshapen (for the images in `data`) or not finite.
     """
     weights: dict[str, Weights] = {}
     for layer in graph.layers:
@@ -220,11 +240,7 @@ def attach_weights(graph: Graph, blobs: Blobs) -> Graph:
         if found is None:
             raise Q7Error(f"layer '{layer.name}' has no weights in the weights file; it has: {', '.join(blobs)}")
         if len(found) != len(shapes) or not all(map(_fits, found, shapes)):
-            seen = " and ".join(str(blob.shape) for blob in found)
-            raise Q7Error(
-                f"layer '{layer.name}': the weights file has {seen}, the prototxt asks for "
-                f"{' and '.join(map(str, shapes))}"
-            )
+            raise Q7Error(_misshapen(graph, layer, found, data))
         if not all(np.isfinite(blob).all() for blob in found):
             raise Q7Error(f"layer '{layer.name}': its weights hold NaN or infinity")
         weights[layer.name] = layer.load([blob.reshape(shape) for blob, shape in zip(found, shapes)])

@@ -13,7 +13,7 @@ import numpy as np
 
 from q7 import errors, files
 from q7.caffe_io.blobs import read_weights
-from q7.caffe_io.prototxt import Prototxt, read_prototxt
+from q7.caffe_io.prototxt import Prototxt, is_prototxt, read_prototxt
 from q7.data import lmdb_images
 from q7.data.image_set import pick
 from q7.data.source import DataSource, data_source, override
@@ -27,6 +27,9 @@ from q7.search import weight_bits
 from q7.target import S8, Target
 
 note = functools.partial(errors.note, "nn_quantizer")
+
+
+FEW_IMAGES = 100  # each of fewer images is more than a percentage point
 
 
 def memory_bytes(gigabytes: float) -> int:
@@ -116,16 +119,31 @@ class Job:
         return self.images if len(which) == len(self.images) else pick(self.images, which)
 
 
+def _check_kinds(model: Path, weights: Path) -> None:
+    """Raises Q7Error where weights are given as the network, or a network as the weights."""
+    binary, text = b"\0" in files.beginning(model), is_prototxt(files.beginning(weights))
+    if binary and text:
+        raise Q7Error(f"--model '{model}' is a binary file and --weights '{weights}' a prototxt: they are swapped")
+    if binary:
+        raise Q7Error(f"--model '{model}' is a binary file: it takes the prototxt, and --weights the trained weights")
+    if text:
+        raise Q7Error(f"--weights '{weights}' is a prototxt: it takes the trained weights, and --model the prototxt")
+
+
 def prepare(options: Options) -> Job:
     """Reads and checks the inputs, and that the outputs can be written; raises Q7Error."""
     options.check()
     model, weights, save = Path(options.model), Path(options.weights), Path(options.save)
+    _check_kinds(model, weights)
     read: dict[str, SourceFile] = {}
     prototxt, digest = files.read_hashed(model, read_prototxt)
     read["model"] = SourceFile(options.model, digest)
-    source = override(data_source(prototxt), options.lmdb, options.mean, options.scale, options.crop)
+    said = data_source(prototxt)
+    source = override(said, options.lmdb, options.mean, options.scale, options.crop)
     find_output(prototxt, options.accuracy, source)
     lmdb = source.find_images()
+    if not said.images and options.mean is None:
+        note(f"'{model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
     version = lmdb_images.version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     parse = functools.partial(parse_network, prototxt, options.accuracy, source, image_shape, options.target)
@@ -137,7 +155,7 @@ def prepare(options: Options) -> Job:
         network = parse()
     blobs, digest = files.read_hashed(weights, read_weights)
     read["weights"] = SourceFile(options.weights, digest)
-    network = simplify(attach_weights(network, blobs))
+    network = simplify(attach_weights(network, blobs, lmdb))
 
     quantized, journal = _outputs(options, [Path(file.name) for file in read.values()] + source.reader.files(lmdb))
     limit = None if options.iterations is None else options.iterations * source.batch_size
@@ -152,6 +170,8 @@ def prepare(options: Options) -> Job:
             f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
             f"{network.classes} outputs"
         )
+    if len(images) < FEW_IMAGES:
+        note(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
     parts = split(len(images), options.holdout, options.seed)
     return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized)
 

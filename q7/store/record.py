@@ -19,6 +19,7 @@ import numpy as np
 
 import q7
 from q7 import files
+from q7.caffe_io.prototxt import is_prototxt
 from q7.data.readers import READERS, Lmdb
 from q7.errors import Q7Error
 from q7.kernels.base import Integers
@@ -323,6 +324,8 @@ def save(path: Path, record: Record) -> None:
 def load(path: Path) -> Record:
     """Reads our pickle or the original's; raises Q7Error for anything else, without running any of it."""
     with files.reading(f"the pickle '{path}'"):
+        if is_prototxt(files.beginning(path)):
+            raise Q7Error(f"'{path}' is a prototxt: nn_quantizer.py takes it, and writes the pickle")
         with files.opened(path) as file:
             value = plain_pickle.load(file)
         if isinstance(value, Instance):

@@ -29,15 +29,17 @@
 #include "arm_nnfunctions.h"
 
 #if defined(ARM_NNFUNCTIONS_H) || defined(ARM_NN_MATH_TYPES_H)
-#error "CMSIS-NN has no q7 kernels from version 4 on: use CMSIS 5.9.0, or generate this network with --api s8"
+#error "CMSIS-NN has no q7 kernels from version 4 on: use CMSIS 5.9.0, or generate this code with code_gen.py --api s8"
 #endif
 
 /* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */
-#if !defined(ARM_MATH_DSP) || defined(ARM_MATH_MVEI)
-#error "This network was quantized for Cortex-M4, M7 or M33: quantize it with --core plain for this core"
+#if defined(ARM_MATH_MVEI)
+#error "ARM_MATH_MVEI is defined, but this code is for Cortex-M4, M7 or M33: generate it with code_gen.py --core mve"
+#elif !defined(ARM_MATH_DSP)
+#error "ARM_MATH_DSP is not defined: define it for Cortex-M4, M7 or M33, else generate with code_gen.py --core plain"
 #endif
 #if defined(ARM_NN_TRUNCATE)
-#error "This network was quantized for kernels built without ARM_NN_TRUNCATE"
+#error "ARM_NN_TRUNCATE is defined: do without it, or quantize with nn_quantizer.py --rounding truncate"
 #endif
 
 #include "network.h"

@@ -28,12 +28,14 @@
 
 /* The headers of CMSIS-NN say by these macros that they are of version 6 or 7, 5, or 4. */
 #if !defined(ARM_NNFUNCTIONS_H) && !defined(ARM_NN_MATH_TYPES_H) && !defined(CH_IN_BLOCK_MVE)
-#error "This network calls the s8 kernels of CMSIS-NN 4 to 7: for older ones, generate it with --api q7"
+#error "This code calls the s8 kernels of CMSIS-NN 4 to 7: for older ones, generate it with code_gen.py --api q7"
 #endif
 
 /* The results are the same on all cores, but kernels need other scratch memory. */
-#if !defined(ARM_MATH_DSP) || defined(ARM_MATH_MVEI)
-#error "This code is for Cortex-M4, M7 or M33: generate it with --core plain or mve for this core"
+#if defined(ARM_MATH_MVEI)
+#error "ARM_MATH_MVEI is defined, but this code is for Cortex-M4, M7 or M33: generate it with code_gen.py --core mve"
+#elif !defined(ARM_MATH_DSP)
+#error "ARM_MATH_DSP is not defined: define it for Cortex-M4, M7 or M33, else generate with code_gen.py --core plain"
 #endif
 
 typedef int8_t q7_t;
