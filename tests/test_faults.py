@@ -293,7 +293,7 @@ def test_a_data_set_that_changes_during_the_search(
     monkeypatch.setattr(quantize, "find_formats", change_and_search)
     assert nn_quantizer.main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "(20 images," in out
+    assert "(100 images," in out
     assert err.count("\n") == 1 and "data_lmdb' was changed during the run: the accuracies are those of the" in err
 
 

@@ -76,7 +76,7 @@ def test_ranges_of_several_layers(low: int) -> None:
 def s8_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that was quantized for s8 kernels."""
     folder = tmp_path_factory.mktemp("s8")
-    assert nn_quantizer.main([*tiny.write(folder), "--api", "s8"]) == 0
+    assert nn_quantizer.main([*tiny.write(folder), "--api", "s8", "--iterations", "2"]) == 0
     return folder / "net.pkl"
 
 

@@ -103,7 +103,7 @@ def test_the_values_are_those_of_the_pickle(reported: Reported) -> None:
         assert layer["fraction_bits"]["activations"] == (own.y and own.y.fraction_bits)
         assert layer["fraction_bits"]["weights"] == (own.w and own.w.fraction_bits)
         assert layer["activations"]["sqnr"] == network.outcome.layers[layer["name"]].sqnr
-    assert sum(pair["count"] for pair in values["confusion"]) == values["images"]["count"] == 20
+    assert sum(pair["count"] for pair in values["confusion"]) == values["images"]["count"] == 100
     differing = sum(pair["count"] for pair in values["confusion"] if pair["float"] != pair["device"])
     assert len(values["changed"]) == differing
     assert values["command"].startswith("python nn_quantizer.py --model ")
