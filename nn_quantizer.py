@@ -103,7 +103,7 @@ def build_parser() -> Parser:
     replaced.add_argument("--crop", metavar="N", type=int, help="rows and columns to cut out of each image's centre")
     output = parser.add_argument_group("output options")
     amount = output.add_mutually_exclusive_group()
-    amount.add_argument("-v", "--verbose", action="store_true", help="print every trial")
+    amount.add_argument("-v", "--verbose", action="store_true", help="print every trial, and why it was kept or not")
     amount.add_argument("-q", "--quiet", action="store_true", help="print the result only")
     output.add_argument("--report", metavar="HTML", help="write a page with everything that was found")
     output.add_argument("--json", metavar="FILE", help="write the same as JSON (docs/report.schema.json describes it)")

@@ -114,7 +114,7 @@ def _search() -> Search:
         [trial("data", Tensor.ACTIVATIONS, kept=True), trial("conv", Tensor.WEIGHTS), "adapting the weights"]
     )
     yield from steps
-    return Found(None, {})  # type: ignore[arg-type]
+    return Found(None, ())  # type: ignore[arg-type]
 
 
 class Terminal(io.StringIO):
@@ -126,7 +126,7 @@ def test_the_bar_says_what_is_tried_the_best_and_the_time_left(monkeypatch: pyte
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     found, trials = progress.follow(_search(), _graph(), SCHEDULE, lambda: True)
-    assert len(trials) == 2 and found.accuracies == {}
+    assert len(trials) == 2 and found.measured == ()
     frames = terminal.getvalue().split("\r")
     assert any("conv weights Q4.3, best " in frame and "of search left" in frame for frame in frames)
     assert any("adapting the weights" in frame for frame in frames)

@@ -81,7 +81,7 @@ def test_one_trial_each_where_nothing_is_lost() -> None:
     ]
     assert len(common.tensors(_graph())) == len(trials)
     assert found.chosen.formats["pool"] == LayerFormats(QFormat(2), None, None, QFormat(2))
-    assert set(found.accuracies.values()) == {90.0}
+    assert {one.accuracy for one in found.measured} == {90.0}
 
 
 def test_three_steps_down_at_most_and_the_first_best_wins() -> None:
@@ -92,7 +92,7 @@ def test_three_steps_down_at_most_and_the_first_best_wins() -> None:
     trials, found = _search(accuracy)
     assert _order(trials)[:4] == [f"conv weights Q{m}.{7 - m}" for m in (0, -1, -2, -3)]
     assert found.chosen.formats["conv"].w == QFormat(8)
-    assert found.accuracies["quantized weights"] == 85.0
+    assert [one.accuracy for one in found.measured if one.candidate == "quantized weights"] == [85.0]
 
 
 def test_tolerance_ends_a_sweep() -> None:
@@ -141,7 +141,7 @@ def test_screening_chooses_the_same_and_tells_the_same_accuracies(lenet_job: Job
         sweep, (caffe_objective.ScreenedSimulation, caffe_objective.CaffeSimulation)
     )
     assert found.chosen.formats == expected.chosen.formats
-    assert found.accuracies == expected.accuracies
+    assert found.measured == expected.measured
     assert _order(quick) == _order(thorough)
     for ours, theirs in zip(quick, thorough):
         assert ours.kept == theirs.kept
@@ -191,5 +191,6 @@ def test_the_original_s_formats_on_arm_m4(arm_m4_pickle: Path) -> None:
     }
     assert network.outcome
     assert network.outcome.accuracy.in_float == pytest.approx(76.46)
-    assert network.outcome.search["quantized weights, activations and biases"] == pytest.approx(75.70)
+    *_, last = network.outcome.search
+    assert last.chosen and last.accuracy == pytest.approx(75.70)
     assert network.outcome.accuracy.on_device == pytest.approx(76.37)

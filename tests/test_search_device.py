@@ -193,10 +193,11 @@ def test_candidates_given_up_early_would_not_have_been_chosen(lenet_job: Job, mo
     quick = find()
     monkeypatch.setattr(Verdict, "cannot_beat", lambda self, other: False)
     thorough = find()
-    assert set(thorough.accuracies) == {"float", "formats from ranges", "formats searched", "weights adapted"}
-    assert set(quick.accuracies) != set(thorough.accuracies)
-    on_all = set(quick.accuracies) & set(thorough.accuracies)
-    assert {name: quick.accuracies[name] for name in on_all} == {name: thorough.accuracies[name] for name in on_all}
+    names = ["float", "weights adapted", "formats searched", "formats from ranges"]
+    assert [one.candidate for one in thorough.measured] == names
+    assert {one.images for one in thorough.measured} == {10000} < {one.images for one in quick.measured}
+    assert {one for one in quick.measured if one.images == 10000} < {*thorough.measured}
+    assert [one.candidate for one in quick.measured if one.chosen and one.images == 10000] == ["weights adapted"]
     assert_same(quick.chosen, thorough.chosen)
     np.testing.assert_array_equal(quick.on_device, thorough.on_device)
 
@@ -222,7 +223,7 @@ def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "BATCH", 7)
     monkeypatch.setattr(engine, "cores", lambda: 5)
     second = _search(_graph())
-    assert first.accuracies == second.accuracies
+    assert first.measured == second.measured
     np.testing.assert_array_equal(first.on_device, second.on_device)
     assert_same(first.chosen, second.chosen)
 
@@ -297,7 +298,8 @@ def test_a_network_without_layers_that_can_be_fitted() -> None:
     images = np.zeros((10, 3, 8, 8), np.uint8)
     adapted = weight_fitting.Fit(network, images, Target(), 10).refine(found.chosen.formats)
     assert adapted.is_same(found.chosen) and found.chosen.graph is network
-    assert found.accuracies["weights adapted"] == found.accuracies["formats searched"]
+    known = {one.candidate: one.accuracy for one in found.measured}
+    assert known["weights adapted"] == known["formats searched"]
     np.testing.assert_array_equal(found.chosen.graph.weights["conv"][0], weights[0])
     assert found.on_device is not None and len(np.unique(found.on_device)) > 10
 
@@ -351,3 +353,21 @@ def test_held_out_images_are_not_searched() -> None:
     assert not np.array_equal(reported, split(1000, 0.3, seed=8)[1])
     everything, same = split(10, 0.0, seed=7)
     assert everything.tolist() == same.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("right", "further", "words"),
+    [
+        (3, 0.0, "3 more images right, same divergence"),
+        (1, 0.2, "1 more image right, divergence 2.0 standard errors higher"),
+        (0, -0.2, "as many images right, divergence 2.0 standard errors lower"),
+        (-1, 0.0, "1 fewer image right, same divergence"),
+    ],
+)
+def test_what_is_said_of_a_trial(right: int, further: float, words: str) -> None:
+    noise = np.tile([-1.0, 1.0], 50)  # a standard deviation of 1, and so a standard error of 0.1
+    divergences = np.linspace(0, 1, 100)
+    before = Verdict(np.arange(100) < 50, divergences)
+    now = Verdict(np.arange(100) < 50 + right, divergences + (further + noise if further else 0))
+    assert now.against(before) == words
+    assert now.first(40).against(before).startswith("as many images right")

@@ -90,6 +90,20 @@ class Accuracy:
         return self.in_float - self.on_device
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A network that the search came by: on how many images, how many of them are right, and how far it is from float.
+
+    `accuracy` is in percent, `divergence` the mean over the images in nats, where it was looked at.
+    """
+
+    candidate: str
+    images: int
+    accuracy: float
+    divergence: Optional[float] = None  # noqa: UP045
+    chosen: bool = False
+
+
 def held_out(images: int, holdout: float) -> int:
     """How many of the images a fraction of them is."""
     return round(images * holdout)
@@ -105,7 +119,7 @@ class Outcome:
     holdout: float  # the fraction of them that was kept from the search and that `accuracy` is from; 0: all for both
     seed: int
     accuracy: Accuracy
-    search: Mapping[str, float]  # accuracies in percent that the search came by
+    search: tuple[Measured, ...]
     layers: Mapping[str, Quality]
 
     @property

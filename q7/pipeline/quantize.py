@@ -124,7 +124,7 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
     sources = {**job.files, "quantized weights": written}
     asked = options.objective, options.weight_bits, len(job.images), options.holdout, options.seed
-    outcome = Outcome(*asked, accuracy, found.accuracies, measured.qualities())
+    outcome = Outcome(*asked, accuracy, found.measured, measured.qualities())
     network = QuantizedNetwork(
         chosen,
         formats,

@@ -20,7 +20,7 @@ from q7.report import statistics
 from q7.report.statistics import Histogram, Statistics, TensorStatistics
 from q7.search.common import Score, Trial
 
-FORMAT, VERSION = "caffe-to-cmsis-nn report", 1
+FORMAT, VERSION = "caffe-to-cmsis-nn report", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,8 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "reference_divergence": trial.reference.divergence,
         "images": trial.score.images,
         "kept": trial.kept,
+        "reason": trial.reason,
+        "given_up": trial.given_up,
     }
 
 
@@ -120,9 +122,9 @@ def _flash_and_loss(run: Run) -> list[dict[str, Any]]:
     ]
     points += [(trial.layer, flash[0], trial.score, trial.kept) for trial, flash in steps]
     assert run.network.outcome
-    known = run.network.outcome.search
+    in_float = run.network.outcome.search[0].accuracy
     return [
-        {"layer": layer, "flash_bytes": size, "loss": known["float"] - score.accuracy, "kept": kept}
+        {"layer": layer, "flash_bytes": size, "loss": in_float - score.accuracy, "kept": kept}
         for layer, size, score, kept in points
     ]
 
@@ -181,7 +183,7 @@ def facts(run: Run) -> dict[str, Any]:
             "measured": run.statistics.images,
         },
         "accuracy": {"float": known.in_float, "device": known.on_device, "loss": known.loss},
-        "search": dict(outcome.search),
+        "candidates": [asdict(candidate) for candidate in outcome.search],
         "layers": _layers(run, network, plan),
         "trials": [_trial(trial) for trial in run.trials if trial.flash is None],
         "weight_bits": outcome.weight_bits,

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from q7.network.quantized import Quality, QuantizedNetwork
+from collections.abc import Sequence
+
+from q7.network.quantized import Measured, Quality, QuantizedNetwork
 from q7.qformat import QFormat
 from q7.search import weight_bits
 from q7.templating import columns
@@ -61,6 +63,16 @@ def counted(images: int, held_out: bool) -> str:
     return f"{images} {'held-out ' if held_out else ''}images"
 
 
+def candidates(search: Sequence[Measured]) -> list[str]:
+    """What the search came by, as a table."""
+    rows = [("candidate", "images", "accuracy", "divergence", "")]
+    for one in search:
+        divergence = "" if one.divergence is None else f"{one.divergence:.4g} nats"
+        row = one.candidate, str(one.images), f"{one.accuracy:.2f} %", divergence, "chosen" if one.chosen else ""
+        rows.append(row)
+    return columns(rows, left=1)
+
+
 def recorded(network: QuantizedNetwork) -> list[str]:
     """The accuracies that the quantizer found, where the pickle has them; last comes what all is about."""
     outcome = network.outcome
@@ -68,7 +80,8 @@ def recorded(network: QuantizedNetwork) -> list[str]:
         return []
     known, images = outcome.accuracy, counted(outcome.images, outcome.holdout > 0)
     return [
-        *(f"Accuracy, {what}: {value:.2f} %" for what, value in outcome.search.items()),
+        *candidates(outcome.search),
+        "",
         f"Loss: {known.loss:.2f} percentage points",
         f"Accuracy: float {known.in_float:.2f} %, device {known.on_device:.2f} % ({images}, {network.target})",
     ]

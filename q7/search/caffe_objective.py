@@ -12,6 +12,7 @@ from q7.data.image_set import pick
 from q7.engines.accuracy import margins
 from q7.engines.networks import FloatNetwork, Grid, Simulation
 from q7.network.graph import Graph
+from q7.network.quantized import Measured
 from q7.qformat import QFormat
 from q7.search.common import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table
 from q7.search.verdict import judge_in_stages, mcnemar
@@ -162,6 +163,16 @@ def _score(right: np.ndarray, seen: np.ndarray | None = None) -> Score:
     return Score(100 * float(right[seen].mean()), images=int(np.count_nonzero(seen)))
 
 
+EVERYTHING = "quantized weights, activations and biases"
+FINEST = "a finer one would be lost in the accumulator"
+
+
+def _reason(better: bool, judged: Judged, best: QFormat | None) -> str:
+    """Why a format was kept or not, after the best one so far."""
+    how = "more" if better else "significantly fewer" if judged.seen is not None else "no more"
+    return f"{how} images right than with {best}" if best else "it holds all values"
+
+
 def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float) -> Search:
     """The original's procedure: weights, activations, biases; each tensor is tried on top of those chosen before it.
 
@@ -183,7 +194,8 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
             judged = simulation.judge({**grids, (layer, tensor): Grid(tried, clip=step > 0 or fits)}, best_judged)
             reached, to_reach = _score(judged.right, judged.seen), _score(target, judged.seen)
             better = not best_judged or (judged.seen is None and np.sum(judged.right) > np.sum(best_judged.right))
-            yield Trial(layer, tensor, tried, reached, to_reach, bool(better))
+            why = _reason(bool(better), judged, best if best_judged else None)
+            yield Trial(layer, tensor, tried, reached, to_reach, bool(better), None, why, judged.seen is not None)
             if better:
                 best, best_judged = tried, judged
             if judged.seen is None and not to_reach.accuracy - reached.accuracy > tolerance:
@@ -191,12 +203,12 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
         grids[layer, tensor] = Grid(best)
         return best
 
-    accuracies = {}
+    measured = []
 
     def start(name: str) -> np.ndarray:
         """What the next trials have to reach: which images are right with the grids so far."""
         right = simulation.start(grids)
-        accuracies[name] = _score(right).accuracy
+        measured.append(Measured(name, len(right), _score(right).accuracy))
         return right
 
     target = start("float")
@@ -226,8 +238,9 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
         else:  # a finer bias would be lost in the accumulator
             grids[layer.name, Tensor.BIAS] = Grid(accumulator)
             reached = _score(simulation.judge(grids).right)
-            yield Trial(layer.name, Tensor.BIAS, accumulator, reached, _score(target), kept=True)
+            yield Trial(layer.name, Tensor.BIAS, accumulator, reached, _score(target), kept=True, reason=FINEST)
 
-    accuracies["quantized weights, activations and biases"] = _score(simulation.judge(grids).right).accuracy
+    right = simulation.judge(grids).right
+    measured.append(Measured(EVERYTHING, len(right), _score(right).accuracy, chosen=True))
     chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in grids.items()}))
-    return Found(chosen, accuracies, in_float=simulation.in_float)
+    return Found(chosen, tuple(measured), in_float=simulation.in_float)

@@ -12,6 +12,7 @@ import numpy as np
 
 from q7.errors import Q7Error
 from q7.network.graph import Graph
+from q7.network.quantized import Measured
 from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, MOST_FRACTION_BITS, LayerFormats, QFormat
 
 
@@ -37,7 +38,8 @@ class Trial:
     """One format tried, its score, the score on the same images that it is held against, and whether it was kept.
 
     A format that was kept may be replaced by a later trial of the same tensor. `flash` are the bytes of constants, with
-    it and with what it is held against, where the trial is about these.
+    it and with what it is held against, where the trial is about these. `reason` says why it was kept or not, and
+    `given_up` whether it has not seen all the images that it might have seen.
     """
 
     layer: str
@@ -47,6 +49,8 @@ class Trial:
     reference: Score
     kept: bool
     flash: tuple[int, int] | None = None
+    reason: str = ""
+    given_up: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +66,14 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a search ends with: the candidate it chose, and the accuracies (percent) that it has measured, by name.
+    """What a search ends with: the candidate it chose, and what it has measured, in this order.
 
     And the logits (N, classes) of all images that the search has seen, as far as it came by them: those of the chosen
     one on the device, int8, and those of the float network.
     """
 
     chosen: Candidate
-    accuracies: Mapping[str, float]
+    measured: tuple[Measured, ...]
     on_device: np.ndarray | None = None
     in_float: np.ndarray | None = None
 

@@ -14,7 +14,7 @@ from q7.engines.accuracy import accuracy_caffe
 from q7.engines.engine import MEMORY, MEMORY_SHARES
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
-from q7.network.quantized import IntegerLayer, quantize_layer, quantize_network
+from q7.network.quantized import IntegerLayer, Measured, quantize_layer, quantize_network
 from q7.qformat import LayerFormats
 from q7.search import common, weight_bits, weight_fitting
 from q7.search.common import Candidate, Choices, Found, Search, Tensor, Trial
@@ -114,7 +114,16 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
                         break
                     verdict = judge.judge(tried, best)
                     better = best.does_worse(verdict) and verdict.beats(best, tolerance, TRIAL_DEVIATIONS)
-                    yield Trial(name, tensor, q, verdict.score, best.first(len(verdict.right)).score, better)
+                    yield Trial(
+                        name,
+                        tensor,
+                        q,
+                        verdict.score,
+                        best.first(len(verdict.right)).score,
+                        better,
+                        reason=verdict.against(best),
+                        given_up=len(verdict.right) < len(best.right),
+                    )
                     if not better:
                         break
                     moved, best, formats = True, verdict, tried
@@ -174,7 +183,7 @@ def device_objective(
     yield "fitting weights of 4 bits"
     if bits == weight_bits.MIXED:
         narrowing = make_narrowing(fit, found.chosen.formats, lambda one: finals.judge(one)[0], judge.judge_layers)
-        chosen = yield from weight_bits.mixed(narrowing, found.accuracies["float"] - loss)
+        chosen = yield from weight_bits.mixed(narrowing, found.measured[0].accuracy - loss)
         narrow = {"weights of 8 and 4 bits": narrowing.candidate(chosen)}
     else:
         names = weight_bits.able(graph, target)
@@ -184,7 +193,8 @@ def device_objective(
             for name, table in tables.items()
         }
     narrow_found = finals.choose(narrow, tolerance)
-    return replace(narrow_found, accuracies={**found.accuracies, **narrow_found.accuracies})
+    before = tuple(replace(one, chosen=False) for one in found.measured)
+    return replace(narrow_found, measured=before + narrow_found.measured[1:])
 
 
 class _Finals:
@@ -216,21 +226,21 @@ class _Finals:
 
     def choose(self, candidates: Mapping[str, Candidate], tolerance: float) -> Found:
         """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear."""
-        accuracies = {"float": accuracy_caffe(self.logits, self.labels)}
+        measured = [Measured("float", len(self.labels), accuracy_caffe(self.logits, self.labels))]
         *others, best_name = candidates
         best, logits = self.judge(candidates[best_name])
-        accuracies[best_name] = best.accuracy
+        measured.append(best.measured(best_name))
         for name in reversed(others):
             if candidates[name].is_same(candidates[best_name]):
-                accuracies[name], best_name = best.accuracy, name
+                best_name = name
+                measured.append(best.measured(name))
                 continue
             verdict, on_device = self.judge(candidates[name], best)
             count = len(verdict.right)
+            measured.append(verdict.measured(name))
             if count < len(self.images):
-                accuracies[f"{name}, on {count} images"] = verdict.accuracy
-                accuracies[f"{best_name}, on {count} images"] = best.first(count).accuracy
-                continue
-            accuracies[name] = verdict.accuracy
-            if not best.beats(verdict, tolerance, FINAL_DEVIATIONS):
+                measured.append(best.first(count).measured(best_name))
+            elif not best.beats(verdict, tolerance, FINAL_DEVIATIONS):
                 best_name, best, logits = name, verdict, on_device
-        return Found(candidates[best_name], accuracies, logits, self.logits)
+        marked = tuple(replace(one, chosen=one.candidate == best_name) for one in measured)
+        return Found(candidates[best_name], marked, logits, self.logits)

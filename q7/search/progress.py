@@ -17,12 +17,17 @@ from q7.search.common import Found, Score, Search, Tensor, Trial
 BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
 
 
+def _measured(score: Score) -> str:
+    return f"{score.accuracy:.2f} %" + (f", {score.divergence:.4g} nats" if score.divergence is not None else "")
+
+
 def line(trial: Trial) -> str:
-    """A trial in words."""
-    images = f" of {trial.score.images} images" if trial.score.images else ""
+    """A trial in words: what became of it and why, on how many images it was judged, and what it is held against."""
+    end = "kept" if trial.kept else "given up" if trial.given_up else "not kept"
+    images = f"{trial.score.images or 'all'} images"
     return (
-        f"layer {trial.layer}: {trial.tensor.value} {trial.format}: {trial.score.accuracy:.2f} %{images}, "
-        f"before {trial.reference.accuracy:.2f} %{', kept' if trial.kept else ''}"
+        f"layer {trial.layer}: {trial.tensor.value} {trial.format}: {end}: {trial.reason} "
+        f"({images}: {_measured(trial.score)}; before: {_measured(trial.reference)})"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from q7.network.quantized import Measured
 from q7.qformat import QFormat
 from q7.search.common import Score
 
@@ -54,6 +55,9 @@ class Verdict:
     def score(self) -> Score:
         return Score(self.accuracy, float(self.divergences.mean()), len(self.right))
 
+    def measured(self, candidate: str) -> Measured:
+        return Measured(candidate, len(self.right), self.accuracy, float(self.divergences.mean()))
+
     def beats(self, other: Verdict, tolerance: float, deviations: float) -> bool:
         """More images right, by more than counting noise and the tolerance (percent); else clearly closer logits.
 
@@ -74,6 +78,17 @@ class Verdict:
         count = min(len(self.divergences), len(other.divergences))
         worse = self.divergences[:count] - other.divergences[:count]
         return float(worse.mean()) > standard_errors * float(worse.std()) / math.sqrt(count)
+
+    def against(self, other: Verdict) -> str:
+        """How it did next to the other, in words; of the images that both have seen."""
+        lead, _ = mcnemar(self.right, other.right)
+        count = min(len(self.divergences), len(other.divergences))
+        further = self.divergences[:count] - other.divergences[:count]
+        mean, error = float(further.mean()), float(further.std()) / math.sqrt(count)
+        how_many = f"{abs(lead)} {'more' if lead > 0 else 'fewer'}" if lead else "as many"
+        images = f"{how_many} image{'s' * (abs(lead) != 1)} right"
+        by = f"{abs(mean) / error:.1f} standard errors " if error else ""
+        return f"{images}, divergence {by}{'higher' if mean > 0 else 'lower'}" if mean else f"{images}, same divergence"
 
     def cannot_beat(self, other: Verdict) -> bool:
         """Clearly further off so far, and not likely to end clearly closer than the other or with more images right.

@@ -111,7 +111,8 @@ def mixed(narrowing: Narrowing, least: float) -> Generator[Trial, None, list[str
         score, w = narrowing.judge(names).score, narrowing.table(names)[name].w
         assert w
         kept, sizes = score.accuracy > least - ROUNDING, (size - saved[name], size)
-        yield Trial(name, Tensor.WEIGHTS, w, score, best, kept, sizes)
+        reason = f"{score.accuracy:.2f} % is {'at least' if kept else 'less than'} {least:.2f} %"
+        yield Trial(name, Tensor.WEIGHTS, w, score, best, kept, sizes, reason)
         if kept:
             chosen, best, size = names, score, sizes[0]
     return chosen

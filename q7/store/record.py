@@ -261,9 +261,14 @@ def _outcome_of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
-    """All weights had 8 bits."""
+    """All weights had 8 bits, and of the search, accuracies alone were kept."""
     weights = {name: {**own, "bits": 8} for name, own in value["weights"].items()}
-    return {**value, "weights": weights, "outcome": value["outcome"] and {**value["outcome"], "weight_bits": "8"}}
+    outcome = value["outcome"]
+    if outcome:
+        known = {"images": outcome["images_read"], "divergence": None, "chosen": False}
+        search = [{"candidate": name, "accuracy": percent, **known} for name, percent in outcome["search"].items()]
+        outcome = {**outcome, "weight_bits": "8", "search": search}
+    return {**value, "weights": weights, "outcome": outcome}
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
