@@ -62,9 +62,9 @@ def beginning(path: Path) -> bytes:
     return b""
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, most: float = LARGEST) -> bytes:
     """All of a file; raises Q7Error as `opened` does, and where it has another size than it says."""
-    with opened(path) as file:
+    with opened(path, most) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(size + 1)
     if len(content) != size:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -392,3 +393,32 @@ def test_what_we_write_is_caffes_own_format(tmp_path: Path) -> None:
     text = 'name: "net" layer { name: "ip" type: "InnerProduct" blobs { data: 1 data: 2 shape { dim: 1 dim: 2 } } }'
     assert network == text_format.Parse(text, pb.NetParameter())
     assert pb.NetParameter.DESCRIPTOR.fields_by_name["layer"].number == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("layer { bogus: 1 }\n" * 50_000, "has 50000 layers, allowed are 4000"),
+        ("layer { bogus: 1 }" * 50_000, "has a line of 900000 characters, allowed are 32768"),
+        (("layer { bogus: 1 }" + "\n" * 200) * 4000, "has no layers|does not know|bogus"),
+        ("x\n" * (1 << 19) + "x", "has 1048577 bytes, allowed are 1048576"),
+        ("layer {\n" * 100_000, "maximum recursion depth"),
+        ("layer " * 5000 + "{", "is truncated, damaged or of another kind: 1:7 "),
+        ("#\n" * 500_000 + "x: 1", "500001:1 : .* no field named"),
+    ],
+)
+def test_long_prototxts_end_soon(tmp_path: Path, text: str, message: str) -> None:
+    """The parser takes time that is linear in them, and so must we."""
+    (tmp_path / "net").write_text(text)
+    start = time.process_time()
+    with pytest.raises(Q7Error, match=message):
+        network = read_prototxt(tmp_path / "net")
+        network.check_known(3999)
+    assert time.process_time() - start < 8
+
+
+def test_lines_of_fields_that_are_not_known(tmp_path: Path) -> None:
+    """They are counted from the file's beginning, in whichever block they are."""
+    (tmp_path / "net").write_text('layer { name: "a" }\n# {\nlayer {\n  name: "b"\n  bogus: 1 }\n')
+    with pytest.raises(Q7Error, match="layer 'b' has a field that this tool does not know: 5:"):
+        read_prototxt(tmp_path / "net").check_known(1)

@@ -14,6 +14,10 @@ from q7 import files
 from q7.caffe_io import caffe_pb2 as pb
 from q7.errors import Q7Error
 
+LARGEST = 1 << 20  # bytes, for which the parser may take seconds; a thousand layers have a quarter of that
+LONGEST_LINE = 1 << 15  # characters, with whose number the time that a token takes grows
+MOST_LAYERS = 4000
+
 # Names of the layer types that V1's enumeration spells otherwise than by capitalized words (Caffe's upgrade_proto.cpp).
 _V1_NAMES = {
     "ABSVAL": "AbsVal",
@@ -57,6 +61,7 @@ class Prototxt:
 
 # Comments and strings first, so that braces in them do not count.
 _BRACE = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}<>]""")
+_NUMBER = re.compile(r"^\d+")
 _LAYER = re.compile(r"\blayers?\s*(:\s*)?$")
 
 
@@ -64,8 +69,8 @@ def _blank(text: str) -> str:
     return re.sub(r"[^\n]", " ", text)
 
 
-def _split_layers(text: str) -> tuple[str, list[str]]:
-    """The text with its layer blocks blanked, and each block alone; line numbers stay right in all of them."""
+def _split_layers(text: str) -> tuple[str, list[tuple[str, int]]]:
+    """The text with its layer blocks blanked, and each block alone, with the number of lines before it."""
     text = _BRACE.sub(lambda match: _blank(match.group()) if match.group()[0] == "#" else match.group(), text)
     spans: list[tuple[int, int]] = []
     depth, start, last = 0, -1, 0
@@ -82,33 +87,48 @@ def _split_layers(text: str) -> tuple[str, list[str]]:
         last = match.end()
     if start >= 0:
         spans.append((start, len(text)))
-    blocks = ["\n" * text.count("\n", 0, begin) + text[begin:end] for begin, end in spans]
+    rest, blocks, line, last = [], [], 0, 0
     for begin, end in spans:
-        text = text[:begin] + _blank(text[begin:end]) + text[end:]
-    return text, blocks
+        line += text.count("\n", last, begin)
+        blocks.append((text[begin:end], line))
+        rest += [text[last:begin], _blank(text[begin:end])]
+        line, last = line + text.count("\n", begin, end), end
+    return "".join([*rest, text[last:]]), blocks
 
 
-def _parse(path: Path, text: str) -> tuple[Any, str]:
-    """Parses text into a NetParameter; a field that the schema lacks is skipped and returned as a message."""
+def _parse(path: Path, text: str, lines: int = 0) -> tuple[Any, str]:
+    """Parses text into a NetParameter; a field that the schema lacks is skipped and returned as a message.
+
+    Messages begin with a line's number; so many `lines` come before the text.
+    """
+
+    def parse(allow_unknown_field: bool = False) -> Any:
+        try:
+            return text_format.Parse(text, pb.NetParameter(), allow_unknown_field=allow_unknown_field)
+        except text_format.ParseError as error:
+            raise ValueError(_NUMBER.sub(lambda number: str(int(number.group()) + lines), str(error))) from error
+
     try:
-        return text_format.Parse(text, pb.NetParameter()), ""
-    except text_format.ParseError as error:
+        return parse(), ""
+    except ValueError as error:
         unknown = str(error)
     with files.reading(f"the network definition '{path}'"):
         # A type that is no name of the V1 enumeration, or plain bad syntax, fails here once more.
-        return text_format.Parse(text, pb.NetParameter(), allow_unknown_field=True), unknown
+        return parse(allow_unknown_field=True), unknown
 
 
 def _parse_layers(path: Path, text: str) -> tuple[Any, list[tuple[Any, str]]]:
     """The NetParameter, and its layers in the current form, each with the message about a field that is unknown."""
     whole, unknown = _parse(path, text)
+    if len(whole.layer) + len(whole.layers) > MOST_LAYERS:
+        raise Q7Error(f"'{path}' has {len(whole.layer) + len(whole.layers)} layers, allowed are {MOST_LAYERS}")
     if not unknown:
         return whole, [(layer, "") for layer in [*whole.layer, *map(_upgrade, whole.layers)]]
     rest, blocks = _split_layers(text)
     head, unknown = _parse(path, rest)
     if unknown or head.layer or head.layers:
         raise Q7Error(f"'{path}' has a field that this tool does not know: {unknown or 'in a list of layers'}")
-    parsed = [_parse(path, block) for block in blocks]
+    parsed = [_parse(path, block, lines) for block, lines in blocks]
     return head, [(layer, unknown) for net, unknown in parsed for layer in [*net.layer, *map(_upgrade, net.layers)]]
 
 
@@ -158,7 +178,9 @@ def read_prototxt(path: Path) -> Prototxt:
     Raises Q7Error where the file is missing or no network definition.
     """
     with files.reading(f"the network definition '{path}'"):
-        text = files.read(path).decode("utf-8-sig", "surrogateescape")  # comments may be in any encoding
+        text = files.read(path, LARGEST).decode("utf-8-sig", "surrogateescape")  # comments may be in any encoding
+        if len(longest := max(text.split("\n"), key=len)) > LONGEST_LINE:
+            raise Q7Error(f"'{path}' has a line of {len(longest)} characters, allowed are {LONGEST_LINE}")
         head, layers = _parse_layers(path, text)
     network = Prototxt(path, head.name)
     shapes = [list(shape.dim) for shape in head.input_shape] or [

@@ -50,15 +50,18 @@ def identifiers(names: Iterable[str]) -> dict[str, str]:
     Macros are the identifier in upper case and a suffix, arrays the identifier and a suffix, so that no keyword or
     other name can be met.
     """
-    taken: dict[str, str] = {}
+    found: dict[str, str] = {}
+    next_number: dict[str, int] = {}  # of each identifier that is taken: of the next layer that would share it
     for i, name in enumerate(names):
         base = "data" if i == 0 else re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "layer"
         base = f"layer_{base}" if base[0].isdigit() else base
-        identifier, number = base, 2
-        while identifier in taken.values():
-            identifier, number = f"{base}_{number}", number + 1
-        taken[name] = identifier
-    return taken
+        identifier = base
+        while identifier in next_number:
+            number = next_number[base]
+            identifier, next_number[base] = f"{base}_{number}", number + 1
+        found[name] = identifier
+        next_number[identifier] = 2
+    return found
 
 
 def _lines(items: Iterable[str], width: int) -> list[str]:

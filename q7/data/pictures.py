@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
 
 LUMA = np.array([4899, 9617, 1868])  # of red, green and blue, in 2**-14: OpenCV's
+BLOCK = 1 << 18  # pixels that are computed at once, in 32 or 64 bits each
+
+
+def _in_blocks(rows: Callable[[int, int], np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
+    """The uint8 image (H, W, C) of which `rows` gives those from one to before another."""
+    image, step = np.empty(shape, np.uint8), max(1, BLOCK // shape[1])
+    for first in range(0, shape[0], step):
+        image[first : first + step] = rows(first, min(first + step, shape[0]))
+    return image
 
 
 def read(path: Path, color: bool) -> np.ndarray:
@@ -81,7 +90,11 @@ def read(path: Path, color: bool) -> np.ndarray:
         if not color and upright.mode == "L":
             return np.asarray(upright)[..., None]
         pixels = np.asarray(upright.convert("RGB"))
-        return pixels[..., ::-1] if color else ((pixels @ LUMA + (1 << 13)) >> 14).astype(np.uint8)[..., None]
+        if color:
+            return pixels[..., ::-1]
+        return _in_blocks(
+            lambda first, end: ((pixels[first:end] @ LUMA + (1 << 13)) >> 14)[..., None], (*pixels.shape[:2], 1)
+        )
 
 
 def _neighbours(extent: int, size: int, at_edges: bool) -> tuple[np.ndarray, ...]:
@@ -105,12 +118,23 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if image.shape[:2] == (height, width):
         return image
+    shape = height, width, image.shape[2]
     if image.shape[:2] == (2 * height, 2 * width):
-        cells = image.astype(np.int64).reshape(height, 2, width, 2, -1).sum(axis=(1, 3))
-        return ((cells + 2) >> 2).astype(np.uint8)
+
+        def mean(first: int, end: int) -> np.ndarray:
+            cells = image[2 * first : 2 * end].reshape(end - first, 2, width, 2, -1)
+            return (cells.sum(axis=(1, 3), dtype=np.int64) + 2) >> 2
+
+        return _in_blocks(mean, shape)
     left, right, *across = _neighbours(image.shape[1], width, at_edges=True)
     top, bottom, *down = _neighbours(image.shape[0], height, at_edges=False)
     (to_left, to_right), (to_top, to_bottom) = (w[:, None] for w in across), (w[:, None, None] for w in down)
-    rows = (image[:, left] * to_left + image[:, right] * to_right) >> 4
-    total = (rows[top] * to_top >> 16) + (rows[bottom] * to_bottom >> 16)
-    return ((total + 2) >> 2).astype(np.uint8)
+
+    def weighted(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return ((image[rows][:, left] * to_left + image[rows][:, right] * to_right) >> 4) * weights >> 16
+
+    def interpolated(first: int, end: int) -> np.ndarray:
+        some = slice(first, end)
+        return (weighted(top[some], to_top[some]) + weighted(bottom[some], to_bottom[some]) + 2) >> 2
+
+    return _in_blocks(interpolated, shape)

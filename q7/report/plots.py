@@ -30,6 +30,7 @@ INK, MUTED, GRID = "#1d2733", "#5d6b7a", "#dfe5ec"
 TRAINED, DEVICE, RANGE, CLIPPED = "#8aa4c2", "#d9480f", "#e8f3ec", "#c92a2a"
 RANGE_EDGE = "#2b8a3e"
 TENSORS = {"weights": "#1864ab", "activations": "#d9480f", "bias": "#6741d9"}
+MOST_CELLS = 500  # of a confusion matrix along an axis
 MOST_LABELLED = 20  # classes of a confusion matrix that get names and numbers
 
 STYLE: Any = {
@@ -186,11 +187,13 @@ def _flash(ax: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
 
 def _confusion(ax: Axes, values: Mapping[str, Any]) -> None:
     classes = values["classes"]
-    counts = np.zeros((classes, classes))
+    together = -(-classes // MOST_CELLS)  # classes in a cell
+    cells = -(-classes // together)
+    counts, edge = np.zeros((cells, cells)), cells * together - 0.5
     for entry in values["confusion"]:
-        counts[entry["float"], entry["device"]] = entry["count"]
-    shown = np.ma.masked_equal(counts, 0)
-    ax.imshow(shown, cmap="Blues", norm=LogNorm(1, max(counts.max(), 2) * 4), interpolation="nearest")
+        counts[entry["float"] // together, entry["device"] // together] += entry["count"]
+    shown, norm = np.ma.masked_equal(counts, 0), LogNorm(1, max(counts.max(), 2) * 4)
+    ax.imshow(shown, cmap="Blues", norm=norm, interpolation="nearest", extent=(-0.5, edge, edge, -0.5))
     ax.set(xlabel="class on the device", ylabel="class of the float network")
     ax.grid(visible=False)
     if classes > MOST_LABELLED:
