@@ -27,6 +27,7 @@ WITH_DESCRIBE = {
     "describe",
     "api",
     "core",
+    "kernels",
     "weights",
     "mean",
     "target",
@@ -67,6 +68,13 @@ def build_parser() -> Parser:
     device = parser.add_argument_group("what the code is for")
     add_choice(device, "--target", boards.TARGETS, "board or project")
     add_choice(device, "--api", LIBRARIES, KERNELS, "; the pickle's if left out")
+    add_choice(
+        device,
+        "--kernels",
+        generate.KERNELS,
+        "cmsis: calls of Arm's library; own: kernels that come with the code, and give the same results in half of the "
+        "instructions",
+    )
     add_choice(device, "--core", (core.value for core in Core), CORES, "; the pickle's if left out")
     code = parser.add_argument_group("the network's code")
     code.add_argument(

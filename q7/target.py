@@ -38,7 +38,7 @@ class Library:
     name: str
     bias_bits: int  # of a weighted layer's bias: 8 on a Q-format's grid, 32 on the accumulator's
     roundings: tuple[Rounding, ...]  # the usual one first
-    portable: str  # our portable kernels' folder among the templates
+    portable: str  # our portable kernels' folder among the templates; none where the network brings its own
     guards: str  # the template of what generated code includes, and asks of the library and the core
 
     def __str__(self) -> str:
@@ -50,6 +50,9 @@ Q7 = Library("q7", 8, (Rounding.NEAREST, Rounding.TRUNCATE), "portable", "common
 S8 = Library("s8", 32, (Rounding.NEAREST,), "portable_s8", "common/_s8.c.jinja")
 """CMSIS-NN 4 to 7, which replaced it."""
 LIBRARIES = {library.name: library for library in (Q7, S8)}
+"""That networks are quantized for."""
+OWN = Library("own", Q7.bias_bits, Q7.roundings, "", "common/_own.c.jinja")
+"""Our kernels, which compute the integers of the q7 kernels on any core."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from q7.codegen.c_text import Names
 from q7.errors import Q7Error
-from q7.target import Q7, S8, Core, Library, Rounding, Target
+from q7.target import OWN, Q7, S8, Core, Library, Rounding, Target
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ PACKS = {
         ("ARM::CMSIS@>=6.0.0", "ARM::CMSIS-NN@>=4.0.0", "ARM::Cortex_DFP", "ARM::CMSIS-Compiler"),
         ("ARM::CMSIS:NN Lib@>=4.0.0",),
     ),
+    OWN: Packs(("ARM::CMSIS@5.9.0", "ARM::CMSIS-Compiler"), ()),
 }
 DEVICES = {Core.DSP: ("ARMCM4_FP", "ARMCM7"), Core.PLAIN: ("ARMCM3",), Core.MVE: ("ARMCM55",)}  # Arm's own, in packs
 # Of headers that generated code includes, and of files beside it.
-TAKEN_NAMES = {"main", "startup", "own_q7", "rows_q7", "mbed", "stddef", "stdint", "stdio", "string", "time"}
+TAKEN_NAMES = {"main", "startup", "own_q7", "words_q7", "dot_q7", "weighted_q7", "rows_q7", "mbed", "stddef", "stdint", "stdio", "string", "time"}
 BOARDS = {Core.DSP: "cortex-m4", Core.PLAIN: "cortex-m3", Core.MVE: "cortex-m55"}  # that mps2 code is run on
 
 MEMORY = {("mps2", Core.MVE): 512 << 10}  # bytes for code and constants, and as many for data, where they are few

@@ -16,8 +16,9 @@ from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
 from q7.codegen.steps import RunStep, build
 from q7.errors import Q7Error
+from q7.kernels.own_q7 import WeightedLoop
 from q7.network.quantized import QuantizedNetwork
-from q7.target import Rounding
+from q7.target import OWN, Rounding
 from q7.templating import TEMPLATES, templates
 
 
@@ -54,7 +55,8 @@ def render(
     """The generated files by name."""
     network = plan.lower(network)
     program = build(network, plan, options)
-    project, sources = TARGETS[options.target], [Path(layer.kernel.source_file) for layer in network.layers]
+    portable = TARGETS[options.target].portable and bool(network.target.library.portable)
+    sources = [Path(layer.kernel.source_file) for layer in network.layers]
     sources = sorted({source for source in sources if source.suffix == ".c"})
     context: dict[str, Any] = {
         "origin": _origin(network),
@@ -80,7 +82,9 @@ def render(
         "own_loops": any(layer.kernel.own_loop for layer in network.layers),
         "library_files": [source.stem for source in sources],
         "library_groups": sorted({source.parent.name.removesuffix("Functions").upper() for source in sources}),
-        "portable": project.portable,
+        "portable": portable,
+        "own": network.target.library is OWN,
+        "weighted_loops": any(isinstance(layer.kernel, WeightedLoop) for layer in network.layers),
         "library": options.name or "nn",
         "module": f"NN_{options.names.file.upper()}",
         "packs": PACKS[network.target.library],
@@ -93,13 +97,16 @@ def render(
         "network.c.jinja": options.split,
         "test_images.h.jinja": answers is not None,
         "own_q7.h": context["own_loops"],
+        "words_q7.h": context["own_loops"],
+        "dot_q7.h": context["weighted_loops"],
+        "weighted_q7.h": context["weighted_loops"],
         "rows_q7.h": bool(plan.runs),
     }
     for path in _templates(options.target, needed):
         name = path.relative_to(TEMPLATES).as_posix()
         text = environment.get_template(name).render(context) if path.suffix == ".jinja" else path.read_text()
         contents[_output(path, options.names)] = text
-    if project.portable:
+    if portable:
         for path in sorted((TEMPLATES / network.target.library.portable).iterdir()):
             contents[f"portable/{path.name}"] = path.read_text()
     return contents

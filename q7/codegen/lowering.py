@@ -31,7 +31,7 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
                 f"layer '{layer.name}' has a bias of 32 bits, which the {target.library} kernels cannot take: "
                 f"quantize the network with --api {target.library}, then it serves both"
             )
-        if layer.weighted and truncated and not held.kernel.own_loop:
+        if layer.weighted and truncated:
             integers = _truncating(integers)
         layers.append(IntegerLayer(layer.kernel_for(target, network.formats[layer.name].weight_bits), integers))
     return replace(network, target=target, layers=tuple(layers))

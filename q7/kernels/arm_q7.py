@@ -17,7 +17,7 @@ from q7.kernels.own_loops import sigmoid_table
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import max_pool
 from q7.qformat import INT8_MAX, INT8_MIN
-from q7.target import Q7, Core, Target
+from q7.target import Q7, S8, Core, Target
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Relu(InPlace[object]):
     """max(x, 0); both libraries have it."""
 
     source = "NN/Source/ActivationFunctions/{}.c"
+    libraries = (Q7, S8)
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: object, target: Target) -> str:
         return g.add("Relu", xs[0])

@@ -15,7 +15,7 @@ from q7.kernels.constraints import Constraint
 from q7.kernels.contract import I, I_contra, L, L_contra, WindowedView
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, Shifts
-from q7.target import LIBRARIES, Library, Target
+from q7.target import OWN, Q7, S8, Library, Target
 
 # --- what layers hold as integers -------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class Kernel(Generic[L_contra, I_contra]):
 
     source: ClassVar[str]  # its file: in CMSIS 5.9.0's CMSIS/, in CMSIS-NN 7, or here; {} stands for its name
     own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
-    libraries: ClassVar[tuple[Library, ...]] = tuple(LIBRARIES.values())  # it is of, or can be used beside
+    libraries: ClassVar[tuple[Library, ...]] = (Q7, S8, OWN)  # it is of, or can be used beside
     promises_in_place: ClassVar[bool] = False  # its output may take the input's memory, whatever the layer
     weight_bits: ClassVar[int] = 8  # of each weight that it takes, at most
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX

@@ -7,16 +7,14 @@ the q7 kernels are for squares, and have loops of our own here (CMSIS-NN 5.9.0, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
-from q7.kernels import arm_q7, arm_s8, own_loops
+from q7.kernels import arm_q7, arm_s8, own_loops, own_q7
 from q7.kernels.base import AnyKernel
 from q7.kernels.call import Call, CNames, Statement
-from q7.kernels.contract import AverageView, WindowedView
-from q7.onnx_graph import OnnxGraph
+from q7.kernels.contract import AverageView
 from q7.target import Core, Target
 
 
@@ -60,7 +58,7 @@ def _(kernel: arm_q7.MaxPool, layer: Any, target: Target) -> RowForm | None:
 def _(kernel: arm_q7.AveragePool, layer: Any, target: Target) -> RowForm | None:
     """The DSP path averages along x and then along y, and truncates both; the plain one divides once."""
     name = "avepool_x_then_y_q7" if target.core is Core.DSP else "avepool_truncated_q7"
-    return RowForm(TruncatedAveragePool(name))
+    return RowForm(own_q7.TruncatedAveragePool(name))
 
 
 @row_form.register(own_loops.OwnAveragePool)
@@ -80,15 +78,9 @@ def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm |
 @row_form.register(arm_s8.Pool)
 @row_form.register(arm_s8.Add)
 @row_form.register(arm_q7.InPlace)
+@row_form.register(own_q7.Relu)
 def _(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
     return RowForm(kernel)
-
-
-class TruncatedAveragePool(own_loops.WindowLoop[WindowedView, object]):
-    """What arm_avepool_q7_HWC computes, for windows of any shape; leaves the image alone."""
-
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
-        return arm_q7.AveragePool("arm_avepool_q7_HWC").build(g, xs, layer, integers, target)
 
 
 class SummedAveragePool(own_loops.OwnAveragePool):

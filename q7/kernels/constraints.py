@@ -123,6 +123,16 @@ def padding_below_stride(layer: WindowedView, target: Target) -> bool:
     )
 
 
+def dsp(layer: LayerView, target: Target) -> bool:
+    """a core with the DSP extension"""
+    return target.core is Core.DSP
+
+
+def no_dsp(layer: LayerView, target: Target) -> bool:
+    """a core without the DSP extension"""
+    return target.core is not Core.DSP
+
+
 def short_window(layer: WindowedView, target: Target) -> bool:
     """windows of at most 256 cells along an axis (DSP: longer ones overflow 16 bits)"""
     return target.core is not Core.DSP or max(layer.window) <= 256

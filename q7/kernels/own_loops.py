@@ -9,19 +9,21 @@ from typing import TypeVar
 
 import numpy as np
 
-from q7.kernels import exact_onnx, weight_layouts
-from q7.kernels.base import Array, Bounds, Integers, IntWidth, Kernel, Operands, ShiftingKernel
+from q7.kernels import exact_onnx
+from q7.kernels.base import Array, Bounds, IntWidth, Kernel, Operands, stays_ahead
 from q7.kernels.call import Call, CNames, Declaration, Statement
-from q7.kernels.contract import AverageView, ConvolutionView, I_contra, L_contra, LayerView, WindowedView
+from q7.kernels.contract import AverageView, I_contra, L_contra, LayerView, WindowedView
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, max_pool, window_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
-from q7.target import Q7, S8, Rounding, Target
+from q7.target import OWN, Q7, S8, Target
 
 W_contra = TypeVar("W_contra", bound=WindowedView, contravariant=True)
 LeftShift = int  # bits, may be negative
 Rescalings = tuple[int, ...]  # shifts to the right of each input, bits
 Slope = float  # what negative inputs are multiplied with
+
+LIMITED = ("SIZE", "OUT_RSHIFT", "ACT_MIN", "ACT_MAX")
 
 MOST_ALIGNMENT = 16  # bits that operands are shifted left
 MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
@@ -40,6 +42,7 @@ class Merge(OwnLoop[LayerView, Operands]):
     """clamp((f(factor * x, ...) + rounding term) >> out_rshift), where f is the sum or the maximum."""
 
     promises_in_place = True
+    limits = True
 
     op: str = "Sum"
 
@@ -51,7 +54,7 @@ class Merge(OwnLoop[LayerView, Operands]):
         name = c.variable("out_operands")
         return [
             Declaration("const operand_t", f"{name}[]", operands),
-            Call(self.name, (name, str(len(operands)), c.macro("SIZE"), c.macro("OUT_RSHIFT"), c.output)),
+            Call(self.name, (name, str(len(operands)), *map(c.macro, LIMITED), c.output)),
         ]
 
     def defines(self, integers: Operands) -> dict[str, int]:
@@ -93,30 +96,35 @@ def _ratio(lshift: LeftShift) -> tuple[int, int]:
 
 
 class WindowLoop(OwnLoop[W_contra, I_contra]):
-    """Windows of any shape, stride and padding; the image stays as it is."""
+    """Windows of any shape, stride and padding; the image stays as it is, unless the output takes its place."""
 
     def calls(self, layer: W_contra, c: CNames) -> list[Statement]:
         window = c.variable("out_window")
         sizes = tuple(size for pair in c.extents for size in pair)
         return [
             Declaration("const window_t", window, sizes),
-            Call(self.name, (c.input, f"&{window}", *self._arguments(c), c.output)),
+            Call(self.name, (c.input, f"&{window}", *self._arguments(layer, c), c.output)),
         ]
 
-    def _arguments(self, c: CNames) -> list[str]:
+    def _arguments(self, layer: W_contra, c: CNames) -> list[str]:
         return [c.macro("IN_CH")]
 
 
-class OwnMaxPool(WindowLoop[WindowedView, object]):
+class PoolLoop(WindowLoop[W_contra, I_contra]):
+    def in_place(self, layer: W_contra, promised_only: bool) -> bool:
+        return stays_ahead(layer)
+
+
+class OwnMaxPool(PoolLoop[WindowedView, object]):
     """The maximum of the cells in the image."""
 
-    libraries = (Q7,)
+    libraries = (Q7, OWN)
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)
 
 
-class OwnAveragePool(WindowLoop[AverageView, LeftShift]):
+class OwnAveragePool(PoolLoop[AverageView, LeftShift]):
     """sum * multiplier / (cells * divisor), rounded half up; cells as Caffe counts them, with some of the padding."""
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: AverageView, integers: LeftShift, target: Target) -> str:
@@ -134,24 +142,8 @@ class OwnAveragePool(WindowLoop[AverageView, LeftShift]):
     def defines(self, integers: LeftShift) -> dict[str, int]:
         return dict(zip(("MULTIPLIER", "DIVISOR"), _ratio(integers)))
 
-    def _arguments(self, c: CNames) -> list[str]:
+    def _arguments(self, layer: AverageView, c: CNames) -> list[str]:
         return [c.macro(what) for what in ("IN_CH", "MULTIPLIER", "DIVISOR")]
-
-
-class GroupConvolution(WindowLoop[ConvolutionView, Integers], ShiftingKernel[ConvolutionView]):
-    """Each group of outputs reads its own channels of every cell; weights are O,KH,KW,C of the group."""
-
-    libraries = (Q7,)
-
-    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
-        return weight_layouts.ohwi(weights)
-
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
-        return exact_onnx.convolution(g, xs[0], layer, integers, Target(target.core, Rounding.NEAREST))
-
-    def _arguments(self, c: CNames) -> list[str]:
-        sizes = [c.macro(what) for what in ("IN_CH", "GROUPS", "OUT_CH")]
-        return [*sizes, c.weights, c.bias, c.macro("BIAS_LSHIFT"), c.macro("OUT_RSHIFT")]
 
 
 class Clamp(OwnLoop[LayerView, Bounds]):
@@ -209,7 +201,7 @@ class Lookup(OwnLoop[LayerView, I_contra]):
 class Curve(Lookup[IntWidth]):
     """table[x >> (3 - int_width)], as the q7 library computes it; the s8 library has no curves of 8 bits."""
 
-    libraries = (S8,)
+    libraries = (S8, OWN)
 
     table: Callable[[], np.ndarray] = sigmoid_table
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from q7.kernels import arm_q7, arm_s4, arm_s8, own_loops
+from q7.kernels import arm_q7, arm_s4, arm_s8, own_loops, own_q7
 from q7.kernels import constraints as needs
 from q7.kernels.base import Bounds, Integers, IntWidth, Kernels, Operands
 from q7.kernels.contract import AverageView, ConvolutionView, LayerView, SumView, WindowedView
@@ -22,12 +22,13 @@ CONVOLUTION: Kernels[ConvolutionView, Integers] = (
     arm_q7.Depthwise("arm_depthwise_separable_conv_HWC_q7_nonsquare", (needs.depthwise, *_CONVOLUTION), nonsquare=True),
     arm_q7.Convolution("arm_convolve_HWC_q7_basic", (needs.one_group, needs.square, *_CONVOLUTION)),
     arm_q7.Convolution("arm_convolve_HWC_q7_basic_nonsquare", (needs.one_group, *_CONVOLUTION), nonsquare=True),
-    own_loops.GroupConvolution("convolve_group_q7", _CONVOLUTION),
     arm_s4.Convolution("arm_convolve_wrapper_s4", (needs.one_group, needs.indexable, needs.short_image_column)),
     arm_s4.Depthwise(
         "arm_depthwise_conv_wrapper_s4", (needs.one_channel_groups, needs.single_or_even, needs.no_mve, *_CONVOLUTION)
     ),
     arm_s4.PlainDepthwise("arm_depthwise_conv_s4", (needs.one_channel_groups, needs.even_channels, *_CONVOLUTION)),
+    own_q7.Depthwise("depthwise_q7", (needs.depthwise,)),
+    own_q7.Convolution("convolve_q7"),
     arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, needs.indexable, needs.short_image_column)),
     arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.one_channel_groups, *_CONVOLUTION)),
 )
@@ -35,10 +36,11 @@ FULLY_CONNECTED: Kernels[LayerView, Integers] = (
     arm_q7.FullyConnected("arm_fully_connected_q7_opt", (needs.vector_sizes,), interleaved=True),
     arm_q7.FullyConnected("arm_fully_connected_q7", (needs.vector_sizes,)),
     arm_s4.FullyConnected("arm_fully_connected_s4", (needs.vector_sizes,)),
+    own_q7.InnerProduct("inner_product_q7"),
     arm_s8.FullyConnected("arm_fully_connected_s8", (needs.vector_sizes,)),
 )
 READ_PIXELS: Kernels[LayerView, Pixels] = (own_loops.ReadPixels("read_pixels"),)
-RELU: Kernels[LayerView, object] = (arm_q7.Relu("arm_relu_q7"),)
+RELU: Kernels[LayerView, object] = (arm_q7.Relu("arm_relu_q7"), own_q7.Relu("clip_q7"))
 LEAKY_RELU: Kernels[LayerView, Slope] = (own_loops.LeakyRelu("lookup_q7"),)
 SIGMOID: Kernels[LayerView, IntWidth] = (
     arm_q7.Activation("arm_nn_activations_direct_q7", c_type="ARM_SIGMOID", table=own_loops.sigmoid_table),
@@ -60,8 +62,11 @@ MAX_POOL: Kernels[WindowedView, object] = (
 OWN_AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
     own_loops.OwnAveragePool("avepool_q7", (*_WINDOWS, needs.countable)),
 )
+_TRUNCATED = (needs.unpadded, *_POOL, needs.short_window)  # else Caffe's averages are rounded, with any kernels
 AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
-    arm_q7.AveragePool("arm_avepool_q7_HWC", (needs.unpadded, *_POOL, needs.short_window)),
+    arm_q7.AveragePool("arm_avepool_q7_HWC", _TRUNCATED),
+    own_q7.TruncatedAveragePool("avepool_x_then_y_q7", (needs.dsp, *_TRUNCATED)),
+    own_q7.TruncatedAveragePool("avepool_truncated_q7", (needs.no_dsp, *_TRUNCATED)),
     arm_s8.AveragePool("arm_avgpool_s8", (needs.unpadded, *_WINDOWS, needs.countable)),
     *OWN_AVERAGE_POOL,
 )
@@ -71,4 +76,7 @@ SUM: Kernels[SumView, Operands] = (
 )
 MAXIMUM: Kernels[LayerView, Operands] = (own_loops.Merge("max_q7", op="Max"),)
 CONCAT: Kernels[LayerView, Rescalings] = (own_loops.Concatenate("concat_q7"),)
-SOFTMAX: Kernels[LayerView, object] = (arm_q7.Softmax("arm_softmax_q7", (needs.short_vector,)),)
+SOFTMAX: Kernels[LayerView, object] = (
+    arm_q7.Softmax("arm_softmax_q7", (needs.short_vector,)),
+    own_q7.Softmax("softmax_q7"),
+)

@@ -46,3 +46,15 @@ def nibbles(weights: np.ndarray) -> np.ndarray:
     low, high = np.pad(weights, (0, len(weights) % 2)).astype(np.uint8).reshape(-1, 2).T & 15
     packed: np.ndarray = (low | high << 4).view(np.int8)
     return packed
+
+
+def blocks(matrix: np.ndarray, rows_at_once: int, evens_first: bool) -> np.ndarray:
+    """Four of each of so many rows, four more of each, then the next rows; zeros fill up both.
+
+    The bytes at even places of a block's row meet the first two of four inputs: in that order they are kept, unless the
+    inputs are in it (`evens_first`). Kernels of ours read them so (templates/common/dot_q7.h).
+    """
+    rows, columns = matrix.shape
+    matrix = np.pad(matrix, ((0, -rows % rows_at_once), (0, -columns % 4)))
+    fours = matrix.reshape(-1, rows_at_once, matrix.shape[1] // 4, 4)
+    return (fours if evens_first else fours[..., [0, 2, 1, 3]]).transpose(0, 2, 1, 3).ravel()

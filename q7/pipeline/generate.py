@@ -17,10 +17,12 @@ from q7.errors import Q7Error, say
 from q7.network.quantized import QuantizedNetwork
 from q7.report import summary
 from q7.store import original
-from q7.target import Core, Library, Target
+from q7.target import OWN, Q7, Core, Library, Target
 
 note = functools.partial(errors.note, "code_gen")
 
+CMSIS, OWN_KERNELS = "cmsis", "own"
+KERNELS = (CMSIS, OWN_KERNELS)
 TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
 
@@ -32,6 +34,7 @@ class Options:
     out_dir: str
     library: Library | None
     core: Core | None
+    kernels: str  # of KERNELS
     code: boards.Options
     ram: int | str  # bytes, or what rows.plan calls a plan
     no_inplace_pooling: bool  # but where the library promises it
@@ -45,17 +48,25 @@ class Options:
     mean: str | None
 
 
+def _target(options: Options, quantized: Target) -> Target:
+    """What the code is for, where it was `quantized` for another target, or the same."""
+    core, rounding = options.core or quantized.core, quantized.rounding
+    if options.kernels == OWN_KERNELS:
+        library = options.library or quantized.library
+        if library is not Q7:
+            raise Q7Error(f"--kernels {OWN_KERNELS}: our kernels compute what the q7 kernels do, not what {library} ones do")
+        return Target(core, rounding, OWN)
+    able = boards.TARGETS[options.code.target].libraries
+    library = options.library or (quantized.library if quantized.library in able else able[0])
+    if library not in able:
+        raise Q7Error(f"--target {options.code.target} has the {able[0]} kernels only: --api {able[0]}")
+    return Target(core, rounding if rounding in library.roundings else library.roundings[0], library)
+
+
 def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     """The pickle's network for the kernel library and the core that are asked for."""
     network = original.open_network(Path(options.model), note, options.weights, options.mean)
-    able = boards.TARGETS[options.code.target].libraries
-    usual = network.target.library if network.target.library in able else able[0]
-    library, rounding = options.library or usual, network.target.rounding
-    if library not in able:
-        raise Q7Error(f"--target {options.code.target} has the {able[0]} kernels only: --api {able[0]}")
-    rounding = rounding if rounding in library.roundings else library.roundings[0]
-    target = Target(options.core or network.target.core, rounding, library)
-    network = lowering.fuse(lowering.retarget(network, target))
+    network = lowering.fuse(lowering.retarget(network, _target(options, network.target)))
     if options.softmax:
         network = lowering.add_softmax(network)
     return network, rows.plan(network, options.no_inplace_pooling, options.ram)

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Loops for layers that CMSIS-NN has no q7 kernel for. Images are HWC. Everything is rounded half up.
- * The types q7_t and q31_t come from the program. */
+ * The types q7_t, q15_t and q31_t come from the program. */
 #ifndef OWN_Q7_H
 #define OWN_Q7_H
 
-static inline q7_t saturate_q7(q31_t value)
-{
-    return (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
-}
+#include "words_q7.h"
 
 /* floor(sum / divisor + 1/2), where C's division truncates toward zero. */
 static inline q7_t divide_q7(q31_t sum, q31_t divisor)
@@ -22,20 +19,20 @@ typedef struct {
     q31_t factor;
 } operand_t;
 
-/* Sums of `size` elements; the output may be one of the operands. */
-static inline void add_q7(const operand_t *operands, int count, int size, int out_rshift, q7_t *out)
+/* Sums of `size` elements, limited to low ... high; the output may be one of the operands. */
+INLINE void add_q7(const operand_t *operands, int count, int size, int out_rshift, q31_t low, q31_t high, q7_t *out)
 {
     for (int i = 0; i < size; i++) {
         q31_t sum = (1 << out_rshift) >> 1;
         for (int k = 0; k < count; k++) {
             sum += operands[k].data[i] * operands[k].factor;
         }
-        out[i] = saturate_q7(sum >> out_rshift);
+        out[i] = limited_q7(sum >> out_rshift, low, high);
     }
 }
 
-/* Maxima of `size` elements; the output may be one of the operands. */
-static inline void max_q7(const operand_t *operands, int count, int size, int out_rshift, q7_t *out)
+/* Maxima of `size` elements, limited to low ... high; the output may be one of the operands. */
+INLINE void max_q7(const operand_t *operands, int count, int size, int out_rshift, q31_t low, q31_t high, q7_t *out)
 {
     for (int i = 0; i < size; i++) {
         q31_t most = operands[0].data[i] * operands[0].factor;
@@ -43,7 +40,7 @@ static inline void max_q7(const operand_t *operands, int count, int size, int ou
             const q31_t value = operands[k].data[i] * operands[k].factor;
             most = value > most ? value : most;
         }
-        out[i] = saturate_q7((most + ((1 << out_rshift) >> 1)) >> out_rshift);
+        out[i] = limited_q7((most + ((1 << out_rshift) >> 1)) >> out_rshift, low, high);
     }
 }
 
@@ -81,52 +78,50 @@ static inline span_t window_span(int index, int in, int kernel, int padding, int
     return span;
 }
 
-/* Leaves the image alone, and takes any window. */
+/* The maximum of one channel's cells. */
+INLINE q7_t largest_cell(const q7_t *in, int in_x, int channels, span_t rows, span_t columns)
+{
+    q7_t most = -128;
+    for (int y = rows.begin; y < rows.end; y++) {
+        for (int x = columns.begin; x < columns.end; x++) {
+            const q7_t value = in[(y * in_x + x) * channels];
+            most = value > most ? value : most;
+        }
+    }
+    return most;
+}
+
+#if DSP_WORDS
+/* Of four channels. */
+INLINE uint32_t largest_cells(const q7_t *in, int in_x, int channels, span_t rows, span_t columns)
+{
+    uint32_t most = 0x80808080u;
+    for (int y = rows.begin; y < rows.end; y++) {
+        for (int x = columns.begin; x < columns.end; x++) {
+            most = largest_bytes(load_word(in + (y * in_x + x) * channels), most);
+        }
+    }
+    return most;
+}
+#endif
+
+/* Takes any window; the output may take the image's place where windows stay ahead of it. */
 static inline void maxpool_q7(const q7_t *in, const window_t *w, int channels, q7_t *out)
 {
     for (int oy = 0; oy < w->out_y; oy++) {
         const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
         for (int ox = 0; ox < w->out_x; ox++) {
             const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
-            for (int c = 0; c < channels; c++) {
-                q7_t most = -128;
-                for (int y = rows.begin; y < rows.end; y++) {
-                    for (int x = columns.begin; x < columns.end; x++) {
-                        const q7_t value = in[(y * w->in_x + x) * channels + c];
-                        most = value > most ? value : most;
-                    }
-                }
-                *out++ = most;
+            int c = 0;
+#if DSP_WORDS
+            for (; c < channels / 4 * 4; c += 4) {
+                store_word(out + c, largest_cells(in + c, w->in_x, channels, rows, columns));
             }
-        }
-    }
-}
-
-/* `groups` groups of channels; weights O,KH,KW,C, where C counts the channels of one group. */
-static inline void convolve_group_q7(const q7_t *in, const window_t *w, int channels, int groups, int out_channels,
-                                     const q7_t *weights, const q7_t *bias, int bias_lshift, int out_rshift, q7_t *out)
-{
-    const int depth = channels / groups, group_outputs = out_channels / groups;
-    for (int oy = 0; oy < w->out_y; oy++) {
-        const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
-        const int top = oy * w->stride_y - w->padding_y;
-        for (int ox = 0; ox < w->out_x; ox++) {
-            const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
-            const int left = ox * w->stride_x - w->padding_x;
-            for (int o = 0; o < out_channels; o++) {
-                const q7_t *const image = in + o / group_outputs * depth;
-                q31_t sum = bias[o] * (1 << bias_lshift) + ((1 << out_rshift) >> 1);
-                for (int y = rows.begin; y < rows.end; y++) {
-                    for (int x = columns.begin; x < columns.end; x++) {
-                        const int tap = (o * w->kernel_y + y - top) * w->kernel_x + x - left;
-                        const q7_t *const cell = image + (y * w->in_x + x) * channels;
-                        for (int c = 0; c < depth; c++) {
-                            sum += cell[c] * weights[tap * depth + c];
-                        }
-                    }
-                }
-                *out++ = saturate_q7(sum >> out_rshift);
+#endif
+            for (; c < channels; c++) {
+                out[c] = largest_cell(in + c, w->in_x, channels, rows, columns);
             }
+            out += channels;
         }
     }
 }
@@ -144,6 +139,23 @@ static inline void clip_q7(const q7_t *in, int size, q7_t low, q7_t high, q7_t *
 {
     for (int i = 0; i < size; i++) {
         out[i] = in[i] < low ? low : in[i] > high ? high : in[i];
+    }
+}
+
+/* Powers of two in place of exponentials, as arm_softmax_q7 of CMSIS 5.9.0; the output may be the input. */
+static inline void softmax_q7(const q7_t *in, int size, q7_t *out)
+{
+    int most = in[0], sum = 0;
+    for (int i = 1; i < size; i++) {
+        most = in[i] > most ? in[i] : most;
+    }
+    for (int i = 0; i < size; i++) {
+        const int power = in[i] - (most - 8);
+        sum += 1 << (power > 7 ? 7 : power < 0 ? 0 : power);
+    }
+    for (int i = 0; i < size; i++) {
+        const int shift = 5 + most - in[i];
+        out[i] = saturate_q7((1 << 20) / sum >> (shift > 31 ? 31 : shift));
     }
 }
 

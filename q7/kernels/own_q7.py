@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own kernels in place of CMSIS-NN's q7 kernels, with the same integers, for all cores.
+
+Those with weights (templates/common/weighted_q7.h) have them in orders that suit their loops, and take about half of
+the instructions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from q7.kernels import arm_q7, exact_onnx, weight_layouts
+from q7.kernels.base import Bounds, Integers, Kernel, ShiftingKernel
+from q7.kernels.call import Call, CNames, Declaration, Statement
+from q7.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedView
+from q7.kernels.own_loops import Clamp, PoolLoop, WindowLoop
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import INT8_MAX
+from q7.target import OWN, Q7, Target
+
+AT_ONCE = 3  # pixels of a convolution whose sums fit into a core's registers, for two outputs
+
+
+class WeightedLoop(ShiftingKernel[L_contra]):
+    """For sizes that the compiler knows; its output is limited in the same instruction that saturates."""
+
+    source = "templates/common/weighted_q7.h"
+    own_loop = True
+    libraries = (OWN,)
+    limits = True
+
+    def _scaling(self, c: CNames) -> Declaration:
+        values = (c.bias, *map(c.macro, ("BIAS_LSHIFT", "OUT_RSHIFT", "ACT_MIN", "ACT_MAX")))
+        return Declaration("const scaling_t", c.variable("out_scaling"), values)
+
+
+class Convolution(WeightedLoop[ConvolutionView], WindowLoop[ConvolutionView, Integers]):
+    """Convolutions in any number of groups: a strip of image columns as 16-bit numbers, where windows lie in one piece."""
+
+    libraries = (Q7, OWN)
+
+    @staticmethod
+    def _column(layer: ConvolutionView) -> int:
+        """Elements of an image column in a window, in words."""
+        return 2 * math.ceil(layer.in_shape[0] // layer.group * layer.window[0] / 2)
+
+    @classmethod
+    def _room(cls, layer: ConvolutionView) -> int:
+        """Image columns in the strip: those of three windows, or as many as fill the two that Arm's kernels have."""
+        width, stride, pixels = layer.window[1], layer.stride[1], layer.out_shape[2]
+        pitch = min(stride, width)
+        least, most = (width + (n - 1) * pitch for n in (min(pixels, AT_ONCE), pixels))
+        twice = 2 * layer.in_shape[0] // layer.group * layer.window[0] * width // cls._column(layer)
+        return min(max(least, twice), most)
+
+    def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
+        """The strip, and what is read of the last window's last block."""
+        column = self._column(layer)
+        return 2 * (self._room(layer) * column + layer.window[1] * column % 4)
+
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        outputs, depth, height, width = weights.shape
+        columns = weights.transpose(0, 3, 2, 1).reshape(outputs, width, height * depth)
+        columns = np.pad(columns, ((0, 0), (0, 0), (0, height * depth % 2)))
+        groups = columns.reshape(layer.group, outputs // layer.group, -1)
+        return np.concatenate([weight_layouts.blocks(group, 2, depth % 4 == 0) for group in groups])
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
+        return exact_onnx.convolution(g, xs[0], layer, integers, target)
+
+    def calls(self, layer: ConvolutionView, c: CNames) -> list[Statement]:
+        return [self._scaling(c), *super().calls(layer, c)]
+
+    def _arguments(self, layer: ConvolutionView, c: CNames) -> list[str]:
+        groups = c.macro("GROUPS") if layer.group > 1 else "1"
+        sizes = [c.macro("IN_CH"), groups, c.macro("OUT_CH")]
+        strip = [str(self._room(layer)), f"(q15_t *){c.scratch}"]
+        return [*sizes, c.weights, f"&{c.variable('out_scaling')}", *strip]
+
+
+class Depthwise(Convolution):
+    """As many groups as input and output channels; no scratch memory."""
+
+    libraries = (OWN,)
+
+    def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
+        return 0
+
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        """C/4,KH,KW,4."""
+        channels = np.pad(weights[:, 0], ((0, -len(weights) % 4), (0, 0), (0, 0)))
+        return channels.reshape(-1, 4, *layer.window).transpose(0, 2, 3, 1).ravel()
+
+    def _arguments(self, layer: ConvolutionView, c: CNames) -> list[str]:
+        return [c.macro("IN_CH"), c.weights, f"&{c.variable('out_scaling')}"]
+
+
+class InnerProduct(WeightedLoop[LayerView]):
+    """Matrix times vector, which is widened to 16 bits first; it comes in H,W,C order where an image precedes it."""
+
+    def scratch_bytes(self, layer: LayerView, target: Target) -> int:
+        return 2 * 4 * math.ceil(math.prod(layer.in_shape) / 4)
+
+    def layout(self, weights: np.ndarray, layer: LayerView) -> np.ndarray:
+        matrix = weight_layouts.channels_last(weights, layer.in_shape)
+        rows, columns = matrix.shape
+        rest = rows % 4 if rows % 4 < 3 else 0
+        parts = [(matrix[: rows - rest], 4), (matrix[rows - rest :], 2)]
+        return np.concatenate([weight_layouts.blocks(part, n, columns % 4 == 0) for part, n in parts])
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Integers, target: Target) -> str:
+        return exact_onnx.inner_product(g, xs[0], integers, target)
+
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
+        sizes = (c.macro("IN_DIM"), c.macro("OUT_DIM"))
+        arguments = (c.weights, f"&{c.variable('out_scaling')}", f"(q15_t *){c.scratch}", c.output)
+        return [self._scaling(c), Call(self.name, (c.input, *sizes, *arguments))]
+
+
+class TruncatedAveragePool(PoolLoop[WindowedView, object]):
+    """What arm_avepool_q7_HWC computes, for windows of any shape."""
+
+    libraries = (OWN,)
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
+        return arm_q7.AveragePool("arm_avepool_q7_HWC").build(g, xs, layer, integers, target)
+
+
+class Relu(Kernel[LayerView, object]):
+    """max(x, 0)."""
+
+    source = Clamp.source
+    own_loop = True
+    libraries = (OWN,)
+    promises_in_place = True
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: object, target: Target) -> str:
+        return g.add("Relu", xs[0])
+
+    def bounds(self, integers: object) -> Bounds:
+        return Bounds(low=0)
+
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
+        return [Call(self.name, (c.input, c.elements(layer.out_shape), "0", str(INT8_MAX), c.output))]
+
+
+class Softmax(arm_q7.Softmax):
+    """What arm_softmax_q7 computes."""
+
+    source = Clamp.source
+    own_loop = True
+    libraries = (OWN,)
+    promises_in_place = True
+
+    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
+        return True

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Convolution and inner product with the integers of CMSIS-NN's q7 kernels, for sizes that are known to the compiler.
+ *
+ * sum = bias << bias_lshift, plus the rounding term, plus all products, in 32 bits; the output is sum >> out_rshift,
+ * limited to low ... high. Images are HWC. Include own_q7.h and dot_q7.h first. */
+#ifndef WEIGHTED_Q7_H
+#define WEIGHTED_Q7_H
+
+/* How a layer's sums become its outputs. */
+typedef struct {
+    const q7_t *bias;
+    int bias_lshift, out_rshift;
+    q31_t low, high;
+} scaling_t;
+
+/* The rounding term of the library's kernels: half a step up, or none where they are built to truncate. */
+#if defined(ARM_NN_TRUNCATE)
+#define ROUNDING(shift) 0
+#else
+#define ROUNDING(shift) ((1 << (shift)) >> 1)
+#endif
+
+INLINE q31_t first_sum(const scaling_t *s, int output)
+{
+    return s->bias[output] * (1 << s->bias_lshift) + ROUNDING(s->out_rshift);
+}
+
+INLINE q7_t scaled_q7(q31_t sum, const scaling_t *s)
+{
+    return limited_q7(sum >> s->out_rshift, s->low, s->high);
+}
+
+INLINE int even(int count)
+{
+    return count + count % 2;
+}
+
+/* One image column of a window: `depth` channels of kernel_y cells, and a number that fills the last word. */
+INLINE void widen_column(const q7_t *in, const window_t *w, int channels, int depth, int top, int x, q15_t *column)
+{
+    for (int y = top; y < top + w->kernel_y; y++) {
+        if (x < 0 || x >= w->in_x || y < 0 || y >= w->in_y) {
+            clear_q15(column, depth);
+        } else {
+            widen_q7(in + (y * w->in_x + x) * channels, depth, column);
+        }
+        column += depth;
+    }
+}
+
+/* All outputs of `columns` pixels; two at a time, the last alone where their number is odd. */
+INLINE void convolve_pixels(const q15_t *x, int step, int columns, int length, const q7_t *weights, const scaling_t *s,
+                            int outputs, int out_channels, q7_t *out)
+{
+    for (int o = 0; o < outputs; o += 2) {
+        const int both = outputs % 2 == 0 || o + 1 < outputs;
+        const q31_t first = first_sum(s, o), second = both ? first_sum(s, o + 1) : 0;
+        q31_t sums[3][2] = {{first, second}, {first, second}, {first, second}};
+        weights = dot_q7(weights, x, step, columns, length, sums);
+        for (int c = 0; c < columns; c++) {
+            out[c * out_channels + o] = scaled_q7(sums[c][0], s);
+            if (both) {
+                out[c * out_channels + o + 1] = scaled_q7(sums[c][1], s);
+            }
+        }
+    }
+}
+
+/* Convolution with `groups` groups of channels; `room` is for how many image columns a strip has.
+ *
+ * A strip holds the image columns that windows of neighbouring pixels need, widened to 16 bits, each column's cells one
+ * after the other. So a window is one piece of it, and the next pixel's window begins `pitch` columns further on: each
+ * cell is widened once for every row of windows that it lies in, not for every window. The weights of a pair of outputs
+ * are KW,KH,C in blocks of four, with zeros for what fills up a column and the last block. */
+INLINE void convolve_q7(const q7_t *in, const window_t *w, int channels, int groups, int out_channels,
+                        const q7_t *weights, const scaling_t *s, int room, q15_t *strip, q7_t *out)
+{
+    const int depth = channels / groups, outputs = out_channels / groups;
+    const int column = even(w->kernel_y * depth), length = (w->kernel_x * column + 3) / 4 * 4;
+    const int pitch = w->stride_x < w->kernel_x ? w->stride_x : w->kernel_x, shared = w->kernel_x - pitch;
+    const int at_once = room >= w->kernel_x + 2 * pitch ? 3 : room >= w->kernel_x + pitch ? 2 : 1;
+    const int rest = w->out_x % at_once;
+    for (int g = 0; g < groups; g++) {
+        const scaling_t scaling = {s->bias + g * outputs, s->bias_lshift, s->out_rshift, s->low, s->high};
+        for (int oy = 0; oy < w->out_y; oy++) {
+            const int top = oy * w->stride_y - w->padding_y;
+            q7_t *to = out + oy * w->out_x * out_channels + g * outputs;
+            q15_t *x = strip;
+            for (int ox = 0; ox < w->out_x; ox += at_once) {
+                const int columns = rest == 0 || ox + at_once <= w->out_x ? at_once : rest;
+                if (x + (columns * pitch + shared) * column > strip + room * column) {
+                    move_q15(strip, x, shared * column);
+                    x = strip;
+                }
+                for (int i = ox == 0 ? 0 : shared; i < columns * pitch + shared; i++) {
+                    const int cell = w->stride_x == pitch ? i : i / pitch * w->stride_x + i % pitch;
+                    const int left = ox * w->stride_x - w->padding_x;
+                    widen_column(in + g * depth, w, channels, depth, top, left + cell, x + i * column);
+                }
+                if (columns == at_once) {
+                    convolve_pixels(x, pitch * column, at_once, length, weights, &scaling, outputs, out_channels, to);
+                } else {
+                    convolve_pixels(x, pitch * column, rest, length, weights, &scaling, outputs, out_channels, to);
+                }
+                x += columns * pitch * column;
+                to += columns * out_channels;
+            }
+        }
+        weights += even(outputs) * length;
+    }
+}
+
+/* The weights of four outputs at a time come in blocks of four of each; one or two that are left over, as a pair. */
+INLINE void inner_product_q7(const q7_t *in, int size, int outputs, const q7_t *weights, const scaling_t *s,
+                             q15_t *vector, q7_t *out)
+{
+    const int length = (size + 3) / 4 * 4, rest = outputs % 4 == 3 ? 0 : outputs % 4, fours = outputs - rest;
+    widen_q7(in, size, vector);
+    clear_q15(vector + size, length - size);
+    for (int o = 0; o < fours; o += 4) {
+        const int count = fours % 4 == 0 || fours - o >= 4 ? 4 : 3;
+        q31_t sums[4] = {0, 0, 0, 0};
+        for (int i = 0; i < count; i++) {
+            sums[i] = first_sum(s, o + i);
+        }
+        weights = dot_4x1_q7(weights, vector, length, sums);
+        for (int i = 0; i < count; i++) {
+            out[o + i] = scaled_q7(sums[i], s);
+        }
+    }
+    if (rest > 0) {
+        const scaling_t last = {s->bias + fours, s->bias_lshift, s->out_rshift, s->low, s->high};
+        convolve_pixels(vector, 0, 1, length, weights, &last, rest, rest, out + fours);
+    }
+}
+
+/* Adds what up to four channels of a depthwise convolution have in the cells [begin, end) of a window, whose first cell
+ * is (top, left). The weights are KH,KW,4. */
+INLINE void depthwise_sums(const q7_t *in, const window_t *w, int channels, int count, int top, int left, span_t rows,
+                           span_t columns, const q7_t *weights, q31_t sums[4])
+{
+    for (int y = rows.begin; y < rows.end; y++) {
+        for (int x = columns.begin; x < columns.end; x++) {
+            const q7_t *const cell = in + (y * w->in_x + x) * channels;
+            const q7_t *const tap = weights + ((y - top) * w->kernel_x + x - left) * 4;
+#if DSP_WORDS
+            if (count == 4) {
+                const uint32_t four = load_word(cell), factors = load_word(tap);
+                const uint32_t even = even_bytes(four), odd = odd_bytes(four);
+                sums[0] = low_mac(even, even_bytes(factors), sums[0]);
+                sums[1] = low_mac(odd, odd_bytes(factors), sums[1]);
+                sums[2] = high_mac(even, even_bytes(factors), sums[2]);
+                sums[3] = high_mac(odd, odd_bytes(factors), sums[3]);
+                continue;
+            }
+#endif
+            for (int i = 0; i < count; i++) {
+                sums[i] += cell[i] * tap[i];
+            }
+        }
+    }
+}
+
+/* `count` channels of all pixels, at most four; windows that lie in the image have loops of constant lengths. */
+INLINE void depthwise_channels(const q7_t *in, const window_t *w, int channels, int count, const q7_t *weights,
+                               const scaling_t *s, q7_t *out)
+{
+    for (int oy = 0; oy < w->out_y; oy++) {
+        const int top = oy * w->stride_y - w->padding_y, rows_inside = top >= 0 && top + w->kernel_y <= w->in_y;
+        for (int ox = 0; ox < w->out_x; ox++) {
+            const int left = ox * w->stride_x - w->padding_x;
+            q31_t sums[4] = {0, 0, 0, 0};
+            for (int i = 0; i < count; i++) {
+                sums[i] = first_sum(s, i);
+            }
+            if (rows_inside && left >= 0 && left + w->kernel_x <= w->in_x) {
+                const span_t rows = {top, top + w->kernel_y, 0}, columns = {left, left + w->kernel_x, 0};
+                depthwise_sums(in, w, channels, count, top, left, rows, columns, weights, sums);
+            } else {
+                const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
+                const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
+                depthwise_sums(in, w, channels, count, top, left, rows, columns, weights, sums);
+            }
+            for (int i = 0; i < count; i++) {
+                out[i] = scaled_q7(sums[i], s);
+            }
+            out += channels;
+        }
+    }
+}
+
+/* As many groups as channels, of which four are computed at a time; the weights are C/4,KH,KW,4, filled up with zeros. */
+INLINE void depthwise_q7(const q7_t *in, const window_t *w, int channels, const q7_t *weights, const scaling_t *s,
+                         q7_t *out)
+{
+    for (int c = 0; c < channels; c += 4) {
+        const scaling_t scaling = {s->bias + c, s->bias_lshift, s->out_rshift, s->low, s->high};
+        if (channels - c >= 4) {
+            depthwise_channels(in + c, w, channels, 4, weights, &scaling, out + c);
+        } else {
+            depthwise_channels(in + c, w, channels, channels % 4, weights, &scaling, out + c);
+        }
+        weights += 4 * w->kernel_y * w->kernel_x;
+    }
+}
+
+#endif
