@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from q7.codegen.rows import RowPlan, Section
 from q7.network.quantized import QuantizedNetwork
 from q7.store import record
 from q7.store.record import Record
-from q7.target import LIBRARIES, Q7, S8, Core, Library, Rounding, Target
+from q7.target import LIBRARIES, OWN, Q7, S8, Core, Library, Rounding, Target
 from tests.generated import PORTABLE, PORTABLE_S8, STRICT, make, predicted
 from tests.networks import TARGETS, prototxts, quantize
 from tests.support import run, tool
@@ -27,6 +28,7 @@ IMAGES = 3
 OTHER_ROUNDING = {"arm_avepool_q7_HWC", "arm_avgpool_s8"}  # truncates, and rounds ties away from zero
 EXAMPLES = int(os.environ.get("RANDOM_NETWORKS", "200"))
 EMULATED = max(1, EXAMPLES // 20)
+OWN_TARGETS = [Target(core, rounding, OWN) for core in Core for rounding in Rounding]
 CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 # Undefined behaviour stops the program.
 CHECKED = ("-O0", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
@@ -63,7 +65,7 @@ def longest_runs(network: QuantizedNetwork, promised_only: bool) -> RowPlan:
 
 @given(
     prototxts(),
-    st.sampled_from(TARGETS),
+    st.sampled_from([*TARGETS, *OWN_TARGETS]),
     st.booleans(),
     st.sampled_from(["fast", "least", "runs"]),
     st.integers(0, 1 << 30),
@@ -80,7 +82,9 @@ def test_program_computes_what_the_model_predicts(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         origin = target
-        if target.library is S8 and seed % 2:  # a network for q7 kernels
+        if target.library is OWN:
+            origin = replace(target, library=Q7)
+        elif target.library is S8 and seed % 2:  # a network for q7 kernels
             origin = Target(target.core, Rounding.TRUNCATE if seed % 4 == 1 else Rounding.NEAREST)
         quantized = quantize(folder, *network, origin, seed)
         record.save(folder / "net.pkl", Record({}, quantized))
@@ -97,21 +101,22 @@ def test_program_computes_what_the_model_predicts(
             if before.kernel != after.kernel
             for name in (before.kernel.name, after.kernel.name)
         }
-        if not exchanged & OTHER_ROUNDING:
+        if target.library is OWN or not exchanged & OTHER_ROUNDING:
             np.testing.assert_array_equal(answers.logits, predicted(quantized, images))
         plan = longest_runs(lowered, promised_only) if ram == "runs" else rows.plan(lowered, promised_only, ram)
         assert ram != "least" or plan.memory.arena_bytes <= rows.plan(lowered, promised_only).memory.arena_bytes
         np.testing.assert_array_equal(answers.logits, predicted(plan.lower(lowered), images))
         emit.write(folder, emit.render(lowered, plan, Options("host"), answers))
         compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
-        done = run(*compiler, folder / "main.cpp", "-x", "none", kernels[target], "-o", folder / "network")
+        objects: list[str | Path] = ["-x", "none", kernels[target]] if target in kernels else []
+        done = run(*compiler, folder / "main.cpp", *objects, "-o", folder / "network")
         assert done.returncode == 0, done.stderr
         done = run(folder / "network")
         assert done.returncode == 0, done.stdout
         assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in done.stdout
 
 
-@given(prototxts(), st.sampled_from([*CORES]), st.sampled_from([*LIBRARIES.values()]), st.integers(0, 1 << 30))
+@given(prototxts(), st.sampled_from([*CORES]), st.sampled_from([*LIBRARIES.values(), OWN]), st.integers(0, 1 << 30))
 @settings(max_examples=EMULATED, deadline=None)
 def test_boards_compute_row_by_row_what_the_model_predicts(
     network: tuple[str, tuple[int, int, int], str], core: str, library: Library, seed: int
@@ -120,7 +125,9 @@ def test_boards_compute_row_by_row_what_the_model_predicts(
     tool("qemu-system-arm")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        lowered = lowering.fuse(quantize(folder, *network, Target(CORES[core], library=library), seed))
+        target = Target(CORES[core], library=library)
+        origin = replace(target, library=Q7) if library is OWN else target
+        lowered = lowering.fuse(lowering.retarget(quantize(folder, *network, origin, seed), target))
         images = np.random.default_rng(seed).integers(0, 256, (IMAGES, *network[1]), dtype=np.uint8)
         answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
         emit.write(folder, emit.render(lowered, longest_runs(lowered, False), Options("mps2"), answers))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from q7.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedVi
 from q7.kernels.own_loops import Clamp, PoolLoop, WindowLoop
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX
-from q7.target import OWN, Q7, Target
+from q7.target import OWN, Q7, Library, Target
 
 AT_ONCE = 3  # pixels of a convolution whose sums fit into a core's registers, for two outputs
 
@@ -29,7 +30,7 @@ class WeightedLoop(ShiftingKernel[L_contra]):
 
     source = "templates/common/weighted_q7.h"
     own_loop = True
-    libraries = (OWN,)
+    libraries: ClassVar[tuple[Library, ...]] = (OWN,)
     limits = True
 
     def _scaling(self, c: CNames) -> Declaration:
@@ -38,9 +39,9 @@ class WeightedLoop(ShiftingKernel[L_contra]):
 
 
 class Convolution(WeightedLoop[ConvolutionView], WindowLoop[ConvolutionView, Integers]):
-    """Convolutions in any number of groups: a strip of image columns as 16-bit numbers, where windows lie in one piece."""
+    """Convolutions in groups; a strip of image columns as 16-bit numbers, in which each window is one piece."""
 
-    libraries = (Q7, OWN)
+    libraries: ClassVar[tuple[Library, ...]] = (Q7, OWN)  # Arm's q7 kernels have one group, or as many as channels
 
     @staticmethod
     def _column(layer: ConvolutionView) -> int:

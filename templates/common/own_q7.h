@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Loops for layers that CMSIS-NN has no q7 kernel for. Images are HWC. Everything is rounded half up.
- * The types q7_t, q15_t and q31_t come from the program. */
+ * The types q7_t and q31_t come from the program. */
 #ifndef OWN_Q7_H
 #define OWN_Q7_H
 

@@ -3,7 +3,7 @@
  *
  * With the DSP extension (Cortex-M4, M7, M33, M55) these are instructions of the core; on a computer that stands for one
  * they are written in C, so that the same loops run there; other cores have loops without words (DSP_WORDS is 0).
- * The types q7_t, q15_t and q31_t come from the program. */
+ * The types q7_t and q31_t come from the program. */
 #ifndef WORDS_Q7_H
 #define WORDS_Q7_H
 
@@ -82,7 +82,7 @@ INLINE uint32_t odd_bytes(uint32_t word)
 
 INLINE q31_t low_mac(uint32_t a, uint32_t b, q31_t sum)
 {
-    return (q31_t)((uint32_t)sum + (uint32_t)((q15_t)a * (q15_t)b));
+    return (q31_t)((uint32_t)sum + (uint32_t)((int16_t)a * (int16_t)b));
 }
 
 INLINE q31_t high_mac(uint32_t a, uint32_t b, q31_t sum)
