@@ -48,7 +48,21 @@ PACKS = {
 }
 DEVICES = {Core.DSP: ("ARMCM4_FP", "ARMCM7"), Core.PLAIN: ("ARMCM3",), Core.MVE: ("ARMCM55",)}  # Arm's own, in packs
 # Of headers that generated code includes, and of files beside it.
-TAKEN_NAMES = {"main", "startup", "own_q7", "words_q7", "dot_q7", "weighted_q7", "rows_q7", "mbed", "stddef", "stdint", "stdio", "string", "time"}
+TAKEN_NAMES = {
+    "main",
+    "startup",
+    "own_q7",
+    "words_q7",
+    "dot_q7",
+    "weighted_q7",
+    "rows_q7",
+    "mbed",
+    "stddef",
+    "stdint",
+    "stdio",
+    "string",
+    "time",
+}
 BOARDS = {Core.DSP: "cortex-m4", Core.PLAIN: "cortex-m3", Core.MVE: "cortex-m55"}  # that mps2 code is run on
 
 MEMORY = {("mps2", Core.MVE): 512 << 10}  # bytes for code and constants, and as many for data, where they are few

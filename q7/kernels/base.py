@@ -15,7 +15,7 @@ from q7.kernels.constraints import Constraint
 from q7.kernels.contract import I, I_contra, L, L_contra, WindowedView
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, Shifts
-from q7.target import OWN, Q7, S8, Library, Target
+from q7.target import LIBRARIES, OWN, Q7, S8, Library, Target
 
 # --- what layers hold as integers -------------------------------------------------------------------------------------
 
@@ -76,6 +76,7 @@ class Array:
     type: str
     values: np.ndarray
     spare: int = 0
+    in_words: bool = False  # the kernel reads words of 4 bytes, and needs them aligned
 
     @property
     def bytes(self) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from q7.kernels import arm_q7, exact_onnx, weight_layouts
-from q7.kernels.base import Bounds, Integers, Kernel, ShiftingKernel
+from q7.kernels.base import Array, Bounds, Integers, Kernel, ShiftingKernel
 from q7.kernels.call import Call, CNames, Declaration, Statement
 from q7.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedView
 from q7.kernels.own_loops import Clamp, PoolLoop, WindowLoop
@@ -32,6 +33,10 @@ class WeightedLoop(ShiftingKernel[L_contra]):
     own_loop = True
     libraries: ClassVar[tuple[Library, ...]] = (OWN,)
     limits = True
+
+    def arrays(self, layer: L_contra, integers: Integers, c: CNames) -> list[Array]:
+        weights, bias = super().arrays(layer, integers, c)
+        return [replace(weights, in_words=True), bias]
 
     def _scaling(self, c: CNames) -> Declaration:
         values = (c.bias, *map(c.macro, ("BIAS_LSHIFT", "OUT_RSHIFT", "ACT_MIN", "ACT_MAX")))

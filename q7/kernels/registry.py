@@ -27,8 +27,8 @@ CONVOLUTION: Kernels[ConvolutionView, Integers] = (
         "arm_depthwise_conv_wrapper_s4", (needs.one_channel_groups, needs.single_or_even, needs.no_mve, *_CONVOLUTION)
     ),
     arm_s4.PlainDepthwise("arm_depthwise_conv_s4", (needs.one_channel_groups, needs.even_channels, *_CONVOLUTION)),
-    own_q7.Depthwise("depthwise_q7", (needs.depthwise,)),
-    own_q7.Convolution("convolve_q7"),
+    own_q7.Depthwise("depthwise_q7", (needs.depthwise, *_CONVOLUTION)),
+    own_q7.Convolution("convolve_q7", _CONVOLUTION),
     arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, needs.indexable, needs.short_image_column)),
     arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.one_channel_groups, *_CONVOLUTION)),
 )
@@ -36,7 +36,7 @@ FULLY_CONNECTED: Kernels[LayerView, Integers] = (
     arm_q7.FullyConnected("arm_fully_connected_q7_opt", (needs.vector_sizes,), interleaved=True),
     arm_q7.FullyConnected("arm_fully_connected_q7", (needs.vector_sizes,)),
     arm_s4.FullyConnected("arm_fully_connected_s4", (needs.vector_sizes,)),
-    own_q7.InnerProduct("inner_product_q7"),
+    own_q7.InnerProduct("inner_product_q7", (needs.vector_sizes,)),
     arm_s8.FullyConnected("arm_fully_connected_s8", (needs.vector_sizes,)),
 )
 READ_PIXELS: Kernels[LayerView, Pixels] = (own_loops.ReadPixels("read_pixels"),)

@@ -54,7 +54,9 @@ def _target(options: Options, quantized: Target) -> Target:
     if options.kernels == OWN_KERNELS:
         library = options.library or quantized.library
         if library is not Q7:
-            raise Q7Error(f"--kernels {OWN_KERNELS}: our kernels compute what the q7 kernels do, not what {library} ones do")
+            raise Q7Error(
+                f"--kernels {OWN_KERNELS}: our kernels compute what the q7 kernels do, not what {library} ones do"
+            )
         return Target(core, rounding, OWN)
     able = boards.TARGETS[options.code.target].libraries
     library = options.library or (quantized.library if quantized.library in able else able[0])

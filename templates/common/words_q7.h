@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__ARM_FEATURE_DSP) || defined(__ARM_FEATURE_SAT)
+#if defined(__ARM_FEATURE_DSP)
 #include <arm_acle.h>
 #endif
 
@@ -37,7 +37,7 @@ INLINE void store_word(void *to, uint32_t word)
 #if defined(__ARM_FEATURE_DSP)
 INLINE uint32_t even_bytes(uint32_t word)
 {
-    return (uint32_t)__sxtb16(word);
+    return (uint32_t)__sxtb16((int8x4_t)word);
 }
 
 /* In one instruction, which GCC does not find by itself. */
@@ -108,12 +108,12 @@ INLINE uint32_t largest_bytes(uint32_t a, uint32_t b)
 /* max(low, min(value, high)); one instruction (SSAT, USAT) where a core has it and the limits allow it. */
 INLINE q7_t limited_q7(q31_t value, q31_t low, q31_t high)
 {
-#if defined(__ARM_FEATURE_SAT)
+#if defined(__ARM_FEATURE_SAT) && defined(__GNUC__)
     if (low == -128 && high == 127) {
-        return (q7_t)__ssat(value, 8);
+        return (q7_t)__builtin_arm_ssat(value, 8);
     }
     if (low == 0 && high == 127) {
-        return (q7_t)__usat(value, 7);
+        return (q7_t)__builtin_arm_usat(value, 7);
     }
 #endif
     return (q7_t)(value > high ? high : value < low ? low : value);

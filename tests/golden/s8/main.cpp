@@ -106,7 +106,8 @@ static void read_pixels(const uint8_t *image, q7_t *out)
 }
 
 /* Inline, so that nothing is left of an observer where there is none. */
-#ifdef __GNUC__
+#if defined(INLINE)
+#elif defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
 #else
 #define INLINE static inline

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own q7 kernels against vectors of Arm's: on this computer and on emulated cores, by several compilers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q7.codegen.c_text import c_statement
+from q7.kernels import registry
+from q7.kernels.base import Bounds, consider
+from q7.kernels.call import CNames
+from q7.network.quantized import IntegerLayer
+from q7.target import OWN, Core, Rounding, Target
+from tests.generated import STRICT, arm_compilers
+from tests.support import ROOT, run, tool
+from tests.test_device import Vector, _refused, _target, vectors  # noqa: F401 (a fixture)
+
+COMMON, MPS2 = ROOT / "templates" / "common", ROOT / "templates" / "mps2"
+ALL: list[Any] = [
+    registry.CONVOLUTION,
+    registry.FULLY_CONNECTED,
+    registry.MAX_POOL,
+    registry.AVERAGE_POOL,
+    registry.RELU,
+]
+ALL += [registry.SIGMOID, registry.TANH, registry.SOFTMAX]
+SOURCES = [COMMON / name for name in ("own_q7.h", "dot_q7.h", "weighted_q7.h")]
+BUILDS = [
+    *(("gcc", core, "-O2") for core in ("cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7")),
+    *(("gcc", "cortex-m4", level) for level in ("-O0", "-Og", "-Os")),
+    ("clang", "cortex-m4", "-O2"),
+]
+# Code for Cortex-M0 runs on a Cortex-M3.
+MACHINES = {
+    "cortex-m0": (Core.PLAIN, "mps2-an385"),
+    "cortex-m3": (Core.PLAIN, "mps2-an385"),
+    "cortex-m4": (Core.DSP, "mps2-an386"),
+    "cortex-m7": (Core.DSP, "mps2-an500"),
+}
+PROGRAM = """
+#include <stdint.h>
+#include <stdio.h>
+typedef int8_t q7_t;
+typedef int16_t q15_t;
+typedef int32_t q31_t;
+{includes}
+static q31_t scratch[1 << 14];
+static q7_t out[1 << 16];
+static int wrong(const char *name, const q7_t *expected, int size)
+{{
+    if (memcmp(out, expected, (size_t)size) == 0) {{
+        return 0;
+    }}
+    printf("%s differs\\n", name);
+    return 1;
+}}
+{functions}
+int main(void)
+{{
+    int failed = 0;
+{calls}
+    printf("{count} compared, %d failed\\n", failed);
+    return failed != 0;
+}}
+"""
+
+
+def _macros(layer: Any) -> dict[str, int]:
+    """What generated code would have in parameter.h."""
+    if len(layer.in_shape) == 1:
+        return {"IN_DIM": layer.in_shape[0], "OUT_DIM": layer.out_shape[0]}
+    pairs = {
+        "IN_DIM": layer.in_shape[1:],
+        "KER_DIM": layer.window,
+        "PAD": layer.pad,
+        "STRIDE": layer.stride,
+        "OUT_DIM": layer.out_shape[1:],
+    }
+    sizes = {f"{what}_{axis}": pair[i] for what, pair in pairs.items() for axis, i in (("X", 1), ("Y", 0))}
+    return {**sizes, "IN_CH": layer.in_shape[0], "OUT_CH": layer.out_shape[0], "GROUPS": layer.group}
+
+
+def _array(name: str, values: np.ndarray, kind: str = "q7_t", in_words: bool = False) -> str:
+    aligned = "__attribute__((aligned(4))) " if in_words else ""
+    return f"    {aligned}static const {kind} {name}[] = {{{', '.join(map(str, values.ravel().tolist()))}}};"
+
+
+def _function(number: int, vector: Vector, core: Core) -> str | None:
+    """A C function that computes a vector with our kernel, and compares; None where our kernels compute other bits."""
+    kernels = next(kernels for kernels in ALL if vector.kernel in kernels)
+    target = Target(core, _target(vector, core).rounding, OWN)
+    kernel: Any = consider(kernels, vector.layer, target, 8)[0]
+    if kernel is None or kernel.name == "avepool_q7":  # Arm's average where Caffe's differs
+        return None
+    c = CNames("V", ("in",), "out", "scratch", "wt", "bias", square=False)
+    held = IntegerLayer(kernel, vector.integers, Bounds())
+    arrays = kernel.arrays(vector.layer, vector.integers, c)
+    lines = [_array("in", vector.arrays["input"]), _array("expected", vector.outputs[core])]
+    lines += [_array(array.name, array.values, array.type, array.in_words) for array in arrays]
+    lines += [f"    {c_statement(statement)}" for statement in kernel.calls(vector.layer, c)]
+    lines.append(f'    return wrong("{vector.layer.name}", expected, (int)sizeof expected);')
+    macros = {**_macros(vector.layer), **held.defines()}
+    defines = [f"#define V_{what} {value}" for what, value in macros.items()]
+    undefines = [f"#undef V_{what}" for what in macros]
+    return "\n".join([*defines, f"static int case_{number}(void)", "{", *lines, "}", *undefines])
+
+
+def _program(vectors: list[Vector], core: Core, rounding: Rounding) -> tuple[str, int]:  # noqa: F811
+    functions = [
+        (number, function)
+        for number, vector in enumerate(vectors)
+        if vector.truncate == (rounding is Rounding.TRUNCATE) and not _refused(vector, core)
+        for function in [_function(number, vector, core)]
+        if function
+    ]
+    includes = [f'#include "{path}"' for path in SOURCES]
+    if rounding is Rounding.TRUNCATE:
+        includes.insert(0, "#define ARM_NN_TRUNCATE")
+    text = PROGRAM.format(
+        includes="\n".join(includes),
+        functions="\n".join(function for _, function in functions),
+        calls="\n".join(f"    failed += case_{number}();" for number, _ in functions),
+        count=len(functions),
+    )
+    return text, len(functions)
+
+
+@pytest.mark.parametrize("core", [Core.DSP, Core.PLAIN])
+@pytest.mark.parametrize("rounding", Rounding)
+def test_on_this_computer(vectors: list[Vector], core: Core, rounding: Rounding, tmp_path: Path) -> None:  # noqa: F811
+    text, count = _program(vectors, core, rounding)
+    assert count >= (200 if rounding is Rounding.NEAREST else 15)
+    (tmp_path / "vectors.c").write_text(text)
+    flags = ["-DARM_MATH_DSP"] * (core is Core.DSP) + ["-std=gnu99", "-O1", *STRICT]
+    built = run(tool("gcc", "cc"), *flags, tmp_path / "vectors.c", "-o", tmp_path / "vectors")
+    assert built.returncode == 0, built.stderr
+    done = run(tmp_path / "vectors")
+    assert done.stdout == f"{count} compared, 0 failed\n"
+
+
+@pytest.mark.parametrize(("compiler", "core", "level"), BUILDS)
+def test_on_cores(vectors: list[Vector], compiler: str, core: str, level: str, tmp_path: Path) -> None:  # noqa: F811
+    path, machine = MACHINES[core]
+    text, count = _program(vectors, path, Rounding.NEAREST)
+    (tmp_path / "vectors.c").write_text(text)
+    build = [*arm_compilers()[compiler], f"-mcpu={core}", "-mthumb", "-std=gnu99", "-ffunction-sections"]
+    for source, flags in ((tmp_path / "vectors.c", (level, *STRICT)), (MPS2 / "startup.c", ("-Os",))):
+        built = run(*build, *flags, "-c", source, "-o", tmp_path / f"{source.stem}.o")
+        assert built.returncode == 0, built.stderr
+    link = ["-T", MPS2 / "mps2.ld", "-Wl,--defsym=memory=4M", "-nostartfiles", "--specs=nano.specs"]
+    objects = [tmp_path / "vectors.o", tmp_path / "startup.o"]
+    linked = run(tool("arm-none-eabi-gcc"), f"-mcpu={core}", "-mthumb", *link, *objects, "-o", tmp_path / "vectors.elf")
+    assert linked.returncode == 0, linked.stderr
+    quiet = ["-nographic", "-monitor", "none", "-serial", "none", "-semihosting"]
+    done = run(tool("qemu-system-arm"), "-M", machine, *quiet, "-kernel", tmp_path / "vectors.elf")
+    assert done.stdout == f"{count} compared, 0 failed\n", done.stdout
