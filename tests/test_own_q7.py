@@ -151,7 +151,7 @@ def test_on_cores(vectors: list[Vector], compiler: str, core: str, level: str, t
     for source, flags in ((tmp_path / "vectors.c", (level, *STRICT)), (MPS2 / "startup.c", ("-Os",))):
         built = run(*build, *flags, "-c", source, "-o", tmp_path / f"{source.stem}.o")
         assert built.returncode == 0, built.stderr
-    link = ["-T", MPS2 / "mps2.ld", "-Wl,--defsym=memory=4M", "-nostartfiles", "--specs=nano.specs"]
+    link: list[str | Path] = ["-T", MPS2 / "mps2.ld", "-Wl,--defsym=memory=4M", "-nostartfiles", "--specs=nano.specs"]
     objects = [tmp_path / "vectors.o", tmp_path / "startup.o"]
     linked = run(tool("arm-none-eabi-gcc"), f"-mcpu={core}", "-mthumb", *link, *objects, "-o", tmp_path / "vectors.elf")
     assert linked.returncode == 0, linked.stderr
