@@ -107,6 +107,7 @@ def build_parser() -> Parser:
     amount.add_argument("-q", "--quiet", action="store_true", help="print the result only")
     output.add_argument("--report", metavar="HTML", help="write a page with everything that was found")
     output.add_argument("--json", metavar="FILE", help="write the same as JSON (docs/report.schema.json describes it)")
+    output.add_argument("--classes", metavar="FILE", help="the classes' names for --report, one on each line")
     order = "order of the images' channels, for the pictures in --report"
     add_choice(output, "--channel_order", known_answers.CHANNEL_ORDERS, order)
     instead = parser.add_argument_group("in place of all that")
@@ -124,7 +125,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
         weights = None if args.weights == WEIGHTS else args.weights  # an old pickle names its own
         return partial(evaluate.evaluate, Path(args.eval), args.lmdb, args.memory, args.quiet, weights, args.mean)
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(job.Options)}
-    given["command"] = shlex.join(["python", "nn_quantizer.py", *(sys.argv[1:] if arguments is None else arguments)])
+    script = ["python", "nn_quantizer.py"]
+    given["command"] = shlex.join([*script, *(sys.argv[1:] if arguments is None else arguments)])
+    given["full_command"] = shlex.join([*script, *parser.spell_out(args)])
     try:
         given["target"] = Target.named(args.core, args.rounding, args.api)
     except Q7Error as error:

@@ -34,6 +34,15 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         return super().parse_known_args([*map(_spelled, sys.argv[1:] if args is None else args)], namespace)
 
+    def spell_out(self, args: argparse.Namespace) -> list[str]:
+        """The arguments that stand for these values, defaults included."""
+        words: list[str] = []
+        for action in self._actions:
+            value = getattr(args, action.dest, None)
+            if value is not None and value is not False:
+                words += action.option_strings[-1:] if action.nargs == 0 else [action.option_strings[-1], str(value)]
+        return words
+
     def allow_only(self, args: argparse.Namespace, flag: str, useful: Collection[str]) -> None:
         """Ends the script where `flag` is given together with one that has no use then."""
         useless = {name for name, value in vars(args).items() if value != self.get_default(name)} - {*useful}

@@ -180,6 +180,12 @@ QUANTIZER = {
     "more classes than outputs": (data(tiny.IMAGE, 2**31 - 1), [], "has labels from 2147483647 to 2147483647, but"),
     "a folder to save to": (nothing, ["--save", "data_lmdb"], "cannot write 'data_lmdb'"),
     "a file as folder": (nothing, ["--save", "net.prototxt/net.pkl"], "cannot write 'net.prototxt/net.pkl'"),
+    "too few names": (
+        write("names.txt", b"horse\nship\n"),
+        ["--classes", "names.txt"],
+        "--classes 'names.txt' has 2 names, the network has 3 classes",
+    ),
+    "no names": (nothing, ["--classes", "names.txt"], "cannot read the classes' names 'names.txt'"),
     "no iterations": (nothing, ["--iterations", "0"], "--iterations 0 must be at least 1"),
     "a negative tolerance": (nothing, ["--tolerance", "-1"], "--tolerance -1.0 must be 0 or more"),
     "no tolerance": (nothing, ["--tolerance", "nan"], "--tolerance nan must be 0 or more"),

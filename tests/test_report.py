@@ -7,8 +7,10 @@ import base64
 import io
 import json
 import re
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ SCHEMA = json.loads((ROOT / "docs" / "report.schema.json").read_text())
 HOSTILE = "a</script><script>alert(1)</script>$x_{\\frac$ &lt;'\"\x00\x1b[31m\u202e"
 
 
+CLASSES = ["horse", "ship", "truck"]
+
+
 @dataclass
 class Reported:
     """A quantized network with its page and its values."""
@@ -41,7 +46,17 @@ class Reported:
 
 
 def quantize(folder: Path, *options: str) -> Reported:
-    arguments = [*tiny.write(folder), "--report", str(folder / "r.html"), "--json", str(folder / "r.json"), *options]
+    (folder / "names.txt").write_text("\n".join(CLASSES))
+    named = ["--classes", str(folder / "names.txt")]
+    arguments = [
+        *tiny.write(folder),
+        *named,
+        "--report",
+        str(folder / "r.html"),
+        "--json",
+        str(folder / "r.json"),
+        *options,
+    ]
     assert nn_quantizer.main(arguments) == 0
     return Reported(folder, arguments, (folder / "r.html").read_text(), json.loads((folder / "r.json").read_text()))
 
@@ -169,14 +184,28 @@ def test_the_page_is_whole_in_itself_and_has_everything(reported: Reported) -> N
     weights = sum(layer["weights"] is not None for layer in reported.values["layers"])
     own = sum(layer["own_format"] for layer in reported.values["layers"])
     sweeps = len({(trial["layer"], trial["tensor"]) for trial in reported.values["trials"]})
-    assert len(figures) == weights + own + sweeps + 3 + bool(
-        reported.values["flash_and_loss"]
-    )  # confusion, memory, rows
+    others = [
+        "confusion",
+        "confusion with labels",
+        "memory",
+        "rows",
+        *["flash"] * bool(reported.values["flash_and_loss"]),
+    ]
+    assert len(figures) == weights + own + sweeps + len(others)
     assert all(attributes["aria-label"] for attributes in figures)
     for layer in reported.values["layers"]:
         assert layer["name"] in elements.text
     assert f"{reported.values['accuracy']['device']:.2f} %" in elements.text
     assert reported.values["command"] in elements.text
+    assert reported.values["full_command"] in elements.text
+    for name in (
+        *CLASSES,
+        *reported.values["made"].values(),
+        *(b["name"] for b in reported.values["memory"]["buffers"]),
+    ):
+        assert name in elements.text
+    assert {trial["reason"] for trial in reported.values["trials"]} - {""}
+    assert all(escape(trial["reason"]) in reported.page for trial in last_trials(reported.values["trials"]))
 
 
 def test_every_changed_image_has_its_picture(reported: Reported) -> None:
@@ -215,9 +244,34 @@ def test_names_cannot_leave_their_place(reported: Reported) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
 
 
+def last_trials(trials: list[Any]) -> list[Any]:
+    """Of each format of each tensor."""
+    return list({(t["layer"], t["tensor"], t["fraction_bits"]): t for t in trials if t["tensor"] != "weights"}.values())
+
+
+def test_each_class_is_counted(reported: Reported) -> None:
+    values = reported.values
+    assert [one["name"] for one in values["per_class"]] == CLASSES
+    assert sum(one["images"] for one in values["per_class"]) == values["images"]["count"]
+    right = [pair["count"] for pair in values["confusion_with_labels"] if pair["label"] == pair["device"]]
+    assert sum(one["device"] for one in values["per_class"]) == sum(right)
+    assert 100 * sum(right) / values["images"]["count"] == pytest.approx(values["accuracy"]["device"])
+
+
+def test_the_full_command_does_the_same(reported: Reported) -> None:
+    short, full = (shlex.split(reported.values[name])[2:] for name in ("command", "full_command"))
+    assert len(full) > len(short) + 10
+    options = [nn_quantizer.parse_arguments(words) for words in (short, full)]
+    assert len({str(replace(one, command="", full_command="")) for one in options}) == 1
+
+
 def test_images_of_few_and_many_classes(reported: Reported) -> None:
+    one = {"name": "x", "images": 7, "float": 7, "device": 0}
     for classes in (1, 2, 15, 300):
-        values = {**reported.values, "classes": classes, "confusion": [{"float": 0, "device": classes - 1, "count": 7}]}
+        pairs = {"device": classes - 1, "count": 7}
+        changed = {"classes": classes, "per_class": [one] * classes, "changed": []}
+        confusion = {"confusion": [{"float": 0, **pairs}], "confusion_with_labels": [{"label": 0, **pairs}]}
+        values = {**reported.values, **changed, **confusion}
         check_self_contained(page.page(values, {}))
 
 
@@ -288,7 +342,7 @@ def test_pictures_have_the_colours_of_their_order(reported: Reported) -> None:
     image = np.zeros((1, 3, 6, 6), np.uint8)
     image[:, 0] = 200
     logits = np.array([[1, 0]]), np.array([[0, 1]])
-    told: Any = facts.Run("", None, [], None, np.array([7]), image, np.array([0]), *logits)  # type: ignore[arg-type]
+    told: Any = facts.Run("", "", None, ["0", "1"], [], None, np.array([7]), image, np.array([0]), *logits)  # type: ignore[arg-type]
     for order, colour in (("rgb", (200, 0, 0)), ("bgr", (0, 0, 200))):
         (url,) = page.pictures(told, order).values()
         png = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))

@@ -67,7 +67,9 @@ class Options:
     report: str | None
     json: str | None
     channel_order: str
+    classes: str | None  # a file of names
     command: str  # as a person types it, for the report
+    full_command: str  # with all defaults
 
     def check(self) -> None:
         """Raises Q7Error where a number makes no sense."""
@@ -113,6 +115,7 @@ class Job:
     save: Path
     journal: Path  # of what the search has found out
     quantized: Path  # the caffemodel with quantized weights
+    class_names: tuple[str, ...]  # those of numbers where no names are given
 
     def pick(self, which: np.ndarray) -> Any:
         """Some of the images; no copy of them where it is all, or where they stay in their file."""
@@ -157,7 +160,9 @@ def prepare(options: Options) -> Job:
     read["weights"] = SourceFile(options.weights, digest)
     network = simplify(attach_weights(network, blobs, lmdb))
 
-    quantized, journal = _outputs(options, [Path(file.name) for file in read.values()] + source.reader.files(lmdb))
+    names = _class_names(options.classes, network.classes)
+    inputs = [Path(file.name) for file in read.values()] + ([Path(options.classes)] if options.classes else [])
+    quantized, journal = _outputs(options, inputs + source.reader.files(lmdb))
     limit = None if options.iterations is None else options.iterations * source.batch_size
     in_memory = memory_bytes(options.memory) / engine.MEMORY_SHARES
     images, labels = source.reader.open(lmdb, limit, source.crop_image, in_memory)
@@ -173,7 +178,18 @@ def prepare(options: Options) -> Job:
     if len(images) < FEW_IMAGES:
         note(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
     parts = split(len(images), options.holdout, options.seed)
-    return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized)
+    return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized, names)
+
+
+def _class_names(path: str | None, classes: int) -> tuple[str, ...]:
+    """From a file with a name on each line; raises Q7Error where it has another number of them."""
+    if path is None:
+        return tuple(map(str, range(classes)))
+    with files.reading(f"the classes' names '{path}'"):
+        names = tuple(line.strip() for line in files.read(Path(path)).decode().splitlines() if line.strip())
+    if len(names) != classes:
+        raise Q7Error(f"--classes '{path}' has {len(names)} names, the network has {classes} classes")
+    return names
 
 
 def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:

@@ -136,7 +136,8 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
         outcome,
         job.source.reader,
     )
-    run = facts.Run(options.command, network, trials, measured, job.reported, images, labels, in_float, on_device)
+    commands, classes = (options.command, options.full_command), job.class_names
+    run = facts.Run(*commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device)
     return run, weights
 
 

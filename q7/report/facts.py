@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 
 import q7
 from q7.codegen import boards, cost, lowering, memory
@@ -28,7 +32,9 @@ class Run:
     """What a run of the quantizer knows at its end; images and logits are those that the accuracies are from."""
 
     command: str
+    full_command: str  # with all defaults
     network: QuantizedNetwork
+    class_names: Sequence[str]
     trials: Sequence[Trial]
     statistics: Statistics
     positions: np.ndarray  # (N,) of the images in the LMDB
@@ -153,6 +159,28 @@ def _confusion(run: Run) -> list[dict[str, int]]:
     return [{"float": f, "device": d, "count": count} for (f, d), count in sorted(pairs.items())]
 
 
+def _per_class(run: Run) -> list[dict[str, Any]]:
+    """Of each class: how many images have it as their label, and how many of them each network has right."""
+    right = [run.labels[run.labels == np.array(found)] for found in run.classes]
+    counts = [np.bincount(labels, minlength=len(run.class_names)).tolist() for labels in (run.labels, *right)]
+    return [
+        {"name": name, "images": images, "float": in_float, "device": on_device}
+        for name, images, in_float, on_device in zip(run.class_names, *counts)
+    ]
+
+
+def _against_labels(run: Run) -> list[dict[str, int]]:
+    """How many images of each class the device gives which class."""
+    pairs = Counter(zip(run.labels.tolist(), run.classes[1]))
+    return [{"label": label, "device": d, "count": count} for (label, d), count in sorted(pairs.items())]
+
+
+def _made() -> dict[str, str]:
+    """When, and with what; no hash depends on it."""
+    packages = {module.__name__: module.__version__ for module in (np, onnxruntime, onnx)}
+    return {"date": date.today().isoformat(), "python": platform.python_version(), **packages}
+
+
 def changed(run: Run) -> list[dict[str, int]]:
     """The images that get another class on the device."""
     classes = zip(run.positions.tolist(), run.labels.tolist(), *run.classes)
@@ -172,6 +200,8 @@ def facts(run: Run) -> dict[str, Any]:
         "version": VERSION,
         "tool": q7.__version__,
         "command": run.command,
+        "full_command": run.full_command,
+        "made": _made(),
         "name": network.graph.name,
         "sources": {what: asdict(source) for what, source in network.sources.items()},
         "target": network.target.names(),
@@ -189,7 +219,9 @@ def facts(run: Run) -> dict[str, Any]:
         "weight_bits": outcome.weight_bits,
         "flash_and_loss": _flash_and_loss(run),
         "classes": network.graph.classes,
+        "per_class": _per_class(run),
         "confusion": _confusion(run),
+        "confusion_with_labels": _against_labels(run),
         "changed": changed(run),
         "memory": {
             "macs": totals.macs,

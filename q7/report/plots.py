@@ -18,7 +18,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -73,6 +73,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+TIP = "tip-"
+
+
+def _tip(text: str) -> str:
+    """An artist's gid that has the page show a text where somebody points at it."""
+    return TIP + text.encode().hex()
+
+
 def _svg(size: tuple[float, float], label: str, draw: Callable[..., None], *values: Any) -> Markup:
     """One figure (inches) that `draw` makes of values; `label` says to those who cannot see it what it shows.
 
@@ -87,6 +95,9 @@ def _svg(size: tuple[float, float], label: str, draw: Callable[..., None], *valu
     assert view
     body = text.getvalue()[text.getvalue().index("<g ") :]
     body = re.sub(r' id="[a-zA-Z.]+_\d+"', "", body)  # many figures share a page
+    body = re.sub(
+        rf'<g id="{TIP}([0-9a-f]*)">', lambda tip: f"<g><title>{escape(bytes.fromhex(tip[1]).decode())}</title>", body
+    )
     width = f"max-width:{size[0] * 96:.0f}px;min-width:{min(size[0] * 72, 600):.0f}px"
     opening = Markup('<svg role="img" aria-label="{}" style="{}" {}>').format(label, width, Markup(view[0]))
     return opening + Markup(body)
@@ -145,14 +156,25 @@ def _changes(trials: Sequence[Mapping[str, Any]], chosen: int) -> dict[int, floa
     return dict(sorted(changes.items()))
 
 
+def _why(bits: int, trial: Mapping[str, Any] | None) -> str:
+    """What became of a format, and why; None is the one to start with."""
+    if trial is None:
+        return str(QFormat(bits))
+    end = "kept" if trial["kept"] else "given up" if trial["given_up"] else "not kept"
+    return f"{QFormat(bits)}, {end}: {trial['reason']} ({trial['images'] or 'all'} images)"
+
+
 def _sweep(ax: Axes, trials: Sequence[Mapping[str, Any]], chosen: int, colour: str) -> None:
     """The trials of one tensor."""
     changes = _changes(trials, chosen)
     ax.axhline(0, color=MUTED, lw=0.8)
     ax.axvline(chosen, color=RANGE_EDGE, lw=9, alpha=0.2)
-    ax.plot([*changes], [*changes.values()], "-o", color=colour, mfc="white", ms=5, lw=1.3, mew=1.3)
-    if chosen in changes:
-        ax.plot([chosen], [changes[chosen]], "o", color=colour, ms=6)
+    last = {trial["fraction_bits"]: trial for trial in trials}
+    ax.plot([*changes], [*changes.values()], color=colour, lw=1.3, alpha=0.5)
+    for n, change in changes.items():
+        trial, filled = last.get(n), colour if n == chosen else "white"
+        faded = 0.35 if trial and trial["given_up"] and n != chosen else 1
+        ax.plot([n], [change], "o", color=colour, mfc=filled, ms=5, mew=1.3, alpha=faded, gid=_tip(_why(n, trial)))
     bits = range(min(chosen, *changes), max(chosen, *changes) + 1)
     ax.set_xlim(bits[0] - 0.5, bits[-1] + 0.5)
     ax.set_xticks(bits, [str(QFormat(n)) for n in bits])
@@ -185,21 +207,27 @@ def _flash(ax: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
 # --- confusion and memory ---------------------------------------------------------------------------------------------
 
 
-def _confusion(ax: Axes, values: Mapping[str, Any]) -> None:
-    classes = values["classes"]
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _confusion(ax: Axes, pairs: Sequence[Mapping[str, int]], rows: str, of_rows: str, names: Sequence[str]) -> None:
+    """Of each pair of classes (`rows` and "device") the count of images."""
+    classes = len(names)
     together = -(-classes // MOST_CELLS)  # classes in a cell
     cells = -(-classes // together)
     counts, edge = np.zeros((cells, cells)), cells * together - 0.5
-    for entry in values["confusion"]:
-        counts[entry["float"] // together, entry["device"] // together] += entry["count"]
+    for entry in pairs:
+        counts[entry[rows] // together, entry["device"] // together] += entry["count"]
     shown, norm = np.ma.masked_equal(counts, 0), LogNorm(1, max(counts.max(), 2) * 4)
     ax.imshow(shown, cmap="Blues", norm=norm, interpolation="nearest", extent=(-0.5, edge, edge, -0.5))
-    ax.set(xlabel="class on the device", ylabel="class of the float network")
+    ax.set(xlabel="class on the device", ylabel=of_rows)
     ax.grid(visible=False)
     if classes > MOST_LABELLED:
         return
-    ax.set_xticks(range(classes))
-    ax.set_yticks(range(classes))
+    short = [_short(name, 12) for name in names]
+    ax.set_xticks(range(classes), short, rotation=90 if max(map(len, short)) > 2 else 0)
+    ax.set_yticks(range(classes), short)
     ax.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", lw=1.5, visible=True)
@@ -219,8 +247,7 @@ def _kilobytes(size: float, _: Any = None) -> str:
 
 def _layers_and_bytes(ax: Axes, names: Sequence[str], top: float) -> None:
     """Axes: layers from left to right, bytes upwards."""
-    short = [name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}" for name in names]
-    ax.set_xticks(range(len(names)), short, rotation=90)
+    ax.set_xticks(range(len(names)), [*map(_short, names)], rotation=90)
     ax.yaxis.set_major_locator(MultipleLocator(2 ** max(math.ceil(math.log2(top / 6)), 0)))
     ax.yaxis.set_major_formatter(FuncFormatter(_kilobytes))
     ax.grid(axis="x", visible=False)
@@ -243,6 +270,7 @@ def _memory(ax: Axes, values: Mapping[str, Any]) -> None:
             edgecolor="#e8590c" if scratch else "#1864ab",
             lw=0.8,
             alpha=0.85,  # what works in place lies over its input
+            gid=_tip(f"{b['name']}: {b['bytes']:,} bytes from {b['offset']:,} on"),
         )
         room = (last - first + 0.92) * 72 * _memory_size(layers)[0] * 0.88 / len(layers)
         short = "scratch" if scratch else b["name"]
@@ -306,12 +334,24 @@ def draw(values: Mapping[str, Any]) -> dict[str, Any]:
         sweeps.append({"layer": name, "tensor": tensor, "figure": figure, "bits": bits})
     tensors, steps = values["memory"]["by_rows"]["tensors"], values["flash_and_loss"]
     rows = "Rows in memory at most, against all rows"
+    names = [one["name"] for one in values["per_class"]]
     confusion = "Confusion matrix of the float network and the device"
     return {
         "histograms": histograms,
         "sweeps": sweeps,
         "flash": _svg((4.6, 2.6), "Flash against loss", _flash, steps) if steps else None,
-        "confusion": _svg((4.6, 4.4), confusion, _confusion, values),
+        "confusion": _svg(
+            (4.6, 4.4), confusion, _confusion, values["confusion"], "float", "class of the float network", names
+        ),
+        "against_labels": _svg(
+            (4.6, 4.4),
+            "Confusion matrix of the labels and the device",
+            _confusion,
+            values["confusion_with_labels"],
+            "label",
+            "label",
+            names,
+        ),
         "memory": _svg(_memory_size(values["layers"]), "Memory map over time", _memory, values),
         "rows": _svg(_memory_size(tensors), rows, _rows, tensors) if tensors else None,
     }
