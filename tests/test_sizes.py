@@ -62,10 +62,10 @@ def test_a_confusion_matrix_of_many_classes() -> None:
     """Classes share cells; every image is still in one."""
     from matplotlib.figure import Figure
 
-    values = {"classes": 5000, "confusion": [{"float": i, "device": i - i % 2, "count": 3} for i in range(5000)]}
+    pairs = [{"float": i, "device": i - i % 2, "count": 3} for i in range(5000)]
     ax = Figure().add_subplot()
     with at_most(60):
-        plots._confusion(ax, values)
+        plots._confusion(ax, pairs, "float", "float", [*map(str, range(5000))])
     shown = ax.images[0].get_array()
     assert shown is not None
     assert (shown.shape, shown.sum()) == ((500, 500), 15000)
