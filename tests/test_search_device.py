@@ -259,9 +259,9 @@ def test_the_sums_of_the_fit_are_exact(monkeypatch: pytest.MonkeyPatch, threads:
     monkeypatch.setattr(weight_fitting._Part, "samples", lambda *_: samples)
     part = object.__new__(weight_fitting._Part)
     with threadpool_limits(threads, user_api="blas"):
-        power, products = weight_fitting._add_up([part], [], layer, np.zeros((1, 2)), formats)
-    assert (power * 4096).tolist() == [[sum(v * v for v in x), sum(x)], [sum(x), 4096]]
-    assert (products * 4096).tolist() == [[sum(a * b for a, b in zip(x, y))], [sum(y)]]
+        power, products = weight_fitting._add_up([part], [], layer, np.zeros((1, 1, 2)), formats)
+    assert (power * 4096).tolist() == [[[sum(v * v for v in x), sum(x)], [sum(x), 4096]]]
+    assert (products * 4096).tolist() == [[[sum(a * b for a, b in zip(x, y))], [sum(y)]]]
 
 
 @pytest.mark.parametrize("mode", Rounding)
@@ -285,8 +285,9 @@ def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> Non
             np.testing.assert_array_equal(q.dequantize(q.quantize(values)), values)
 
 
-def test_a_network_without_layers_that_can_be_fitted() -> None:
-    """Grouped layers keep their weights, rounded to nearest."""
+def test_a_network_without_layers_that_can_be_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with too many inputs to an output keep their weights, rounded to nearest."""
+    monkeypatch.setattr(weight_fitting, "MOST_INPUTS", 63)
     layers = (
         _graph().input,
         Convolution("conv", ("data",), "conv", ((3, 8, 8),), window=(8, 8), num_output=6, group=3),

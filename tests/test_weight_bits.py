@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ from tests.support import run_through
 TARGET = Target(library=S8)
 
 
-def _graph() -> Graph:
-    """Data, convolution, ReLU, convolution in two groups, ReLU, inner product."""
+def _graph(group: int = 2) -> Graph:
+    """Data, convolution, ReLU, convolution in groups, ReLU, inner product."""
     layers = (
         Input("data", (), "data", ((3, 8, 8),), mean=np.full((3, 1, 1), 128, np.float32), scale=2.0**-7),
         Convolution("conv", ("data",), "conv", ((3, 8, 8),), window=(3, 3), num_output=8),
         ReLU("relu", ("conv",), "conv", ((8, 6, 6),)),
-        Convolution("groups", ("relu",), "groups", ((8, 6, 6),), window=(3, 3), num_output=8, group=2),
+        Convolution("groups", ("relu",), "groups", ((8, 6, 6),), window=(3, 3), num_output=8, group=group),
         ReLU("relu2", ("groups",), "groups", ((8, 4, 4),)),
         InnerProduct("ip", ("relu2",), "ip", ((8, 4, 4),), num_output=5),
     )
@@ -94,13 +95,16 @@ def test_mixed_bits_follow_the_loss(loss: float, few: int) -> None:
     assert trials[-1].flash and constants == trials[-1].flash[0 if loss > 0 else 1]
 
 
-def test_fitted_weights_of_4_bits_are_closer_to_the_float_network_than_rounded_ones() -> None:
+@pytest.mark.parametrize("group", [2, 8])
+def test_fitted_weights_of_4_bits_are_closer_to_the_float_network_than_rounded_ones(group: int) -> None:
     """Logits on images that the fit did not see; a third of the error at most."""
-    graph, images = _graph(), _images(1200)
+    graph, images = _graph(group), _images(1200)
     formats = common.table(
         graph, {(name, tensor): QFormat(3) for name, tensor in common.tensors(graph) if tensor is not Tensor.BIAS}
     )
-    narrow = weight_bits.narrowed(graph, formats, ["conv", "ip"])
+    names = weight_bits.able(graph, TARGET)
+    assert names == ["conv", *["groups"] * (group == 8), "ip"]
+    narrow = weight_bits.narrowed(graph, formats, names)
     fitted = Fit(graph, images[:800], TARGET, 800).refine(narrow)
     expected = FloatNetwork(graph, images[800:]).logits(as_trained(graph))
 
@@ -245,3 +249,20 @@ def test_what_is_refused(options: str, message: str, tmp_path: Path, capsys: pyt
     assert nn_quantizer.main([*tiny.write(tmp_path), *options.split()]) == 2
     assert capsys.readouterr().err == f"nn_quantizer: {message}\n"
     assert not (tmp_path / "net.pkl").exists()
+
+
+def test_groups_are_fitted_as_layers_of_their_own() -> None:
+    """Each of two groups gets the weights that its channels alone would get."""
+    graph, images = _graph(), _images(300)
+    formats = common.table(
+        graph, {(name, tensor): QFormat(4) for name, tensor in common.tensors(graph) if tensor is not Tensor.BIAS}
+    )
+    fitted = Fit(graph, images, TARGET, 300).refine(formats).graph.weights["groups"][0]
+    layers = tuple(replace(x, group=1) if isinstance(x, Convolution) else x for x in graph.layers)
+    w, b = graph.weights["groups"]
+    for group in (slice(0, 4), slice(4, 8)):
+        alone = np.zeros((8, 8, 3, 3), np.float32)
+        alone[group, group] = w[group]
+        one = replace(graph, layers=layers, weights={**graph.weights, "groups": (alone, b)})
+        found = Fit(one, images, TARGET, 300).refine(formats).graph.weights["groups"][0]
+        np.testing.assert_array_equal(found[group, group], fitted[group])

@@ -44,7 +44,7 @@ DAMPING = 1e-4  # of the mean input power, for a stable inverse (GPTQ takes 0.01
 
 
 def _can_fit(graph: Graph, layer: Layer) -> bool:
-    return layer.weighted and getattr(layer, "group", 1) == 1 and graph.weights[layer.name][0][0].size <= MOST_INPUTS
+    return layer.weighted and graph.weights[layer.name][0][0].size <= MOST_INPUTS
 
 
 def bytes_per_image(graph: Graph) -> int:
@@ -124,26 +124,28 @@ def _add_up(
     trained: np.ndarray,
     formats: LayerFormats,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The normal equations' X'X (K + 1, K + 1) and X'Y (K + 1, O), as means; the last column of X is 1, for the bias.
+    """The normal equations' X'X (G, K + 1, K + 1) and X'Y (G, K + 1, O), as means, of each of a layer's groups.
 
-    X are the integers that the device has before the layer, whose weights (O, K + 1) were `trained`, Y the outputs with
-    these. `layers` are those before it. Sums are of integers and exact: a chunk's X'X in float32, others in float64.
+    X are the integers that the device has before the layer, whose weights (G, O, K + 1) were `trained`, and a last
+    column of 1, for the bias; Y are the outputs with these. `layers` are those before it. Sums are of integers and
+    exact: a chunk's X'X in float32, others in float64.
     """
     assert formats.x and formats.y
     unit = QFormat(formats.y.fraction_bits + FINER_BITS)
-    outputs, inputs = trained.shape
-    power, products, count = np.zeros((inputs, inputs)), np.zeros((inputs, outputs)), 0
+    groups, outputs, inputs = trained.shape
+    power, products, count = np.zeros((groups, inputs, inputs)), np.zeros((groups, inputs, outputs)), 0
     for part in parts:
         x, places, wanted = part.samples(layers, layer)
         count += places.size
         images = CHUNK // places.shape[1]
         for i in range(0, len(x), images):
             patches = _patches(x[i : i + images], layer, places[i : i + images])
-            patches = np.pad(patches, ((0, 0), (0, 1)), constant_values=1).astype(np.float32)
-            y = np.rint(unit.scaled(wanted[i : i + images].reshape(-1, outputs)))
-            power += patches.T @ patches
-            products += patches.T.astype(np.float64) @ np.clip(y, -LARGEST_OUTPUT, LARGEST_OUTPUT)
-    steps = np.full((len(power), 1), 2.0**-formats.x.fraction_bits)
+            patches = patches.reshape(len(patches), groups, -1).transpose(1, 2, 0)
+            patches = np.pad(patches, ((0, 0), (0, 1), (0, 0)), constant_values=1).astype(np.float32)
+            y = np.rint(unit.scaled(wanted[i : i + images].reshape(-1, groups, outputs))).transpose(1, 0, 2)
+            power += patches @ patches.transpose(0, 2, 1)
+            products += patches.astype(np.float64) @ np.clip(y, -LARGEST_OUTPUT, LARGEST_OUTPUT)
+    steps = np.full((inputs, 1), 2.0**-formats.x.fraction_bits)
     steps[-1] = 1
     return power * (steps * steps.T / count), products * (steps * 2.0**-unit.fraction_bits / count)
 
@@ -179,32 +181,54 @@ def _choices(own: LayerFormats) -> list[LayerFormats]:
     return [replace(own, w=own.w.finer(step)) for step in steps]
 
 
-def _fit(
-    power: np.ndarray, products: np.ndarray, trained: np.ndarray, own: LayerFormats
-) -> tuple[np.ndarray, LayerFormats]:
-    """(O, K + 1) weights that solve the equations, on their grids; and the formats, with a bias's to match.
+class _Solved(NamedTuple):
+    """Float weights (O, K) that solve a group's equations, of the inputs (indices) `used`, the last for the bias."""
 
-    Inputs that no output has a weight for get none: converters put zeros where padding differs at two sides.
+    used: np.ndarray
+    weights: np.ndarray
+    power: np.ndarray
+    damped: np.ndarray  # what columns are rounded with
+
+    def error(self, rounded: np.ndarray) -> float:
+        """Of the outputs, squared: the mean over the samples."""
+        return float(np.sum((rounded - self.weights) @ self.power * (rounded - self.weights)))
+
+
+def _solve(power: np.ndarray, products: np.ndarray, trained: np.ndarray, ordered: bool) -> _Solved:
+    """Least squares, drawn to the weights (O, K + 1) that were trained.
+
+    Inputs that no output has a weight for get none: converters put zeros where padding differs at two sides. With
+    `ordered`, the strongest come first: what errs there is made good by the most others.
     """
-    assert own.w
     used = np.flatnonzero(trained[:, :-1].any(axis=0))
-    if own.w.bits < 8:  # the strongest inputs first: what errs there is made good by most others
+    if ordered:
         used = used[np.argsort(-power.diagonal()[used], kind="stable")]
     used = np.append(used, len(power) - 1)
     power, products, start = power[np.ix_(used, used)], products[used], trained[:, used]
     mean_power = max(np.trace(power[:-1, :-1]) / max(len(power) - 1, 1), 1e-12)
     ridge = np.full(len(power), RIDGE * mean_power)
     ridge[-1] = 1e-9
-    best = np.linalg.solve(power + np.diag(ridge), products + ridge[:, None] * start.T).T
+    weights = np.linalg.solve(power + np.diag(ridge), products + ridge[:, None] * start.T).T
+    return _Solved(used, weights, power, power + DAMPING * mean_power * np.eye(len(power)))
+
+
+def _fit(
+    power: np.ndarray, products: np.ndarray, trained: np.ndarray, own: LayerFormats
+) -> tuple[np.ndarray, LayerFormats]:
+    """(G, O, K + 1) weights that solve the equations of each group, on their grids; and formats to match."""
+    assert own.w
+    groups = [_solve(*group, ordered=own.w.bits < 8) for group in zip(power, products, trained)]
     if own.b:
-        own = replace(own, b=carried_bias(QFormat.covering(largest(best[:, -1])), own.accumulator))
-    damped, tried = power + DAMPING * mean_power * np.eye(len(power)), []
+        most = max(largest(group.weights[:, -1]) for group in groups)
+        own = replace(own, b=carried_bias(QFormat.covering(most), own.accumulator))
+    tried = []
     for choice in _choices(own):
-        rounded = _round_columns(best, damped, choice)
-        tried.append((float(np.sum((rounded - best) @ power * (rounded - best))), choice, rounded))
+        rounded = [_round_columns(group.weights, group.damped, choice) for group in groups]
+        tried.append((sum(map(_Solved.error, groups, rounded)), choice, rounded))
     _, own, rounded = min(tried, key=lambda found: found[0])
     fitted = np.zeros(trained.shape, np.float32)
-    fitted[:, used] = rounded
+    for into, group, weights in zip(fitted, groups, rounded):
+        into[:, group.used] = weights
     return fitted, own
 
 
@@ -236,7 +260,7 @@ class Fit:
     def layers(self, formats: Mapping[str, LayerFormats]) -> list[Fitted]:
         """Each layer, fitted to what those before it became.
 
-        Grouped layers and those with more than 4096 inputs to an output keep their weights, to be rounded to nearest.
+        Those with more than 4096 inputs to an output keep their weights, to be rounded to nearest.
         """
         fitted: list[Fitted] = []
         key: tuple[LayerFormats, ...] = ()
@@ -254,12 +278,13 @@ class Fit:
             assert weights and own.y
             w, b = weights
             trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
+            trained = trained.reshape(getattr(layer, "group", 1), -1, trained.shape[1])
             power, products = _add_up(self._parts, [known.integers for known in before], layer, trained, own)
             if self.target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
-                products += power[:, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
+                products += power[:, :, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
             with threadpool_limits(1, user_api="blas"):  # several round differently
                 rounded, own = _fit(power, products, trained, own)
-            weights = rounded[:, :-1].reshape(w.shape), rounded[:, -1]
+            weights = rounded[..., :-1].reshape(w.shape), rounded[..., -1].ravel()
         elif weights and own.w:
             own = min(_choices(own), key=functools.partial(_rounding_error, weights[0]))
         return Fitted(weights, own, quantize_layer(layer, weights, own, self.target))

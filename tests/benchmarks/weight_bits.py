@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What weights of 4 bits save and cost: bytes of constants and accuracy with 8, 4 and mixed bits, s8 kernels, dsp core.
+
+Run from the project's root: python -m tests.benchmarks.weight_bits [NETWORK ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import nn_quantizer
+from q7.network.quantized import quantize_network
+from q7.pipeline.job import prepare
+from q7.pipeline.quantize import find_formats, open_journal
+from q7.search import weight_bits
+from tests.benchmarks.accuracy import S8, Case, cases, in_float, on_device
+
+
+class Result(NamedTuple):
+    """Bytes of constants, percentage points below the float network on the reported images, and layers of 4 bits."""
+
+    flash: int
+    loss: float
+    narrow: int
+
+
+def measure(case: Case, *options: str) -> tuple[float, dict[str, Result]]:
+    """The float network's accuracy (percent), and the results by the bits of weights; formats are searched once."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        arguments = ["--model", str(case.model), "--weights", str(case.weights), "--accuracy", case.accuracy]
+        arguments += ["--save", str(Path(folder) / "net.pkl"), "--api", "s8", *options]
+        asked = nn_quantizer.parse_arguments(arguments)
+        job = prepare(asked)
+        answers = open_journal(job, asked)
+        reference, results = in_float(job), {}
+        for bits in weight_bits.MODES:
+            chosen = find_formats(job, replace(asked, weight_bits=bits), answers)[0].chosen
+            integers = quantize_network(chosen.graph, chosen.formats, S8)
+            flash = sum(own.constant_bytes(layer) for layer, own in zip(chosen.graph.layers, integers))
+            narrow = sum(own.weight_bits == weight_bits.FEW for own in chosen.formats.values())
+            results[bits] = Result(flash, reference - on_device(job, chosen, S8), narrow)
+        answers.remove()
+    return reference, results
+
+
+def all_images(name: str, case: Case) -> str:
+    """A row: float, then flash and accuracy of each, and in how many layers mixed bits are 4."""
+    reference, results = measure(case)
+    cells = [f"{result.flash:,} | {reference - result.loss:.2f}" for result in results.values()]
+    return f"| {name} | {reference:.2f} | {' | '.join(cells)} | {results[weight_bits.MIXED].narrow} |"
+
+
+def held_out(name: str, case: Case, splits: int) -> str:
+    """A row: the mean loss on held-out halves with each, its standard deviation, and the mean flash."""
+    found, cells = [], []
+    for seed in range(splits):
+        found.append(measure(case, "--holdout", "0.5", "--seed", str(seed))[1])
+        print(f"{name}, split {seed}: {found[-1]}", file=sys.stderr, flush=True)
+    for bits in weight_bits.MODES:
+        losses, sizes = zip(*((results[bits].loss, results[bits].flash) for results in found))
+        cells.append(f"{np.mean(losses):+.2f} ± {np.std(losses):.2f} | {np.mean(sizes):,.0f}")
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", nargs="*", help="names (default: all that are here)")
+    parser.add_argument("--splits", type=int, default=5, help="held-out halves to report on")
+    args = parser.parse_args()
+    chosen = {name: case for name, case in cases().items() if not args.network or name in args.network}
+    modes = [f"{bits} bits" if bits != weight_bits.MIXED else bits for bits in weight_bits.MODES]
+    heads = " | ".join(f"{mode}: bytes | %" for mode in modes)
+    print(f"| network | float % | {heads} | layers of 4 bits |\n" + "|---" * 9 + "|")
+    for name, case in chosen.items():
+        print(all_images(name, case), flush=True)
+    if args.splits:
+        heads = " | ".join(f"{mode}: loss | bytes" for mode in modes)
+        print(f"\nMean loss in percentage points on held-out halves, over {args.splits} splits:\n")
+        print(f"| network | {heads} |\n" + "|---" * 7 + "|")
+        for name, case in chosen.items():
+            print(held_out(name, case, args.splits), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
