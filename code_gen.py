@@ -117,6 +117,10 @@ def build_parser() -> Parser:
     order = "order of the channels of --image: that of the images that the network was trained with"
     add_choice(test, "--channel_order", known_answers.CHANNEL_ORDERS, order)
     test.add_argument("--dump", metavar="DIR", help="write what every layer computes for these images, as .npy")
+    also = parser.add_argument_group("output options")
+    also.add_argument(
+        "--onnx", metavar="FILE", help="write the integer network as ONNX, to look at and to run anywhere"
+    )
     instead = parser.add_argument_group("in place of all that")
     instead.add_argument("--describe", metavar="PICKLE", help="print what is in a pickle")
     instead.add_argument("--version", action="version", version=q7.__version__)

@@ -107,6 +107,9 @@ def build_parser() -> Parser:
     amount.add_argument("-q", "--quiet", action="store_true", help="print the result only")
     output.add_argument("--report", metavar="HTML", help="write a page with everything that was found")
     output.add_argument("--json", metavar="FILE", help="write the same as JSON (docs/report.schema.json describes it)")
+    output.add_argument(
+        "--onnx", metavar="FILE", help="write the float network as ONNX, to look at and to run anywhere"
+    )
     output.add_argument("--classes", metavar="FILE", help="the classes' names for --report, one on each line")
     order = "order of the images' channels, for the pictures in --report"
     add_choice(output, "--channel_order", known_answers.CHANNEL_ORDERS, order)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
@@ -62,11 +63,21 @@ class OnnxGraph:
 
     def input(self, name: str, dtype: Any, shape: Sequence[int]) -> str:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        self._inputs.append(helper.make_tensor_value_info(f"in_{name}", kind, ["N", *shape]))
-        return f"in_{name}"
+        self._inputs.append(helper.make_tensor_value_info(name, kind, ["N", *shape]))
+        return name
 
     def output(self, value: str) -> None:
         self._outputs.append(helper.make_empty_tensor_value_info(value))
+
+    def label(self, value: str, name: str) -> None:
+        """Names the node that makes a value, for those who look at the graph."""
+        self._nodes[value].name = name
+
+    def result(self, value: str, name: str, dtype: Any, shape: Sequence[int]) -> None:
+        """An output under a name of its own, with its type."""
+        self._nodes[name] = helper.make_node("Identity", [value], [name], name=name)
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self._outputs.append(helper.make_tensor_value_info(name, kind, ["N", *shape]))
 
     def _needed(self) -> list[Any]:
         """The nodes that the outputs are made of, in their order; onnxruntime would run the others, too."""
@@ -76,15 +87,18 @@ class OnnxGraph:
                 needed.update(node.input)
         return [node for name, node in self._nodes.items() if name in needed]
 
+    def model(self, name: str = "q7", **facts: str) -> onnx.ModelProto:
+        """As ONNX knows it; `facts` are fields of the model."""
+        graph = helper.make_graph(self._needed(), name, self._inputs, self._outputs, self._constants)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, **facts)
+
     def session(
         self, providers: Sequence[str] = ("CPUExecutionProvider",), fused: bool = True
     ) -> onnxruntime.InferenceSession:
         """What runs the graph; fused operators are faster, but in float they may round differently from single ones."""
-        graph = helper.make_graph(self._needed(), "q7", self._inputs, self._outputs, self._constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # callers run batches side by side, in threads of their own
         options.log_severity_level = 3
         if not fused:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
+        return onnxruntime.InferenceSession(self.model().SerializeToString(), options, providers=list(providers))

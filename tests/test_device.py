@@ -161,7 +161,7 @@ def test_device_model_equals_the_kernels(vectors: list[Vector], core: Core) -> N
         if _refused(vector, core):
             continue
         g = OnnxGraph()
-        x = g.cast(g.input("x", np.int8, vector.input_chw.shape[1:]), np.float32)
+        x = g.cast(g.input("in_x", np.int8, vector.input_chw.shape[1:]), np.float32)
         y = vector.kernel.build(g, [x], vector.layer, vector.integers, _target(vector, core))
         g.output(g.cast(y, np.int8))
         (result,) = g.session().run(None, {"in_x": vector.input_chw})
@@ -240,7 +240,7 @@ def test_sums_that_float32_cannot_hold_stay_exact(rows: int, out_rshift: int) ->
     layer = Geometry("fc", (4000,), (rows,))
     g = OnnxGraph()
     integers = Integers(weights, bias, Shifts(3, out_rshift))
-    xs = [g.cast(g.input("x", np.int8, (4000,)), np.float32)]
+    xs = [g.cast(g.input("in_x", np.int8, (4000,)), np.float32)]
     g.output(registry.FULLY_CONNECTED[1].build(g, xs, layer, integers, Target()))
     (result,) = g.session().run(None, {"in_x": x})
     sums = x.astype(np.int64) @ weights.T.astype(np.int64) + (bias.astype(np.int64) << 3)

@@ -182,7 +182,7 @@ def _computed(vector: Vector, target: Target, integers: Any) -> np.ndarray:
     """The model's output in the order of the device's memory."""
     g = OnnxGraph()
     inputs = vector.inputs_chw
-    xs = [g.cast(g.input(f"x{i}", np.int8, x.shape[1:]), np.float32) for i, x in enumerate(inputs)]
+    xs = [g.cast(g.input(f"in_x{i}", np.int8, x.shape[1:]), np.float32) for i, x in enumerate(inputs)]
     y = vector.kernel.build(g, xs, vector.wide_layer, integers, target)
     g.output(g.cast(g.clip(y, vector.bounds.low, vector.bounds.high), np.int8))
     (result,) = g.session().run(None, {f"in_x{i}": x for i, x in enumerate(inputs)})

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import onnx
 import onnxruntime
 
+import q7
 from q7.engines.batches import BATCH, LARGE_BATCH, BatchRunner, Run, Use, Values, cores
 from q7.engines.prefix_cache import NONE, Last, PrefixCache, Settings
 from q7.errors import Q7Error
@@ -68,19 +70,49 @@ class Network:
         """Adds one layer to a graph; values are float32."""
         raise NotImplementedError
 
+    def to_onnx(self, settings: Settings) -> bytes:
+        """An ONNX model of the whole network: `pixels` (N, C, H, W) uint8 in, `logits` (N, classes) as stored out.
+
+        Its nodes are named after the layers whose outputs they make. ONNX's own checker has passed it.
+        """
+        g = OnnxGraph()
+        g.input("pixels", np.uint8, self.graph.input.out_shape)
+        names = self._add_layers(g, 0, settings, {self.graph.input.name: g.cast("pixels", np.float32)})
+        for layer in self.graph.layers:
+            g.label(names[layer.name], layer.name)
+        logits = g.add("Flatten", g.cast(names[self.graph.output.name], self.stored))
+        g.result(logits, "logits", self.stored, [self.graph.classes])
+        model = g.model(
+            self.graph.name or "network", producer_name="caffe-to-cmsis-nn", producer_version=q7.__version__
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def _add_layers(self, g: OnnxGraph, first: int, settings: Settings, known: Mapping[str, str]) -> dict[str, str]:
+        """The values of layers' outputs: of those that are known, and of those that come from index `first` on.
+
+        Of the input layer, the pixels are known.
+        """
+        names = dict(known)
+        for layer, setting in zip(self.graph.layers[first:], settings):
+            xs = [names[name] for name in layer.inputs] or [names[layer.name]]
+            names[layer.name] = self.build(g, layer, xs, setting)
+        return names
+
     def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
         """What runs a layer for each setting, from index `first` on: takes what is live there, gives `outputs`'.
 
         And then, for each of `watched`, the smallest and the largest value of its output.
         """
-        g, names = OnnxGraph(), {}
-        for layer in self.graph.live(first):
-            names[layer.name] = g.cast(g.input(layer.name, self.stored, layer.out_shape), np.float32)
-        for layer, setting in zip(self.graph.layers[first:], settings):
-            xs = [names[name] for name in layer.inputs]
-            if not xs:
-                xs = [g.cast(g.input(layer.name, np.uint8, layer.out_shape), np.float32)]
-            names[layer.name] = self.build(g, layer, xs, setting)
+        g = OnnxGraph()
+        known = {
+            layer.name: g.cast(g.input(f"in_{layer.name}", self.stored, layer.out_shape), np.float32)
+            for layer in self.graph.live(first)
+        }
+        if first == 0:
+            pixels = self.graph.input
+            known[pixels.name] = g.cast(g.input(f"in_{pixels.name}", np.uint8, pixels.out_shape), np.float32)
+        names = self._add_layers(g, first, settings, known)
         for layer in outputs:
             g.output(g.cast(names[layer.name], self.stored))
         for layer in watched:

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from q7 import errors, files
 from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, rows
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
+from q7.engines.networks import DeviceNetwork
 from q7.errors import Q7Error, say
 from q7.network.quantized import QuantizedNetwork
 from q7.report import summary
@@ -44,6 +47,7 @@ class Options:
     image: str | None  # a picture
     channel_order: str
     dump: str | None
+    onnx: str | None
     weights: str | None  # of the original's pickles
     mean: str | None
 
@@ -141,6 +145,11 @@ def generate(options: Options) -> None:
     read = _read_files(network, options)
     if options.dump:
         _dump(network, answers, Path(options.dump), read)
+    if options.onnx:
+        none = np.empty((0, *network.graph.input.out_shape), np.uint8)
+        model = DeviceNetwork(network.graph, none, network.target).to_onnx(network.layers)
+        files.write_all({Path(options.onnx): model}, read)
+        say(f"Wrote '{options.onnx}'")
     contents = emit.render(network, plan, options.code, answers)
     emit.write(Path(options.out_dir), contents, read)
     say(*cost.table(network, plan, options.code))

@@ -66,6 +66,7 @@ class Options:
     quiet: bool
     report: str | None
     json: str | None
+    onnx: str | None
     channel_order: str
     classes: str | None  # a file of names
     command: str  # as a person types it, for the report
@@ -198,13 +199,13 @@ def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:
     # Under the pickle's name, so that the weights of another pickle stay what they are.
     quantized = save.with_name(f"quantized_{save.name[:-4] if save.name.endswith('.pkl') else save.name}.caffemodel")
     journal = save.with_name(f"{save.name}.journal")
-    outputs = [save, quantized, *(Path(name) for name in (options.report, options.json) if name)]
+    outputs = [save, quantized, *(Path(name) for name in (options.report, options.json, options.onnx) if name)]
     for path in (*outputs, journal):
         if not files.writable(path):
             raise Q7Error(f"cannot write '{path}'")
     files.refuse_overwriting([*outputs, journal], inputs)
     if len({path.resolve() for path in outputs}) < len(outputs):
-        raise Q7Error(f"--save, --report and --json must name files of their own, other than '{quantized}'")
+        raise Q7Error(f"--save, --report, --json and --onnx must name files of their own, other than '{quantized}'")
     return quantized, journal
 
 

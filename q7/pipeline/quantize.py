@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,8 @@ def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
     outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, run.network))}
     if options.report or options.json:
         outputs.update(page.render(run, options.report, options.json, options.channel_order))
+    if options.onnx:
+        outputs[Path(options.onnx)] = FloatNetwork(job.graph, job.images[:0]).to_onnx(as_trained(job.graph))
     files.write_all(outputs)
     answers.remove()
 
