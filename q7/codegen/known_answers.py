@@ -27,8 +27,12 @@ CHANNEL_ORDERS = ("bgr", "rgb")
 
 @dataclass(frozen=True, eq=False)
 class KnownAnswers:
-    """For each of N images: pixels, label, logits, each layer's output, and the CRC-32 of its bytes in HWC order."""
+    """For each of N images: pixels, label, logits, each layer's output, and the CRC-32 of its bytes in HWC order.
 
+    And its position in the test data, from 0.
+    """
+
+    positions: np.ndarray  # (N,) int32
     pixels: np.ndarray  # (N, H, W, C) uint8
     labels: np.ndarray  # (N,), NO_LABEL where it is not known
     logits: np.ndarray  # (N, classes) int8
@@ -38,7 +42,7 @@ class KnownAnswers:
     @property
     def bytes(self) -> int:
         """What the device stores."""
-        return sum(array.nbytes for array in (self.pixels, self.labels, self.logits, self.checksums))
+        return sum(array.nbytes for array in (self.positions, self.pixels, self.labels, self.logits, self.checksums))
 
 
 def _channels_last(values: np.ndarray) -> np.ndarray:
@@ -46,22 +50,25 @@ def _channels_last(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(values, 1, -1))
 
 
-def compute(network: QuantizedNetwork, images: np.ndarray, labels: np.ndarray) -> KnownAnswers:
-    """The device model's answers for raw pixels (N, C, H, W) uint8."""
+def compute(
+    network: QuantizedNetwork, images: np.ndarray, labels: np.ndarray, positions: Sequence[int] | None = None
+) -> KnownAnswers:
+    """The device model's answers for raw pixels (N, C, H, W) uint8; they are the first where no positions are given."""
     outputs = {
         name: _channels_last(values)
         for name, values in DeviceNetwork(network.graph, images, network.target).outputs(network.layers).items()
     }
     checksums = [[zlib.crc32(y.tobytes()) for y in ys] for ys in outputs.values()]
     logits = outputs[network.graph.output.name].reshape(len(images), -1)
-    return KnownAnswers(_channels_last(images), labels, logits, outputs, np.array(checksums, np.uint32).T)
+    where = np.array(range(len(images)) if positions is None else positions, np.int32)
+    return KnownAnswers(where, _channels_last(images), labels, logits, outputs, np.array(checksums, np.uint32).T)
 
 
 def checksum_lines(answers: KnownAnswers, identifiers: Mapping[str, str]) -> list[str]:
     """What the firmware prints where it is built with NN_PRINT_CHECKSUMS; layers go by their C identifiers."""
     return [
         f"image {i}: layer {identifiers[name]}: checksum {checksum:08x}"
-        for i, row in enumerate(answers.checksums.tolist())
+        for i, row in zip(answers.positions.tolist(), answers.checksums.tolist())
         for name, checksum in zip(answers.outputs, row)
     ]
 

@@ -103,7 +103,8 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
         return known_answers.compute(network, *images)
     if options.images:
         path = _find_dataset(network, options)
-        return known_answers.compute(network, *known_answers.read_positions(network, path, options.images))
+        images = known_answers.read_positions(network, path, options.images)
+        return known_answers.compute(network, *images, options.images)
     count = TEST_IMAGES if options.test_images is None else options.test_images
     if count == 0:
         return None

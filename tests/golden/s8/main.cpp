@@ -359,7 +359,7 @@ static int first_difference(int image)
     }
 #ifdef NN_PRINT_CHECKSUMS
     for (int layer = 0; layer < NN_LAYERS; layer++) {
-        printf("image %d: layer %s: checksum ", image, layer_names[layer]);
+        printf("image %d: layer %s: checksum ", (int)test_positions[image], layer_names[layer]);
         for (int shift = 28; shift >= 0; shift -= 4) { /* some printf have no %08lx */
             putchar("0123456789abcdef"[(checksums[layer] >> shift) & 15]);
         }
@@ -377,7 +377,7 @@ static int known_answer_test(void)
         memset(checksums, 0, sizeof(checksums));
         const int8_t *const logits = run_nn_observed(test_pixels + i * NN_INPUT_BYTES, take_checksum, NULL);
         const int differs = first_difference(i);
-        printf("image %d: label %d, ", i, (int)test_labels[i]);
+        printf("image %d: label %d, ", (int)test_positions[i], (int)test_labels[i]);
         print_result(logits);
         if (differs < NN_LAYERS) {
             const char *const layer = layer_names[differs];

@@ -23,6 +23,11 @@
 
 #define TEST_IMAGES 1
 
+/* Where they are in the test data, from 0. */
+static const int32_t test_positions[TEST_IMAGES] = { \
+    0 \
+};
+
 /* HWC, one image after the other. */
 static const uint8_t test_pixels[TEST_IMAGES * NN_INPUT_BYTES] = { \
     95, 55, 58, 130, 0, 103, 194, 71, 61, 217, 77, 245, 207, 199, 63, 235, 219, 7, 15, 208, 104, 163, 176, 202, 33, \
