@@ -46,7 +46,7 @@ class TensorStatistics(Quality):
 
 
 def _decibels(power: float, error: float) -> float | None:
-    return 10 * math.log10(power / error) if power > 0 and error > 0 else None
+    return round(10 * math.log10(power / error), 6) if power > 0 and error > 0 else None
 
 
 def _bins(low: float, high: float, q: QFormat) -> tuple[int, int, int]:

@@ -52,11 +52,16 @@ class Verdict:
         return 100 * float(self.right.mean())
 
     @property
+    def _divergence(self) -> float:
+        """The mean to 6 digits: so records are the same with all versions of numpy, which differ in the last bits."""
+        return float(f"{self.divergences.mean():.6g}")
+
+    @property
     def score(self) -> Score:
-        return Score(self.accuracy, float(self.divergences.mean()), len(self.right))
+        return Score(self.accuracy, self._divergence, len(self.right))
 
     def measured(self, candidate: str) -> Measured:
-        return Measured(candidate, len(self.right), self.accuracy, float(self.divergences.mean()))
+        return Measured(candidate, len(self.right), self.accuracy, self._divergence)
 
     def beats(self, other: Verdict, tolerance: float, deviations: float) -> bool:
         """More images right, by more than counting noise and the tolerance (percent); else clearly closer logits.
