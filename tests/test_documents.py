@@ -7,8 +7,15 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import code_gen
+import nn_quantizer
 from tests.support import ROOT, run, tool
+
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "models" / "README.md"]
 
 
 def blocks(document: Path, heading: str, language: str) -> list[str]:
@@ -32,3 +39,32 @@ def test_a_program_of_your_own(lenet_pickle: Path, tmp_path: Path) -> None:
     assert "class 1\n" in done.stdout
     flash, data, zeros = map(int, done.stdout.splitlines()[-1].split()[:3])
     assert flash > 400_000 and data < 5_000 and zeros > 12_000
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        path, _, fragment = link.partition("#")
+        if not re.match("https?:", link):
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if fragment else []
+            assert not fragment or fragment in map(anchor, headings), link
+
+
+@pytest.mark.parametrize("script", [nn_quantizer, code_gen])
+def test_every_flag_has_its_row(script: Any) -> None:
+    section = (ROOT / "docs" / "options.md").read_text().split(f"## {script.__name__}.py\n")[1].split("\n## ")[0]
+    told = set(re.findall(r"`(--?\w+)`", "\n".join(line.split("|")[1] for line in section.splitlines() if "|" in line)))
+    flags = {flag for action in script.build_parser()._actions for flag in action.option_strings}
+    assert flags - told == {"-h", "--help", "--version", *({"--verbose", "--quiet"} & flags)}
+    assert told <= flags
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's table of layers is the current one."""
+"""The table of layers in the documents is the current one."""
 
 from __future__ import annotations
 
-import pytest
-
-from q7 import readme_tables
+from q7 import layer_tables
 from q7.layers.passthrough import IDENTITIES
 from q7.layers.registry import ALL_KERNELS, LAYERS
 from q7.target import Q7
@@ -13,7 +11,7 @@ from tests.support import ROOT
 
 
 def test_the_table_names_every_layer_and_kernel() -> None:
-    table = readme_tables.markdown()
+    table = layer_tables.markdown()
     assert all(f"| {name} |" in table for name in (*LAYERS, *IDENTITIES))
     assert all(f"`{kernel.name}`" in table for kernel in ALL_KERNELS)
     assert "||" not in table.replace(" ", "")
@@ -29,11 +27,8 @@ def test_kernels_name_the_files_that_define_them() -> None:
             assert kernel.source_file.endswith(".c")
 
 
-def test_the_readme_holds_the_table() -> None:
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("there is no README.md")
-    text = readme.read_text()
-    assert text.count(readme_tables.BEGIN) == text.count(readme_tables.END) == 1
-    held = text.split(readme_tables.BEGIN)[1].split(readme_tables.END)[0].strip()
-    assert held == readme_tables.markdown(), "paste what `python -m q7.readme_tables` prints between the markers"
+def test_the_document_holds_the_table() -> None:
+    text = (ROOT / "docs" / "layers.md").read_text()
+    assert text.count(layer_tables.BEGIN) == text.count(layer_tables.END) == 1
+    held = text.split(layer_tables.BEGIN)[1].split(layer_tables.END)[0].strip()
+    assert held == layer_tables.markdown(), "paste what `python -m q7.layer_tables` prints between the markers"

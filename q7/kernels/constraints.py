@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels ask of a layer: each docstring is the README's line and, after "needs", the message."""
+"""What kernels ask of a layer: each docstring is a line of docs/layers.md and, after "needs", the message."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's table of supported layers, made of what layers, kernels and constraints say of themselves."""
+"""docs/layers.md: the tables of layers and kernels, made of what layers, kernels and constraints say of themselves."""
 
 from __future__ import annotations
 
