@@ -100,6 +100,9 @@ def build_parser() -> Parser:
     code.add_argument(
         "--softmax", action="store_true", help="end in arm_softmax_q7: scores from 0 to 127, not probabilities"
     )
+    code.add_argument(
+        "--serve", action="store_true", help="have the program run images that nn_quantizer.py --eval --board sends"
+    )
     code.add_argument("--profile", action="store_true", help="emit code that times each layer")
     test = parser.add_argument_group("known-answer test")
     images = test.add_mutually_exclusive_group()
@@ -144,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = generate.describe if args.describe else generate.generate
 
     def work() -> None:
-        code = boards.Options(args.target, args.profile, args.weights_in == "ram", args.name)
+        code = boards.Options(args.target, args.profile, args.weights_in == "ram", args.name, args.serve)
         run(generate.Options(**{**given, "code": code}))
 
     return finish("code_gen", work)

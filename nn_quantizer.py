@@ -22,7 +22,7 @@ from q7.engines import engine
 from q7.errors import Q7Error, finish
 from q7.flags import CORES, KERNELS, Parser, add_choice
 from q7.network.quantized import QuantizedNetwork
-from q7.pipeline import evaluate, job, quantize
+from q7.pipeline import board, evaluate, job, quantize
 from q7.search import weight_bits
 from q7.store import record
 from q7.store.record import Record
@@ -31,7 +31,17 @@ from q7.target import LIBRARIES, Core, Rounding, Target
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
 SAVE = "models/cifar10_m4.pkl"
-WITH_EVAL = {"eval", "weights", "mean", "lmdb", "memory", "quiet", "verbose"}  # flags that --eval has a use for
+WITH_EVAL = {
+    "eval",
+    "weights",
+    "mean",
+    "lmdb",
+    "memory",
+    "quiet",
+    "verbose",
+    "board",
+    "board_images",
+}  # flags that --eval has a use for
 
 
 class Caffe_Quantizer:
@@ -115,6 +125,13 @@ def build_parser() -> Parser:
     add_choice(output, "--channel_order", known_answers.CHANNEL_ORDERS, order)
     instead = parser.add_argument_group("in place of all that")
     instead.add_argument("--eval", metavar="PICKLE", help="measure an existing pickle")
+    instead.add_argument(
+        "--board",
+        metavar="PORT",
+        help="with --eval: run the images on a board, whose code has --serve: a serial port, socket://HOST:PORT, "
+        "or rfc2217://HOST:PORT",
+    )
+    instead.add_argument("--board_images", metavar="N", type=int, help="run the first N images there; all if left out")
     instead.add_argument("--version", action="version", version=q7.__version__)
     return parser
 
@@ -123,9 +140,16 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     """The options of a run of the quantizer, or the evaluation itself, to be called, where that is asked for."""
     parser = build_parser()
     args = parser.parse_args(arguments)
+    if args.board and not args.eval:
+        parser.error("--board needs --eval: the pickle whose network runs there")
+    if args.board_images is not None and (not args.board or args.board_images < 1):
+        parser.error("--board_images needs --board, and is 1 or more")
     parser.allow_only(args, "eval", WITH_EVAL)
     if args.eval:
         weights = None if args.weights == WEIGHTS else args.weights  # an old pickle names its own
+        if args.board:
+            asked = (args.board, args.board_images, args.lmdb, args.memory, args.quiet)
+            return partial(board.evaluate, Path(args.eval), *asked, weights=weights, mean=args.mean)
         return partial(evaluate.evaluate, Path(args.eval), args.lmdb, args.memory, args.quiet, weights, args.mean)
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(job.Options)}
     script = ["python", "nn_quantizer.py"]

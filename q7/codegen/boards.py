@@ -78,6 +78,8 @@ class Options:
     weights_in_ram: bool = False  # weights and biases, but not the mean, which each pixel meets once
     name: str = ""  # what the network's symbols, macros and files begin with
 
+    serve: bool = False  # have the program run images that a host sends
+
     def __post_init__(self) -> None:
         if self.name and not re.fullmatch("[a-z][a-z0-9_]*", self.name):
             raise Q7Error(f"--name '{self.name}' is not a C identifier in lower case")

@@ -9,6 +9,7 @@ from typing import Any
 
 import q7
 from q7 import files
+from q7.codegen import serving
 from q7.codegen.boards import BOARDS, DEVICES, PACKS, TARGETS, Options, definitions
 from q7.codegen.c_text import Names, affine, c_array, c_statement, comment
 from q7.codegen.cost import memory_lines
@@ -53,7 +54,7 @@ def render(
     network: QuantizedNetwork, plan: RowPlan, options: Options, answers: KnownAnswers | None = None
 ) -> dict[str, str]:
     """The generated files by name."""
-    network = plan.lower(network)
+    served, network = network, plan.lower(network)
     program = build(network, plan, options)
     portable = TARGETS[options.target].portable and bool(network.target.library.portable)
     sources = [Path(layer.kernel.source_file) for layer in network.layers]
@@ -72,6 +73,8 @@ def render(
         "n": options.names,
         "split": options.split,
         "profile": options.profile,
+        "serve": options.serve,
+        "serving": serving.board_side(served, options.profile),
         "answers": answers,
         "api": network.target.library.name,
         "guards": network.target.library.guards,

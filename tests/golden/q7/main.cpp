@@ -16,7 +16,6 @@
  */
 #include <stdint.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "mbed.h"
 #include "hal/us_ticker_api.h"

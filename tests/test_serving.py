@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boards that run the images that a host sends: QEMU's serial port on a socket, and the host program's terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nn_quantizer
+from q7 import files
+from q7.codegen import known_answers, serving
+from q7.codegen.serving import stuff, unstuff
+from q7.errors import Q7Error
+from q7.target import LIBRARIES, Core, Library, Rounding, Target
+from tests import small
+from tests.generated import arm_compilers, flip_first_value, generate, make, network, predicted, stored_images
+from tests.support import run, tool
+
+LENET_IMAGES = 1000
+BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
+
+
+@pytest.fixture(scope="module")
+def small_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    return small.save(small.quantized(folder), folder / "small.pkl")
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.one_of(st.binary(min_size=1, max_size=80), st.lists(st.sampled_from([0, 1, 255]), min_size=1).map(bytes)))
+def test_frames_hold_any_message_between_two_zeros(message: bytes) -> None:
+    frame = stuff(message[:80])
+    assert frame[0] == frame[-1] == 0
+    assert 0 not in frame[1:-1]
+    assert unstuff(frame[1:-1]) == message[:80]
+
+
+def test_a_frame_is_the_documented_one() -> None:
+    """CRC-32 of "123456789" is 0xcbf43926; a block for each zero, its length plus 1 before it."""
+    assert stuff(b"123456789") == b"\0\x0e123456789\x26\x39\xf4\xcb\0"
+    assert stuff(b"\0\x07\0")[:4] == b"\0\x01\x02\x07"
+
+
+@given(st.binary(min_size=1, max_size=80), st.data())
+def test_damaged_frames_are_seen(message: bytes, data: st.DataObject) -> None:
+    frame = bytearray(stuff(message)[1:-1])
+    at = data.draw(st.integers(0, len(frame) - 1))
+    frame[at] ^= data.draw(st.integers(1, 255))
+    assert unstuff(bytes(frame)) is None
+    assert unstuff(bytes(frame[:at] + frame[at + 1 :])) in (None, message)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_no_message(noise: bytes) -> None:
+    assert unstuff(noise.replace(b"\0", b"")) is None
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+def test_facts_and_fingerprints_tell_networks_apart(library: Library, rounding: Rounding, tmp_path: Path) -> None:
+    if rounding not in library.roundings:
+        return
+    target = Target(Core.PLAIN, rounding, library)
+    facts = serving.Facts(target, False, True, 243, 6, 12)
+    assert serving.Facts.unpack(facts.pack()) == facts
+    with pytest.raises(Q7Error, match="of another version of this tool"):
+        serving.Facts.unpack(b"\x09" + facts.pack()[1:])
+    one = small.quantized(tmp_path, target)
+    assert serving.fingerprint(one) == serving.fingerprint(small.quantized(tmp_path, target))
+    assert serving.fingerprint(one) != serving.fingerprint(
+        small.quantized(tmp_path, Target(Core.DSP, rounding, library))
+    )
+    one.layers[1].integers.weights[0, 0, 0, 0] ^= 1
+    assert serving.fingerprint(one) != serving.fingerprint(small.quantized(tmp_path, target))
+
+
+# --- boards -----------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        number: int = s.getsockname()[1]
+        return number
+
+
+def reachable(port: int) -> None:
+    for _ in range(300):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise AssertionError("no board")
+
+
+@contextlib.contextmanager
+def emulated(folder: Path, core: str = "cortex-m4") -> Iterator[int]:
+    """A board that serves; the TCP port that its serial port is at."""
+    make(folder, f"build-{core}/network.elf", f"CORE={core}")
+    port = free_port()
+    command = [tool("make"), "-s", "run", f"CORE={core}", f"PORT={port}"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            reachable(port)
+            yield port
+        finally:
+            os.killpg(process.pid, 15)
+
+
+@contextlib.contextmanager
+def on_this_computer(folder: Path) -> Iterator[str]:
+    """The host program, and the terminal that it serves."""
+    make(folder, "network")
+    with subprocess.Popen(["./network", "serve"], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+class Faults:
+    """Damages and loses bytes on their way."""
+
+    def __init__(self, flipped: float, dropped: float) -> None:
+        self.flipped, self.dropped, self.random = flipped, dropped, random.Random(1)
+
+    def __call__(self, data: bytes) -> bytes:
+        out = bytearray()
+        for byte in data:
+            chance = self.random.random()
+            if chance < self.flipped:
+                out.append(byte ^ 1 << self.random.randrange(8))
+            elif chance >= self.flipped + self.dropped:
+                out.append(byte)
+        return bytes(out)
+
+
+@contextlib.contextmanager
+def between(read: Callable[[], bytes], write: Callable[[bytes], object], faults: Faults) -> Iterator[int]:
+    """A TCP port to a board, by a bad line."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                host = server.accept()[0]
+                host.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+                def back() -> None:
+                    with contextlib.suppress(OSError):
+                        while data := read():
+                            host.sendall(faults(data))
+
+                threading.Thread(target=back, daemon=True).start()
+                while data := host.recv(4096):
+                    write(faults(data))
+
+        line = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
+        line.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            line.kill()
+
+
+@contextlib.contextmanager
+def bad_line(port: int, faults: Faults) -> Iterator[int]:
+    with socket.create_connection(("127.0.0.1", port)) as board:
+        board.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with between(lambda: board.recv(4096), board.sendall, faults) as own:
+            yield own
+
+
+@contextlib.contextmanager
+def bad_terminal(path: str, faults: Faults) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(descriptor)
+    try:
+        with between(lambda: os.read(descriptor, 4096), lambda data: os.write(descriptor, data), faults) as own:
+            yield own
+    finally:
+        os.close(descriptor)
+
+
+def evaluate(pickle: Path, port: str | int, count: int) -> int:
+    url = port if isinstance(port, str) else f"socket://127.0.0.1:{port}"
+    return nn_quantizer.main(["--eval", str(pickle), "--board", url, "--board_images", str(count)])
+
+
+def said(count: int, accuracy: float) -> str:
+    return (
+        f"Accuracy on the board: {accuracy:.2f} % ({count} images, dsp core, nearest rounding), "
+        f"predicted {accuracy:.2f} %; {count} images with every logit as predicted, "
+    )
+
+
+def accuracy(pickle: Path, count: int) -> float:
+    quantized = network(pickle)
+    path = files.find(quantized.dataset, pickle.parent, "the LMDB")
+    images, labels = known_answers.open_images(quantized, path, count)
+    return float(np.mean(predicted(quantized, images).argmax(axis=1) == labels) * 100)
+
+
+def test_an_emulated_board_runs_lenets_images(
+    lenet_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = generate(lenet_pickle, tmp_path, "--target", "mps2", "--serve")
+    with emulated(folder) as port:
+        capsys.readouterr()
+        assert evaluate(lenet_pickle, port, LENET_IMAGES) == 0
+    assert capsys.readouterr().out.startswith(said(LENET_IMAGES, accuracy(lenet_pickle, LENET_IMAGES)))
+
+
+def test_a_bad_line_changes_nothing(lenet_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 % of bytes with a bit flipped, and 0.5 % lost, each way."""
+    folder = generate(lenet_pickle, tmp_path, "--target", "host", "--serve")
+    with on_this_computer(folder) as terminal, bad_terminal(terminal, Faults(0.01, 0.005)) as port:
+        capsys.readouterr()
+        assert evaluate(lenet_pickle, port, LENET_IMAGES) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(said(LENET_IMAGES, accuracy(lenet_pickle, LENET_IMAGES)))
+    assert "requests repeated" in out
+
+
+@pytest.mark.parametrize("core", BOARDS)
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+def test_emulated_boards_on_a_bad_line(
+    core: str, library: Library, small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From one pickle for any library and core: the board says which it has. Times are printed where it has them."""
+    flags = ("--core", BOARDS[core].value, "--api", library.name, "--ram", "least", "--name", "kws")
+    folder = generate(small_pickle, tmp_path, "--target", "mps2", "--serve", "--profile", *flags)
+    with emulated(folder, core) as port, bad_line(port, Faults(0.01, 0.005)) as bad:
+        capsys.readouterr()
+        assert evaluate(small_pickle, bad, small.IMAGES) == 0
+    out = capsys.readouterr().out
+    assert f"; {small.IMAGES} images with every logit as predicted" in out
+    assert {line.split()[0] for line in out.splitlines()} >= {"data", "conv1", "ip2"}
+
+
+def test_the_first_layer_that_differs_is_named(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = generate(small_pickle, tmp_path, "--target", "host", "--serve")
+    flip_first_value(folder / "weights.h", "TALL_WT")
+    with on_this_computer(folder) as terminal:
+        assert evaluate(small_pickle, terminal, small.IMAGES) == 2
+    captured = capsys.readouterr()
+    assert "Accuracy on the board: " in captured.out
+    assert captured.err.endswith("image 0: layer tall is the first that differs from the prediction\n")
+
+
+def test_another_network_is_seen(small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the beginning."""
+    other = small.save(
+        small.quantized(tmp_path, layers=small.LAYERS.replace("num_output: 10", "num_output: 9")), tmp_path / "o.pkl"
+    )
+    folder = generate(other, tmp_path / "code", "--target", "host", "--serve")
+    with on_this_computer(folder) as terminal:
+        assert evaluate(small_pickle, terminal, 3) == 2
+    assert "the board runs another network than " in capsys.readouterr().err
+
+
+def test_a_board_that_begins_anew_goes_on(small_pickle: Path, tmp_path: Path) -> None:
+    """Another process takes its place in the middle; what it says of it, and the results."""
+    quantized = network(small_pickle)
+    images = stored_images(quantized, small_pickle, 6)
+    pixels = [np.ascontiguousarray(image.transpose(1, 2, 0)).tobytes() for image in images]
+    folder = generate(small_pickle, tmp_path / "code", "--target", "host", "--serve")
+    link, notes = tmp_path / "port", list[str]()
+
+    def open_port() -> serving.Port:
+        import serial
+
+        try:
+            port: serving.Port = serial.serial_for_url(str(link), timeout=0.01)
+        except OSError as error:
+            raise Q7Error(str(error)) from error
+        return port
+
+    logits = []
+    for begin in (0, 3):
+        with on_this_computer(folder) as terminal:
+            link.unlink(missing_ok=True)
+            link.symlink_to(terminal)
+            if begin == 0:
+                board = serving.Board(open_port, notes.append)
+                board.identify()
+            for i in range(begin, begin + 3):
+                logits.append(np.frombuffer(board.run(i, pixels[i], b"L", 6), np.int8))
+    board.close()
+    assert len(notes) == 1
+    assert "the board began anew" in notes[0]
+    np.testing.assert_array_equal(logits, predicted(quantized, images))
+
+
+def test_a_board_that_is_not_there(
+    small_pickle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(small_pickle, str(tmp_path / "ttyNONE"), 1) == 2
+    assert "cannot open the board's port '" in capsys.readouterr().err
+    monkeypatch.setattr(serving, "GIVE_UP", 1.0)
+    monkeypatch.setattr(serving, "FIRST_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert evaluate(small_pickle, silent.getsockname()[1], 1) == 2
+    assert capsys.readouterr().err.endswith("the board has not answered for 1 s\n")
+
+
+def test_flags_of_a_board(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, message in (
+        (["--board", "/dev/ttyACM0"], "--board needs --eval"),
+        (["--eval", "x.pkl", "--board_images", "3"], "--board_images needs --board"),
+        (["--eval", "x.pkl", "--board", "y", "--board_images", "0"], "is 1 or more"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            nn_quantizer.main(flags)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+# What the programs of boards that are not here use of their systems.
+STUBS = {
+    "mbed": {
+        "mbed.h": """#include <stddef.h>
+#include <sys/types.h>
+#define STDIN_FILENO 0
+#define STDOUT_FILENO 1
+namespace mbed { struct FileHandle { ssize_t read(void *, size_t); ssize_t write(const void *, size_t); };
+FileHandle *mbed_file_handle(int); }
+"""
+    },
+    "keil": {"RTE_Components.h": '#define CMSIS_device_header "device.h"\n', "device.h": ""},
+    "zephyr": {
+        "zephyr/kernel.h": "",
+        "zephyr/device.h": "struct device { int x; };\nextern const struct device console;\n"
+        "#define DEVICE_DT_GET(node) (&console)\n#define DT_CHOSEN(name) name\n",
+        "zephyr/drivers/uart.h": "int uart_poll_in(const struct device *, unsigned char *);\n"
+        "void uart_poll_out(const struct device *, unsigned char);\n",
+    },
+}
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("board", STUBS)
+def test_programs_that_serve_compile(board: str, compiler: str, small_pickle: Path, tmp_path: Path) -> None:
+    flags = ("--target", board, "--serve", "--api", "s8", "--test_images", str(int(compiler == "gcc")))
+    folder = generate(small_pickle, tmp_path / "code", *flags)
+    generate(small_pickle, tmp_path / "mps2", "--target", "mps2", "--api", "s8")
+    for name, text in STUBS[board].items():
+        (tmp_path / "stubs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "stubs" / name).write_text(text)
+    (program,) = [*folder.glob("main.cpp"), *folder.glob("src/main.c")]
+    options = ["-mcpu=cortex-m4", "-mthumb", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    folders = [f"-I{path}" for path in (folder, tmp_path / "stubs", tmp_path / "mps2" / "portable")]
+    done = run(*arm_compilers()[compiler], *options, *folders, program)
+    assert done.returncode == 0, done.stderr
