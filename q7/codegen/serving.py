@@ -52,7 +52,7 @@ def unstuff(frame: bytes) -> bytes | None:
     blocks, at = [], 0
     while at < len(frame):
         end = at + frame[at]
-        if end > len(frame):
+        if frame[at] == 0 or end > len(frame):
             return None
         blocks.append(frame[at + 1 : end])
         at = end
