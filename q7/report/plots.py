@@ -341,10 +341,10 @@ def draw(values: Mapping[str, Any]) -> dict[str, Any]:
         "sweeps": sweeps,
         "flash": _svg((4.6, 2.6), "Flash against loss", _flash, steps) if steps else None,
         "confusion": _svg(
-            (4.6, 4.4), confusion, _confusion, values["confusion"], "float", "class of the float network", names
+            (4.4, 4.2), confusion, _confusion, values["confusion"], "float", "class of the float network", names
         ),
         "against_labels": _svg(
-            (4.6, 4.4),
+            (4.4, 4.2),
             "Confusion matrix of the labels and the device",
             _confusion,
             values["confusion_with_labels"],
