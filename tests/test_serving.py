@@ -25,12 +25,12 @@ from q7 import files
 from q7.codegen import known_answers, serving
 from q7.codegen.serving import stuff, unstuff
 from q7.errors import Q7Error
-from q7.target import LIBRARIES, Core, Library, Rounding, Target
+from q7.target import OWN, Core, Library, Rounding, Target
 from tests import small
 from tests.generated import arm_compilers, flip_first_value, generate, make, network, predicted, stored_images
 from tests.support import run, tool
 
-LENET_IMAGES = 1000
+LENET_IMAGES, FAULTY_IMAGES = 1000, 250
 BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
@@ -72,7 +72,7 @@ def test_noise_is_no_message(noise: bytes) -> None:
 
 
 @pytest.mark.parametrize("rounding", Rounding)
-@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+@pytest.mark.parametrize("library", serving.LIBRARIES, ids=str)
 def test_facts_and_fingerprints_tell_networks_apart(library: Library, rounding: Rounding, tmp_path: Path) -> None:
     if rounding not in library.roundings:
         return
@@ -231,19 +231,20 @@ def test_a_bad_line_changes_nothing(lenet_pickle: Path, tmp_path: Path, capsys: 
     folder = generate(lenet_pickle, tmp_path, "--target", "host", "--serve")
     with on_this_computer(folder) as terminal, bad_terminal(terminal, Faults(0.01, 0.005)) as port:
         capsys.readouterr()
-        assert evaluate(lenet_pickle, port, LENET_IMAGES) == 0
+        assert evaluate(lenet_pickle, port, FAULTY_IMAGES) == 0
     out = capsys.readouterr().out
-    assert out.startswith(said(LENET_IMAGES, accuracy(lenet_pickle, LENET_IMAGES)))
+    assert out.startswith(said(FAULTY_IMAGES, accuracy(lenet_pickle, FAULTY_IMAGES)))
     assert "requests repeated" in out
 
 
 @pytest.mark.parametrize("core", BOARDS)
-@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+@pytest.mark.parametrize("library", serving.LIBRARIES, ids=str)
 def test_emulated_boards_on_a_bad_line(
     core: str, library: Library, small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From one pickle for any library and core: the board says which it has. Times are printed where it has them."""
-    flags = ("--core", BOARDS[core].value, "--api", library.name, "--ram", "least", "--name", "kws")
+    kernels = ("--kernels", "own") if library is OWN else ("--api", library.name)
+    flags = ("--core", BOARDS[core].value, *kernels, "--ram", "least", "--name", "kws")
     folder = generate(small_pickle, tmp_path, "--target", "mps2", "--serve", "--profile", *flags)
     with emulated(folder, core) as port, bad_line(port, Faults(0.01, 0.005)) as bad:
         capsys.readouterr()

@@ -74,7 +74,7 @@ def render(
         "split": options.split,
         "profile": options.profile,
         "serve": options.serve,
-        "serving": serving.board_side(served, options.profile),
+        "serving": serving.board_side(served, options.profile) if options.serve else None,
         "answers": answers,
         "api": network.target.library.name,
         "guards": network.target.library.guards,

@@ -15,9 +15,10 @@ import numpy as np
 
 from q7.errors import Q7Error
 from q7.network.quantized import QuantizedNetwork
-from q7.target import LIBRARIES, Core, Rounding, Target
+from q7.target import OWN, Q7, S8, Core, Rounding, Target
 
 VERSION = 1
+LIBRARIES = (Q7, S8, OWN)  # by number
 CHUNK = 64  # bytes of pixels or results in a frame: of those with 1 % of bytes damaged, half arrive
 CHECKED = 1 << 31  # of an image's number: its layers' checksums are wanted
 REQUEST, ANSWER = struct.Struct("<BBIH"), struct.Struct("<BBIHII")  # kind, tag, image, index; fingerprint, runs
@@ -93,7 +94,7 @@ class Facts:
 
     def pack(self) -> bytes:
         target = self.target
-        numbers = ([*LIBRARIES].index(target.library.name), [*Core].index(target.core))
+        numbers = (LIBRARIES.index(target.library), [*Core].index(target.core))
         flags = ([*Rounding].index(target.rounding), self.softmax, self.times)
         return FACTS.pack(VERSION, *numbers, *flags, self.input_bytes, self.classes, self.layers)
 
@@ -103,7 +104,7 @@ class Facts:
         if len(data) != FACTS.size or data[0] != VERSION:
             raise Q7Error("the board's program is of another version of this tool: generate it again")
         _, library, core, rounding, softmax, times, *sizes = FACTS.unpack(data)
-        target = Target([*Core][core], [*Rounding][rounding], [*LIBRARIES.values()][library])
+        target = Target([*Core][core], [*Rounding][rounding], LIBRARIES[library])
         return cls(target, bool(softmax), bool(times), *sizes)
 
 
