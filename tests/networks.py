@@ -27,6 +27,7 @@ from q7.target import S8, Core, Rounding, Target
 from tests.support import prototxt
 
 CLASSES = 3
+ZERO_EDGES = 0.2  # of convolutions
 TARGETS = [
     *(Target(core, rounding) for core in Core for rounding in Rounding),
     *(Target(core, library=S8) for core in Core),
@@ -145,8 +146,11 @@ def prototxts(draw: st.DrawFn) -> tuple[str, tuple[int, int, int], str]:
 
 
 def random_blobs(network: graph.Graph, rng: np.random.Generator) -> Blobs:
-    """Trained blobs; positive ones, as variances are, for layers that are folded."""
-    return {
+    """Trained blobs; positive ones, as variances are, for layers that are folded.
+
+    Of some windows the first or last row or column is zero, as some converters leave it.
+    """
+    blobs = {
         layer.name: [
             (rng.uniform(0.5, 2, shape) if layer.folds else rng.normal(0, 0.5, shape)).astype(np.float32)
             for shape in layer.weight_shapes()
@@ -154,6 +158,10 @@ def random_blobs(network: graph.Graph, rng: np.random.Generator) -> Blobs:
         for layer in network.layers
         if layer.weight_shapes()
     }
+    for weights in (blob for layer in blobs.values() for blob in layer if blob.ndim == 4):
+        if rng.random() < ZERO_EDGES:
+            np.moveaxis(weights, rng.integers(2, 4), 0)[rng.choice([0, -1])] = 0
+    return blobs
 
 
 def quantize(

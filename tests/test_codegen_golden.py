@@ -69,6 +69,14 @@ def test_generated_text(target: str, api: str, ram: str, tmp_path: Path, request
     assert (target, ram) != (BASE, "fast") or _read(base).keys() == generated.keys()
 
 
+def test_generated_text_with_kernels_of_our_own(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    pickle = small.save(small.quantized(tmp_path), tmp_path / "small.pkl")
+    kinds = ("cmsis", "own")
+    texts = (_read(generate(pickle, tmp_path / kind, "--target", BASE, "--kernels", kind)) for kind in kinds)
+    before, after = ({name: text for name, text in files.items() if not name.endswith("q7.h")} for files in texts)
+    _check({GOLDEN / "q7-own.diff": _differences(before, after)}, request)
+
+
 def test_generated_text_with_weights_of_4_bits(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pickles = (small.save(small.quantized(tmp_path, S8, weight_bits=bits), tmp_path / f"{bits}.pkl") for bits in (8, 4))
     texts = (_read(generate(pickle, tmp_path / pickle.stem, "--target", BASE)) for pickle in pickles)

@@ -126,13 +126,15 @@ def test_every_core_and_rounding(target: Target, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ram", ["fast", "least"])
-@pytest.mark.parametrize(("api", "weight_bits"), [("q7", 8), ("s8", 8), ("s8", 4)])
-def test_sanitizers_find_nothing(api: str, weight_bits: int, ram: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("api", "weight_bits", "kernels"), [("q7", 8, "cmsis"), ("q7", 8, "own"), ("s8", 8, "cmsis"), ("s8", 4, "cmsis")]
+)
+def test_sanitizers_find_nothing(api: str, weight_bits: int, kernels: str, ram: str, tmp_path: Path) -> None:
     need_host_compiler()
     quantized = small.quantized(tmp_path, Target(library=LIBRARIES[api]), weight_bits=weight_bits)
     pickle = small.save(quantized, tmp_path / "small.pkl")
     images = stored_images(quantized, pickle, small.IMAGES)
-    flags = ["--target", "host", "--test_images", "3", "--profile", "--ram", ram]
+    flags = ["--target", "host", "--test_images", "3", "--profile", "--ram", ram, "--kernels", kernels]
     folder = generate(pickle, tmp_path / "code", *flags)
     sanitize = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
     make(folder, "run", f"CFLAGS={sanitize}", f"CXXFLAGS={sanitize}")
@@ -219,19 +221,21 @@ def test_host_program_names_the_layer_that_differs(small_pickle: Path, tmp_path:
 
 
 @pytest.mark.parametrize("ram", ["fast", "least"])
-@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+@pytest.mark.parametrize("kernels", ["q7", "s8", "own"])
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
 def test_boards_compute_what_the_model_predicts(
-    name: str, core: str, library: Library, ram: str, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, core: str, kernels: str, ram: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     need_emulator()
+    library = S8 if kernels == "s8" else Q7
     # The Cortex-M55's 512 KB of code memory hold LeNet and few images.
-    count = min(EMULATED_IMAGES[library], 17 if core == "cortex-m55" or ram == "least" else 100)
+    count = min(EMULATED_IMAGES[library], 17 if core == "cortex-m55" or ram == "least" or kernels == "own" else 100)
     quantized = small.retarget(network(request.getfixturevalue(name)), Target(CORES[core], library=library))
     pickle = small.save(quantized, tmp_path / "network.pkl")
     images = stored_images(quantized, request.getfixturevalue(name), count)
-    folder = generate(pickle, tmp_path / "code", "--target", "mps2", "--test_images", str(count), "--ram", ram)
+    flags = ["--test_images", str(count), "--ram", ram, "--kernels", "own" if kernels == "own" else "cmsis"]
+    folder = generate(pickle, tmp_path / "code", "--target", "mps2", *flags)
     text = make(folder, "run", f"CORE={core}")
     assert f"PASS: every layer as predicted for {count} of {count} images" in text
     np.testing.assert_array_equal(printed_logits(text), predicted(quantized, images))

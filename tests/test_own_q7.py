@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import code_gen
+from q7.codegen import instructions, lowering
 from q7.codegen.c_text import c_statement
 from q7.kernels import registry
 from q7.kernels.base import Bounds, consider
 from q7.kernels.call import CNames
 from q7.network.quantized import IntegerLayer
-from q7.target import OWN, Core, Rounding, Target
-from tests.generated import STRICT, arm_compilers
+from q7.target import OWN, S8, Core, Rounding, Target
+from tests import small
+from tests.generated import STRICT, arm_compilers, predicted
 from tests.support import ROOT, run, tool
 from tests.test_device import Vector, _refused, _target, vectors  # noqa: F401 (a fixture)
 
@@ -158,3 +162,56 @@ def test_on_cores(vectors: list[Vector], compiler: str, core: str, level: str, t
     quiet = ["-nographic", "-monitor", "none", "-serial", "none", "-semihosting"]
     done = run(tool("qemu-system-arm"), "-M", machine, *quiet, "-kernel", tmp_path / "vectors.elf")
     assert done.stdout == f"{count} compared, 0 failed\n", done.stdout
+
+
+ZEROS = """
+layer { name: "c" type: "Convolution" bottom: "data" top: "c"
+  convolution_param { num_output: 6 kernel_size: 4 stride: 2 pad: 1 } }
+layer { name: "p" type: "Pooling" bottom: "c" top: "p" pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+layer { name: "r" type: "ReLU" bottom: "p" top: "p" }
+layer { name: "ip2" type: "InnerProduct" bottom: "p" top: "ip2" inner_product_param { num_output: 6 } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "window"),
+    [([0], [0], (3, 3)), ([3], [0, 1], (3, 3)), ([0, 3], [], (2, 4)), ([], [2, 3], (4, 2)), ([1], [1], (4, 4))],
+)
+def test_edges_of_zeros_cost_nothing(
+    rows: list[int], columns: list[int], window: tuple[int, int], tmp_path: Path
+) -> None:
+    """First ones as far as they are padded, and last ones; the maximum's ReLU goes into the convolution."""
+    quantized = small.quantized(tmp_path, layers=ZEROS, shape=(3, 12, 12))
+    integers = quantized.layers[1].integers
+    weights = integers.weights.copy()
+    weights[:, :, rows] = 0
+    weights[..., columns] = 0
+    changed = replace(quantized.layers[1], integers=replace(integers, weights=weights))
+    quantized = replace(quantized, layers=(quantized.layers[0], changed, *quantized.layers[2:]))
+    lowered = lowering.fuse(lowering.retarget(quantized, Target(library=OWN)))
+    assert [layer.name for layer in lowered.graph.layers] == ["data", "c", "p", "ip2"]
+    assert lowered.layers[1].bounds.low == 0
+    assert lowered.graph.layers[1].weight_shapes()[0][2:] == window
+    assert lowered.graph.layers[1].out_shape == quantized.graph.layers[1].out_shape
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 12, 12), dtype=np.uint8)
+    np.testing.assert_array_equal(predicted(lowered, images), predicted(quantized, images))
+
+
+def test_auto_takes_what_is_known_to_take_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized = small.quantized(tmp_path)
+    own = lowering.retarget(quantized, Target(library=OWN))
+    monkeypatch.setattr(instructions, "ARM_MACS", {"arm_convolve_HWC_q7_fast": 1.75})
+    assert lowering.cheapest(quantized, own) is own
+    monkeypatch.setattr(instructions, "ARM_MACS", {"arm_convolve_HWC_q7_RGB": 0.1})
+    mixed = lowering.cheapest(quantized, own)
+    names = [layer.kernel.name for layer in mixed.layers]
+    assert names[:3] == ["read_pixels", "arm_convolve_HWC_q7_RGB", "maxpool_q7"]
+    images = np.random.default_rng(0).integers(0, 256, (20, *small.SHAPE), dtype=np.uint8)
+    np.testing.assert_array_equal(predicted(mixed, images), predicted(quantized, images))
+
+
+def test_s8_networks_are_declined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pickle = small.save(small.quantized(tmp_path, Target(library=S8)), tmp_path / "small.pkl")
+    assert code_gen.main(["--model", str(pickle), "--out_dir", str(tmp_path / "code"), "--kernels", "own"]) == 2
+    assert "our kernels compute what the q7 kernels do, not what s8 ones do" in capsys.readouterr().err
+    assert not (tmp_path / "code").exists()

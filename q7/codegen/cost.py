@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from q7.codegen import instructions
 from q7.codegen.boards import LEAST_CODE, MEMORY, Options
 from q7.codegen.c_text import comment
 from q7.codegen.rows import RowPlan, Run
 from q7.errors import Q7Error
 from q7.kernels.base import consider
+from q7.kernels.own_q7 import WeightedLoop
 from q7.network.quantized import QuantizedNetwork
+from q7.target import OWN
 from q7.templating import columns
 
 
@@ -79,7 +82,9 @@ def check_memory(network: QuantizedNetwork, plan: RowPlan, options: Options, ima
 
 
 def passed_over(network: QuantizedNetwork) -> list[str]:
-    """Why faster kernels were not taken; layers with the same reasons share a line."""
+    """Why faster kernels were not taken; layers with the same reasons share a line. Of ours, there is one for each."""
+    if network.target.library is OWN:
+        return []
     layers: dict[str, list[str]] = {}
     for layer in network.graph.layers:
         bits = network.formats[layer.name].weight_bits
@@ -100,16 +105,30 @@ def _outputs(plan: RowPlan) -> dict[int, str]:
     return found
 
 
+def _rounded(instructions: float) -> str:
+    """Two digits, since it is an estimate."""
+    return f"{float(f'{instructions:.2g}'):.0f}"
+
+
 def table(network: QuantizedNetwork, plan: RowPlan, options: Options) -> list[str]:
-    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals."""
+    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals.
+
+    With kernels of our own, how many instructions each takes is estimated.
+    """
     network = plan.lower(network)
-    rows: list[tuple[str, ...]] = [("layer", "kernel", "MACs", "weights", "output", "scratch")]
+    own = any(isinstance(layer.kernel, WeightedLoop) for layer in network.layers)
+    estimates = instructions.estimates(network) if own else {}
+    rows: list[list[str]] = [["layer", "kernel", "MACs", "weights", "output", "scratch"]]
     outputs = _outputs(plan)
     scratch = {plan.stages[i].layers[0]: plan.stages[i].scratch_bytes for run in plan.runs for i in run.stages}
     for i, (layer, integer, constants) in enumerate(zip(network.graph.layers, network.layers, constant_bytes(network))):
         buffer = plan.memory.scratch.get(layer.name)
         output, own_scratch = outputs.get(i, layer.out_size), scratch.get(i, buffer.size if buffer else 0)
-        rows.append((layer.name, integer.kernel.name, *map(str, (layer.macs, constants, output, own_scratch))))
+        rows.append([layer.name, integer.kernel.name, *map(str, (layer.macs, constants, output, own_scratch))])
+    if estimates:
+        counts = [estimates.get(layer.name) for layer in network.graph.layers]
+        for row, cell in zip(rows, ["instructions", *("" if n is None else _rounded(n) for n in counts)]):
+            row.insert(3, cell)
     reasons = passed_over(network)
     total = totals(network, plan, options)
     less = plan.memory.arena_bytes - plan.least_bytes
@@ -120,5 +139,6 @@ def table(network: QuantizedNetwork, plan: RowPlan, options: Options) -> list[st
         *memory_lines(network, plan),
         "",
         *([f"Row by row, the layers would take {plan.least_bytes} bytes: --ram least"] if less > 0 else []),
+        *([f"Instructions, estimated: {_rounded(sum(estimates.values()))} for an image"] if estimates else []),
         f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes",
     ]

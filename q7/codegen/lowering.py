@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from q7.codegen import instructions
+from q7.codegen.trimming import trimmed
 from q7.errors import Q7Error
+from q7.kernels import own_q7
 from q7.kernels.base import Integers
+from q7.layers.base import Layer
 from q7.layers.passthrough import Softmax
 from q7.network.folding import without
 from q7.network.quantized import IntegerLayer, QuantizedNetwork
@@ -23,7 +28,7 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
     Where the library's kernels truncated and now round, half a step is taken from each bias.
     """
     truncated = network.target.rounding is Rounding.TRUNCATE and target.rounding is Rounding.NEAREST
-    layers = []
+    layers, held_layers = [], []
     for layer, held in zip(network.graph.layers, network.layers):
         integers = held.integers
         if layer.weighted and 8 * integers.bias.itemsize > target.library.bias_bits:
@@ -33,8 +38,30 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
             )
         if layer.weighted and truncated:
             integers = _truncating(integers)
-        layers.append(IntegerLayer(layer.kernel_for(target, network.formats[layer.name].weight_bits), integers))
-    return replace(network, target=target, layers=tuple(layers))
+        kernel = layer.kernel_for(target, network.formats[layer.name].weight_bits)
+        if isinstance(kernel, own_q7.Convolution):
+            layer, integers = trimmed(layer, integers)  # noqa: PLW2901
+        layers.append(layer)
+        held_layers.append(IntegerLayer(kernel, integers))
+    graph = replace(network.graph, layers=tuple(layers))
+    return replace(network, graph=graph, target=target, layers=tuple(held_layers))
+
+
+def cheapest(network: QuantizedNetwork, own: QuantizedNetwork) -> QuantizedNetwork:
+    """Each layer with our own kernel, unless Arm's takes fewer instructions as far as is known.
+
+    `network` has Arm's kernels, `own` is the same network with ours.
+    """
+
+    def better(i: int) -> QuantizedNetwork:
+        theirs, ours = (instructions.estimate(n.layers[i].kernel, n.graph.layers[i]) for n in (network, own))
+        return network if theirs is not None and ours is not None and theirs < ours else own
+
+    chosen = [better(i) for i in range(len(own.layers))]
+    if all(n is own for n in chosen):
+        return own
+    graph = replace(network.graph, layers=tuple(n.graph.layers[i] for i, n in enumerate(chosen)))
+    return replace(network, graph=graph, layers=tuple(n.layers[i] for i, n in enumerate(chosen)))
 
 
 def _truncating(integers: Integers) -> Integers:
@@ -44,9 +71,14 @@ def _truncating(integers: Integers) -> Integers:
     return replace(integers, bias=bias, shifts=Shifts(0, shifts.out_rshift))
 
 
+def _read_once(layers: Sequence[Layer], name: str) -> bool:
+    return sum(name in layer.inputs for layer in layers) == 1
+
+
 def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
     """Has kernels limit their outputs themselves, in place of a ReLU, ReLU6 or Clip that alone reads them.
 
+    It may read a maximum of them: that of limited numbers is the limited maximum.
     No result changes: a kernel saturates to its limits where it would saturate to 8 bits.
     """
     layers = list(network.graph.layers)
@@ -57,10 +89,11 @@ def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
             continue
         by_name = {layer.name: layer for layer in layers}
         source = by_name[name].inputs[0]
-        readers = [layer for layer in layers if source in layer.inputs]
-        if lowered[source].kernel.limits and len(readers) == 1:
+        while lowered[source].kernel.selects and _read_once(layers, source):
+            source = by_name[source].inputs[0]
+        if lowered[source].kernel.limits and _read_once(layers, source):
             lowered[source] = replace(lowered[source], bounds=lowered[source].bounds.within(bounds))
-            layers = without(layers, by_name[name], by_name[source])
+            layers = without(layers, by_name[name], by_name[by_name[name].inputs[0]])
     graph = replace(network.graph, layers=tuple(layers))
     return replace(network, graph=graph, layers=tuple(lowered[layer.name] for layer in layers))
 

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from q7.codegen.memory import aligned
+from q7.codegen.trimming import trimmed
 from q7.kernels.by_rows import RowForm, row_form
 from q7.layers.base import Layer
-from q7.layers.windowed import Convolution
 from q7.network.quantized import QuantizedNetwork
 
 
@@ -78,35 +76,6 @@ def _geometry(layer: Any) -> tuple[int, int, int]:
     return (layer.window[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
 
 
-@dataclass(frozen=True, eq=False)
-class _Trimmed(Convolution):
-    """A convolution without the rows of its window that have no weights; its output is what it was."""
-
-    full_shape: tuple[int, ...] = ()
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.full_shape
-
-
-def _trim(layer: Layer, integers: Any) -> tuple[Layer, Any]:
-    """Without the first and last rows of the window where all weights are zero, the first as far as they are padded.
-
-    Some converters make such rows of a padding that differs above and below.
-    """
-    if not isinstance(layer, Convolution):
-        return layer, integers
-    used = np.flatnonzero(integers.weights.any(axis=(0, 1, 3)))
-    if not used.size:
-        return layer, integers
-    top, end = min(int(used[0]), layer.pad[0]), int(used[-1]) + 1
-    if (top, end) == (0, layer.window[0]):
-        return layer, integers
-    known = {field.name: getattr(layer, field.name) for field in fields(Convolution)}
-    known.update(window=(end - top, layer.window[1]), pad=(layer.pad[0] - top, layer.pad[1]))
-    return _Trimmed(**known, full_shape=layer.out_shape), replace(integers, weights=integers.weights[:, :, top:end])
-
-
 class _Stages:
     """Stages in an order in which each comes after those that it reads."""
 
@@ -136,7 +105,7 @@ class _Stages:
         form = row_form(kernel, layer, target) if rows > 1 or len(layer.in_shape) == 3 else None
         integers = self.network.layers[i].integers
         if form:
-            layer, integers = _trim(layer, integers)
+            layer, integers = trimmed(layer, integers)
         window, stride, pad = _geometry(layer)
         self.stages[i] = Stage(
             (i,),

@@ -185,6 +185,8 @@ class Pool(Kernel[WindowedView, object]):
 
 
 class MaxPool(Pool):
+    selects = True
+
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)
 

@@ -92,6 +92,7 @@ class Kernel(Generic[L_contra, I_contra]):
     libraries: ClassVar[tuple[Library, ...]] = (Q7, S8, OWN)  # it is of, or can be used beside
     promises_in_place: ClassVar[bool] = False  # its output may take the input's memory, whatever the layer
     weight_bits: ClassVar[int] = 8  # of each weight that it takes, at most
+    selects: ClassVar[bool] = False  # each output is one of the inputs, the largest of some
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
 
     name: str

@@ -118,6 +118,7 @@ class PoolLoop(WindowLoop[W_contra, I_contra]):
 class OwnMaxPool(PoolLoop[WindowedView, object]):
     """The maximum of the cells in the image."""
 
+    selects = True
     libraries = (Q7, OWN)
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -43,29 +43,40 @@ class WeightedLoop(ShiftingKernel[L_contra]):
         return Declaration("const scaling_t", c.variable("out_scaling"), values)
 
 
+@dataclass(frozen=True)
+class Strip:
+    """How a convolution's image columns lie in its scratch memory."""
+
+    column: int  # elements of an image column in a window, in words
+    pitch: int  # columns from one window to the next
+    room: int  # columns
+    at_once: int  # windows
+    window: int  # columns
+
+    @property
+    def length(self) -> int:
+        """Elements that are multiplied, in blocks of four."""
+        return 4 * math.ceil(self.window * self.column / 4)
+
+
 class Convolution(WeightedLoop[ConvolutionView], WindowLoop[ConvolutionView, Integers]):
     """Convolutions in groups; a strip of image columns as 16-bit numbers, in which each window is one piece."""
 
     libraries: ClassVar[tuple[Library, ...]] = (Q7, OWN)  # Arm's q7 kernels have one group, or as many as channels
 
-    @staticmethod
-    def _column(layer: ConvolutionView) -> int:
-        """Elements of an image column in a window, in words."""
-        return 2 * math.ceil(layer.in_shape[0] // layer.group * layer.window[0] / 2)
-
-    @classmethod
-    def _room(cls, layer: ConvolutionView) -> int:
-        """Image columns in the strip: those of three windows, or as many as fill the two that Arm's kernels have."""
-        width, stride, pixels = layer.window[1], layer.stride[1], layer.out_shape[2]
-        pitch = min(stride, width)
-        least, most = (width + (n - 1) * pitch for n in (min(pixels, AT_ONCE), pixels))
-        twice = 2 * layer.in_shape[0] // layer.group * layer.window[0] * width // cls._column(layer)
-        return min(max(least, twice), most)
+    def plan(self, layer: ConvolutionView) -> Strip:
+        """Room for three windows, or as many columns as fill the two windows that Arm's kernels have."""
+        (height, width), pixels = layer.window, layer.out_shape[2]
+        cells = height * layer.in_shape[0] // layer.group
+        column = 2 * math.ceil(cells / 2)
+        pitch, at_once = min(layer.stride[1], width), min(pixels, AT_ONCE)
+        least, most = (width + (n - 1) * pitch for n in (at_once, pixels))
+        return Strip(column, pitch, min(max(least, 2 * width * cells // column), most), at_once, width)
 
     def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
         """The strip, and what is read of the last window's last block."""
-        column = self._column(layer)
-        return 2 * (self._room(layer) * column + layer.window[1] * column % 4)
+        strip = self.plan(layer)
+        return 2 * (strip.room * strip.column + strip.length - strip.window * strip.column)
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
         outputs, depth, height, width = weights.shape
@@ -83,7 +94,7 @@ class Convolution(WeightedLoop[ConvolutionView], WindowLoop[ConvolutionView, Int
     def _arguments(self, layer: ConvolutionView, c: CNames) -> list[str]:
         groups = c.macro("GROUPS") if layer.group > 1 else "1"
         sizes = [c.macro("IN_CH"), groups, c.macro("OUT_CH")]
-        strip = [str(self._room(layer)), f"(q15_t *){c.scratch}"]
+        strip = [str(self.plan(layer).room), f"(q15_t *){c.scratch}"]
         return [*sizes, c.weights, f"&{c.variable('out_scaling')}", *strip]
 
 

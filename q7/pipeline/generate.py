@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,8 @@ from q7.target import OWN, Q7, Core, Library, Target
 
 note = functools.partial(errors.note, "code_gen")
 
-CMSIS, OWN_KERNELS = "cmsis", "own"
-KERNELS = (CMSIS, OWN_KERNELS)
+CMSIS, OWN_KERNELS, AUTO = "cmsis", "own", "auto"
+KERNELS = (CMSIS, OWN_KERNELS, AUTO)
 TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
 
@@ -72,7 +72,11 @@ def _target(options: Options, quantized: Target) -> Target:
 def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     """The pickle's network for the kernel library and the core that are asked for."""
     network = original.open_network(Path(options.model), note, options.weights, options.mean)
-    network = lowering.fuse(lowering.retarget(network, _target(options, network.target)))
+    target = _target(options, network.target)
+    lowered = lowering.retarget(network, target)
+    if options.kernels == AUTO and target.library is Q7:
+        lowered = lowering.cheapest(lowered, lowering.retarget(network, replace(target, library=OWN)))
+    network = lowering.fuse(lowered)
     if options.softmax:
         network = lowering.add_softmax(network)
     return network, rows.plan(network, options.no_inplace_pooling, options.ram)

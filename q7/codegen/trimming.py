@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions without the first and last rows and columns of their windows in which all weights are zero.
+
+Some converters make them of a padding that differs on both sides. Kernels that take any window need not multiply them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from q7.layers.base import Layer
+from q7.layers.windowed import Convolution
+
+
+@dataclass(frozen=True, eq=False)
+class _Trimmed(Convolution):
+    """Its output is what it was."""
+
+    full_shape: tuple[int, ...] = ()
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.full_shape
+
+
+def _used(nonzero: np.ndarray, pad: int) -> slice:
+    """What is left of an axis of the window; at its begin, only padding can be left out."""
+    used = np.flatnonzero(nonzero)
+    return slice(min(int(used[0]), pad), int(used[-1]) + 1) if used.size else slice(0, len(nonzero))
+
+
+def trimmed(layer: Layer, integers: Any) -> tuple[Layer, Any]:
+    """The layer and what it holds, the same where there is nothing to trim."""
+    if not isinstance(layer, Convolution):
+        return layer, integers
+    weights = integers.weights
+    rows = _used(weights.any(axis=(0, 1, 3)), layer.pad[0])
+    columns = _used(weights.any(axis=(0, 1, 2)), layer.pad[1])
+    weights = weights[:, :, rows, columns]
+    if weights.shape[2:] == layer.window:
+        return layer, integers
+    known = {field.name: getattr(layer, field.name) for field in fields(Convolution)}
+    known.update(window=weights.shape[2:], pad=(layer.pad[0] - rows.start, layer.pad[1] - columns.start))
+    return _Trimmed(**known, full_shape=layer.out_shape), replace(integers, weights=weights)
