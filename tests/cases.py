@@ -82,7 +82,7 @@ ACCEPTED = [
         "arm_depthwise_separable_conv_HWC_q7",
         "arm_depthwise_conv_wrapper_s8",
     ),
-    Accepted("groups", conv("num_output: 4 group: 2 kernel_size: 3"), "convolve_group_q7", "arm_convolve_wrapper_s8"),
+    Accepted("groups", conv("num_output: 4 group: 2 kernel_size: 3"), "convolve_q7", "arm_convolve_wrapper_s8"),
     Accepted(
         "inner product", ip("num_output: 4 transpose: true"), "arm_fully_connected_q7_opt", "arm_fully_connected_s8"
     ),
