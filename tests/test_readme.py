@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's figures are those that the commands beside them print today."""
+"""Figures of the README and of docs/benchmarks.md are those that the commands beside them print today."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import nn_quantizer
 from tests.support import MODELS, ROOT, shared
 
 README = (ROOT / "README.md").read_text()
+FIGURES = (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 def _rows(header: str) -> dict[str, list[str]]:
     """The cells of the table below a line, by the first of each row."""
-    lines = README[README.index(header) :].split("\n")[2:]
+    lines = FIGURES[FIGURES.index(header) :].split("\n")[2:]
     rows = [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
     return {row[0]: row[1:] for row in rows}
 
@@ -33,7 +34,7 @@ def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, 
     pickle = str(tmp_path / "net.pkl")
     assert nn_quantizer.main([*arguments, "--save", pickle]) == 0
     last = capsys.readouterr().out.strip()
-    if name == "m4":
+    if name == "LeNet":
         assert last in README  # as the first example's last line
     accuracies = re.findall(r"(\d+\.\d+) %", last)
     totals = []
