@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from q7.data import lmdb_images
 from q7.data.image_set import StoredImages
 from q7.engines import engine
 from q7.errors import Q7Error
+from q7.network.quantized import SourceFile
 from q7.pipeline import quantize
 from q7.store import record
-from tests import children, test_datasets, tiny
+from tests import children, small, test_datasets, tiny
 from tests.children import bound_by_permissions, killed_at, little_disk, writes_below
-from tests.support import ROOT, run
+from tests.generated import generate
+from tests.support import ROOT, run, tool
 
 KILLS = int(os.environ.get("KILLS", "4"))  # at random times, and as many before random changes of files
 
@@ -362,3 +364,17 @@ def test_images_that_stay_in_their_file(tmp_path: Path) -> None:
         add_image(tmp_path / name)
         with pytest.raises(Q7Error, match="was changed while it was read"):
             stored[:1]
+
+
+@pytest.mark.parametrize("header", ["weights.h", "parameter.h", "network.h", "test_images.h"])
+def test_code_of_two_runs_does_not_compile(tmp_path: Path, header: str) -> None:
+    """What a run leaves that was killed between two replacements, in a folder with the code of another network."""
+    network, folders = small.quantized(tmp_path), []
+    for run_ in ("1", "2"):
+        network = replace(network, sources={"model": SourceFile("net.prototxt", run_ * 64)})
+        folders.append(generate(small.save(network, tmp_path / run_), tmp_path / f"code{run_}", "--target", "host"))
+    command = [tool("g++"), "-fsyntax-only", "-DARM_MATH_DSP", "-Iportable", "main.cpp"]
+    sound = run(*command, cwd=folders[0])
+    assert sound.returncode == 0, sound.stderr
+    shutil.copy(folders[1] / header, folders[0] / header)
+    assert "different runs of code_gen.py" in run(*command, cwd=folders[0]).stderr

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from q7.kernels.own_q7 import WeightedLoop
 from q7.network.quantized import QuantizedNetwork
 from q7.target import OWN, Rounding
 from q7.templating import TEMPLATES, templates
+
+_FINGERPRINT = "\0"  # stands for the headers' CRC-32 until they are there: a folder in which a run was killed shows it
 
 
 def _origin(network: QuantizedNetwork) -> list[str]:
@@ -93,6 +96,7 @@ def render(
         "packs": PACKS[network.target.library],
         "devices": DEVICES[network.target.core],
         "truncate": network.target.rounding is Rounding.TRUNCATE,
+        "fingerprint": _FINGERPRINT,
     }
     environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement, affine=affine)
     contents = {}
@@ -112,7 +116,9 @@ def render(
     if portable:
         for path in sorted((TEMPLATES / network.target.library.portable).iterdir()):
             contents[f"portable/{path.name}"] = path.read_text()
-    return contents
+    headers = [text for name, text in contents.items() if name.endswith(".h") and _FINGERPRINT in text]
+    fingerprint = zlib.crc32("".join(headers).encode())
+    return {name: text.replace(_FINGERPRINT, f"0x{fingerprint:08x}u") for name, text in contents.items()}
 
 
 def write(out_dir: Path, contents: Mapping[str, str], read: Iterable[Path] = ()) -> list[str]:

@@ -17,6 +17,8 @@
 #ifndef PARAMETER_H
 #define PARAMETER_H
 
+#define PARAMETER_FINGERPRINT 0x609f2ad8u
+
 /* data: Data, 3x9x9, Q7.0 */
 #define DATA_OUT_CH 3
 #define DATA_OUT_DIM 9

@@ -23,6 +23,7 @@
 
 #include "network.h"
 
+#define TEST_IMAGES_FINGERPRINT 0x609f2ad8u
 #define TEST_IMAGES 1
 
 /* Where they are in the test data, from 0. */

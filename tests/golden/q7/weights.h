@@ -17,6 +17,8 @@
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
 
+#define WEIGHTS_FINGERPRINT 0x609f2ad8u
+
 /* data: Data, 3x9x9, Q7.0 */
 #define MEAN_DATA { \
     127, 127, 127 \

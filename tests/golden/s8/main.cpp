@@ -44,6 +44,12 @@ typedef int32_t q31_t;
 #include "parameter.h"
 #include "weights.h"
 
+#if NETWORK_FINGERPRINT != 0x6baef04cu || \
+    PARAMETER_FINGERPRINT != 0x6baef04cu || \
+    WEIGHTS_FINGERPRINT != 0x6baef04cu
+#error "This file and its headers were written by different runs of code_gen.py: run it again"
+#endif
+
 /* Where constants and the arena go: attributes such as __attribute__((section(".qspi"))). */
 #ifndef NN_WEIGHTS_SECTION
 #define NN_WEIGHTS_SECTION
@@ -291,6 +297,9 @@ const int8_t *run_nn_observed(const uint8_t *image, nn_observer_t *observer, voi
 /* Define NN_NO_MAIN to link the network into a program of your own, which includes network.h. */
 #ifndef NN_NO_MAIN
 #include "test_images.h"
+#if TEST_IMAGES_FINGERPRINT != NETWORK_FINGERPRINT
+#error "The headers were written by different runs of code_gen.py: run it again"
+#endif
 
 #define TICK_UNIT "us"
 

@@ -17,6 +17,7 @@
 
 #include <stdint.h>
 
+#define NETWORK_FINGERPRINT 0x6baef04cu
 #define NN_INPUT_BYTES 243
 #define NN_CLASSES 6
 #define NN_LAYERS 10

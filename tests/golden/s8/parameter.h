@@ -15,6 +15,8 @@
 #ifndef PARAMETER_H
 #define PARAMETER_H
 
+#define PARAMETER_FINGERPRINT 0x6baef04cu
+
 /* data: Data, 3x9x9, Q7.0 */
 #define DATA_OUT_CH 3
 #define DATA_OUT_DIM 9

@@ -15,6 +15,8 @@
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
 
+#define WEIGHTS_FINGERPRINT 0x6baef04cu
+
 /* data: Data, 3x9x9, Q7.0 */
 #define MEAN_DATA { \
     127, 127, 127 \
