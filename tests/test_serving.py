@@ -334,7 +334,7 @@ def test_flags_of_a_board(capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
 
 
-# What the programs of boards that are not here use of their systems.
+# What the programs of boards use of their systems.
 STUBS = {
     "mbed": {
         "mbed.h": """#include <stddef.h>
@@ -345,6 +345,7 @@ namespace mbed { struct FileHandle { ssize_t read(void *, size_t); ssize_t write
 FileHandle *mbed_file_handle(int); }
 """
     },
+    "mps2": {},
     "keil": {"RTE_Components.h": '#define CMSIS_device_header "device.h"\n', "device.h": ""},
     "zephyr": {
         "zephyr/kernel.h": "",
