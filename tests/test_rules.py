@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits and constants that hold by proofs: one step beyond each, something would be computed otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from q7.codegen.memory import Buffer, _place
+from q7.kernels import exact_onnx, own_loops
+from q7.kernels.arm_s8 import INT32_MAX, multiplier
+from q7.kernels.base import Integers, stays_ahead
+from q7.layers.windowed import MaxPooling
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import Shifts
+from q7.target import Rounding, Target
+
+
+@pytest.mark.parametrize("odd", [-1, 0, 1])
+@pytest.mark.parametrize("count", [1031, 1032, 1049, 1201, 2001])
+def test_weighted_sums_are_exact_beyond_float32(odd: int, count: int) -> None:
+    """-127 * -127 so often, and what is missing to the next multiple of 2**18: the shift shows the last bit."""
+    total = count * 127 * 127
+    missing = -total % (1 << 18)
+    integers = Integers(np.full((1, count), -127, np.int8), np.array([missing + odd], np.int32), Shifts(0, 18))
+    g = OnnxGraph()
+    x = g.cast(g.input("x", np.int8, (count,)), np.float32)
+    product = exact_onnx.weighted_sum(
+        g, integers, Target(rounding=Rounding.TRUNCATE), lambda w, b: g.add("Gemm", x, w, b, transB=1)
+    )
+    g.output(product)
+    (found,) = g.session().run(None, {"x": np.full((1, count), -127, np.int8)})
+    assert found.item() == (total + missing + odd) >> 18
+
+
+def test_multipliers_of_s8_kernels() -> None:
+    """2**(31 - s); for no shift the largest, which is one step short of 1."""
+    assert [multiplier(s) for s in (0, 1, 30, 31)] == [INT32_MAX, 1 << 30, 2, 1]
+    for shift in (1, 2, 17, 31):
+        for total in (-(1 << 31), -(1 << (shift - 1)) - 1, -1, 0, (1 << (shift - 1)) - 1, 1 << (shift - 1), INT32_MAX):
+            assert (total * multiplier(shift) + (1 << 30)) >> 31 == (total + (1 << shift >> 1)) >> shift
+
+
+def test_rescaling_beyond_8_bits_changes_nothing() -> None:
+    assert [own_loops.rescaling(shift) for shift in (-40, -9, -8, -7, 7, 8, 9, 40)] == [-8, -8, -8, -7, 7, 8, 8, 8]
+
+
+def test_a_buffer_goes_to_the_lowest_offset_that_is_free() -> None:
+    """Two that are alive with it leave a gap, which the third one fits: not beyond the largest of them."""
+    first, second, both = Buffer("a", 64, 0, 1), Buffer("b", 32, 1, 3), Buffer("c", 16, 3, 4)
+    last = Buffer("d", 8, 3, 3)
+    _place([[first], [second], [both], [last]], "a")
+    assert [(b.name, b.offset) for b in (first, second, both, last)] == [("a", 0), ("b", 64), ("c", 0), ("d", 16)]
+
+
+@pytest.mark.parametrize(("pad", "stride", "ahead"), [(1, 2, True), (1, 1, False), (2, 2, False), (0, 1, True)])
+def test_poolings_that_may_write_over_their_input(pad: int, stride: int, ahead: bool) -> None:
+    """With a padding as long as the stride, window 1 begins at cell 0, which output 0 has been written to."""
+    shape = (1, 8, 8)
+    layer = MaxPooling("p", ("x",), "p", (shape,), window=(3, 3), stride=(stride, stride), pad=(pad, pad))
+    assert stays_ahead(layer) is ahead
