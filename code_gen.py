@@ -103,6 +103,7 @@ def build_parser() -> Parser:
     code.add_argument(
         "--serve", action="store_true", help="have the program run images that nn_quantizer.py --eval --board sends"
     )
+    code.add_argument("--classes", metavar="FILE", help="the classes' names that the program prints, one on each line")
     code.add_argument("--profile", action="store_true", help="emit code that times each layer")
     test = parser.add_argument_group("known-answer test")
     images = test.add_mutually_exclusive_group()

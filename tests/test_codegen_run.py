@@ -93,6 +93,30 @@ def test_the_program_prints_the_checksums_of_a_dump(
     np.testing.assert_array_equal(outputs[-1], predicted(quantized, images))
 
 
+def test_the_program_prints_the_classes_names(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is in them; a picture's label is not known."""
+    need_host_compiler()
+    names = ["cat", 'a "dog"', "50% \\n", "ünder", "??/", "frog"]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    flags = ["--target", "host", "--classes", str(tmp_path / "names.txt")]
+    text = make(generate(small_pickle, tmp_path / "code", *flags, "--test_images", "30"), "run")
+    printed = re.findall(r"^image \d+: label (\d) \((.*)\), class (\d) \((.*)\), logits", text, re.M)
+    assert len(printed) == 30
+    assert len({label for label, *_ in printed}) == len(names)
+    for label, name, found, found_name in printed:
+        assert (name, found_name) == (names[int(label)], names[int(found)])
+    text = make(generate(small_pickle, tmp_path / "red", *flags, "--image", str(tmp_path / "red.png")), "run")
+    assert re.search(r"label -1 \(unknown\), class", text)
+    (tmp_path / "names.txt").write_text("cat\n")
+    capsys.readouterr()
+    assert code_gen.main(["--model", str(small_pickle), "--out_dir", str(tmp_path / "no"), *flags]) == 2
+    assert "has 1 names, the network has 6 classes" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 # --- on this computer -------------------------------------------------------------------------------------------------
 
 

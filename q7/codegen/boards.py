@@ -77,8 +77,8 @@ class Options:
     profile: bool = False
     weights_in_ram: bool = False  # weights and biases, but not the mean, which each pixel meets once
     name: str = ""  # what the network's symbols, macros and files begin with
-
     serve: bool = False  # have the program run images that a host sends
+    class_names: tuple[str, ...] = ()  # that the program prints beside their numbers
 
     def __post_init__(self) -> None:
         if self.name and not re.fullmatch("[a-z][a-z0-9_]*", self.name):

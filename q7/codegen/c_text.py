@@ -81,6 +81,12 @@ def c_array(values: np.ndarray) -> str:
     return "{ \\\n" + " \\\n".join(f"    {line}" for line in lines) + " \\\n}"
 
 
+def c_string(text: str) -> str:
+    """A string literal: what is not printable ASCII, or means something in one, becomes octal bytes of UTF-8."""
+    plain = set(range(ord(" "), ord("~") + 1)) - set(b'"\\?')
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
+
+
 def _value(value: Value) -> str:
     return value if isinstance(value, str) else f"{{{', '.join(map(_value, value))}}}"
 

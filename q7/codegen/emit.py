@@ -12,7 +12,7 @@ import q7
 from q7 import files
 from q7.codegen import serving
 from q7.codegen.boards import BOARDS, DEVICES, PACKS, TARGETS, Options, definitions
-from q7.codegen.c_text import Names, affine, c_array, c_statement, comment
+from q7.codegen.c_text import Names, affine, c_array, c_statement, c_string, comment
 from q7.codegen.cost import memory_lines
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
@@ -73,6 +73,7 @@ def render(
         "classes": network.graph.classes,
         "output": program.steps[-1].identifier,
         "scores": "softmax values" if network.graph.output.last_only else "logits",
+        "class_names": options.class_names,
         "n": options.names,
         "split": options.split,
         "profile": options.profile,
@@ -98,7 +99,9 @@ def render(
         "truncate": network.target.rounding is Rounding.TRUNCATE,
         "fingerprint": _FINGERPRINT,
     }
-    environment = templates(TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement, affine=affine)
+    environment = templates(
+        TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement, affine=affine, c_string=c_string
+    )
     contents = {}
     needed = {
         "network.c.jinja": options.split,

@@ -15,6 +15,7 @@ from q7 import errors, files
 from q7.codegen import boards, c_text, cost, emit, known_answers, lowering, rows
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
+from q7.data import class_names
 from q7.engines.networks import DeviceNetwork
 from q7.errors import Q7Error, say
 from q7.network.quantized import QuantizedNetwork
@@ -45,6 +46,7 @@ class Options:
     test_images: int | None
     images: Sequence[int] | None  # positions in the LMDB, from 0
     image: str | None  # a picture
+    classes: str | None  # a file of names
     channel_order: str
     dump: str | None
     onnx: str | None
@@ -89,7 +91,8 @@ def _find_dataset(network: QuantizedNetwork, options: Options) -> Path:
 
 def _read_files(network: QuantizedNetwork, options: Options) -> list[Path]:
     """What the run reads, and what the network was made of, as far as it is there: no output may overwrite it."""
-    paths = [Path(name) for name in (options.model, options.weights, options.mean, options.image) if name]
+    given = (options.model, options.weights, options.mean, options.image, options.classes)
+    paths = [Path(name) for name in given if name]
     for source in network.sources.values():
         paths += [Path(source.name), Path(options.model).parent / source.name]
     with contextlib.suppress(Q7Error):
@@ -145,8 +148,11 @@ def generate(options: Options) -> None:
     if options.test_images is not None and options.test_images < 0:
         raise Q7Error(f"--test_images {options.test_images} must be 0 or more")
     network, plan = _lower(options)
+    code = options.code
+    if options.classes:
+        code = replace(code, class_names=class_names.read(Path(options.classes), network.graph.classes))
     answers = _find_answers(network, options)
-    cost.check_memory(network, plan, options.code, answers.bytes if answers else 0)
+    cost.check_memory(network, plan, code, answers.bytes if answers else 0)
     read = _read_files(network, options)
     if options.dump:
         _dump(network, answers, Path(options.dump), read)
@@ -155,7 +161,7 @@ def generate(options: Options) -> None:
         model = DeviceNetwork(network.graph, none, network.target).to_onnx(network.layers)
         files.write_all({Path(options.onnx): model}, read)
         say(f"Wrote '{options.onnx}'")
-    contents = emit.render(network, plan, options.code, answers)
+    contents = emit.render(network, plan, code, answers)
     emit.write(Path(options.out_dir), contents, read)
     say(*cost.table(network, plan, options.code))
     say(f"Wrote {', '.join(contents)} to '{options.out_dir}'")

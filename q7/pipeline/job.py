@@ -14,7 +14,7 @@ import numpy as np
 from q7 import errors, files
 from q7.caffe_io.blobs import read_weights
 from q7.caffe_io.prototxt import Prototxt, is_prototxt, read_prototxt
-from q7.data import lmdb_images
+from q7.data import class_names, lmdb_images
 from q7.data.image_set import pick
 from q7.data.source import DataSource, data_source, override
 from q7.engines import engine
@@ -161,7 +161,9 @@ def prepare(options: Options) -> Job:
     read["weights"] = SourceFile(options.weights, digest)
     network = simplify(attach_weights(network, blobs, lmdb))
 
-    names = _class_names(options.classes, network.classes)
+    names = tuple(map(str, range(network.classes)))
+    if options.classes:
+        names = class_names.read(Path(options.classes), network.classes)
     inputs = [Path(file.name) for file in read.values()] + ([Path(options.classes)] if options.classes else [])
     quantized, journal = _outputs(options, inputs + source.reader.files(lmdb))
     limit = None if options.iterations is None else options.iterations * source.batch_size
@@ -180,17 +182,6 @@ def prepare(options: Options) -> Job:
         note(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
     parts = split(len(images), options.holdout, options.seed)
     return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized, names)
-
-
-def _class_names(path: str | None, classes: int) -> tuple[str, ...]:
-    """From a file with a name on each line; raises Q7Error where it has another number of them."""
-    if path is None:
-        return tuple(map(str, range(classes)))
-    with files.reading(f"the classes' names '{path}'"):
-        names = tuple(line.strip() for line in files.read(Path(path)).decode().splitlines() if line.strip())
-    if len(names) != classes:
-        raise Q7Error(f"--classes '{path}' has {len(names)} names, the network has {classes} classes")
-    return names
 
 
 def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:
