@@ -12,15 +12,17 @@ import pytest
 import code_gen
 from q7.caffe_io.blobs import Blobs, read_weights
 from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import rows
+from q7.codegen import rows, steps
+from q7.codegen.boards import Options
 from q7.codegen.rows import Planner
 from q7.data.source import data_source, override
 from q7.kernels.base import Integers
+from q7.kernels.own_loops import Pixels
 from q7.network.folding import simplify
 from q7.network.from_caffe import parse_network
 from q7.network.quantized import IntegerLayer, QuantizedNetwork
-from q7.qformat import Shifts
-from q7.target import Core, Target
+from q7.qformat import LayerFormats, Shifts
+from q7.target import OWN, Core, Target
 from tests import small
 from tests.generated import network, predicted
 from tests.support import MODELS, SHARED, missing
@@ -149,3 +151,24 @@ def test_a_layer_whose_last_rows_nobody_reads_runs_whole(tmp_path: Path) -> None
     quantized = small.quantized(tmp_path, layers=layers, shape=(3, 12, 12))
     members = [{*run.stages} for start in range(2) for _, run in Planner(quantized).runs(start)]
     assert all(not {1, 2} <= stages for stages in members)
+
+
+@pytest.mark.parametrize(("target", "zeros"), [(Target(), 2), (Target(library=OWN), 0)], ids=["cmsis", "own"])
+def test_rows_of_zeros_stand_for_padding_that_a_kernel_does_not_check(target: Target, zeros: int) -> None:
+    """Above and below what the second convolution of m4 reads (5x5, padding 2), which waits for them, too."""
+    path, shape, *_ = NETWORKS["m4"]
+    quantized = of_prototxt(path, shape, None, target)
+    names = [layer.name for layer in quantized.graph.layers]
+    pixels = replace(quantized.layers[0], integers=Pixels(np.zeros((3, 1, 1)), 0))
+    layers = (pixels, *quantized.layers[1:])
+    quantized = replace(quantized, formats=dict.fromkeys(names, LayerFormats()), layers=layers)
+    plan = rows.plan(quantized, ram="least")
+    (run,) = plan.runs
+    padded = {plan.stages[w.stage].layers[0]: (w.above, w.below) for w in run.windows if (w.above, w.below) != (0, 0)}
+    assert padded == ({names.index("pool1"): (zeros, zeros)} if zeros else {})
+    program = steps.build(plan.lower(quantized), plan, Options())
+    (section,) = (section for section in program.sections if isinstance(section, steps.RunStep))
+    stages = {stage.name: stage for stage in section.stages}
+    assert [(name, count) for name, _, count in stages["conv2"].readings] == [("pool1", 16 + zeros)]
+    assert "conv2_scratch" in str(stages["conv2"].steps[0].calls)
+    assert "scratch" not in str(stages["pool1"].steps[0].calls)
