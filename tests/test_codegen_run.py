@@ -595,7 +595,7 @@ def test_sizes_beyond_16_bits_take_several_calls(tmp_path: Path) -> None:
     folder = generate(pickle, tmp_path / "code", "--target", "host")
     assert "PASS" in make(folder, "run")
     text = (folder / "main.cpp").read_text()
-    values = {name: int(value) for name, value in macros(folder / "parameter.h").items()}
+    values = {name: int(value.removesuffix("u"), 0) for name, value in macros(folder / "parameter.h").items()}
     sizes = []
     for call in re.findall(r"\b(arm_\w+\([^;]*\));", text):
         for argument in call[call.index("(") + 1 : -1].split(","):

@@ -17,6 +17,7 @@ from q7.codegen import boards, emit, known_answers, rows
 from q7.codegen.c_text import comment, identifiers
 from q7.store import record
 from tests import tiny
+from tests.generated import without_fingerprint
 
 
 def test_names_that_people_use() -> None:
@@ -119,7 +120,8 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
     files = {}
     for target in boards.TARGETS:
         files.update(emit.render(loaded, plan, boards.Options(target, profile=True), answers))
-    return {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in files.items()}
+    texts = {name: without_fingerprint(text) for name, text in files.items()}
+    return {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in texts.items()}
 
 
 @settings(max_examples=25)
