@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from q7.kernels.own_loops import sigmoid_table
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import max_pool
 from q7.qformat import INT8_MAX, INT8_MIN
-from q7.target import Q7, S8, Core, Target
+from q7.target import Q7, S8, Core, Library, Target
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Relu(InPlace[object]):
     """max(x, 0); both libraries have it."""
 
     source = "NN/Source/ActivationFunctions/{}.c"
-    libraries = (Q7, S8)
+    libraries: ClassVar[tuple[Library, ...]] = (Q7, S8)
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: object, target: Target) -> str:
         return g.add("Relu", xs[0])

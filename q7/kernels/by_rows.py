@@ -78,7 +78,6 @@ def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm |
 @row_form.register(arm_s8.Pool)
 @row_form.register(arm_s8.Add)
 @row_form.register(arm_q7.InPlace)
-@row_form.register(own_q7.Relu)
 def _(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
     return RowForm(kernel)
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from q7.kernels import arm_q7, exact_onnx, weight_layouts
-from q7.kernels.base import Array, Bounds, Integers, Kernel, ShiftingKernel
+from q7.kernels.base import Array, Integers, ShiftingKernel
 from q7.kernels.call import Call, CNames, Declaration, Statement
 from q7.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedView
 from q7.kernels.own_loops import Clamp, PoolLoop, WindowLoop
@@ -146,19 +146,12 @@ class TruncatedAveragePool(PoolLoop[WindowedView, object]):
         return arm_q7.AveragePool("arm_avepool_q7_HWC").build(g, xs, layer, integers, target)
 
 
-class Relu(Kernel[LayerView, object]):
-    """max(x, 0)."""
+class Relu(arm_q7.Relu):
+    """What arm_relu_q7 computes."""
 
     source = Clamp.source
     own_loop = True
     libraries = (OWN,)
-    promises_in_place = True
-
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: object, target: Target) -> str:
-        return g.add("Relu", xs[0])
-
-    def bounds(self, integers: object) -> Bounds:
-        return Bounds(low=0)
 
     def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         return [Call(self.name, (c.input, c.elements(layer.out_shape), "0", str(INT8_MAX), c.output))]
