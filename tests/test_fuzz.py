@@ -9,6 +9,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ from q7.caffe_io.blobs import read_mean, read_weights, write_mean, write_weights
 from q7.caffe_io.prototxt import read_prototxt
 from q7.codegen import boards, cost, emit, rows
 from q7.data import lmdb_images, pictures
+from q7.data.readers import Hdf5List, ImageList
 from q7.data.source import data_source
 from q7.errors import Q7Error
 from q7.network.from_caffe import attach_weights, parse_network
+from q7.search import journal
+from q7.search.journal import Journal
+from q7.search.verdict import Verdict
 from q7.store import original, record
 from q7.target import Target
 from tests import tiny
@@ -142,6 +147,35 @@ def _read_image(path: Path) -> object:
     return pictures.decode(path.read_bytes(), "here")
 
 
+def _read_list(path: Path) -> object:
+    return ImageList().read(path)
+
+
+def _read_hdf5_list(path: Path) -> object:
+    return Hdf5List().read(path)
+
+
+def _read_hdf5_images(path: Path) -> object:
+    path.with_suffix(".txt").write_text(path.name)
+    return Hdf5List().read(path.with_suffix(".txt"))
+
+
+def _ask(path: Path) -> list[Verdict]:
+    """A judge's answers, from a journal or made up; the journal stays as another run leaves it."""
+    answers = Journal(path, "key")
+
+    def verdict(images: int) -> Verdict:
+        return Verdict(np.arange(images) % 3 > 0, np.linspace(0, 1, images))
+
+    judged = [answers.remember(count, partial(verdict, count), journal._plain, journal._verdict) for count in (8, 13)]
+    answers.close()
+    return judged
+
+
+def _read_journal(path: Path) -> object:
+    return _ask(path), _ask(path)  # the second one finds what the first has appended
+
+
 def _read_pickle(path: Path) -> object:
     """As code_gen.py does, which writes nothing before all is rendered."""
     loaded = record.load(path)
@@ -165,6 +199,10 @@ READERS: dict[str, Reader] = {
     "old pickle": _read_pickle,
     "png": _read_image,
     "jpeg": _read_image,
+    "list of images": _read_list,
+    "list of HDF5 files": _read_hdf5_list,
+    "HDF5 images": _read_hdf5_images,
+    "journal": _read_journal,
 }
 
 
@@ -189,9 +227,20 @@ def samples(folder: Path) -> dict[str, bytes]:
         "large lmdb": "large_lmdb/data.mdb",
         "branched lmdb": "many_lmdb/data.mdb",
         "pickle": "net.pkl",
+        "list of images": "images.txt",
+        "list of HDF5 files": "files.txt",
+        "HDF5 images": "images.h5",
+        "journal": "net.journal",
     }
-    files = {reader: (folder / name).read_bytes() for reader, name in names.items()}
     encoded = {"png": _encoded("PNG"), "jpeg": _encoded("JPEG")}
+    for kind, content in encoded.items():
+        (folder / f"0.{kind}").write_bytes(content)
+    (folder / "images.txt").write_text("0.png 0\n0.jpeg 2\n")
+    with h5py.File(folder / "images.h5", "w") as file:
+        file["data"], file["label"] = np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3), np.arange(2.0)
+    (folder / "files.txt").write_text("images.h5\n images.h5\n")
+    _ask(folder / "net.journal")
+    files = {reader: (folder / name).read_bytes() for reader, name in names.items()}
     return {**files, **encoded, "old prototxt": OLD_PROTOTXT, "old pickle": OLD_PICKLE}
 
 

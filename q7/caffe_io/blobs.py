@@ -89,7 +89,8 @@ def count_hdf5_images(path: Path, data: str) -> int:
 
 def read_hdf5_images(path: Path, data: str, label: str, rows: slice | list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Some rows of two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32."""
-    with files.reading(f"the HDF5 file '{path}'"), _open_images(path) as file:
+    # What float32 does not hold becomes infinite, and is refused as such.
+    with files.reading(f"the HDF5 file '{path}'"), _open_images(path) as file, np.errstate(over="ignore"):
         images, labels = (np.asarray(_dataset(file, path, name)[rows], np.float32) for name in (data, label))
     if images.ndim != 4 or min(images.shape[1:]) < 1:
         raise Q7Error(

@@ -205,8 +205,8 @@ class Hdf5List(Reader):
         if len(mean) not in (1, values.shape[1]):
             raise Q7Error(f"{len(mean)} mean values for {values.shape[1]} channels of '{file}'")
         pixels = values / self.scale + mean
-        nearest = np.rint(pixels)
-        if not ((np.abs(pixels - nearest) < WHOLE) & (nearest >= 0) & (nearest <= 255)).all():
+        nearest = np.rint(pixels).clip(0, 255)
+        if not (np.abs(pixels - nearest) < WHOLE).all():
             raise Q7Error(
                 f"'{file}': data set '{self.data}' has values from {values.min():g} to {values.max():g} that are not "
                 f"(pixel - mean) * scale of 8-bit pixels, which the device reads: say with --mean and --scale what was "
