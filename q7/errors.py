@@ -16,11 +16,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+MOST_CHARACTERS = 4000  # of a message: names come out of files that may be millions long
+
+
 class Q7Error(Exception):
     """Input that cannot be used: the message names the place, the value seen and what is allowed, in one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(message[:MOST_CHARACTERS]) + " ..." * (len(message) > MOST_CHARACTERS))
 
 
 def _write(stream: Any, lines: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -19,8 +20,9 @@ import pytest
 import code_gen
 import nn_quantizer
 from q7 import errors
+from q7.caffe_io import blobs
 from q7.caffe_io import caffe_pb2 as pb
-from q7.errors import finish, note, say
+from q7.errors import Q7Error, finish, note, say
 from tests.support import ROOT, prototxt, run, write_dataset
 
 HOSTILE = "a\x1b[31m\udc80\u202eé"
@@ -39,6 +41,11 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         monkeypatch.setattr(sys, name, None)
     say("nothing")
     note("script", "nothing")
+
+
+def test_a_sentence_has_an_end() -> None:
+    assert str(Q7Error("a" * errors.MOST_CHARACTERS)) == "a" * errors.MOST_CHARACTERS
+    assert str(Q7Error("a" * (errors.MOST_CHARACTERS + 1))) == "a" * errors.MOST_CHARACTERS + " ..."
 
 
 def _hostile_pickle(folder: Path) -> Path:
@@ -108,6 +115,14 @@ def test_a_layer_name_that_is_not_utf_8(tmp_path: Path, capsys: pytest.CaptureFi
     weights.write_bytes(weights.read_bytes().replace(b"ab", b"a\xff"))
     assert nn_quantizer.main([*arguments, "--save", str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err.endswith("the name of a layer is not UTF-8\n")
+
+
+def test_a_layer_name_that_has_no_end(tmp_path: Path) -> None:
+    for length, said in ((blobs.LONGEST_NAME, None), (blobs.LONGEST_NAME + 1, "has 1001 characters, allowed are 1000")):
+        weights = tmp_path / "weights"
+        blobs.write_weights(weights, "net", {"a" * length: [np.zeros(1, np.float32)]}, {"a" * length: "Bias"})
+        with pytest.raises(Q7Error, match=said) if said else contextlib.nullcontext():
+            assert [*blobs.read_weights(weights)] == ["a" * length]
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from q7.caffe_io import caffe_pb2 as pb
 from q7.errors import Q7Error
 
 Blobs = dict[str, list[np.ndarray]]
+LONGEST_NAME = 1000  # characters of a layer's
 
 
 def _array(blob: Any, where: str) -> np.ndarray:
@@ -28,11 +29,15 @@ def _array(blob: Any, where: str) -> np.ndarray:
 
 def _read_caffemodel(path: Path) -> Blobs:
     network = pb.NetParameter.FromString(files.read(path))
-    if not all(type(layer.name) is str for layer in (*network.layers, *network.layer)):  # else it is bytes
-        raise ValueError("the name of a layer is not UTF-8")
+    layers = [*network.layers, *network.layer]
+    for layer in layers:
+        if type(layer.name) is not str:  # but bytes
+            raise ValueError("the name of a layer is not UTF-8")
+        if len(layer.name) > LONGEST_NAME:
+            raise ValueError(f"the name of a layer has {len(layer.name)} characters, allowed are {LONGEST_NAME}")
     return {
         layer.name: [_array(blob, f"'{path}', layer '{layer.name}'") for blob in layer.blobs]
-        for layer in [*network.layers, *network.layer]
+        for layer in layers
         if layer.blobs
     }
 
