@@ -30,7 +30,7 @@ from tests import small
 from tests.generated import arm_compilers, flip_first_value, generate, make, network, predicted, stored_images
 from tests.support import run, tool
 
-LENET_IMAGES, FAULTY_IMAGES = 1000, 250
+LENET_IMAGES, FAULTY_IMAGES = 250, 100
 BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
