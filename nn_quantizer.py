@@ -78,7 +78,12 @@ def build_parser() -> Parser:
     add_choice(device, "--rounding", roundings, "truncate: for q7 kernels built with ARM_NN_TRUNCATE")
     search = parser.add_argument_group("search")
     add_choice(search, "--objective", ("device", "caffe"), "judge by the integer network, or as the original tool did")
-    add_choice(search, "--weight_bits", weight_bits.MODES, "mixed: 4 where that costs least; not for q7 kernels")
+    add_choice(
+        search,
+        "--weight_bits",
+        weight_bits.MODES,
+        "4: in all layers for which there is a kernel; mixed: where that costs least",
+    )
     loss = "percentage points that the device may lose with --weight_bits mixed (default: {})"
     search.add_argument("--loss", metavar="POINTS", type=float, help=loss.format(weight_bits.LOSS))
     search.add_argument("--accuracy", metavar="NAME", default="accuracy", help="Accuracy layer, or its top blob")

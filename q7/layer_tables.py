@@ -18,8 +18,12 @@ def _sentence(text: str | None) -> str:
 
 
 def _how(cls: type[Layer], library: Library) -> str:
-    able = {kernel.name: kernel.weight_bits for kernel in cls.kernels if library in kernel.libraries}
-    names = "<br>".join(f"`{name}`" + (f" ({bits}-bit weights)" if bits < 8 else "") for name, bits in able.items())
+    able: dict[str, set[int]] = {}
+    for kernel in sorted(cls.kernels, key=lambda kernel: -kernel.weight_bits):
+        if library in kernel.libraries:
+            able.setdefault(kernel.name, set()).add(kernel.weight_bits)
+    bits = {name: "" if held == {8} else f" ({'also ' * (8 in held)}4-bit weights)" for name, held in able.items()}
+    names = "<br>".join(f"`{name}`{bits[name]}" for name in able)
     if cls.folds:
         return "folded into the convolution or inner product before it"
     if cls.last_only:

@@ -169,7 +169,7 @@ def quantize(
 ) -> QuantizedNetwork:
     """The network with random weights in random formats that the kernels can carry.
 
-    For s8, it has 32-bit biases, and weights of 4 bits in no, some or all layers.
+    Weights have 4 bits in no, some or all layers; for s8, biases have 32.
     """
     rng = np.random.default_rng(seed)
     definition = read_prototxt(prototxt(folder, text, top, "mean_value: 120"))
@@ -181,11 +181,10 @@ def quantize(
         for name, tensor in common.tensors(network)
         if not (target.library is S8 and tensor is common.Tensor.BIAS)
     }
-    if target.library is S8:
-        share = rng.choice([0, 0.5, 1])
-        for (name, tensor), q in choices.items():
-            if tensor is common.Tensor.WEIGHTS and rng.random() < share:
-                choices[name, tensor] = QFormat(q.fraction_bits - 4, 4)
+    share = rng.choice([0, 0.5, 1])
+    for (name, tensor), q in choices.items():
+        if tensor is common.Tensor.WEIGHTS and rng.random() < share:
+            choices[name, tensor] = QFormat(q.fraction_bits - 4, 4)
     choices[network.input.name, common.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
     formats = common.table(network, choices)
     layers = tuple(quantize_network(network, formats, target))

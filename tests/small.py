@@ -19,7 +19,7 @@ from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
 from q7.qformat import LayerFormats, QFormat
 from q7.store import record
 from q7.store.record import Record
-from q7.target import Target
+from q7.target import Q7, Target
 from tests.support import prototxt, write_dataset
 
 SHAPE, CLASSES, IMAGES = (3, 9, 9), 6, 40
@@ -81,14 +81,14 @@ def quantized(
     shape: tuple[int, int, int] = SHAPE,
     weight_bits: int = 8,
 ) -> QuantizedNetwork:
-    """The network for a target, with a test LMDB in the folder; where weights have 4 bits, biases have 32."""
+    """The network for a target, with a test LMDB in the folder; for s8, biases beside weights of 4 bits have 32."""
     write_dataset(folder, shape, IMAGES, CLASSES)
     definition = read_prototxt(prototxt(folder, layers, top, "mean_value: 127"))
     source = data_source(definition)
     images, _ = lmdb_images.read(source.find_images())
     network = parse_network(definition, "accuracy", source, shape)
     network = attach_weights(network, _weights(network))
-    formats = _formats(network, images, weight_bits, weight_bits == 8)
+    formats = _formats(network, images, weight_bits, weight_bits == 8 or target.library is Q7)
     sources = {"model": SourceFile("net.prototxt", "0" * 64)}
     integers = tuple(quantize_network(network, formats, target))
     return QuantizedNetwork(network, formats, integers, target, sources, str(folder / "data_lmdb"))

@@ -77,10 +77,16 @@ def test_generated_text_with_kernels_of_our_own(tmp_path: Path, request: pytest.
     _check({GOLDEN / "q7-own.diff": _differences(before, after)}, request)
 
 
-def test_generated_text_with_weights_of_4_bits(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    pickles = (small.save(small.quantized(tmp_path, S8, weight_bits=bits), tmp_path / f"{bits}.pkl") for bits in (8, 4))
-    texts = (_read(generate(pickle, tmp_path / pickle.stem, "--target", BASE)) for pickle in pickles)
-    _check({GOLDEN / "s8-4bits.diff": _differences(*texts)}, request)
+@pytest.mark.parametrize(("target", "kernels"), [(S8, "cmsis"), (Target(), "own")], ids=["s8", "q7-own"])
+def test_generated_text_with_weights_of_4_bits(
+    target: Target, kernels: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    networks = ((bits, small.quantized(tmp_path, target, weight_bits=bits)) for bits in (8, 4))
+    pickles = (small.save(quantized, tmp_path / f"{bits}.pkl") for bits, quantized in networks)
+    flags = ("--target", BASE, "--kernels", kernels)
+    texts = (_read(generate(pickle, tmp_path / pickle.stem, *flags)) for pickle in pickles)
+    name = f"{target.library}-{kernels}" if kernels == "own" else str(target.library)
+    _check({GOLDEN / f"{name}-4bits.diff": _differences(*texts)}, request)
 
 
 def test_same_input_gives_the_same_bytes_and_leaves_the_files_alone(tmp_path: Path) -> None:

@@ -151,7 +151,8 @@ def test_every_core_and_rounding(target: Target, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ram", ["fast", "least"])
 @pytest.mark.parametrize(
-    ("api", "weight_bits", "kernels"), [("q7", 8, "cmsis"), ("q7", 8, "own"), ("s8", 8, "cmsis"), ("s8", 4, "cmsis")]
+    ("api", "weight_bits", "kernels"),
+    [("q7", 8, "cmsis"), ("q7", 8, "own"), ("q7", 4, "own"), ("s8", 8, "cmsis"), ("s8", 4, "cmsis")],
 )
 def test_sanitizers_find_nothing(api: str, weight_bits: int, kernels: str, ram: str, tmp_path: Path) -> None:
     need_host_compiler()
@@ -267,11 +268,14 @@ def test_boards_compute_what_the_model_predicts(
 
 @pytest.mark.parametrize("ram", ["fast", "least"])
 @pytest.mark.parametrize("core", CORES)
-def test_boards_compute_with_weights_of_4_bits(core: str, ram: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("library", "kernels"), [(Q7, "cmsis"), (Q7, "own"), (S8, "cmsis")], ids=["q7", "own", "s8"])
+def test_boards_compute_with_weights_of_4_bits(
+    library: Library, kernels: str, core: str, ram: str, tmp_path: Path
+) -> None:
     need_emulator()
-    quantized = small.quantized(tmp_path, Target(CORES[core], library=S8), weight_bits=4)
+    quantized = small.quantized(tmp_path, Target(CORES[core], library=library), weight_bits=4)
     pickle = small.save(quantized, tmp_path / "small.pkl")
-    flags = ("--target", "mps2", "--test_images", str(small.IMAGES), "--ram", ram)
+    flags = ("--target", "mps2", "--test_images", str(small.IMAGES), "--ram", ram, "--kernels", kernels)
     text = make(generate(pickle, tmp_path / "code", *flags), "run", f"CORE={core}")
     assert f"PASS: every layer as predicted for {small.IMAGES} of {small.IMAGES} images" in text
     images = stored_images(quantized, pickle, small.IMAGES)

@@ -21,7 +21,7 @@ from q7.target import OWN, S8, Core, Rounding, Target
 from tests import small
 from tests.generated import STRICT, arm_compilers, predicted
 from tests.support import ROOT, run, tool
-from tests.test_device import Vector, _refused, _target, vectors  # noqa: F401 (a fixture)
+from tests.test_device import Vector, _refused, _target, modelled, vectors  # noqa: F401 (a fixture)
 
 COMMON, MPS2 = ROOT / "templates" / "common", ROOT / "templates" / "mps2"
 ALL: list[Any] = [
@@ -93,11 +93,19 @@ def _array(name: str, values: np.ndarray, kind: str = "q7_t", in_words: bool = F
     return f"    {aligned}static const {kind} {name}[] = {{{', '.join(map(str, values.ravel().tolist()))}}};"
 
 
-def _function(number: int, vector: Vector, core: Core) -> str | None:
+def _narrow(vector: Vector, core: Core) -> Vector:
+    """The call with weights of 4 bits; Arm's kernel, as the device model has it, says what it would give."""
+    arrays = {name: values >> 4 if "weights" in name else values for name, values in vector.arrays.items()}
+    args = {**vector.args, "out_shift": max(vector.args["out_shift"] - 4, 0)}
+    narrow = replace(vector, arrays=arrays, args=args)
+    return replace(narrow, outputs={core: modelled(narrow, core)})
+
+
+def _function(number: int, vector: Vector, core: Core, bits: int) -> str | None:
     """A C function that computes a vector with our kernel, and compares; None where our kernels compute other bits."""
     kernels = next(kernels for kernels in ALL if vector.kernel in kernels)
     target = Target(core, _target(vector, core).rounding, OWN)
-    kernel: Any = consider(kernels, vector.layer, target, 8)[0]
+    kernel: Any = consider(kernels, vector.layer, target, bits)[0]
     if kernel is None or kernel.name == "avepool_q7":  # Arm's average where Caffe's differs
         return None
     c = CNames("V", ("in",), "out", "scratch", "wt", "bias", square=False)
@@ -113,14 +121,13 @@ def _function(number: int, vector: Vector, core: Core) -> str | None:
     return "\n".join([*defines, f"static int case_{number}(void)", "{", *lines, "}", *undefines])
 
 
-def _program(vectors: list[Vector], core: Core, rounding: Rounding) -> tuple[str, int]:  # noqa: F811
-    functions = [
-        (number, function)
-        for number, vector in enumerate(vectors)
-        if vector.truncate == (rounding is Rounding.TRUNCATE) and not _refused(vector, core)
-        for function in [_function(number, vector, core)]
-        if function
-    ]
+def _program(vectors: list[Vector], core: Core, rounding: Rounding, bits: int) -> tuple[str, int]:  # noqa: F811
+    """With weights of 4 bits, of the kernels that have weights."""
+    called = [v for v in vectors if v.truncate == (rounding is Rounding.TRUNCATE) and not _refused(v, core)]
+    if bits == 4:
+        called = [_narrow(vector, core) for vector in called if "weights" in vector.arrays]
+    numbered = ((number, _function(number, vector, core, bits)) for number, vector in enumerate(called))
+    functions = [(number, function) for number, function in numbered if function]
     includes = [f'#include "{path}"' for path in SOURCES]
     if rounding is Rounding.TRUNCATE:
         includes.insert(0, "#define ARM_NN_TRUNCATE")
@@ -135,9 +142,16 @@ def _program(vectors: list[Vector], core: Core, rounding: Rounding) -> tuple[str
 
 @pytest.mark.parametrize("core", [Core.DSP, Core.PLAIN])
 @pytest.mark.parametrize("rounding", Rounding)
-def test_on_this_computer(vectors: list[Vector], core: Core, rounding: Rounding, tmp_path: Path) -> None:  # noqa: F811
-    text, count = _program(vectors, core, rounding)
-    assert count >= (200 if rounding is Rounding.NEAREST else 15)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_on_this_computer(
+    vectors: list[Vector],  # noqa: F811
+    bits: int,
+    core: Core,
+    rounding: Rounding,
+    tmp_path: Path,
+) -> None:
+    text, count = _program(vectors, core, rounding, bits)
+    assert count >= {8: 200, 4: 100}[bits] * (1 if rounding is Rounding.NEAREST else 0.07)
     (tmp_path / "vectors.c").write_text(text)
     flags = ["-DARM_MATH_DSP"] * (core is Core.DSP) + ["-std=gnu99", "-O1", *STRICT]
     built = run(tool("gcc", "cc"), *flags, tmp_path / "vectors.c", "-o", tmp_path / "vectors")
@@ -146,10 +160,18 @@ def test_on_this_computer(vectors: list[Vector], core: Core, rounding: Rounding,
     assert done.stdout == f"{count} compared, 0 failed\n"
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("compiler", "core", "level"), BUILDS)
-def test_on_cores(vectors: list[Vector], compiler: str, core: str, level: str, tmp_path: Path) -> None:  # noqa: F811
+def test_on_cores(
+    vectors: list[Vector],  # noqa: F811
+    compiler: str,
+    core: str,
+    level: str,
+    bits: int,
+    tmp_path: Path,
+) -> None:
     path, machine = MACHINES[core]
-    text, count = _program(vectors, path, Rounding.NEAREST)
+    text, count = _program(vectors, path, Rounding.NEAREST, bits)
     (tmp_path / "vectors.c").write_text(text)
     build = [*arm_compilers()[compiler], f"-mcpu={core}", "-mthumb", "-std=gnu99", "-ffunction-sections"]
     for source, flags in ((tmp_path / "vectors.c", (level, *STRICT)), (MPS2 / "startup.c", ("-Os",))):

@@ -75,6 +75,7 @@ def test_layers_without_a_kernel_for_them_keep_8_bits() -> None:
     layers = {layer.name: layer for layer in found.chosen.graph.layers}
     assert weight_bits.objection(layers["groups"], TARGET).startswith("arm_convolve_wrapper_s4 needs one group; ")
     assert weight_bits.objection(layers["conv"], TARGET) == ""
+    assert weight_bits.able(found.chosen.graph, Target()) == ["conv", "groups", "ip"]  # our own kernels take them all
     integers = quantize_network(found.chosen.graph, found.chosen.formats, TARGET)
     kernels = [integer.kernel.name for integer in integers if integer.integers is not None][1:]
     assert kernels == ["arm_convolve_wrapper_s4", "arm_convolve_wrapper_s8", "arm_fully_connected_s4"]
@@ -205,8 +206,9 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert issubclass(journal.RememberedNarrowing, Narrowing)
 
 
-def test_pickle_caffemodel_attributes_and_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*tiny.write(tmp_path), "--api", "s8", "--weight_bits", "4"]
+@pytest.mark.parametrize("api", ["q7", "s8"])
+def test_pickle_caffemodel_attributes_and_program(api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*tiny.write(tmp_path), "--api", api, "--weight_bits", "4"]
     assert nn_quantizer.main(arguments) == 0
     assert "Q" in (text := capsys.readouterr().out) and ", 4 bits" in text and "Weights of 8 bits" not in text
     pickle = tmp_path / "net.pkl"
@@ -233,8 +235,6 @@ def test_pickle_caffemodel_attributes_and_program(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--weight_bits 4", "--weight_bits 4 needs --api s8: the q7 kernels take weights of 8 bits only"),
-        ("--weight_bits mixed", "--weight_bits mixed needs --api s8: the q7 kernels take weights of 8 bits only"),
         (
             "--api s8 --weight_bits 4 --objective caffe",
             "--weight_bits 4 needs --objective device: the original's procedure is for weights of 8 bits",

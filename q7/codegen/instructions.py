@@ -22,11 +22,13 @@ from q7.target import Core
 COSTS: Mapping[str, float] = {
     "instruction": 1,
     "block": 33.7,
+    "narrow block": 20.0,
     "column": 5.6,
     "pixel group": 35.9,
     "widened number": 2.9,
     "inner product block": 60.0,
     "depthwise tap": 16.4,
+    "narrow depthwise tap": 6.5,
     "depthwise outputs": 1.8,
     "averaged cell": 1.9,
     "average": 26.9,
@@ -63,6 +65,11 @@ def _steps(steps: int, instructions: int) -> int:
     return steps * instructions + steps // 4 * 3
 
 
+def _narrow(kernel: AnyKernel) -> bool:
+    """Whether weights have 4 bits, which takes more: three instructions to make two words of eight of them."""
+    return kernel.weight_bits == 4
+
+
 @singledispatch
 def work(kernel: AnyKernel, layer: Any) -> Work | None:
     """What the kernel does for the layer, by the names in COSTS; None where it is not known."""
@@ -75,8 +82,9 @@ def _(kernel: own_q7.Convolution, layer: Any) -> Work:
     plan = kernel.plan(layer)
     full, rest = divmod(layer.out_shape[2], plan.at_once)
     pairs = layer.group * layer.out_shape[1] * math.ceil(layer.out_shape[0] / layer.group / 2)
-    inner = full * _steps(plan.length // 4, 5 + 5 * plan.at_once)
-    inner += _steps(plan.length // 4, 5 + 5 * rest) if rest else 0
+    widening = 5 + 3 * _narrow(kernel)
+    inner = full * _steps(plan.length // 4, widening + 5 * plan.at_once)
+    inner += _steps(plan.length // 4, widening + 5 * rest) if rest else 0
     groups = layer.out_shape[1] * (full + (rest > 0)) * layer.group
     fresh = layer.out_shape[1] * (plan.window + (layer.out_shape[2] - 1) * plan.pitch) * layer.group
     depth = layer.in_shape[0] // layer.group
@@ -84,6 +92,7 @@ def _(kernel: own_q7.Convolution, layer: Any) -> Work:
     return {
         "instruction": pairs * inner,
         "block": pairs * (full + (rest > 0)),
+        "narrow block": _narrow(kernel) * pairs * (full + (rest > 0)),
         "pixel group": groups,
         "column": fresh,
         "widened number": widened / 4 if depth % 4 == 0 else widened,
@@ -93,13 +102,15 @@ def _(kernel: own_q7.Convolution, layer: Any) -> Work:
 @work.register(own_q7.Depthwise)
 def _(kernel: own_q7.Depthwise, layer: Any) -> Work:
     fours = _pixels(layer) * math.ceil(layer.in_shape[0] / 4)
-    return {"depthwise tap": fours * _cells(layer), "depthwise outputs": fours}
+    taps = fours * _cells(layer)
+    return {"depthwise tap": taps, "narrow depthwise tap": _narrow(kernel) * taps, "depthwise outputs": fours}
 
 
 @work.register(own_q7.InnerProduct)
 def _(kernel: own_q7.InnerProduct, layer: Any) -> Work:
     size, fours = math.prod(layer.in_shape), math.ceil(layer.out_shape[0] / 4)
-    return {"instruction": fours * _steps(math.ceil(size / 4), 19), "inner product block": fours}
+    steps = _steps(math.ceil(size / 4), 19 + 6 * _narrow(kernel))
+    return {"instruction": fours * steps, "inner product block": fours}
 
 
 @work.register(own_q7.TruncatedAveragePool)

@@ -2,7 +2,7 @@
 """Our own kernels in place of CMSIS-NN's q7 kernels, with the same integers, for all cores.
 
 Those with weights (templates/common/weighted_q7.h) have them in orders that suit their loops, and take about half of
-the instructions.
+the instructions. Beside each of them stands one for weights of 4 bits, which Arm's q7 kernels do not have.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class WeightedLoop(ShiftingKernel[L_contra]):
     def arrays(self, layer: L_contra, integers: Integers, c: CNames) -> list[Array]:
         weights, bias = super().arrays(layer, integers, c)
         return [replace(weights, in_words=True), bias]
+
+    @property
+    def _bits(self) -> str:
+        return str(self.weight_bits)
 
     def _scaling(self, c: CNames) -> Declaration:
         values = (c.bias, *map(c.macro, ("BIAS_LSHIFT", "OUT_RSHIFT", "ACT_MIN", "ACT_MAX")))
@@ -95,24 +99,27 @@ class Convolution(WeightedLoop[ConvolutionView], WindowLoop[ConvolutionView, Int
         groups = c.macro("GROUPS") if layer.group > 1 else "1"
         sizes = [c.macro("IN_CH"), groups, c.macro("OUT_CH")]
         strip = [str(self.plan(layer).room), f"(q15_t *){c.scratch}"]
-        return [*sizes, c.weights, f"&{c.variable('out_scaling')}", *strip]
+        return [*sizes, c.weights, self._bits, f"&{c.variable('out_scaling')}", *strip]
 
 
 class Depthwise(Convolution):
     """As many groups as input and output channels; no scratch memory."""
 
-    libraries = (OWN,)
+    libraries: ClassVar[tuple[Library, ...]] = (OWN,)
 
     def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
         return 0
 
-    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
-        """C/4,KH,KW,4."""
+    def _taps(self, weights: np.ndarray) -> np.ndarray:
+        """(C/4, KH * KW, 4)."""
         channels = np.pad(weights[:, 0], ((0, -len(weights) % 4), (0, 0), (0, 0)))
-        return channels.reshape(-1, 4, *layer.window).transpose(0, 2, 3, 1).ravel()
+        return channels.reshape(len(channels) // 4, 4, -1).transpose(0, 2, 1)
+
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        return self._taps(weights).ravel()
 
     def _arguments(self, layer: ConvolutionView, c: CNames) -> list[str]:
-        return [c.macro("IN_CH"), c.weights, f"&{c.variable('out_scaling')}"]
+        return [c.macro("IN_CH"), c.weights, self._bits, f"&{c.variable('out_scaling')}"]
 
 
 class InnerProduct(WeightedLoop[LayerView]):
@@ -133,8 +140,33 @@ class InnerProduct(WeightedLoop[LayerView]):
 
     def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         sizes = (c.macro("IN_DIM"), c.macro("OUT_DIM"))
-        arguments = (c.weights, f"&{c.variable('out_scaling')}", f"(q15_t *){c.scratch}", c.output)
+        arguments = (c.weights, self._bits, f"&{c.variable('out_scaling')}", f"(q15_t *){c.scratch}", c.output)
         return [self._scaling(c), Call(self.name, (c.input, *sizes, *arguments))]
+
+
+class _Packed(WeightedLoop[L_contra]):
+    """The same with weights of 4 bits; beside Arm's kernels, too, which take 8."""
+
+    libraries: ClassVar[tuple[Library, ...]] = (Q7, OWN)
+    weight_bits = 4
+
+    def layout(self, weights: np.ndarray, layer: L_contra) -> np.ndarray:
+        return weight_layouts.nibbles_of_blocks(super().layout(weights, layer))
+
+
+class PackedConvolution(_Packed[ConvolutionView], Convolution):
+    """Weights of 4 bits."""
+
+
+class PackedDepthwise(_Packed[ConvolutionView], Depthwise):
+    """Weights of 4 bits."""
+
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        return weight_layouts.nibbles_of_taps(self._taps(weights))
+
+
+class PackedInnerProduct(_Packed[LayerView], InnerProduct):
+    """Weights of 4 bits."""
 
 
 class TruncatedAveragePool(PoolLoop[WindowedView, object]):

@@ -12,6 +12,8 @@ from q7.kernels.own_loops import LeftShift, Pixels, Rescalings, Slope
 _CONVOLUTION = (needs.indexable, needs.short_column)
 _FAST = (needs.one_group, needs.channels_of_four_and_two, needs.output_covers_padding, *_CONVOLUTION)
 CONVOLUTION: Kernels[ConvolutionView, Integers] = (
+    own_q7.PackedDepthwise("depthwise_q7", (needs.depthwise, *_CONVOLUTION)),
+    own_q7.PackedConvolution("convolve_q7", _CONVOLUTION),
     arm_q7.Convolution("arm_convolve_1x1_HWC_q7_fast_nonsquare", (needs.pointwise, *_FAST), nonsquare=True),
     arm_q7.Convolution(
         "arm_convolve_HWC_q7_RGB", (needs.one_group, needs.three_channels, needs.square, *_CONVOLUTION), overread=1
@@ -33,6 +35,7 @@ CONVOLUTION: Kernels[ConvolutionView, Integers] = (
     arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.one_channel_groups, *_CONVOLUTION)),
 )
 FULLY_CONNECTED: Kernels[LayerView, Integers] = (
+    own_q7.PackedInnerProduct("inner_product_q7", (needs.vector_sizes,)),
     arm_q7.FullyConnected("arm_fully_connected_q7_opt", (needs.vector_sizes,), interleaved=True),
     arm_q7.FullyConnected("arm_fully_connected_q7", (needs.vector_sizes,)),
     arm_s4.FullyConnected("arm_fully_connected_s4", (needs.vector_sizes,)),

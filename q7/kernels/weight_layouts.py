@@ -41,11 +41,28 @@ def interleaved(matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([*stream, matrix[rows - rows % 4 :].ravel()])
 
 
+def _halves(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Weights -8 to 7, two in each int8, flat."""
+    packed: np.ndarray = (low.astype(np.uint8) & 15 | high.astype(np.uint8) << 4).view(np.int8)
+    return packed.ravel()
+
+
 def nibbles(weights: np.ndarray) -> np.ndarray:
-    """Weights -8 to 7, flat, two in each int8, the first in its low half; a 0 goes after an odd number of them."""
-    low, high = np.pad(weights, (0, len(weights) % 2)).astype(np.uint8).reshape(-1, 2).T & 15
-    packed: np.ndarray = (low | high << 4).view(np.int8)
-    return packed
+    """Flat weights of 4 bits, the first of two in a byte's low half; a 0 goes after an odd number of them."""
+    return _halves(*np.pad(weights, (0, len(weights) % 2)).reshape(-1, 2).T)
+
+
+def nibbles_of_blocks(weights: np.ndarray) -> np.ndarray:
+    """Flat blocks of four weights of 4 bits: one block in the low halves of four bytes, the next in the high ones."""
+    pairs = weights.reshape(-1, 2, 4)
+    return _halves(pairs[:, 0], pairs[:, 1])
+
+
+def nibbles_of_taps(weights: np.ndarray) -> np.ndarray:
+    """(fours of channels, taps, 4) weights of 4 bits: of two taps, channels 0 and 1, and then 2 and 3, by turns."""
+    taps = np.pad(weights, ((0, 0), (0, weights.shape[1] % 2), (0, 0)))
+    channels = taps.reshape(len(weights), -1, 2, 2, 2).transpose(0, 1, 3, 2, 4)
+    return _halves(channels[..., 0], channels[..., 1])
 
 
 def blocks(matrix: np.ndarray, rows_at_once: int, evens_first: bool) -> np.ndarray:

@@ -24,7 +24,7 @@ from q7.network.from_caffe import attach_weights, find_output, parse_network
 from q7.network.graph import Graph
 from q7.network.quantized import SourceFile, held_out
 from q7.search import weight_bits
-from q7.target import S8, Target
+from q7.target import Target
 
 note = functools.partial(errors.note, "nn_quantizer")
 
@@ -87,11 +87,8 @@ class Options:
 
     def _check_weight_bits(self) -> None:
         asked = f"--weight_bits {self.weight_bits}"
-        if self.weight_bits != weight_bits.EIGHT:
-            if self.target.library is not S8:
-                raise Q7Error(f"{asked} needs --api s8: the {self.target.library} kernels take weights of 8 bits only")
-            if self.objective != "device":
-                raise Q7Error(f"{asked} needs --objective device: the original's procedure is for weights of 8 bits")
+        if self.weight_bits != weight_bits.EIGHT and self.objective != "device":
+            raise Q7Error(f"{asked} needs --objective device: the original's procedure is for weights of 8 bits")
         if self.loss is not None:
             if self.weight_bits != weight_bits.MIXED:
                 raise Q7Error(f"--loss is for --weight_bits {weight_bits.MIXED}, not for {asked}")

@@ -6,7 +6,7 @@ Instructions are those of one image, from pixels to logits (QEMU, -icount shift=
 network's own file, RAM is data + bss (-O3). What CMSIS 5.9.0 takes was counted once with the real library. Needs the
 development data, arm-none-eabi-gcc and qemu-system-arm.
 
-Run from the project's root: python -m tests.benchmarks.instructions [--layers] [--fit] [NETWORK ...]
+Run from the project's root: python -m tests.benchmarks.instructions [--layers] [--fit] [--4bits] [NETWORK ...]
 """
 
 from __future__ import annotations
@@ -77,12 +77,13 @@ def _nonnegative(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def main(arguments: list[str]) -> None:
     names = [name for name in arguments if not name.startswith("--")] or list(CASES)
+    narrow = ["--weight_bits", "4"] if "--4bits" in arguments else []
     everything: list[Row] = []
     print("| network | MACs | CMSIS 5.9.0 | own | each MAC | ratio | estimate | flash | RAM |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            rows, total, flash, ram = measure(quantize(CASES[name], Path(folder)), Path(folder))
+            rows, total, flash, ram = measure(quantize(CASES[name], Path(folder), *narrow), Path(folder))
         everything += rows
         macs = sum(layer.macs for layer, _, _ in rows)
         estimates = [instructions.estimate(kernel, layer) for layer, kernel, _ in rows]

@@ -117,13 +117,13 @@ def enlarged(folder: Path) -> None:
     lmdb_images.write(folder / "vww_lmdb", [image.transpose(2, 0, 1) for image in large], labels % 2)
 
 
-def quantize(case: Case, folder: Path) -> Path:
+def quantize(case: Case, folder: Path, *options: str) -> Path:
     """The network's pickle; the weights are copied first, since something is written beside them."""
     weights = Path(shutil.copy(case.weights, folder))
     flags = [str(folder / flag) if flag == "vww_lmdb" else flag for flag in case.flags]
     if "vww_lmdb" in case.flags:
         enlarged(folder)
-    arguments = ["--model", case.model, "--weights", weights, "--save", folder / "net.pkl", *flags, *QUICK]
+    arguments = ["--model", case.model, "--weights", weights, "--save", folder / "net.pkl", *flags, *QUICK, *options]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert nn_quantizer.main([str(argument) for argument in arguments]) == 0
     return folder / "net.pkl"

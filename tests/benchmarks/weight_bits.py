@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What weights of 4 bits save and cost: bytes of constants and accuracy with 8, 4 and mixed bits, s8 kernels, dsp core.
+"""What weights of 4 bits save and cost: bytes of constants and accuracy with 8, 4 and mixed bits, dsp core.
 
-Run from the project's root: python -m tests.benchmarks.weight_bits [NETWORK ...]
+Run from the project's root: python -m tests.benchmarks.weight_bits [--api q7|s8] [NETWORK ...]
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from q7.network.quantized import quantize_network
 from q7.pipeline.job import prepare
 from q7.pipeline.quantize import find_formats, open_journal
 from q7.search import weight_bits
-from tests.benchmarks.accuracy import S8, Case, cases, in_float, on_device
+from q7.target import LIBRARIES, Target
+from tests.benchmarks.accuracy import Case, cases, in_float, on_device
 
 
 class Result(NamedTuple):
@@ -34,37 +35,37 @@ class Result(NamedTuple):
     narrow: int
 
 
-def measure(case: Case, *options: str) -> tuple[float, dict[str, Result]]:
+def measure(case: Case, target: Target, *options: str) -> tuple[float, dict[str, Result]]:
     """The float network's accuracy (percent), and the results by the bits of weights; formats are searched once."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         arguments = ["--model", str(case.model), "--weights", str(case.weights), "--accuracy", case.accuracy]
-        arguments += ["--save", str(Path(folder) / "net.pkl"), "--api", "s8", *options]
+        arguments += ["--save", str(Path(folder) / "net.pkl"), "--api", target.library.name, *options]
         asked = nn_quantizer.parse_arguments(arguments)
         job = prepare(asked)
         answers = open_journal(job, asked)
         reference, results = in_float(job), {}
         for bits in weight_bits.MODES:
             chosen = find_formats(job, replace(asked, weight_bits=bits), answers)[0].chosen
-            integers = quantize_network(chosen.graph, chosen.formats, S8)
+            integers = quantize_network(chosen.graph, chosen.formats, target)
             flash = sum(own.constant_bytes(layer) for layer, own in zip(chosen.graph.layers, integers))
             narrow = sum(own.weight_bits == weight_bits.FEW for own in chosen.formats.values())
-            results[bits] = Result(flash, reference - on_device(job, chosen, S8), narrow)
+            results[bits] = Result(flash, reference - on_device(job, chosen, target), narrow)
         answers.remove()
     return reference, results
 
 
-def all_images(name: str, case: Case) -> str:
+def all_images(name: str, case: Case, target: Target) -> str:
     """A row: float, then flash and accuracy of each, and in how many layers mixed bits are 4."""
-    reference, results = measure(case)
+    reference, results = measure(case, target)
     cells = [f"{result.flash:,} | {reference - result.loss:.2f}" for result in results.values()]
     return f"| {name} | {reference:.2f} | {' | '.join(cells)} | {results[weight_bits.MIXED].narrow} |"
 
 
-def held_out(name: str, case: Case, splits: int) -> str:
+def held_out(name: str, case: Case, target: Target, splits: int) -> str:
     """A row: the mean loss on held-out halves with each, its standard deviation, and the mean flash."""
     found, cells = [], []
     for seed in range(splits):
-        found.append(measure(case, "--holdout", "0.5", "--seed", str(seed))[1])
+        found.append(measure(case, target, "--holdout", "0.5", "--seed", str(seed))[1])
         print(f"{name}, split {seed}: {found[-1]}", file=sys.stderr, flush=True)
     for bits in weight_bits.MODES:
         losses, sizes = zip(*((results[bits].loss, results[bits].flash) for results in found))
@@ -76,19 +77,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", nargs="*", help="names (default: all that are here)")
     parser.add_argument("--splits", type=int, default=5, help="held-out halves to report on")
+    parser.add_argument("--api", choices=LIBRARIES, default="s8", help="kernel library")
     args = parser.parse_args()
+    target = Target(library=LIBRARIES[args.api])
     chosen = {name: case for name, case in cases().items() if not args.network or name in args.network}
     modes = [f"{bits} bits" if bits != weight_bits.MIXED else bits for bits in weight_bits.MODES]
     heads = " | ".join(f"{mode}: bytes | %" for mode in modes)
     print(f"| network | float % | {heads} | layers of 4 bits |\n" + "|---" * 9 + "|")
     for name, case in chosen.items():
-        print(all_images(name, case), flush=True)
+        print(all_images(name, case, target), flush=True)
     if args.splits:
         heads = " | ".join(f"{mode}: loss | bytes" for mode in modes)
         print(f"\nMean loss in percentage points on held-out halves, over {args.splits} splits:\n")
         print(f"| network | {heads} |\n" + "|---" * 7 + "|")
         for name, case in chosen.items():
-            print(held_out(name, case, args.splits), flush=True)
+            print(held_out(name, case, target, args.splits), flush=True)
     return 0
 
 
