@@ -88,6 +88,13 @@ def build_parser() -> Parser:
     search.add_argument("--loss", metavar="POINTS", type=float, help=loss.format(weight_bits.LOSS))
     search.add_argument("--accuracy", metavar="NAME", default="accuracy", help="Accuracy layer, or its top blob")
     search.add_argument(
+        "--output",
+        metavar="BLOB",
+        action="append",
+        help="that the network is to give, may be repeated; if left out, what the Accuracy layer reads, or, without "
+        "one, all that no layer reads",
+    )
+    search.add_argument(
         "--iterations", metavar="N", type=int, help="number of test batches; all images once if left out"
     )
     search.add_argument(

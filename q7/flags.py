@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             value = getattr(args, action.dest, None)
             if value is not None and value is not False:
-                words += action.option_strings[-1:] if action.nargs == 0 else [action.option_strings[-1], str(value)]
+                flag, values = action.option_strings[-1], value if isinstance(value, list) else [value]
+                words += [flag] if action.nargs == 0 else [word for one in values for word in (flag, str(one))]
         return words
 
     def allow_only(self, args: argparse.Namespace, flag: str, useful: Collection[str]) -> None:

@@ -419,7 +419,7 @@ CASES = {
     "densenet": Case(densenet, 14),
     "network in network": Case(network_in_network, 9),
     "siamese": Case(siamese, declined=("layer 'slice_pair' (Slice): this type is not supported",)),
-    "autoencoder": Case(autoencoder, declined=("has no accuracy layer 'accuracy'", "it has: none")),
+    "autoencoder": Case(autoencoder, 5),
     "perceptron": Case(perceptron, 4),
     "v1": Case(v1, 5),
     "v1 with branches": Case(old_inception, 8),

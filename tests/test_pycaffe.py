@@ -173,7 +173,7 @@ def test_runners_share_the_net_in_any_order(caffe: Any, tmp_path: Path) -> None:
     ways = as_trained(job.graph), [Simulation(w=Grid(QFormat(1)), b=Grid(QFormat(0)))] * len(job.graph.layers)
     logits = [FloatNetwork(job.graph, job.images).logits(settings) for settings in ways]
     assert np.abs(logits[0] - logits[1]).max() > 0.01
-    runners = [network.runner(0, settings, [job.graph.output]) for settings in ways]
+    runners = [network.runner(0, settings, job.graph.output_layers) for settings in ways]
     for which in (0, 1, 0):
         (found,) = runners[which](network.start())
         close(logits[which], found)

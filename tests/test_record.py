@@ -119,9 +119,22 @@ def test_pickles_of_the_original_under_python_3(tmp_path: Path, protocol: int) -
 def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None:
     found = content(tiny_pickle)
     network = found["network"]
-    assert found["version"] == 3
+    assert found["version"] == 4
     assert [*network] == [
-        *("name", "layers", "formats", "weights", "target", "sources", "dataset", "crop", "reader", "outcome")
+        *(
+            "name",
+            "outputs",
+            "classifier",
+            "layers",
+            "formats",
+            "weights",
+            "target",
+            "sources",
+            "dataset",
+            "crop",
+            "reader",
+            "outcome",
+        )
     ]
     conv1, relu1 = network["layers"][1:3]
     assert {*conv1} == {
@@ -136,16 +149,26 @@ def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None
     assert {name: len(own["weights"]) for name, own in network["weights"].items()} == {"conv1": 54, "ip1": 54}
 
 
+def test_version_3_is_read(tiny_pickle: Path, tmp_path: Path) -> None:
+    """All networks were classifiers, and the last layer their output."""
+    now = content(tiny_pickle)
+    before = {**now, "version": 3, "network": {**now["network"], "outcome": {**now["network"]["outcome"]}}}
+    del before["network"]["outputs"], before["network"]["classifier"], before["network"]["outcome"]["outputs"]
+    (tmp_path / "before.pkl").write_bytes(pickle.dumps(before))
+    record.save(tmp_path / "now.pkl", record.load(tmp_path / "before.pkl"))
+    assert content(tmp_path / "now.pkl") == now
+
+
 def test_version_1_is_read(tmp_path: Path) -> None:
     """Its attributes stay, and the same code comes of it as of a pickle of today."""
     loaded = record.load(VERSION_1)
     assert loaded.network and loaded.network.outcome
     record.save(tmp_path / "now.pkl", loaded)
-    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 3)
+    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 4)
     assert content(tmp_path / "now.pkl")["attributes"] == content(VERSION_1)["attributes"] == loaded.attributes
     outcome = loaded.network.outcome
     assert (outcome.objective, outcome.images_read, outcome.images, outcome.seed) == ("device", 20, 8, 3)
-    assert (outcome.accuracy.in_float, outcome.accuracy.on_device) == (25, 25)
+    assert (outcome.known.in_float, outcome.known.on_device) == (25, 25)
     assert [str(loaded.network.formats[name].y) for name in ("data", "conv1", "pool1", "ip1")] == [
         *("Q7.0", "Q7.0", "Q7.0", "Q4.3")
     ]
@@ -307,7 +330,7 @@ def drop(*path: Any) -> Callable[[Any], None]:
 NET = "network"
 DATA, CONV, RELU, POOL, IP = ((NET, "layers", i) for i in range(5))
 TAMPERED = [  # pickles of any version
-    change("version", to=4),
+    change("version", to=5),
     change("version", to=0),
     change("version", to="1"),
     change("version", to=True),
@@ -378,6 +401,13 @@ TAMPERED = [  # pickles of any version
 ]
 OUTCOME = (NET, "outcome")
 TAMPERED_NOW = [
+    change("network", "outputs", to=[]),
+    change("network", "outputs", to=["ip1", "ip1"]),
+    change("network", "outputs", to=["conv9"]),
+    change("network", "outputs", to=["conv1", "ip1"]),
+    change("network", "outputs", to="ip1"),
+    change("network", "outputs", to=["conv1"]),
+    change("network", "classifier", to=1),
     change(*CONV, "window", to=[3]),
     change(*CONV, "window", to=[3.0, 3.0]),
     change(*CONV, "window", to=[0, 0]),

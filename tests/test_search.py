@@ -148,8 +148,8 @@ def test_screening_chooses_the_same_and_tells_the_same_accuracies(lenet_job: Job
         if ours.score.images is None:
             assert ours.score.accuracy == pytest.approx(theirs.score.accuracy, abs=0.05)  # two images
         else:
-            assert ours.score.accuracy < ours.reference.accuracy
-            assert theirs.score.accuracy < theirs.reference.accuracy - 0.05
+            assert ours.score.percent < ours.reference.percent
+            assert theirs.score.percent < theirs.reference.percent - 0.05
     assert any(trial.score.images for trial in quick)
 
 
@@ -190,7 +190,7 @@ def test_the_original_s_formats_on_arm_m4(arm_m4_pickle: Path) -> None:
         "ip1": "Q-4.11 Q4.3 Q2.5",
     }
     assert network.outcome
-    assert network.outcome.accuracy.in_float == pytest.approx(76.46)
+    assert network.outcome.known.in_float == pytest.approx(76.46)
     *_, last = network.outcome.search
     assert last.chosen and last.accuracy == pytest.approx(75.70)
-    assert network.outcome.accuracy.on_device == pytest.approx(76.37)
+    assert network.outcome.known.on_device == pytest.approx(76.37)

@@ -225,7 +225,7 @@ def test_pickle_caffemodel_attributes_and_program(api: str, tmp_path: Path, caps
             assert bits == (3 - w.fraction_bits, w.fraction_bits)
     assert quantized.outcome and quantized.outcome.weight_bits == "4"
     assert nn_quantizer.main(["--eval", str(pickle)]) == 0
-    assert f"device {quantized.outcome.accuracy.on_device:.2f} %" in capsys.readouterr().out.splitlines()[-1]
+    assert f"device {quantized.outcome.known.on_device:.2f} %" in capsys.readouterr().out.splitlines()[-1]
     folder = generate(pickle, tmp_path / "code", "--target", "host")
     assert "PASS" in make(folder, "run")
     images = stored_images(quantized, pickle, 20)

@@ -19,6 +19,7 @@ from q7.data import pictures
 from q7.data.image_set import crop_centre
 from q7.engines.networks import DeviceNetwork
 from q7.errors import Q7Error
+from q7.network.graph import Graph
 from q7.network.quantized import QuantizedNetwork
 
 NO_LABEL = -1
@@ -27,7 +28,8 @@ CHANNEL_ORDERS = ("bgr", "rgb")
 
 @dataclass(frozen=True, eq=False)
 class KnownAnswers:
-    """For each of N images: pixels, label, logits, each layer's output, and the CRC-32 of its bytes in HWC order.
+    """For each of N images: pixels, label, logits of a classifier, each layer's output, and the CRC-32 of its bytes in
+    HWC order.
 
     And its position in the test data, from 0.
     """
@@ -35,7 +37,7 @@ class KnownAnswers:
     positions: np.ndarray  # (N,) int32
     pixels: np.ndarray  # (N, H, W, C) uint8
     labels: np.ndarray  # (N,), NO_LABEL where it is not known
-    logits: np.ndarray  # (N, classes) int8
+    logits: np.ndarray  # (N, classes) int8; (N, 0) where there are no classes
     outputs: dict[str, np.ndarray]  # (N, H, W, C) or (N, features) int8 by layer, as they lie in the device's memory
     checksums: np.ndarray  # (N, layers) uint32
 
@@ -43,6 +45,11 @@ class KnownAnswers:
     def bytes(self) -> int:
         """What the device stores."""
         return sum(array.nbytes for array in (self.positions, self.pixels, self.labels, self.logits, self.checksums))
+
+
+def device_order(graph: Graph, results: np.ndarray) -> np.ndarray:
+    """The network's outputs (N, result_size) as they lie in the device's memory."""
+    return graph.join({name: _channels_last(values) for name, values in graph.split(results).items()})
 
 
 def _channels_last(values: np.ndarray) -> np.ndarray:
@@ -59,7 +66,7 @@ def compute(
         for name, values in DeviceNetwork(network.graph, images, network.target).outputs(network.layers).items()
     }
     checksums = [[zlib.crc32(y.tobytes()) for y in ys] for ys in outputs.values()]
-    logits = outputs[network.graph.output.name].reshape(len(images), -1)
+    logits = network.graph.join(outputs)[:, : network.graph.result_size * network.graph.classifier]
     where = np.array(range(len(images)) if positions is None else positions, np.int32)
     return KnownAnswers(where, _channels_last(images), labels, logits, outputs, np.array(checksums, np.uint32).T)
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +13,9 @@ from q7.codegen.trimming import trimmed
 from q7.errors import Q7Error
 from q7.kernels import own_q7
 from q7.kernels.base import Integers
-from q7.layers.base import Layer
 from q7.layers.passthrough import Softmax
 from q7.network.folding import without
+from q7.network.graph import Graph
 from q7.network.quantized import IntegerLayer, QuantizedNetwork
 from q7.qformat import LayerFormats, Shifts
 from q7.target import Rounding, Target
@@ -71,8 +70,8 @@ def _truncating(integers: Integers) -> Integers:
     return replace(integers, bias=bias, shifts=Shifts(0, shifts.out_rshift))
 
 
-def _read_once(layers: Sequence[Layer], name: str) -> bool:
-    return sum(name in layer.inputs for layer in layers) == 1
+def _read_once(graph: Graph, name: str) -> bool:
+    return name not in graph.outputs and sum(name in layer.inputs for layer in graph.layers) == 1
 
 
 def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
@@ -81,26 +80,28 @@ def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
     It may read a maximum of them: that of limited numbers is the limited maximum.
     No result changes: a kernel saturates to its limits where it would saturate to 8 bits.
     """
-    layers = list(network.graph.layers)
-    lowered = dict(zip((layer.name for layer in layers), network.layers))
+    graph = network.graph
+    lowered = dict(zip((layer.name for layer in graph.layers), network.layers))
     for name, held in zip([*lowered], network.layers):
         bounds = held.kernel.bounds(held.integers)
         if bounds is None:
             continue
-        by_name = {layer.name: layer for layer in layers}
+        by_name = {layer.name: layer for layer in graph.layers}
         source = by_name[name].inputs[0]
-        while lowered[source].kernel.selects and _read_once(layers, source):
+        while lowered[source].kernel.selects and _read_once(graph, source):
             source = by_name[source].inputs[0]
-        if lowered[source].kernel.limits and _read_once(layers, source):
+        if lowered[source].kernel.limits and _read_once(graph, source):
             lowered[source] = replace(lowered[source], bounds=lowered[source].bounds.within(bounds))
-            layers = without(layers, by_name[name], by_name[by_name[name].inputs[0]])
-    graph = replace(network.graph, layers=tuple(layers))
-    return replace(network, graph=graph, layers=tuple(lowered[layer.name] for layer in layers))
+            graph = without(graph, by_name[name], by_name[by_name[name].inputs[0]])
+    return replace(network, graph=graph, layers=tuple(lowered[layer.name] for layer in graph.layers))
 
 
 def add_softmax(network: QuantizedNetwork) -> QuantizedNetwork:
-    """The network with a Softmax after its output."""
-    graph, output = network.graph, network.graph.output
+    """A classifier with a Softmax after its output; raises Q7Error for another network."""
+    graph = network.graph
+    if not graph.classifier:
+        raise Q7Error("--softmax is for classifiers, which have an Accuracy layer or end in Softmax")
+    (output,) = graph.output_layers
     names = {layer.name for layer in graph.layers}
     name = next(n for n in itertools.chain(["softmax"], map("softmax_{}".format, itertools.count(2))) if n not in names)
     softmax = Softmax(name, (output.name,), name, (output.out_shape,))
@@ -108,7 +109,7 @@ def add_softmax(network: QuantizedNetwork) -> QuantizedNetwork:
     assert x
     return replace(
         network,
-        graph=replace(graph, layers=(*graph.layers, softmax)),
+        graph=replace(graph, layers=(*graph.layers, softmax), outputs=(name,)),
         formats={**network.formats, name: LayerFormats(x, y=softmax.inherited(x))},
         layers=(*network.layers, IntegerLayer(softmax.kernel_for(network.target), None)),
     )

@@ -88,7 +88,7 @@ def plan(
 ) -> MemoryPlan:
     """Gives each layer's output and scratch a place; the output of a layer that works in place starts at its input.
 
-    No layer works in place of an input that another one reads later.
+    No layer works in place of an input that another one reads later, nor of one that is an output: these stay.
 
     With `promised_only`, those layers alone that the kernel library promises to work in place. Of a `part` of the
     layers, the one tensor that comes from before it lies at the arena's start.
@@ -111,7 +111,7 @@ def plan(
             source.last = index
             source.size = max(source.size, aligned(math.prod(shape) + integer.kernel.overread))
         output = outputs[layer.name] = Buffer(layer.name, aligned(math.prod(layer.out_shape)), index, index)
-        over = [name for name in layer.inputs if last_reader[name] == index]
+        over = [name for name in layer.inputs if last_reader[name] == index and name not in graph.outputs]
         if over and integer.kernel.in_place(layer, promised_only):
             taken[layer.name] = over[0]
             groups[layer.name] = groups[over[0]]
@@ -122,7 +122,8 @@ def plan(
         if size:
             scratch[layer.name] = Buffer(f"{layer.name} scratch", aligned(size), index, index)
             groups[f"{layer.name} scratch"] = [scratch[layer.name]]
-    outputs[graph.layers[part[-1]].name].last = part.stop
+    for name in (graph.layers[part[-1]].name, *(name for name in graph.outputs if name in outputs)):
+        outputs[name].last = part.stop
     unique = list({id(group): group for group in groups.values()}.values())
     _place(unique, before)
     return MemoryPlan(

@@ -33,11 +33,15 @@ class Section:
 
 
 def _cuts(stages: Sequence[Stage]) -> list[int]:
-    """Positions between which sections lie: where no stage reads another one than the last before them."""
+    """Positions between which sections lie: where no stage reads another one than the last before them.
+
+    Outputs are alive to the end.
+    """
     last_reader = list(range(len(stages)))
     for i, stage in enumerate(stages):
         for reading in stage.readings:
             last_reader[reading.source] = i
+    last_reader = [len(stages) if stage.output else last for stage, last in zip(stages, last_reader)]
     cuts, alive_until = [0], 0
     for i in range(1, len(stages)):
         if alive_until < i:  # nothing before the last stage is read later
@@ -117,7 +121,11 @@ class Planner:
     def _schedules(self, start: int) -> Iterator[Schedule]:
         """Of longer and longer runs, since most take too much memory before they are at the network's end."""
         first, source = self.cuts[start], max(self.cuts[start] - 1, 0)
-        end = next((i for i in range(first, len(self.stages)) if self.stages[i].form is None), len(self.stages))
+        last = len(self.stages) - 1
+        alone = (
+            i for i in range(first, last + 1) if self.stages[i].form is None or (self.stages[i].output and i < last)
+        )
+        end = next(alone, last + 1)
         end = next((i + 1 for i in range(first, end) if self.stages[i].sums), end)
         stops = [cut for cut in self.cuts[start + 1 :] if cut <= end]
         number = FEW_CUTS

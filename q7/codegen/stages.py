@@ -44,6 +44,7 @@ class Stage:
     readings: tuple[Reading, ...]  # of the first layer, then of additions that work in place
     scratch_bytes: int = 0
     form: RowForm | None = None  # of the first layer; None where the tensor can only be made whole
+    output: bool = False  # the tensor is an output of the network
     layer: Layer | None = None  # the first, and what it holds, as it is computed by rows
     integers: Any = None
 
@@ -97,7 +98,12 @@ class _Stages:
             stage = self.stages.pop(host)
             names = dict.fromkeys(name for name in layer.inputs if self.owner[name] != host)
             others = tuple(r for r in (self._reading(name, 1, 1, 0) for name in names) if r not in stage.added)
-            self.stages[host] = replace(stage, layers=(*stage.layers, i), readings=(*stage.readings, *others))
+            self.stages[host] = replace(
+                stage,
+                layers=(*stage.layers, i),
+                readings=(*stage.readings, *others),
+                output=layer.name in self.network.graph.outputs,
+            )
             self.owner[layer.name] = host
             return
         rows, row_bytes = _shape(layer)
@@ -114,6 +120,7 @@ class _Stages:
             tuple(self._reading(name, window, stride, pad) for name in layer.inputs),
             aligned((form.kernel if form else kernel).scratch_bytes(layer, target)),
             form,
+            layer.name in self.network.graph.outputs,
             layer,
             integers,
         )
@@ -125,9 +132,12 @@ class _Stages:
     def _host(self, layer: Layer) -> int | None:
         """The stage in whose rows the layer works: of inputs that it alone reads, the one that looks furthest ahead.
 
+        None of these is an output of the network.
+
         An addition is then made as soon as that row is there.
         """
-        alone = [self.owner[name] for name in layer.inputs if len(self.readers[name]) == 1]
+        outputs = self.network.graph.outputs
+        alone = [self.owner[name] for name in layer.inputs if len(self.readers[name]) == 1 and name not in outputs]
         if len(layer.inputs) > 1:
             made = [host for host in alone if self.stages[host].readings and not self.stages[host].sums]
             return max(made, key=lambda host: (self.stages[host].readings[0].ahead, host), default=None)

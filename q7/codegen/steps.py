@@ -16,6 +16,7 @@ from q7.codegen.stages import Reading, Stage
 from q7.kernels.base import Array
 from q7.kernels.by_rows import SummedAveragePool
 from q7.kernels.call import CNames, Statement
+from q7.layers.base import Layer
 from q7.network.quantized import QuantizedNetwork
 
 
@@ -89,6 +90,27 @@ class Program:
 
     steps: Sequence[Step]
     sections: Sequence[RunStep | Sequence[Step]]
+    outputs: Sequence[OutputStep]  # of a network that is no classifier
+
+
+@dataclass(frozen=True)
+class OutputStep:
+    """An output of the network in the generated code."""
+
+    name: str  # as it is printed
+    macro: str
+    layer: int  # index
+    place: str  # in the arena, bytes
+    bytes: int
+    channels: int
+    height: int
+    width: int
+    fraction_bits: int
+
+    @property
+    def step(self) -> str:
+        """What 1 stands for, as a float in C."""
+        return f"{2.0**-self.fraction_bits!r}f"
 
 
 class _Builder:
@@ -236,7 +258,18 @@ class _Builder:
                 own = [self.whole(i) for i in sorted(i for s in section.stages for i in self.plan.stages[s].layers)]
                 sections.append(own)
                 steps += own
-        return Program(sorted(steps, key=lambda step: step.index), sections)
+        graph, of_run = self.network.graph, bool(self.plan.sections[-1].run)
+        outputs = [] if graph.classifier else [self._output(layer, of_run) for layer in graph.output_layers]
+        return Program(sorted(steps, key=lambda step: step.index), sections, outputs)
+
+    def _output(self, layer: Layer, of_run: bool) -> OutputStep:
+        """That of a run lies at the arena's start."""
+        name, (channels, height, width) = layer.name, (*layer.out_shape, 1, 1)[:3]
+        place, y = "0" if of_run else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
+        assert y
+        printed = self.printed[name]
+        sizes = layer.out_size, channels, height, width
+        return OutputStep(printed, printed.upper(), self.index[name], place, *sizes, y.fraction_bits)
 
 
 def build(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Program:

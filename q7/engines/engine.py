@@ -73,15 +73,20 @@ class Network:
     def to_onnx(self, settings: Settings) -> bytes:
         """An ONNX model of the whole network: `pixels` (N, C, H, W) uint8 in, `logits` (N, classes) as stored out.
 
-        Its nodes are named after the layers whose outputs they make. ONNX's own checker has passed it.
+        Of a network that is no classifier, the outputs go by their layers' names, with their shapes. Nodes are named
+        after the layers whose outputs they make. ONNX's own checker has passed it.
         """
         g = OnnxGraph()
         g.input("pixels", np.uint8, self.graph.input.out_shape)
         names = self._add_layers(g, 0, settings, {self.graph.input.name: g.cast("pixels", np.float32)})
         for layer in self.graph.layers:
             g.label(names[layer.name], layer.name)
-        logits = g.add("Flatten", g.cast(names[self.graph.output.name], self.stored))
-        g.result(logits, "logits", self.stored, [self.graph.classes])
+        for layer in self.graph.output_layers:
+            result = g.cast(names[layer.name], self.stored)
+            if self.graph.classifier:
+                g.result(g.add("Flatten", result), "logits", self.stored, [layer.out_size])
+            else:
+                g.result(result, layer.name, self.stored, layer.out_shape)
         model = g.model(
             self.graph.name or "network", producer_name="caffe-to-cmsis-nn", producer_version=q7.__version__
         )
@@ -159,7 +164,7 @@ class Network:
         return self.advance(0, self.start(), settings, self._room(self.graph.layers))
 
     def logits(self, settings: Settings) -> np.ndarray:
-        """The output layer's values, (N, classes), in the type that this network stores."""
+        """The network's outputs (`Graph.join`), (N, classes) of a classifier, in the type that this network stores."""
         return self._logits(0, self.start(), settings, {})
 
     def trial_logits(self, settings: Settings) -> np.ndarray:
@@ -171,19 +176,20 @@ class Network:
 
     def _logits(self, first: int, inputs: Values, settings: Settings, kept: Values) -> np.ndarray:
         """The same from some layer on; fills the arrays `kept`, too."""
-        outputs = self.advance(first, inputs, settings, {**kept, **self._room([self.graph.output])})
-        return outputs[self.graph.output.name].reshape(len(self.images), -1)
+        made = [layer for layer in self.graph.output_layers if first == 0 or layer.name not in inputs]
+        outputs = self.advance(first, inputs, settings, {**kept, **self._room(made)})
+        return self.graph.join({**inputs, **outputs})
 
     def survey(self, settings: Settings, names: Container[str] | None = None) -> tuple[np.ndarray, Values]:
         """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named."""
         layers = [layer for layer in self.graph.layers if names is None or layer.name in names]
-        logits = np.empty((len(self.images), self.graph.classes), self.stored)
-        ends = []
+        logits = np.empty((len(self.images), self.graph.result_size), self.stored)
+        outputs, ends = self.graph.output_layers, []
 
         def see(some: slice, found: Sequence[np.ndarray]) -> None:
-            logits[some] = found[0].reshape(len(found[0]), -1)
-            ends.append(found[1:])
+            logits[some] = self.graph.join(dict(zip(self.graph.outputs, found)))
+            ends.append(found[len(outputs) :])
 
-        self.run(0, self.start(), settings, [self.graph.output], see, layers)
+        self.run(0, self.start(), settings, outputs, see, layers)
         low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}

@@ -15,16 +15,19 @@ from q7.layers.base import Layer
 from q7.network.graph import Graph
 
 
-def without(layers: Sequence[Layer], folded: Layer, producer: Layer) -> list[Layer]:
-    """The layers without one, whose readers read `producer` instead; that one writes the blob now."""
-    result = []
-    for layer in layers:
+def without(graph: Graph, folded: Layer, producer: Layer) -> Graph:
+    """The graph without a layer, whose readers read `producer` instead; that one writes the blob now."""
+
+    def instead(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(producer.name if name == folded.name else name for name in names)
+
+    layers: list[Layer] = []
+    for layer in graph.layers:
         if layer is producer:
-            result.append(replace(layer, blob=folded.blob))
+            layers.append(replace(layer, blob=folded.blob))
         elif layer is not folded:
-            inputs = tuple(producer.name if name == folded.name else name for name in layer.inputs)
-            result.append(replace(layer, inputs=inputs))
-    return result
+            layers.append(replace(layer, inputs=instead(layer.inputs)))
+    return replace(graph, layers=tuple(layers), outputs=instead(graph.outputs))
 
 
 def fold_affine(graph: Graph) -> Graph:
@@ -48,7 +51,8 @@ def fold_affine(graph: Graph) -> Graph:
     for name, (w, b) in single.items():
         if not (np.isfinite(w).all() and np.isfinite(b).all()):
             raise Q7Error(f"layer '{name}': NaN or infinity, after {folded[name][-1].caffe_type} was folded into it")
-    return replace(graph, layers=tuple(layers.values()), weights=single, folded=folded)
+    outputs = tuple(instead.get(name, name) for name in graph.outputs)
+    return replace(graph, layers=tuple(layers.values()), weights=single, folded=folded, outputs=outputs)
 
 
 def fold_input_scale(graph: Graph) -> Graph:

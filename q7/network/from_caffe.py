@@ -40,34 +40,67 @@ def find_accuracy(prototxt: Prototxt, name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Output:
-    """The blob that holds the logits, and the Accuracy layer that reads it: its name, tops and bottoms."""
+class Outputs:
+    """The blobs that a network gives, and the Accuracy layer that reads it, if any: its name, tops and bottoms.
 
-    blob: str
+    `named` says whether a person has named them, `labelled` whether an Accuracy layer reads them, and `classes` whether
+    they may be logits.
+    """
+
+    blobs: tuple[str, ...]
     name: str
     tops: tuple[str, ...] = ()
     bottoms: tuple[str, ...] = ()
+    named: bool = False
+    labelled: bool = False
+    classes: bool = False
 
 
-def find_output(prototxt: Prototxt, accuracy: str, source: DataSource) -> Output:
-    """What the Accuracy layer reads; where a deploy prototxt has none, the last layer's top."""
-    if not source.label and not any(layer.type == "Accuracy" for layer in prototxt.layers):
-        last = next((layer for layer in reversed(prototxt.layers) if layer.top and layer.bottom), None)
-        if last is None:
-            raise Q7Error(f"'{prototxt.path}' has no layer after its input")
-        return Output(last.top[0], accuracy, (), (last.top[0],))
+def _unread(prototxt: Prototxt) -> tuple[str, ...]:
+    """Blobs whose final value no layer reads, in file order; what losses and accuracies read counts as unread."""
+    unread: dict[str, None] = {}
+    for layer in prototxt.layers:
+        if layer.bottom and layer.type != "Accuracy" and not layer.type.endswith("Loss"):
+            for blob in layer.bottom:
+                unread.pop(blob, None)
+            unread.update(dict.fromkeys(layer.top))
+    if not unread:
+        raise Q7Error(f"'{prototxt.path}' has no layer after its input")
+    return tuple(unread)
+
+
+def find_outputs(prototxt: Prototxt, accuracy: str, source: DataSource, names: Sequence[str] = ()) -> Outputs:
+    """The blobs that are named; else what the Accuracy layer reads; and where there is none, all that nobody reads.
+
+    Raises Q7Error where there is no such blob or Accuracy layer.
+    """
+    written = {blob for layer in prototxt.layers if layer.bottom for blob in layer.top}
+    unknown = [name for name in names if name not in written]
+    if unknown:
+        raise Q7Error(
+            f"--output {unknown[0]}: '{prototxt.path}' has no layer that writes this blob; of those that it writes, "
+            f"nobody reads {', '.join(_unread(prototxt))}"
+        )
+    if not any(layer.type == "Accuracy" for layer in prototxt.layers):
+        blobs = tuple(dict.fromkeys(names)) or _unread(prototxt)
+        losses = {layer.type for layer in prototxt.layers if layer.type.endswith("Loss") and blobs[0] in layer.bottom}
+        return Outputs(
+            blobs, accuracy, bottoms=blobs, named=bool(names), classes=not names and losses <= {"SoftmaxWithLoss"}
+        )
     layer = find_accuracy(prototxt, accuracy)
     if layer.bottom[1] != source.label:
         raise Q7Error(f"accuracy layer '{layer.name}' reads '{layer.bottom[1]}', which is not the data layer's label")
-    return Output(layer.bottom[0], layer.name, tuple(layer.top), tuple(layer.bottom))
+    if names and [*names] != [layer.bottom[0]]:
+        return Outputs(tuple(dict.fromkeys(names)), accuracy, bottoms=tuple(names), named=True)
+    return Outputs((layer.bottom[0],), layer.name, tuple(layer.top), tuple(layer.bottom), labelled=True, classes=True)
 
 
 DSP_TARGET = Target()
 
 
-def _ancestors(layers: Sequence[Any], blob: str) -> list[int]:
-    """Indices of the layers that a blob's final value depends on, in file order."""
-    wanted, found = {blob}, []
+def _ancestors(layers: Sequence[Any], blobs: Sequence[str]) -> list[int]:
+    """Indices of the layers that blobs' final values depend on, in file order."""
+    wanted, found = {*blobs}, []
     for index in range(len(layers) - 1, -1, -1):
         layer = layers[index]
         if wanted.intersection(layer.top):
@@ -125,25 +158,30 @@ def input_layer(source: DataSource, image_shape: Shape) -> Input:
     if not (mean.min() >= -0.5 and mean.max() <= 255.5):
         raise Q7Error(f"layer '{source.layer}': the mean must lie within a pixel's range, 0 to 255")
     shape = source.crop_image(np.broadcast_to(np.uint8(0), image_shape)).shape
-    if source.shape not in ((), shape):
+    if source.shape and source.shape[0] != shape[0]:
         raise Q7Error(f"layer '{source.layer}': the images have shape {shape}, the prototxt asks for {source.shape}")
     return Input(source.layer, (), source.top, (shape,), mean=mean, scale=source.scale)
 
 
 def parse_network(
-    prototxt: Prototxt, accuracy: str, source: DataSource, image_shape: Shape, target: Target = DSP_TARGET
+    prototxt: Prototxt,
+    accuracy: str,
+    source: DataSource,
+    image_shape: Shape,
+    target: Target = DSP_TARGET,
+    output_names: Sequence[str] = (),
 ) -> Graph:
-    """The layers between the data and the accuracy layer, without weights yet.
+    """The layers between the data and the outputs (`find_outputs`), without weights yet.
 
     Raises Q7Error that lists every layer that cannot be taken, or that no kernel can compute on the target.
     """
-    output = find_output(prototxt, accuracy, source)
+    outputs = find_outputs(prototxt, accuracy, source, output_names)
     data = input_layer(source, image_shape)
     parser = _Parser([data], {source.top: data})
     tops: dict[str, tuple[str, ...]] = {source.layer: (source.top, source.label) if source.label else (source.top,)}
     bottoms: dict[str, tuple[str, ...]] = {source.layer: ()}
     problems: list[str] = []
-    for index in _ancestors(prototxt.layers, output.blob):
+    for index in _ancestors(prototxt.layers, outputs.blobs):
         message = prototxt.layers[index]
         if message.name == source.layer and source.top in message.top:
             continue
@@ -159,23 +197,66 @@ def parse_network(
             continue
         if layer:
             tops[layer.name], bottoms[layer.name] = tuple(message.top), tuple(message.bottom)
-    problems += [f"layer '{layer.name}' ({layer.caffe_type}): {why}" for layer, why in _misplaced(parser.layers)]
+    ends = [*dict.fromkeys(parser.written[blob] for blob in outputs.blobs)]
+    problems += [f"layer '{layer.name}' ({layer.caffe_type}): {why}" for layer, why in _misplaced(parser.layers, ends)]
     problems += _without_kernel(parser.layers, target)
+    if source.shape not in ((), data.out_shape):
+        fixed = [layer.name for layer in parser.layers if layer.flattens]
+        if fixed:
+            problems.append(
+                f"layer '{source.layer}': the images have shape {data.out_shape}, the prototxt asks for "
+                f"{source.shape}; the weights of layer '{fixed[0]}' are for this size alone"
+            )
     if problems:
         raise Q7Error("; ".join(problems))
     layers = parser.layers
-    if layers[-1].last_only:
-        layers = layers[:-1]
-    if not any(layer.weighted for layer in layers):
-        raise Q7Error(f"accuracy layer '{output.name}' reads '{output.blob}', which no weighted layer leads to")
-    if math.prod(layers[-1].out_shape[1:]) > 1:
-        raise Q7Error(f"'{output.blob}' has shape {layers[-1].out_shape}, allowed is one value for each class")
-    tops[output.name], bottoms[output.name] = output.tops, output.bottoms
-    return Graph(prototxt.name, mark_shared(layers), {}, output.name, tops, bottoms)
+    scores = frozenset(layer.inputs[0] for layer in ends if layer.last_only)
+    names = [layer.inputs[0] if layer.last_only else layer.name for layer in ends]
+    names = _weighted(layers, names, outputs)
+    layers = _leading_to(layers, names)
+    shape = layers[-1].out_shape
+    vector = len(names) == 1 and math.prod(shape[1:]) == 1
+    if outputs.labelled and not vector:
+        raise Q7Error(f"'{outputs.blobs[0]}' has shape {shape}, allowed is one value for each class")
+    tops[outputs.name], bottoms[outputs.name] = outputs.tops, outputs.bottoms
+    return Graph(
+        prototxt.name,
+        mark_shared(layers, names),
+        {},
+        outputs.name,
+        tops,
+        bottoms,
+        outputs=tuple(names),
+        classifier=vector and outputs.classes,
+        scores=scores,
+    )
 
 
-def _misplaced(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
-    """Layers that are supported elsewhere only, with the reason."""
+def _weighted(layers: Sequence[Layer], names: Sequence[str], outputs: Outputs) -> list[str]:
+    """The output layers that a weighted layer leads to; raises Q7Error where one that was asked for is none of them."""
+    led: set[str] = set()
+    for layer in layers:
+        if layer.weighted or not led.isdisjoint(layer.inputs):
+            led.add(layer.name)
+    found = [name for name in names if name in led]
+    if len(found) < len(names) and (outputs.labelled or outputs.named or not found):
+        reads = f"accuracy layer '{outputs.name}' reads" if outputs.labelled else "the network's output is"
+        blob = next(blob for blob, name in zip(outputs.blobs, names) if name not in led)
+        raise Q7Error(f"{reads} '{blob}', which no weighted layer leads to")
+    return found
+
+
+def _leading_to(layers: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
+    """The layers that some of them depend on, and the input."""
+    wanted = {*names, layers[0].name}
+    for layer in reversed(layers):
+        if layer.name in wanted:
+            wanted.update(layer.inputs)
+    return [layer for layer in layers if layer.name in wanted]
+
+
+def _misplaced(layers: Sequence[Layer], ends: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
+    """Layers that are supported elsewhere only, with the reason; `ends` are the network's outputs."""
     known = {layer.name: layer for layer in layers}
     for layer in layers:
         if layer.folds:
@@ -189,8 +270,13 @@ def _misplaced(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
             elif len(readers) > 1:
                 others = ", ".join(f"'{name}'" for name in readers if name != layer.name)
                 yield layer, f"it cannot be folded into '{producer.name}', since {others} reads that, too"
-        elif layer.last_only and layer is not layers[-1]:
+            elif producer in ends:
+                yield layer, f"it cannot be folded into '{producer.name}', which is an output, too"
+        elif layer.last_only and layer not in ends:
             yield layer, "allowed as the last layer only"
+        elif layer.last_only and len(ends) > 1:
+            outputs = " ".join(f"--output {known[one.inputs[0]].blob if one.last_only else one.blob}" for one in ends)
+            yield layer, f"allowed at the end of a network with one output; leave it out: {outputs}"
 
 
 def _without_kernel(layers: Sequence[Layer], target: Target) -> Iterator[str]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from q7.layers.affine import Affine
 from q7.layers.base import Layer, Weights
@@ -14,7 +16,10 @@ from q7.qformat import LayerFormats, QFormat
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Layers in an order in which each comes after its inputs, the Input first; float weights by layer name."""
+    """Layers in an order in which each comes after its inputs, the Input first; float weights by layer name.
+
+    A classifier has one output, the logits. Other networks have outputs of any shapes, and are judged without labels.
+    """
 
     name: str
     layers: tuple[Layer, ...]
@@ -23,6 +28,13 @@ class Graph:
     tops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bottoms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folded: Mapping[str, tuple[Affine, ...]] = field(default_factory=dict)  # into which layer's weights
+    outputs: tuple[str, ...] = ()  # layers in network order; the last where none is named
+    classifier: bool = True
+    scores: frozenset[str] = frozenset()  # outputs that a Softmax over the first axis follows, which is left out
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            object.__setattr__(self, "outputs", (self.layers[-1].name,))
 
     @property
     def input(self) -> Input:
@@ -30,18 +42,30 @@ class Graph:
         return self.layers[0]
 
     @property
-    def output(self) -> Layer:
-        return self.layers[-1]
+    def output_layers(self) -> tuple[Layer, ...]:
+        by_name = {layer.name: layer for layer in self.layers}
+        return tuple(by_name[name] for name in self.outputs)
 
     @property
-    def classes(self) -> int:
-        return self.output.out_size
+    def result_size(self) -> int:
+        """Elements of all outputs, for one image; a classifier's classes."""
+        return sum(layer.out_size for layer in self.output_layers)
+
+    def join(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(N, result_size) the outputs (N, ...) of layers by name, one after the other."""
+        own = [values[name].reshape(len(values[name]), -1) for name in self.outputs]
+        return own[0] if len(own) == 1 else np.concatenate(own, axis=1)
+
+    def split(self, results: np.ndarray) -> dict[str, np.ndarray]:
+        """What `join` was made of."""
+        layers = self.output_layers
+        parts = np.split(results, np.cumsum([layer.out_size for layer in layers])[:-1], axis=1)
+        return {layer.name: part.reshape(-1, *layer.out_shape) for layer, part in zip(layers, parts)}
 
     def live(self, position: int) -> tuple[Layer, ...]:
-        """The layers before `position` whose outputs are read at or after it; at the end, the output layer."""
-        if position >= len(self.layers):
-            return (self.output,)
+        """The layers before `position` whose outputs are read at or after it, or are the network's."""
         wanted = {name for layer in self.layers[position:] for name in layer.inputs}
+        wanted.update(self.outputs)
         return tuple(layer for layer in self.layers[:position] if layer.name in wanted)
 
     def sweep_order(self) -> list[Layer]:
@@ -65,9 +89,9 @@ class Graph:
         return table
 
 
-def mark_shared(layers: Iterable[Layer]) -> tuple[Layer, ...]:
-    """The layers that know whether others read their inputs after them."""
-    read_later: set[str] = set()
+def mark_shared(layers: Iterable[Layer], outputs: Collection[str] = ()) -> tuple[Layer, ...]:
+    """The layers that know whether others read their inputs after them, or whoever reads the network's outputs."""
+    read_later = set(outputs)
     marked = []
     for layer in [*layers][::-1]:
         marked.append(replace(layer, shared_input=not read_later.isdisjoint(layer.inputs)))

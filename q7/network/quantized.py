@@ -91,15 +91,27 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class OutputQuality:
+    """How close an output on the device is to the float network's.
+
+    The signal-to-quantization-noise ratio, and the cosine of the angle between the two over all images; None where a
+    part of it is zero.
+    """
+
+    sqnr: Decibels
+    cosine: Optional[float]  # noqa: UP045
+
+
+@dataclass(frozen=True)
 class Measured:
     """A network that the search came by: on how many images, how many of them are right, and how far it is from float.
 
-    `accuracy` is in percent, `divergence` the mean over the images in nats, where it was looked at.
+    `accuracy` is in percent, where it is known, `divergence` the mean over the images, where it was looked at.
     """
 
     candidate: str
     images: int
-    accuracy: float
+    accuracy: Optional[float]  # noqa: UP045
     divergence: Optional[float] = None  # noqa: UP045
     chosen: bool = False
 
@@ -118,9 +130,16 @@ class Outcome:
     images_read: int
     holdout: float  # the fraction of them that was kept from the search and that `accuracy` is from; 0: all for both
     seed: int
-    accuracy: Accuracy
+    accuracy: Optional[Accuracy]  # noqa: UP045
+    outputs: Mapping[str, OutputQuality]  # by layer, of a network that is no classifier
     search: tuple[Measured, ...]
     layers: Mapping[str, Quality]
+
+    @property
+    def known(self) -> Accuracy:
+        """The accuracy of a classifier."""
+        assert self.accuracy
+        return self.accuracy
 
     @property
     def images(self) -> int:

@@ -37,7 +37,7 @@ def _open(url: str) -> serving.Port:
 def _as_on_board(network: QuantizedNetwork, facts: serving.Facts) -> QuantizedNetwork:
     """The pickle's network for the target that the board's program was generated for."""
     network = lowering.fuse(lowering.retarget(network, facts.target))
-    return lowering.add_softmax(network) if facts.softmax and not network.graph.output.last_only else network
+    return lowering.add_softmax(network) if facts.softmax and not network.graph.output_layers[-1].last_only else network
 
 
 def _difference(board: serving.Board, network: QuantizedNetwork, number: int, image: np.ndarray, pixels: bytes) -> str:
@@ -75,6 +75,7 @@ def evaluate(path: Path, url: str, count: int | None, lmdb: str | None, memory: 
         images, labels = known_answers.open_images(network, data, count)
         images = np.asarray(images)
         predicted = DeviceNetwork(network.graph, images, network.target, memory_bytes(memory)).logits(network.layers)
+        predicted = known_answers.device_order(network.graph, predicted)
         _run(board, network, images, np.asarray(labels), predicted, facts, quiet)
     finally:
         board.close()
@@ -105,9 +106,12 @@ def _run(
         _print_times(board, network, len(images), pixels[-1].tobytes())
     right = (logits == predicted).all(axis=1).sum()
     repeated = f", {board.lost} requests repeated" if board.lost else ""
+    known = f"{len(images)} images, {facts.target}"
+    if network.graph.classifier:
+        expected = accuracy_first(predicted, labels)
+        known = f"Accuracy on the board: {accuracy_first(logits, labels):.2f} % ({known}), predicted {expected:.2f} %"
     print(
-        f"Accuracy on the board: {accuracy_first(logits, labels):.2f} % ({len(images)} images, {facts.target}), "
-        f"predicted {accuracy_first(predicted, labels):.2f} %; {right} images with every logit as predicted, "
+        f"{known}; {right} images with every {'logit' if network.graph.classifier else 'value'} as predicted, "
         f"{len(images) / seconds:.1f} images per second{repeated}"
     )
     if differs:

@@ -36,8 +36,9 @@ def evaluate(
     )
     _, reported = split(len(images), *((outcome.holdout, outcome.seed) if outcome else (0, 0)))
     logits = DeviceNetwork(network.graph, pick(images, reported), network.target, size).logits(network.layers)
-    accuracy = accuracy_first(logits, labels[reported])
     if not quiet:
         say(*summary.describe(network))
     counted = summary.counted(len(reported), bool(outcome and outcome.holdout))
-    say(f"Accuracy now: device {accuracy:.2f} % ({counted} of '{data}', {network.target})")
+    if network.graph.classifier:
+        accuracy = accuracy_first(logits, labels[reported])
+        say(f"Accuracy now: device {accuracy:.2f} % ({counted} of '{data}', {network.target})")

@@ -150,7 +150,9 @@ def generate(options: Options) -> None:
     network, plan = _lower(options)
     code = options.code
     if options.classes:
-        code = replace(code, class_names=class_names.read(Path(options.classes), network.graph.classes))
+        if not network.graph.classifier:
+            raise Q7Error("--classes is for classifiers, which have an Accuracy layer or end in Softmax")
+        code = replace(code, class_names=class_names.read(Path(options.classes), network.graph.result_size))
     answers = _find_answers(network, options)
     cost.check_memory(network, plan, code, answers.bytes if answers else 0)
     read = _read_files(network, options)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from q7.data.source import DataSource, data_source, override
 from q7.engines import engine
 from q7.errors import Q7Error
 from q7.network.folding import simplify
-from q7.network.from_caffe import attach_weights, find_output, parse_network
+from q7.network.from_caffe import attach_weights, find_outputs, parse_network
 from q7.network.graph import Graph
 from q7.network.quantized import SourceFile, held_out
 from q7.search import weight_bits
@@ -47,6 +47,7 @@ class Options:
     weights: str
     save: str
     accuracy: str  # the Accuracy layer, or its top
+    output: Sequence[str] | None  # blobs
     iterations: int | None
     tolerance: float  # percentage points
     memory: float  # GB
@@ -113,7 +114,7 @@ class Job:
     save: Path
     journal: Path  # of what the search has found out
     quantized: Path  # the caffemodel with quantized weights
-    class_names: tuple[str, ...]  # those of numbers where no names are given
+    class_names: tuple[str, ...]  # those of numbers where no names are given; none of a network that is no classifier
 
     def pick(self, which: np.ndarray) -> Any:
         """Some of the images; no copy of them where it is all, or where they stay in their file."""
@@ -141,13 +142,14 @@ def prepare(options: Options) -> Job:
     read["model"] = SourceFile(options.model, digest)
     said = data_source(prototxt)
     source = override(said, options.lmdb, options.mean, options.scale, options.crop)
-    find_output(prototxt, options.accuracy, source)
+    find_outputs(prototxt, options.accuracy, source, options.output or ())
     lmdb = source.find_images()
     if not said.images and options.mean is None:
         note(f"'{model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
     version = lmdb_images.version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
-    parse = functools.partial(parse_network, prototxt, options.accuracy, source, image_shape, options.target)
+    asked = options.accuracy, source, image_shape, options.target, options.output or ()
+    parse = functools.partial(parse_network, prototxt, *asked)
     if source.mean_file:
         mean = source.find_mean()
         network, digest = files.read_hashed(mean, lambda _: parse())
@@ -158,9 +160,9 @@ def prepare(options: Options) -> Job:
     read["weights"] = SourceFile(options.weights, digest)
     network = simplify(attach_weights(network, blobs, lmdb))
 
-    names = tuple(map(str, range(network.classes)))
+    names = tuple(map(str, range(network.result_size)))
     if options.classes:
-        names = class_names.read(Path(options.classes), network.classes)
+        names = class_names.read(Path(options.classes), network.result_size)
     inputs = [Path(file.name) for file in read.values()] + ([Path(options.classes)] if options.classes else [])
     quantized, journal = _outputs(options, inputs + source.reader.files(lmdb))
     limit = None if options.iterations is None else options.iterations * source.batch_size
@@ -170,15 +172,38 @@ def prepare(options: Options) -> Job:
         raise Q7Error(f"'{lmdb}' was changed while it was read: its images had another shape before")
     if limit is not None and len(images) < limit:
         note(f"{options.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
-    if labels.min() < 0 or labels.max() >= network.classes:
-        raise Q7Error(
-            f"'{lmdb}' has labels from {labels.min()} to {labels.max()}, but layer '{network.output.name}' has "
-            f"{network.classes} outputs"
-        )
-    if len(images) < FEW_IMAGES:
+    network = _judged(network, labels, lmdb, options, bool(source.label))
+    if network.classifier and len(images) < FEW_IMAGES:
         note(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
+    names = names if network.classifier else ()
     parts = split(len(images), options.holdout, options.seed)
     return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized, names)
+
+
+def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, labelled: bool) -> Graph:
+    """The network as it can be judged: a classifier by labels, which a deploy prototxt (not `labelled`) may be without.
+
+    Raises Q7Error where the labels are no classes, or options ask for accuracies that are not known.
+    """
+    (*_, output), classes = network.output_layers, network.result_size
+    least, most = int(labels.min()), int(labels.max())
+    some = network.scores or len(labels) == 1 or least < most  # where images have no labels, all are 0
+    if network.classifier and not (0 <= least <= most < classes and (labelled or some)):
+        if labelled:
+            raise Q7Error(
+                f"'{lmdb}' has labels from {least} to {most}, but layer '{output.name}' has {classes} outputs"
+            )
+        network = replace(network, classifier=False)
+    if network.classifier:
+        return network
+    if options.classes:
+        raise Q7Error("--classes is for classifiers, and there is no Accuracy layer: leave it out")
+    if options.objective != "device":
+        raise Q7Error(f"--objective {options.objective} needs accuracies, and there is no Accuracy layer: leave it out")
+    if options.weight_bits == weight_bits.MIXED:
+        raise Q7Error(f"--weight_bits {weight_bits.MIXED} needs accuracies, and there is no Accuracy layer: 4 or 8 do")
+    note(f"no Accuracy layer: {', '.join(network.outputs)} are judged by how close they come to the float network's")
+    return network
 
 
 def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:

@@ -57,7 +57,7 @@ def open_journal(job: Job, options: Options) -> Journal:
     arrays = [job.images, job.labels, job.swept, job.graph.input.mean]
     arrays += [array for pair in job.graph.weights.values() for array in pair]
     decisive: dict[str, Any] = {name: getattr(options, name) for name in ("engine", "gpu", "objective", "tolerance")}
-    decisive.update(weight_bits=options.weight_bits, loss=options.loss)
+    decisive.update(weight_bits=options.weight_bits, loss=options.loss, outputs=job.graph.outputs)
     decisive.update(target=str(options.target), tool=q7.__version__, layers=list(map(repr, job.graph.layers)))
     opened = Journal(job.journal, journal.key(arrays, decisive))
     if opened.replaced:
@@ -117,7 +117,11 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     layers = tuple(quantize_network(chosen, formats, options.target))
     images, labels = job.pick(job.reported), job.labels[job.reported]
     in_float, on_device = final_logits(job, found, layers, options)
-    accuracy = Accuracy(accuracy_caffe(in_float, labels), accuracy_first(on_device, labels))
+    accuracy, outputs = None, {}
+    if chosen.classifier:
+        accuracy = Accuracy(accuracy_caffe(in_float, labels), accuracy_first(on_device, labels))
+    else:
+        outputs = statistics.output_qualities(chosen, formats, in_float, on_device)
     measured = statistics.collect(job.graph, layers, formats, statistics.sample(chosen, images), options.target)
     if lmdb_images.version(job.lmdb) != job.version:
         note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
@@ -125,7 +129,7 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
     sources = {**job.files, "quantized weights": written}
     asked = options.objective, options.weight_bits, len(job.images), options.holdout, options.seed
-    outcome = Outcome(*asked, accuracy, found.measured, measured.qualities())
+    outcome = Outcome(*asked, accuracy, outputs, found.measured, measured.qualities())
     network = QuantizedNetwork(
         chosen,
         formats,

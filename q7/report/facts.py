@@ -34,7 +34,7 @@ class Run:
     command: str
     full_command: str  # with all defaults
     network: QuantizedNetwork
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # none where the network is no classifier
     trials: Sequence[Trial]
     statistics: Statistics
     positions: np.ndarray  # (N,) of the images in the LMDB
@@ -127,10 +127,13 @@ def _flash_and_loss(run: Run) -> list[dict[str, Any]]:
         (None, flash[1], trial.reference, True) for trial, flash in steps[:1]
     ]
     points += [(trial.layer, flash[0], trial.score, trial.kept) for trial, flash in steps]
+    if not points:
+        return []
     assert run.network.outcome
     in_float = run.network.outcome.search[0].accuracy
+    assert in_float is not None
     return [
-        {"layer": layer, "flash_bytes": size, "loss": in_float - score.accuracy, "kept": kept}
+        {"layer": layer, "flash_bytes": size, "loss": in_float - score.percent, "kept": kept}
         for layer, size, score, kept in points
     ]
 
@@ -175,6 +178,14 @@ def _against_labels(run: Run) -> list[dict[str, int]]:
     return [{"label": label, "device": d, "count": count} for (label, d), count in sorted(pairs.items())]
 
 
+def _outputs(network: QuantizedNetwork) -> list[dict[str, Any]]:
+    """Of the network as code is generated for it; how close each is to float is known where it is no classifier."""
+    outcome = network.outcome
+    assert outcome
+    named = zip(outcome.outputs.values(), network.graph.output_layers)
+    return [{"name": layer.name, "shape": list(layer.out_shape), **asdict(own)} for own, layer in named]
+
+
 def _made() -> dict[str, str]:
     """When, and with what; no hash depends on it."""
     packages = {module.__name__: module.__version__ for module in (np, onnxruntime, onnx)}
@@ -183,6 +194,8 @@ def _made() -> dict[str, str]:
 
 def changed(run: Run) -> list[dict[str, int]]:
     """The images that get another class on the device."""
+    if not run.class_names:
+        return []
     classes = zip(run.positions.tolist(), run.labels.tolist(), *run.classes)
     return [{"image": i, "label": label, "float": f, "device": d} for i, label, f, d in classes if f != d]
 
@@ -194,7 +207,7 @@ def facts(run: Run) -> dict[str, Any]:
     plan, totals = rows.memory, cost.totals(network, rows, boards.Options())
     outcome = network.outcome
     assert outcome
-    known = outcome.accuracy
+    known, labelled = outcome.accuracy, network.graph.classifier
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -212,16 +225,17 @@ def facts(run: Run) -> dict[str, Any]:
             "held_out": outcome.holdout > 0,
             "measured": run.statistics.images,
         },
-        "accuracy": {"float": known.in_float, "device": known.on_device, "loss": known.loss},
+        "accuracy": known and {"float": known.in_float, "device": known.on_device, "loss": known.loss},
+        "outputs": _outputs(network),
         "candidates": [asdict(candidate) for candidate in outcome.search],
         "layers": _layers(run, network, plan),
         "trials": [_trial(trial) for trial in run.trials if trial.flash is None],
         "weight_bits": outcome.weight_bits,
         "flash_and_loss": _flash_and_loss(run),
-        "classes": network.graph.classes,
-        "per_class": _per_class(run),
-        "confusion": _confusion(run),
-        "confusion_with_labels": _against_labels(run),
+        "classes": network.graph.result_size if labelled else None,
+        "per_class": _per_class(run) if labelled else [],
+        "confusion": _confusion(run) if labelled else [],
+        "confusion_with_labels": _against_labels(run) if labelled else [],
         "changed": changed(run),
         "memory": {
             "macs": totals.macs,

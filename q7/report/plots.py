@@ -138,15 +138,23 @@ def _histogram(ax: Axes, tensor: Mapping[str, Any], q: QFormat) -> None:
 # --- the sweep --------------------------------------------------------------------------------------------------------
 
 
+def _change(trial: Mapping[str, Any]) -> float:
+    """Percentage points, or, without accuracies, by how much the divergence is smaller (dB)."""
+    if trial["accuracy"] is not None:
+        return float(trial["accuracy"] - trial["reference_accuracy"])
+    before, now = trial["reference_divergence"], trial["divergence"]
+    return 10 * math.log10(before / now) if before > 0 and now > 0 else 0.0
+
+
 def _changes(trials: Sequence[Mapping[str, Any]], chosen: int) -> dict[int, float]:
-    """Accuracy of each format tried, by its fraction bits, in percentage points from what trials are held against.
+    """What each format tried changed, by its fraction bits, from what trials are held against.
 
     That is the format so far where the device judges, so that what was tried before a format was kept moves with it.
     """
     against_kept = trials[0]["divergence"] is not None
     changes: dict[int, float] = {chosen: 0.0} if against_kept else {}
     for trial in trials:
-        change = trial["accuracy"] - trial["reference_accuracy"]
+        change = _change(trial)
         if against_kept and trial["kept"]:
             changes = {bits: value - change for bits, value in changes.items()}
             change = 0.0
@@ -329,17 +337,14 @@ def draw(values: Mapping[str, Any]) -> dict[str, Any]:
         bits = layers[name]["fraction_bits"][tensor]
         if tensor == "weights":  # formats are tried with 8 bits
             bits += 8 - layers[name]["weight_bits"]
-        label = f"Accuracy against the format of the {tensor}"
+        label = f"{'Accuracy' if values['accuracy'] else 'Closeness'} against the format of the {tensor}"
         figure = _svg((3.6, 1.7), label, _sweep, [*trials], bits, TENSORS[tensor])
         sweeps.append({"layer": name, "tensor": tensor, "figure": figure, "bits": bits})
     tensors, steps = values["memory"]["by_rows"]["tensors"], values["flash_and_loss"]
     rows = "Rows in memory at most, against all rows"
     names = [one["name"] for one in values["per_class"]]
     confusion = "Confusion matrix of the float network and the device"
-    return {
-        "histograms": histograms,
-        "sweeps": sweeps,
-        "flash": _svg((4.6, 2.6), "Flash against loss", _flash, steps) if steps else None,
+    confusions = names and {
         "confusion": _svg(
             (4.4, 4.2), confusion, _confusion, values["confusion"], "float", "class of the float network", names
         ),
@@ -352,6 +357,12 @@ def draw(values: Mapping[str, Any]) -> dict[str, Any]:
             "label",
             names,
         ),
+    }
+    return {
+        "histograms": histograms,
+        "sweeps": sweeps,
+        "flash": _svg((4.6, 2.6), "Flash against loss", _flash, steps) if steps else None,
+        **(confusions or {}),
         "memory": _svg(_memory_size(values["layers"]), "Memory map over time", _memory, values),
         "rows": _svg(_memory_size(tensors), rows, _rows, tensors) if tensors else None,
     }

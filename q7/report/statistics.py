@@ -12,7 +12,7 @@ import numpy as np
 from q7.data.image_set import spread
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
-from q7.network.quantized import IntegerLayer, Quality
+from q7.network.quantized import IntegerLayer, OutputQuality, Quality
 from q7.qformat import LayerFormats, QFormat
 from q7.target import Target
 
@@ -89,6 +89,21 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
     return TensorStatistics(
         100 * at_min / total, 100 * at_max / total, _decibels(power, error), smallest, largest, histogram
     )
+
+
+def output_qualities(
+    graph: Graph, formats: Mapping[str, LayerFormats], in_float: np.ndarray, on_device: np.ndarray
+) -> dict[str, OutputQuality]:
+    """Of each output, from all of them (N, result_size) in float and as the device's integers."""
+    qualities = {}
+    for (name, trained), integers in zip(graph.split(in_float).items(), graph.split(on_device).values()):
+        y = formats[name].y
+        assert y
+        x, found = trained.astype(np.float64), y.dequantize(integers).astype(np.float64)
+        power, error, norms = np.square(x).sum(), np.square(x - found).sum(), np.square(found).sum() ** 0.5
+        cosine = round(float((x * found).sum() / (power**0.5 * norms)), 9) if power and norms else None
+        qualities[name] = OutputQuality(_decibels(power, error), cosine)
+    return qualities
 
 
 def sample(graph: Graph, images: np.ndarray) -> np.ndarray:

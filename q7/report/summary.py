@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from q7.network.quantized import Measured, Quality, QuantizedNetwork
+from q7.network.quantized import Measured, OutputQuality, Quality, QuantizedNetwork
 from q7.qformat import QFormat
 from q7.search import weight_bits
 from q7.templating import columns
@@ -20,8 +20,7 @@ def _measured(quality: Quality | None) -> tuple[str, str]:
     """Saturation and signal-to-noise ratio of a layer, where they are known."""
     if quality is None:
         return "", ""
-    ratio = "-" if quality.sqnr is None else f"{quality.sqnr:.1f} dB"
-    return f"{quality.at_min:.2f} / {quality.at_max:.2f} %", ratio
+    return f"{quality.at_min:.2f} / {quality.at_max:.2f} %", _decibels(quality.sqnr)
 
 
 def wide(network: QuantizedNetwork) -> list[str]:
@@ -65,11 +64,26 @@ def counted(images: int, held_out: bool) -> str:
 
 def candidates(search: Sequence[Measured]) -> list[str]:
     """What the search came by, as a table."""
-    rows = [("candidate", "images", "accuracy", "divergence", "")]
+    rows: list[tuple[str, ...]] = [("candidate", "images", "accuracy", "divergence", "")]
     for one in search:
-        divergence = "" if one.divergence is None else f"{one.divergence:.4g} nats"
-        row = one.candidate, str(one.images), f"{one.accuracy:.2f} %", divergence, "chosen" if one.chosen else ""
-        rows.append(row)
+        unit = "" if one.accuracy is None else " nats"
+        divergence = "" if one.divergence is None else f"{one.divergence:.4g}{unit}"
+        accuracy = "" if one.accuracy is None else f"{one.accuracy:.2f} %"
+        rows.append((one.candidate, str(one.images), accuracy, divergence, "chosen" if one.chosen else ""))
+    if not any(row[2] for row in rows[1:]):
+        rows = [(*row[:2], *row[3:]) for row in rows if row[3]]
+    return columns(rows, left=1)
+
+
+def _decibels(sqnr: float | None) -> str:
+    return "-" if sqnr is None else f"{sqnr:.1f} dB"
+
+
+def outputs(qualities: Mapping[str, OutputQuality]) -> list[str]:
+    """How close each output comes to the float network's, as a table."""
+    rows = [("output", "SQNR", "cosine")]
+    for name, own in qualities.items():
+        rows.append((name, _decibels(own.sqnr), "-" if own.cosine is None else f"{own.cosine:.6f}"))
     return columns(rows, left=1)
 
 
@@ -79,6 +93,15 @@ def recorded(network: QuantizedNetwork) -> list[str]:
     if not outcome:
         return []
     known, images = outcome.accuracy, counted(outcome.images, outcome.holdout > 0)
+    if known is None:
+        worst = min((own.sqnr for own in outcome.outputs.values() if own.sqnr is not None), default=None)
+        of = f", the worst of {len(outcome.outputs)} outputs" if len(outcome.outputs) > 1 else ""
+        return [
+            *candidates(outcome.search),
+            "",
+            *outputs(outcome.outputs),
+            f"SQNR: {_decibels(worst)}{of} ({images}, {network.target})",
+        ]
     return [
         *candidates(outcome.search),
         "",

@@ -107,7 +107,7 @@ class ScreenedSimulation(CaffeSimulation):
         settings = self._settings(self._grids)
         if not self._parts:
             return self._keep(self.network.logits(settings)) > 0
-        logits = np.empty((len(self.labels), self.network.graph.classes), np.float32)
+        logits = np.empty((len(self.labels), self.network.graph.result_size), np.float32)
         for part, simulation in self._parts:  # some of them have kept what they need
             logits[part] = simulation.network.trial_logits(settings)
         return self._keep(logits) > 0
@@ -198,7 +198,7 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
             yield Trial(layer, tensor, tried, reached, to_reach, bool(better), None, why, judged.seen is not None)
             if better:
                 best, best_judged = tried, judged
-            if judged.seen is None and not to_reach.accuracy - reached.accuracy > tolerance:
+            if judged.seen is None and not to_reach.percent - reached.percent > tolerance:
                 break
         grids[layer, tensor] = Grid(best)
         return best

@@ -26,11 +26,18 @@ class Tensor(Enum):
 
 @dataclass(frozen=True)
 class Score:
-    """How formats did: accuracy in percent, mean divergence from the float network (nats), and on how many images."""
+    """How formats did: accuracy in percent where there are labels, mean divergence from the float network, and on how
+    many images."""
 
-    accuracy: float
+    accuracy: float | None
     divergence: float | None = None  # where it is looked at
     images: int | None = None  # where not all images judge
+
+    @property
+    def percent(self) -> float:
+        """The accuracy of a classifier."""
+        assert self.accuracy is not None
+        return self.accuracy
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Judge:
         # Shuffled, since the images may lie in some order, and each stage is to have some of every kind.
         order = np.random.default_rng(0).permutation(len(images))
         self._stages = [
-            (network.part(images[some]), Expected(labels[some], logits[some]))
+            (network.part(images[some]), Expected(graph, labels[some], logits[some]))
             for some in np.split(order, [count for count in stages if count < len(images)])
         ]
 
@@ -67,10 +67,8 @@ class Judge:
         self, layers: Sequence[IntegerLayer], formats: Mapping[str, LayerFormats], best: Verdict | None = None
     ) -> Verdict:
         """The same of layers with whichever weights."""
-        y = formats[self.graph.output.name].y
-        assert y
         return judge_in_stages(
-            (expected.judge(network.trial_logits(layers), y) for network, expected in self._stages),
+            (expected.judge(network.trial_logits(layers), formats) for network, expected in self._stages),
             lambda verdict: best is not None and verdict.does_worse(best, GIVE_UP_STANDARD_ERRORS),
         )
 
@@ -119,10 +117,10 @@ def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Tria
                         tensor,
                         q,
                         verdict.score,
-                        best.first(len(verdict.right)).score,
+                        best.first(verdict.images).score,
                         better,
                         reason=verdict.against(best),
-                        given_up=len(verdict.right) < len(best.right),
+                        given_up=verdict.images < best.images,
                     )
                     if not better:
                         break
@@ -156,7 +154,7 @@ def device_objective(
     images = reference.images
     some = spread(len(images), SAMPLE)
     others = np.setdiff1d(np.arange(len(images)), some)
-    logits = np.empty((len(images), graph.classes), np.float32)
+    logits = np.empty((len(images), graph.result_size), np.float32)
     own = {layer.name for layer in graph.layers if layer.own_format}
     logits[some], ranges = reference.part(images[some]).survey(as_trained(graph), own)
     if len(others):
@@ -183,7 +181,9 @@ def device_objective(
     yield "fitting weights of 4 bits"
     if bits == weight_bits.MIXED:
         narrowing = make_narrowing(fit, found.chosen.formats, lambda one: finals.judge(one)[0], judge.judge_layers)
-        chosen = yield from weight_bits.mixed(narrowing, found.measured[0].accuracy - loss)
+        in_float = found.measured[0].accuracy
+        assert in_float is not None
+        chosen = yield from weight_bits.mixed(narrowing, in_float - loss)
         narrow = {"weights of 8 and 4 bits": narrowing.candidate(chosen)}
     else:
         names = weight_bits.able(graph, target)
@@ -214,20 +214,22 @@ class _Finals:
         """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then."""
         graph, formats = candidate.graph, candidate.formats
         network, layers = DeviceNetwork(graph, self.images, self.target), quantize_network(graph, formats, self.target)
-        logits, y = np.empty((len(self.images), graph.classes), np.int8), formats[graph.output.name].y
-        assert y
+        logits = np.empty((len(self.images), graph.result_size), np.int8)
 
         def verdicts() -> Iterator[Verdict]:
             for stage in self._stages:
                 logits[stage] = network.part(pick(self.images, stage)).logits(layers)
-                yield Expected(self.labels[stage], self.logits[stage]).judge(logits[stage], y)
+                expected = Expected(graph, self.labels[stage], self.logits[stage])
+                yield expected.judge(logits[stage], formats)
 
         return judge_in_stages(verdicts(), lambda verdict: best is not None and verdict.cannot_beat(best)), logits
 
     def choose(self, candidates: Mapping[str, Candidate], tolerance: float) -> Found:
         """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear."""
-        measured = [Measured("float", len(self.labels), accuracy_caffe(self.logits, self.labels))]
         *others, best_name = candidates
+        classifier = candidates[best_name].graph.classifier
+        accuracy = accuracy_caffe(self.logits, self.labels) if classifier else None
+        measured = [Measured("float", len(self.labels), accuracy)]
         best, logits = self.judge(candidates[best_name])
         measured.append(best.measured(best_name))
         for name in reversed(others):
@@ -236,7 +238,7 @@ class _Finals:
                 measured.append(best.measured(name))
                 continue
             verdict, on_device = self.judge(candidates[name], best)
-            count = len(verdict.right)
+            count = verdict.images
             measured.append(verdict.measured(name))
             if count < len(self.images):
                 measured.append(best.first(count).measured(best_name))

@@ -17,8 +17,11 @@ from q7.search.common import Found, Score, Search, Tensor, Trial
 BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
 
 
-def _measured(score: Score) -> str:
-    return f"{score.accuracy:.2f} %" + (f", {score.divergence:.4g} nats" if score.divergence is not None else "")
+def _measured(score: Score, short: bool = False) -> str:
+    """Divergences of classifiers are in nats, others have no unit."""
+    if score.accuracy is None:
+        return f"divergence {score.divergence:.4g}"
+    return f"{score.accuracy:.2f} %" + ("" if short or score.divergence is None else f", {score.divergence:.4g} nats")
 
 
 def line(trial: Trial) -> str:
@@ -128,5 +131,5 @@ def follow(
             bar.bar_format = BAR if left is None else f"{BAR}, up to {tqdm.format_interval(left)} of search left"
             assert best.score
             looked_at = printable(f"{step.layer} {step.tensor.value} {step.format}")
-            bar.set_description_str(f"{looked_at}, best {best.score.accuracy:.2f} %", refresh=False)
+            bar.set_description_str(f"{looked_at}, best {_measured(best.score, short=True)}", refresh=False)
             bar.refresh()

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
+from q7.network.graph import Graph
 from q7.network.quantized import Measured
-from q7.qformat import QFormat
+from q7.qformat import LayerFormats
 from q7.search.common import Score
 
 CLEAR_STANDARD_ERRORS = 1.0  # of a mean difference of divergences, beyond which one is clearly the closer
@@ -41,15 +42,19 @@ def mcnemar(right: np.ndarray, others: np.ndarray) -> tuple[int, float]:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Which images are right, and their Kullback-Leibler divergences (nats) from the float network's softmax."""
+    """Which images are right, none where that is not known, and the divergences of all from the float network."""
 
     right: np.ndarray
     divergences: np.ndarray
 
     @property
-    def accuracy(self) -> float:
+    def images(self) -> int:
+        return len(self.divergences)
+
+    @property
+    def accuracy(self) -> float | None:
         """Percent."""
-        return 100 * float(self.right.mean())
+        return 100 * float(self.right.mean()) if len(self.right) else None
 
     @property
     def _divergence(self) -> float:
@@ -58,10 +63,10 @@ class Verdict:
 
     @property
     def score(self) -> Score:
-        return Score(self.accuracy, self._divergence, len(self.right))
+        return Score(self.accuracy, self._divergence, self.images)
 
     def measured(self, candidate: str) -> Measured:
-        return Measured(candidate, len(self.right), self.accuracy, self._divergence)
+        return Measured(candidate, self.images, self.accuracy, self._divergence)
 
     def beats(self, other: Verdict, tolerance: float, deviations: float) -> bool:
         """More images right, by more than counting noise and the tolerance (percent); else clearly closer logits.
@@ -91,9 +96,9 @@ class Verdict:
         further = self.divergences[:count] - other.divergences[:count]
         mean, error = float(further.mean()), float(further.std()) / math.sqrt(count)
         how_many = f"{abs(lead)} {'more' if lead > 0 else 'fewer'}" if lead else "as many"
-        images = f"{how_many} image{'s' * (abs(lead) != 1)} right"
+        images = f"{how_many} image{'s' * (abs(lead) != 1)} right, " if len(self.right) else ""
         by = f"{abs(mean) / error:.1f} standard errors " if error else ""
-        return f"{images}, divergence {by}{'higher' if mean > 0 else 'lower'}" if mean else f"{images}, same divergence"
+        return f"{images}divergence {by}{'higher' if mean > 0 else 'lower'}" if mean else f"{images}same divergence"
 
     def cannot_beat(self, other: Verdict) -> bool:
         """Clearly further off so far, and not likely to end clearly closer than the other or with more images right.
@@ -101,7 +106,7 @@ class Verdict:
         The other has seen all. How the rest may turn out is the conditional power (Lan, Simon and Halperin 1982) where
         the two differ on it by chance alone. What may still end unclear is not a reason to go on.
         """
-        seen = len(self.right) / len(other.right)
+        seen = self.images / other.images
         chance = CHANCE_DEVIATIONS * math.sqrt(1 - seen)
         lead, deviation = mcnemar(self.right, other.right)
         more = math.sqrt(seen) * lead / max(deviation, 1)
@@ -118,19 +123,42 @@ class Verdict:
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the second axis."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def _per_image(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1).sum(axis=1)
+
+
 class Expected:
-    """What images should give: their labels, and the float network's log softmax; from its logits (N, classes)."""
+    """What images should give: their labels, and the float network's outputs (N, result_size).
 
-    def __init__(self, labels: np.ndarray, logits: np.ndarray) -> None:
-        self.labels = labels
-        self.log_probabilities = _log_softmax(logits.astype(np.float64))
+    The divergence of a classifier is Kullback and Leibler's, in nats, from the float network's softmax. Of outputs that
+    are no logits it is the squared error, relative to the mean square; and of several outputs, the sum.
+    """
 
-    def judge(self, logits: np.ndarray, y: QFormat) -> Verdict:
-        """The device's logits, int8 in the format y."""
-        expected = self.log_probabilities
-        found = _log_softmax(np.ldexp(logits.astype(np.float64), -y.fraction_bits))
-        return Verdict(logits.argmax(axis=1) == self.labels, (np.exp(expected) * (expected - found)).sum(axis=1))
+    def __init__(self, graph: Graph, labels: np.ndarray, results: np.ndarray) -> None:
+        self.graph, self.labels = graph, labels
+        self._logits = set(graph.outputs) if graph.classifier else graph.scores
+        self._expected: dict[str, np.ndarray] = {}
+        self._power: dict[str, float] = {}
+        for name, values in graph.split(results.astype(np.float64)).items():
+            self._expected[name] = _log_softmax(values) if name in self._logits else values
+            self._power[name] = float(np.square(values).sum()) / len(values) or 1.0
+
+    def judge(self, results: np.ndarray, formats: Mapping[str, LayerFormats]) -> Verdict:
+        """The device's outputs (N, result_size) int8, in their layers' formats."""
+        divergences = np.zeros(len(results))
+        for name, integers in self.graph.split(results).items():
+            y, expected = formats[name].y, self._expected[name]
+            assert y
+            found = np.ldexp(integers.astype(np.float64), -y.fraction_bits)
+            if name in self._logits:
+                places = math.prod(expected.shape[2:])
+                divergences += _per_image(np.exp(expected) * (expected - _log_softmax(found))) / places
+            else:
+                divergences += _per_image(np.square(expected - found)) / self._power[name]
+        right = results.argmax(axis=1) == self.labels if self.graph.classifier else np.empty(0, bool)
+        return Verdict(right, divergences)

@@ -110,8 +110,8 @@ def mixed(narrowing: Narrowing, least: float) -> Generator[Trial, None, list[str
         names = [layer.name for layer in fit.graph.layers if layer.name in (*chosen, name)]
         score, w = narrowing.judge(names).score, narrowing.table(names)[name].w
         assert w
-        kept, sizes = score.accuracy > least - ROUNDING, (size - saved[name], size)
-        reason = f"{score.accuracy:.2f} % is {'at least' if kept else 'less than'} {least:.2f} %"
+        kept, sizes = score.percent > least - ROUNDING, (size - saved[name], size)
+        reason = f"{score.percent:.2f} % is {'at least' if kept else 'less than'} {least:.2f} %"
         yield Trial(name, Tensor.WEIGHTS, w, score, best, kept, sizes, reason)
         if kept:
             chosen, best, size = names, score, sizes[0]

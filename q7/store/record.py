@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -34,7 +34,7 @@ from q7.store import plain_pickle
 from q7.store.plain_pickle import Instance
 from q7.target import Q7, Target
 
-FORMAT, VERSION = "caffe-to-cmsis-nn", 3
+FORMAT, VERSION = "caffe-to-cmsis-nn", 4
 LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
 _LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
     (Input.caffe_type, Input.variant): Input,
@@ -82,6 +82,8 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
     layers = network.graph.layers
     return {
         "name": network.graph.name,
+        "outputs": [*network.graph.outputs],
+        "classifier": network.graph.classifier,
         "layers": [_pack_layer(layer) for layer in layers],
         "formats": _own_formats(layers, _plain(network.formats)),
         "weights": {
@@ -164,14 +166,16 @@ def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     return layer
 
 
-def _unpack_layers(values: list[dict[str, Any]]) -> tuple[Layer, ...]:
+def _unpack_layers(values: list[dict[str, Any]], outputs: Sequence[str] = ()) -> tuple[Layer, ...]:
     known: dict[str, Layer] = {}
     for value in values:
         layer = _unpack_layer(value, known)
         known[layer.name] = layer
     if not known:
         raise ValueError("it has no layers")
-    return mark_shared(known.values())
+    if len({*outputs}) < len(outputs) or not {*outputs} <= {*known}:
+        raise ValueError(f"it has no outputs {outputs}")
+    return mark_shared(known.values(), outputs)
 
 
 def _unpack_integers(layer: Layer, value: Mapping[str, Any], formats: LayerFormats) -> Any:
@@ -198,8 +202,14 @@ def _format(value: Any, bits: Any = 8) -> QFormat:
 
 
 def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
-    layers = _unpack_layers(value["layers"])
-    graph = Graph(_restore(value["name"], str), layers, {}, "")
+    outputs = _restore(value["outputs"], tuple[str, ...])
+    if not outputs:
+        raise ValueError("it has no outputs")
+    layers = _unpack_layers(value["layers"], outputs)
+    classifier = _restore(value["classifier"], bool)
+    graph = Graph(_restore(value["name"], str), layers, {}, "", outputs=outputs, classifier=classifier)
+    if classifier and (len(outputs) != 1 or math.prod(graph.output_layers[0].out_shape[1:]) > 1):
+        raise ValueError("a classifier has one vector of logits")
     w, b, y = (
         {name: _format(own[tensor]) for name, own in value["formats"].items() if tensor in own} for tensor in "wby"
     )
@@ -269,6 +279,12 @@ def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
         search = [{"candidate": name, "accuracy": percent, **known} for name, percent in outcome["search"].items()]
         outcome = {**outcome, "weight_bits": "8", "search": search}
     return {**value, "weights": weights, "outcome": outcome}
+
+
+def _from_version_3(value: dict[str, Any]) -> dict[str, Any]:
+    """All networks were classifiers, and their last layer the output."""
+    outcome = value["outcome"] and {**value["outcome"], "outputs": {}}
+    return {**value, "outputs": [value["layers"][-1]["name"]], "classifier": True, "outcome": outcome}
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
@@ -344,4 +360,6 @@ def load(path: Path) -> Record:
             network = _from_version_1(network)
         if network and version < 3:
             network = _from_version_2(network)
+        if network and version < 4:
+            network = _from_version_3(network)
         return Record(_attributes(value["attributes"]), None if network is None else _unpack(network))

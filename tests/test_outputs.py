@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks with several outputs, of any shape, and without labels."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+import nn_quantizer
+from q7.caffe_io.blobs import to_caffemodel
+from q7.caffe_io.prototxt import read_prototxt
+from q7.codegen import known_answers
+from q7.data import lmdb_images
+from q7.data.source import data_source
+from q7.errors import Q7Error
+from q7.network.from_caffe import parse_network
+from q7.network.graph import Graph
+from q7.report import page
+from tests.generated import STRICT, generate, make, network, on_host, predicted, stored_images
+from tests.support import ROOT, run, write_dataset
+
+SHAPE = (3, 12, 10)
+INPUT = 'input: "data" input_dim: 1 ' + " ".join(f"input_dim: {extent}" for extent in SHAPE) + "\n"
+LAYERS = """
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 8 kernel_size: 3 } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
+  pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+layer { name: "map" type: "Convolution" bottom: "conv1" top: "map" convolution_param { num_output: 2 kernel_size: 1 } }
+layer { name: "conv2" type: "Convolution" bottom: "pool1" top: "conv2"
+  convolution_param { num_output: 12 kernel_size: 3 } }
+layer { name: "relu2" type: "ReLU" bottom: "conv2" top: "conv2" }
+layer { name: "scores" type: "Convolution" bottom: "conv2" top: "scores"
+  convolution_param { num_output: 2 kernel_size: 1 } }
+layer { name: "boxes" type: "InnerProduct" bottom: "conv2" top: "boxes" inner_product_param { num_output: 4 } }
+"""
+PROB = 'layer { name: "prob" type: "Softmax" bottom: "scores" top: "prob" }\n'
+ALL = ["map", "scores", "boxes"]
+
+
+def parse(folder: Path, text: str, *outputs: str) -> Graph:
+    (folder / "net.prototxt").write_text(text)
+    prototxt = read_prototxt(folder / "net.prototxt")
+    return parse_network(prototxt, "accuracy", data_source(prototxt), SHAPE, output_names=outputs)
+
+
+def trained(folder: Path, text: str, *outputs: str) -> list[str]:
+    """The network of a prototxt with random weights and an LMDB of random images; flags that quantize it."""
+    rng = np.random.default_rng(1)
+    graph = parse(folder, text, *outputs)
+    blobs = {
+        layer.name: [
+            (rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32) for shape in layer.weight_shapes()
+        ]
+        for layer in graph.layers
+        if layer.weight_shapes()
+    }
+    types = {layer.name: layer.caffe_type for layer in graph.layers}
+    (folder / "net.caffemodel").write_bytes(to_caffemodel("net", blobs, types))
+    write_dataset(folder, SHAPE, 30, 10)
+    files = {"model": "net.prototxt", "weights": "net.caffemodel", "save": "net.pkl", "lmdb": "data_lmdb"}
+    flags = [word for name, file in files.items() for word in (f"--{name}", str(folder / file))]
+    return [*flags, "--mean", "120", "--scale", "0.0078125", *(word for name in outputs for word in ("--output", name))]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pickle of a network with three outputs: two images and a vector."""
+    folder = tmp_path_factory.mktemp("three")
+    assert nn_quantizer.main([*trained(folder, INPUT + LAYERS), "--json", str(folder / "net.json"), "-q"]) == 0
+    return folder / "net.pkl"
+
+
+# --- which ones -------------------------------------------------------------------------------------------------------
+
+
+def test_what_no_layer_reads_is_given(tmp_path: Path) -> None:
+    graph = parse(tmp_path, INPUT + LAYERS)
+    assert [*graph.outputs] == ALL and not graph.classifier and graph.result_size == 2 * 80 + 2 * 6 + 4
+
+
+@pytest.mark.parametrize("names", [["boxes"], ["scores", "map"], ["conv1", "boxes"], ["pool1", "conv1"]])
+def test_what_is_named_is_given(names: list[str], tmp_path: Path) -> None:
+    graph = parse(tmp_path, INPUT + LAYERS, *names)
+    blobs = {layer.name: layer.blob for layer in graph.layers}
+    assert [blobs[name] for name in graph.outputs] == names and not graph.classifier
+    assert ("map" in blobs) == ("map" in names)  # what leads to no output is left out
+
+
+def test_losses_are_no_readers(tmp_path: Path) -> None:
+    loss = 'layer { name: "loss" type: "%s" bottom: "boxes" bottom: "label" top: "loss" }'
+    assert [*parse(tmp_path, INPUT + LAYERS + loss % "EuclideanLoss").outputs] == ALL
+    one = LAYERS[: LAYERS.index('layer { name: "map"')]
+    one += LAYERS[LAYERS.index('layer { name: "boxes"') :].replace("conv2", "pool1")
+    assert not parse(tmp_path, INPUT + one + loss % "EuclideanLoss").classifier
+    assert parse(tmp_path, INPUT + one + loss % "SoftmaxWithLoss").classifier
+
+
+def test_a_softmax_of_one_output_of_several_is_left_out_when_told(tmp_path: Path) -> None:
+    with pytest.raises(Q7Error, match="leave it out: --output map --output boxes --output scores"):
+        parse(tmp_path, INPUT + LAYERS + PROB)
+    with pytest.raises(Q7Error, match=r"--output nothing: .* nobody reads map, boxes, prob"):
+        parse(tmp_path, INPUT + LAYERS + PROB, "nothing")
+    assert parse(tmp_path, INPUT + LAYERS + PROB, "prob").scores == {"scores"}
+
+
+def test_batchnorm_does_not_go_into_an_output(tmp_path: Path) -> None:
+    norm = 'layer { name: "norm" type: "BatchNorm" bottom: "map" top: "norm" }'
+    assert parse(tmp_path, INPUT + LAYERS + norm).outputs
+    with pytest.raises(Q7Error, match=r"'norm' .*cannot be folded into 'map', which is an output, too"):
+        parse(tmp_path, INPUT + LAYERS + norm, "norm", "map")
+
+
+# --- quantized --------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_judged_by_how_close_it_comes(three: Path) -> None:
+    outcome = network(three).outcome
+    assert outcome and outcome.accuracy is None
+    assert [*outcome.outputs] == ALL
+    assert all(own.sqnr and own.sqnr > 25 and own.cosine and own.cosine > 0.998 for own in outcome.outputs.values())
+    before, chosen = outcome.search[1], [one for one in outcome.search if one.chosen]
+    assert chosen and chosen[0].accuracy is None and before.divergence and chosen[0].divergence
+    assert chosen[0].divergence <= max(one.divergence or 0 for one in outcome.search)
+
+
+def test_labels_are_not_looked_at(three: Path, tmp_path: Path) -> None:
+    flags = trained(tmp_path, INPUT + LAYERS)
+    lmdb_images.write(tmp_path / "data_lmdb", lmdb_images.read(three.parent / "data_lmdb")[0], np.full(30, -1))
+    assert nn_quantizer.main([*flags, "-q"]) == 0
+    assert network(tmp_path / "net.pkl").outcome == network(three).outcome
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--objective", "caffe"], "--objective caffe needs accuracies, and there is no Accuracy layer"),
+        (["--api", "s8", "--weight_bits", "mixed"], "--weight_bits mixed needs accuracies"),
+    ],
+)
+def test_what_needs_labels_is_declined(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nn_quantizer.main([*trained(tmp_path, INPUT + LAYERS), *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_printed(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = trained(three.parent, INPUT + LAYERS)
+    assert nn_quantizer.main([*flags, "--save", str(three.parent / "again.pkl")]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"^scores +\d\d\.\d dB +0\.99\d{4}$", printed.out, re.M)
+    assert re.search(r"^SQNR: \d\d\.\d dB, the worst of 3 outputs \(30 images, .*\)$", printed.out, re.M)
+    assert "accurac" not in printed.out.lower()
+    assert "no Accuracy layer: map, scores, boxes are judged by how close they come" in printed.err
+
+
+def test_the_report_tells_of_outputs(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = json.loads((three.parent / "net.json").read_text())
+    jsonschema.validate(values, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+    assert values["accuracy"] is None and values["classes"] is None and values["per_class"] == []
+    assert [(one["name"], one["shape"]) for one in values["outputs"]] == [
+        ("map", [2, 10, 8]),
+        ("scores", [2, 3, 2]),
+        ("boxes", [4]),
+    ]
+    shown = page.page(values, {})
+    assert "in the worst of 3 outputs" in shown and "2x10x8" in shown and "accuracy in" not in shown
+
+
+# --- on the device ----------------------------------------------------------------------------------------------------
+
+TARGETS = [("--api", "q7"), ("--api", "s8"), ("--kernels", "own"), ("--core", "plain"), ("--ram", "least")]
+
+
+@pytest.mark.parametrize("flags", TARGETS, ids=" ".join)
+def test_the_program_gives_every_output(flags: tuple[str, str], three: Path, tmp_path: Path) -> None:
+    generate(three, tmp_path, "--target", "host", "--test_images", "3", *flags)
+    make(tmp_path, f"CFLAGS={' '.join(STRICT)}")
+    done = run("./network", cwd=tmp_path)
+    assert done.returncode == 0 and "PASS: every layer as predicted for 3 of 3 images" in done.stdout, done.stdout
+    quantized = network(three)
+    images = stored_images(quantized, three, 30)
+    expected = known_answers.device_order(quantized.graph, predicted(quantized, images))
+    np.testing.assert_array_equal(on_host(tmp_path, images), expected)
