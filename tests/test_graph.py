@@ -287,6 +287,7 @@ def test_crop_takes_the_centre(tmp_path: Path) -> None:
     source = data_source(read_prototxt(prototxt(tmp_path, "", "x", "crop_size: 5")))
     image = np.arange(8 * 9).reshape(1, 8, 9)
     np.testing.assert_array_equal(source.crop_image(image), image[:, 1:6, 2:7])
+    np.testing.assert_array_equal(source.crop_image(image[:, :5, :5]), image[:, :5, :5])
     with pytest.raises(Q7Error, match="crop_size 5 is larger than the image, 4x9"):
         source.crop_image(image[:, :4])
 

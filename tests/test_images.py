@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import nn_quantizer
 from q7.caffe_io.blobs import write_weights
 from q7.data import lmdb_images, pictures
 from q7.data.readers import Hdf5List, ImageList
+from q7.errors import Q7Error
 from q7.pipeline.job import prepare
 from q7.store import record
 from tests import tiny
@@ -177,6 +179,17 @@ def test_declined(data: str, message: str, tmp_path: Path, capsys: pytest.Captur
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file.update(sets)
     refused(arguments, capsys, message)
+
+
+@pytest.mark.parametrize(
+    ("value", "pixel"), [(-0.009, 0), (0, 0), (255.009, 255), (-1, None), (256, None), (7.5, None)]
+)
+def test_what_is_a_pixel(value: float, pixel: int | None, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.h5\n")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.update({"data": np.full((1, *tiny.IMAGE), value, np.float32), "label": np.zeros(1)})
+    with contextlib.nullcontext() if pixel is not None else pytest.raises(Q7Error, match=r"not \(pixel - mean\)"):
+        assert (Hdf5List().read(tmp_path / "list.txt")[0] == pixel).all()
 
 
 def test_a_mean_file_is_no_way_to_say_what_was_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

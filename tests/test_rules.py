@@ -45,6 +45,16 @@ def test_rescaling_beyond_8_bits_changes_nothing() -> None:
     assert [own_loops.rescaling(shift) for shift in (-40, -9, -8, -7, 7, 8, 9, 40)] == [-8, -8, -8, -7, 7, 8, 8, 8]
 
 
+def test_sums_of_operands_stay_within_32_bits() -> None:
+    """The most operands, all -128, shifted the most, with the rounding term; one bit more is too many."""
+
+    def largest(alignment: int) -> int:
+        return own_loops.MOST_OPERANDS * 128 << alignment
+
+    rounding = 1 << own_loops.MOST_MERGED_RSHIFT >> 1
+    assert largest(own_loops.MOST_ALIGNMENT) + rounding <= INT32_MAX < largest(own_loops.MOST_ALIGNMENT + 1)
+
+
 def test_a_buffer_goes_to_the_lowest_offset_that_is_free() -> None:
     """Two that are alive with it leave a gap, which the third one fits: not beyond the largest of them."""
     first, second, both = Buffer("a", 64, 0, 1), Buffer("b", 32, 1, 3), Buffer("c", 16, 3, 4)

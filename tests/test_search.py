@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
 from q7.engines.networks import FloatNetwork
-from q7.layers.activations import ReLU
+from q7.layers.activations import ReLU, Sigmoid
 from q7.layers.input import Input
 from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
 from q7.network.graph import Graph
@@ -164,6 +165,17 @@ def test_legal_formats_can_be_carried(fraction_bits: int) -> None:
             carried = shifts(legal[name])
             assert 0 <= carried.bias_lshift <= MAX_BIAS_LSHIFT
             assert 0 <= carried.out_rshift <= MAX_OUT_RSHIFT
+
+
+@pytest.mark.parametrize(("asked", "given"), [(3, 4), (4, 4), (7, 7), (8, 7)])
+def test_a_format_is_legal_up_to_the_limits_of_the_layer_that_reads_it(asked: int, given: int) -> None:
+    """A sigmoid takes 4 to 7 fraction bits."""
+    graph = _graph()
+    sigmoid = Sigmoid("relu", ("conv",), "conv", ((4, 4, 4),))
+    graph = replace(graph, layers=(*graph.layers[:2], sigmoid, *graph.layers[3:]))
+    y = {"data": QFormat(0), "conv": QFormat(asked), "ip": QFormat(0)}
+    legal = common.legal(graph, graph.formats(dict.fromkeys(("conv", "ip"), QFormat(7)), {}, y))
+    assert legal["conv"].y == QFormat(given)
 
 
 def test_a_tie_is_wrong_for_caffe_and_goes_to_the_first_on_the_device() -> None:
