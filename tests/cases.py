@@ -47,6 +47,10 @@ def pool(parameters: str, **names: str) -> str:
     return layer("Pooling", f"pooling_param {{ {parameters} }}", **names)
 
 
+def lrn(parameters: str, **names: str) -> str:
+    return layer("LRN", f"lrn_param {{ {parameters} }}", **names)
+
+
 CONV1 = conv("num_output: 4 kernel_size: 1", name="c")
 
 # After each of them comes an inner product with 3 outputs, which reads x.
@@ -92,6 +96,14 @@ ACCEPTED = [
     Accepted(
         "rounded down", pool("kernel_size: 3 stride: 2 round_mode: FLOOR"), "arm_maxpool_q7_HWC", "arm_max_pool_s8"
     ),
+    Accepted(
+        "rounded down by another name",
+        pool("kernel_size: 3 stride: 2 ceil_mode: false"),
+        "arm_maxpool_q7_HWC",
+        "arm_max_pool_s8",
+    ),
+    Accepted("across channels", lrn("local_size: 5 alpha: 1e-4"), "lrn_across_q7", "lrn_across_q7"),
+    Accepted("within a channel", lrn("norm_region: WITHIN_CHANNEL"), "lrn_within_q7", "lrn_within_q7"),
     Accepted("ReLU", layer("ReLU"), "arm_relu_q7", "arm_relu_q7"),
     Accepted("leaky", layer("ReLU", "relu_param { negative_slope: 0.1 }"), "lookup_q7", "lookup_q7"),
     Accepted("ReLU6", layer("ReLU6"), "clip_q7", "clip_q7"),
@@ -128,9 +140,18 @@ DECLINED = [
     Declined(
         "pad not below kernel", pool("kernel_size: 2 stride: 2 pad: 2"), "pad (2, 2) must be below the kernel (2, 2)"
     ),
+    Declined("rounded up and down", pool("kernel_size: 2 ceil_mode: true round_mode: FLOOR"), "contradict each other"),
     Declined("empty window", pool("kernel_size: 1 stride: 3"), "lies outside the image", (4, 5, 5)),
     Declined("unknown type", layer("PReLU"), "layer 'x' (PReLU): this type is not supported"),
-    Declined("another unknown type", layer("LRN"), "layer 'x' (LRN): this type is not supported"),
+    Declined("another unknown type", layer("MVN"), "layer 'x' (MVN): this type is not supported"),
+    Declined("even local_size", lrn("local_size: 4"), "local_size 4, allowed are odd numbers up to 1023"),
+    Declined("large local_size", lrn("local_size: 33 norm_region: WITHIN_CHANNEL"), "allowed are odd numbers up to 31"),
+    Declined(
+        "LRN of a vector", CONV1 + ip("num_output: 2", name="i") + lrn("", bottom="i"), "its input has shape (2,)"
+    ),
+    Declined("k", lrn("k: 0"), "k 0, it must be above 0"),
+    Declined("alpha", lrn("alpha: -1"), "alpha -1, it must be at least 0"),
+    Declined("beta", lrn("beta: nan"), "beta nan, allowed are 0 to 10"),
     Declined("unknown field", conv("num_output: 4 kernel_size: 3 offset: 2"), "a field that this tool does not know"),
     Declined(
         "another unknown field",

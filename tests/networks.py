@@ -103,6 +103,16 @@ class Builder:
         window = "global_pooling: true" if self.integer(0, 4) == 0 else self.window()
         self.add("Pooling", [blob], f"pooling_param {{ pool: {method} {window} }}")
 
+    def lrn(self, blob: str) -> None:
+        size = f"local_size: {self.draw(st.sampled_from([3, 5, 1, 9]))}"
+        alpha, beta = st.sampled_from([1e-4, 1, 0.02]), st.sampled_from([0.75, 0.5, 2])
+        region = self.draw(st.sampled_from(["ACROSS_CHANNELS k: 2", "WITHIN_CHANNEL"]))
+        self.add(
+            "LRN",
+            [blob],
+            f"lrn_param {{ {size} alpha: {self.draw(alpha)} beta: {self.draw(beta)} norm_region: {region} }}",
+        )
+
     def elementwise(self, blob: str) -> None:
         kind = self.draw(st.sampled_from(["ReLU", "ReLU", "leaky", "ReLU6", "Clip", "Sigmoid", "TanH"]))
         in_place = blob not in self.read and blob != "data" and self.flag()
@@ -133,13 +143,13 @@ def prototxts(draw: st.DrawFn) -> tuple[str, tuple[int, int, int], str]:
     if draw(st.booleans()):
         shape = (shape[0], shape[1], shape[1])  # most kernels of the library are for squares
     builder = Builder(draw, {"data": shape})
-    images = [builder.convolution, builder.pooling]
+    images = [builder.convolution, builder.convolution, builder.pooling, builder.pooling, builder.lrn]
     always = [builder.elementwise, builder.eltwise, builder.concat, builder.inner_product]
     for _ in range(draw(st.integers(4, 10))):
         names = list(builder.shapes)
         blob = draw(st.sampled_from(names[-1:] * len(names) * 3 + names))
         deep = len(builder.shapes[blob]) == 3 and max(builder.shapes[blob][1:]) > 1
-        draw(st.sampled_from(images * 4 + always[:3] * 2 + always[3:] if deep else always))(blob)
+        draw(st.sampled_from(images * 2 + always[:3] * 2 + always[3:] if deep else always))(blob)
     top = builder.add("InnerProduct", [list(builder.shapes)[-1]], f"inner_product_param {{ num_output: {CLASSES} }}")
     assert top
     return "\n".join(builder.text), shape, top

@@ -113,7 +113,9 @@ def test_sizes_are_caffes(
 ) -> None:
     window = f"kernel_size: {kernel} stride: {stride} pad: {pad}"
     shape = (2, *image)
-    for param, expected in ((window, ceil), (f"{window} round_mode: FLOOR", floor)):
+    down = ("round_mode: FLOOR", floor), ("ceil_mode: false", floor)
+    for how, expected in (("", ceil), ("ceil_mode: true", ceil), *down):
+        param = f"{window} {how}"
         layers = parse(tmp_path, pool("p", "data", param) + ip("ip", "p"), "ip", shape=shape).layers
         assert layers[1].out_shape == (2, *expected)
     layers = parse(tmp_path, conv("c", "data", f"num_output: 5 {window}") + ip("ip", "c"), "ip", shape=shape).layers
@@ -186,6 +188,15 @@ NETS["leaky"] = (
     + layer("ReLU", "r2", ["ip1"], "relu_param { negative_slope: -0.75 }")
     + ip("ip2", "r2", 3),
     "ip2",
+    "mean_value: 120 scale: 0.0078125",
+)
+NETS["normalized"] = (
+    conv("conv1", "data", "num_output: 6 kernel_size: 3")
+    + layer("LRN", "n1", ["conv1"], "lrn_param { local_size: 3 alpha: 2 beta: 0.6 k: 1.5 }")
+    + layer("LRN", "n2", ["n1"], "lrn_param { local_size: 5 alpha: 3 k: 7 norm_region: WITHIN_CHANNEL }")
+    + layer("LRN", "n3", ["n2"], "")
+    + ip("ip1", "n3", 3),
+    "ip1",
     "mean_value: 120 scale: 0.0078125",
 )
 MAX = "eltwise_param { operation: MAX }"
@@ -265,11 +276,11 @@ def test_layers_that_do_not_lead_to_the_accuracy_are_ignored(tmp_path: Path) -> 
 
 
 def test_all_offending_layers_are_reported_at_once(tmp_path: Path) -> None:
-    layers = plain("LRN", "n1", "data", "a") + plain("ELU", "e", "a", "b") + conv("c", "b", "num_output: 2")
+    layers = plain("MVN", "n1", "data", "a") + plain("ELU", "e", "a", "b") + conv("c", "b", "num_output: 2")
     with pytest.raises(Q7Error) as caught:
         parse(tmp_path, layers + ip("ip1", "c"), "ip1")
     assert [part.split(":")[0] for part in str(caught.value).split("; ")] == [
-        "layer 'n1' (LRN)",
+        "layer 'n1' (MVN)",
         "layer 'e' (ELU)",
         "layer 'c' (Convolution)",
     ]

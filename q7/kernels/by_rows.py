@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
-from q7.kernels import arm_q7, arm_s8, own_loops, own_q7
+from q7.kernels import arm_q7, arm_s8, lrn, own_loops, own_q7
 from q7.kernels.base import AnyKernel
 from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.contract import AverageView
@@ -70,6 +70,7 @@ def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm |
 
 
 @row_form.register(own_loops.WindowLoop)
+@row_form.register(lrn.Across)
 @row_form.register(own_loops.Merge)
 @row_form.register(own_loops.Concatenate)
 @row_form.register(own_loops.Clamp)

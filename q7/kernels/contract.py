@@ -47,6 +47,16 @@ class ConvolutionView(WindowedView, Protocol):
     def group(self) -> int: ...
 
 
+class LrnView(LayerView, Protocol):
+    @property
+    def local_size(self) -> int:
+        """How many channels, or cells along each axis, are added up."""
+
+
+class WindowedLrnView(LrnView, WindowedView, Protocol):
+    """Which adds up cells of an image."""
+
+
 class AverageView(WindowedView, Protocol):
     @property
     def covers_image(self) -> bool:

@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
-from q7.kernels import arm_q7, arm_s4, arm_s8, own_loops, own_q7
+from q7.kernels import arm_q7, arm_s4, arm_s8, lrn, own_loops, own_q7
 from q7.kernels import constraints as needs
 from q7.kernels.base import Bounds, Integers, IntWidth, Kernels, Operands
-from q7.kernels.contract import AverageView, ConvolutionView, LayerView, SumView, WindowedView
+from q7.kernels.contract import (
+    AverageView,
+    ConvolutionView,
+    LayerView,
+    LrnView,
+    SumView,
+    WindowedLrnView,
+    WindowedView,
+)
+from q7.kernels.lrn import Powers
 from q7.kernels.own_loops import LeftShift, Pixels, Rescalings, Slope
 
 _CONVOLUTION = (needs.indexable, needs.short_column)
@@ -73,6 +82,8 @@ AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
     arm_s8.AveragePool("arm_avgpool_s8", (needs.unpadded, *_WINDOWS, needs.countable)),
     *OWN_AVERAGE_POOL,
 )
+LRN_ACROSS: Kernels[LrnView, Powers] = (lrn.Across("lrn_across_q7"),)
+LRN_WITHIN: Kernels[WindowedLrnView, Powers] = (lrn.Within("lrn_within_q7"),)
 SUM: Kernels[SumView, Operands] = (
     arm_s8.Add("arm_elementwise_add_s8", (needs.plain_sum_of_two, needs.vector_core)),
     own_loops.Merge("add_q7"),

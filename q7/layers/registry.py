@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from q7.kernels.base import AnyKernel
-from q7.layers import activations, affine, merges, windowed
+from q7.layers import activations, affine, lrn, merges, windowed
 from q7.layers.base import Layer, Shape
 from q7.layers.input import Input
 from q7.layers.passthrough import Softmax
@@ -18,6 +18,8 @@ CLASSES: tuple[type[Layer], ...] = (
     windowed.MaxPooling,
     windowed.AveragePooling,
     windowed.GlobalAveragePooling,
+    lrn.Across,
+    lrn.Within,
     activations.ReLU,
     activations.LeakyReLU,
     activations.ReLU6,
@@ -37,6 +39,7 @@ LAYERS: dict[str, type[Layer] | Callable[[Any, tuple[Shape, ...]], type[Layer]]]
     **{cls.caffe_type: cls for cls in CLASSES},
     "Pooling": windowed.pooling,
     "Eltwise": merges.eltwise,
+    "LRN": lrn.lrn,
     "ReLU": activations.relu,
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from q7.kernels import constraints, registry
 from q7.kernels.base import Integers
+from q7.kernels.contract import WindowedView
 from q7.kernels.own_loops import MOST_POOLED_SHIFT, LeftShift
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
@@ -33,6 +34,20 @@ def _pair(what: str, values: Sequence[int], param: Any, prefix: str, default: in
     return default, default
 
 
+def window_defines(layer: WindowedView) -> dict[str, int]:
+    """Macros of a layer's windows, without its prefix."""
+    pairs = {
+        "IN_DIM": layer.in_shape[1:],
+        "KER_DIM": layer.window,
+        "PAD": layer.pad,
+        "STRIDE": layer.stride,
+        "OUT_DIM": layer.out_shape[1:],
+    }
+    if layer.square:
+        return {what: pair[0] for what, pair in pairs.items()}
+    return {f"{what}_{axis}": pair[i] for what, pair in pairs.items() for axis, i in (("X", 1), ("Y", 0))}
+
+
 @dataclass(frozen=True, eq=False)
 class _Windowed(Layer):
     """What convolution and pooling share; pairs are (height, width)."""
@@ -52,23 +67,12 @@ class _Windowed(Layer):
         if min(self.out_shape) < 1:
             raise Declined(f"its output would be empty: input {self.in_shape}, kernel {self.window}")
 
-    def _window_defines(self) -> dict[str, int]:
-        pairs = {
-            "IN_DIM": self.in_shape[1:],
-            "KER_DIM": self.window,
-            "PAD": self.pad,
-            "STRIDE": self.stride,
-            "OUT_DIM": self.out_shape[1:],
-        }
-        if self.square:
-            return {what: pair[0] for what, pair in pairs.items()}
-        return {f"{what}_{axis}": pair[i] for what, pair in pairs.items() for axis, i in (("X", 1), ("Y", 0))}
-
     def describe(self) -> str:
         return f"{super().describe()}, kernel {self.window[0]}x{self.window[1]}, stride {self.stride[0]}"
 
 
-def _spatial(in_shape: Shape) -> None:
+def spatial(in_shape: Shape) -> None:
+    """Raises Declined where a layer's input is no image."""
     if len(in_shape) != 3:
         raise Declined(f"its input has shape {in_shape}, allowed is (channels, height, width)")
 
@@ -106,7 +110,7 @@ class Convolution(_Windowed, _Weighted):
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.convolution_param
-        _spatial(in_shapes[0])
+        spatial(in_shapes[0])
         if any(d != 1 for d in param.dilation):
             raise Declined(f"dilation {list(param.dilation)}, allowed is 1: no q7 kernel skips cells")
         if param.axis != 1:
@@ -141,7 +145,7 @@ class Convolution(_Windowed, _Weighted):
         return crop(g, g.add("Conv", xs[0], *weights, group=self.group, **attributes), self)
 
     def defines(self) -> dict[str, int]:
-        sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **self._window_defines()}
+        sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **window_defines(self)}
         return {**sizes, "GROUPS": self.group} if self.group > 1 else sizes
 
 
@@ -196,8 +200,12 @@ class _Pooling(_Windowed):
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.pooling_param
-        _spatial(in_shapes[0])
+        spatial(in_shapes[0])
         round_up = param.round_mode == param.CEIL
+        if param.HasField("ceil_mode"):  # of branches that have it in place of round_mode
+            if param.HasField("round_mode") and param.ceil_mode is not round_up:
+                raise Declined("ceil_mode and round_mode contradict each other")
+            round_up = param.ceil_mode
         if param.global_pooling:
             return {"window": in_shapes[0][1:], "round_up": round_up}
         sizes = [param.kernel_size] if param.HasField("kernel_size") else []
@@ -225,7 +233,7 @@ class _Pooling(_Windowed):
         return self.in_shape[0], *sizes
 
     def defines(self) -> dict[str, int]:
-        return {"IN_CH": self.in_shape[0], **self._window_defines()}
+        return {"IN_CH": self.in_shape[0], **window_defines(self)}
 
 
 @computed_by(registry.MAX_POOL)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LRN's fixed point: how far it is from the real numbers, for every sum of squares; and its tables' size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from q7.kernels.lrn import Powers
+from q7.layers.lrn import Across, Within
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import LayerFormats, QFormat
+from q7.target import Target
+
+CAFFENET = {"local_size": 5, "alpha": 1e-4, "beta": 0.75}
+
+
+def layer(
+    local_size: int = 5, alpha: float = 1.0, beta: float = 0.75, k: float = 1.0, within: bool = False
+) -> Across | Within:
+    cls: type[Across | Within] = Within if within else Across
+    made = cls("norm", ("x",), "norm", ((7, 6, 5),), local_size=local_size, alpha=alpha, beta=beta, k=k)
+    made.check()
+    return made
+
+
+def largest_error(norm: Across | Within, x: int, y: int) -> float:
+    """In steps of the output, over all sums and all inputs that they allow, before rounding.
+
+    Results beyond 128 are saturated: an error below half a step there changes nothing.
+    """
+    powers = norm.quantize(None, LayerFormats(x=QFormat(x), y=QFormat(y)))
+    sums = np.arange(norm.cells * 128**2 + 1)
+    with np.errstate(over="ignore"):
+        real = 2.0 ** (y - x) * (norm.k + norm.alpha / norm.cells * 4.0**-x * sums) ** -norm.beta
+    multipliers = powers.multipliers()
+    assert multipliers.max() * 128 + (1 << powers.rshift >> 1) < 1 << 31  # within 32 bits in C
+    inputs = np.minimum(np.minimum(np.floor(np.sqrt(sums)), 128), np.floor(128.5 / real))  # the largest not saturated
+    error = inputs * np.abs(multipliers * 2.0**-powers.rshift - real)
+    saturating = (inputs + 1) * multipliers * 2.0**-powers.rshift  # the next one must saturate as well
+    beyond = (inputs + 1 <= 128) & ((inputs + 1) ** 2 <= sums)
+    assert (saturating[beyond] >= 127.5).all()
+    return float(error.max())
+
+
+@given(
+    st.sampled_from([1, 3, 5, 7, 9]),
+    st.one_of(st.sampled_from([0.0, 5e-5, 1e-4, 1.0]), st.floats(1e-8, 1e8)),
+    st.floats(0, 10),
+    st.floats(2**-10, 2**10),
+    st.integers(-8, 16),
+    st.integers(-6, 20),
+)
+@settings(max_examples=100, deadline=None)
+def test_less_than_half_a_step_for_every_sum(
+    local_size: int, alpha: float, beta: float, k: float, x: int, finer: int
+) -> None:
+    assert largest_error(layer(local_size, alpha, beta, k), x, x + finer) < 0.5
+
+
+@pytest.mark.parametrize("x", range(-3, 8))
+@pytest.mark.parametrize(
+    ("norm", "most_bytes"),
+    [
+        (layer(5, 1e-4), 240),  # AlexNet, CaffeNet, GoogLeNet
+        (layer(3, 5e-5, within=True), 240),  # cifar10_full
+        (layer(5, 1.0), 650),  # Caffe's defaults
+        (layer(31, 1.0, within=True), 850),
+    ],
+)
+def test_layers_of_known_networks(norm: Across | Within, most_bytes: int, x: int) -> None:
+    for y in range(x - 2, x + 3):
+        assert largest_error(norm, x, y) < 0.5
+    assert norm.quantize(None, LayerFormats(x=QFormat(x), y=QFormat(x))).table.nbytes <= most_bytes
+
+
+def squares(norm: Across | Within, image: np.ndarray) -> np.ndarray:
+    """Sums as the definition has them, CHW."""
+    half = norm.local_size // 2
+    found = np.zeros(image.shape, np.int64)
+    for place in np.ndindex(image.shape):
+        spans = [slice(max(i - half, 0), i + half + 1) for i in place]
+        own = (
+            (slice(place[0], place[0] + 1), *spans[1:])
+            if norm.axes == 2
+            else (spans[0], *(slice(i, i + 1) for i in place[1:]))
+        )
+        found[place] = (image[own].astype(np.int64) ** 2).sum()
+    return found
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("local_size", [1, 3, 9])
+def test_the_model_computes_the_definition(within: bool, local_size: int) -> None:
+    norm = layer(local_size, 0.3, within=within)
+    image = np.random.default_rng(0).integers(-128, 128, norm.in_shape).astype(np.int8)
+    powers = norm.quantize(None, LayerFormats(x=QFormat(4), y=QFormat(5)))
+    g = OnnxGraph()
+    g.output(norm.kernels[0].build(g, [g.input("x", np.float32, norm.in_shape)], norm, powers, Target()))
+    (found,) = g.session().run(None, {"x": image[None].astype(np.float32)})
+    factors = powers.multipliers()[squares(norm, image)]
+    np.testing.assert_array_equal(
+        found[0], np.clip((image * factors + (1 << powers.rshift >> 1)) >> powers.rshift, -128, 127)
+    )
+
+
+def test_a_table_of_one_octave_where_little_is_added() -> None:
+    powers = Powers.fit(5, 0.0, 0.75, 1.0, 1.0, 1.0)
+    assert len(powers.table) == 2
+    assert set(powers.multipliers()) == {1 << powers.rshift}
