@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -175,16 +175,22 @@ def random_blobs(network: graph.Graph, rng: np.random.Generator) -> Blobs:
 
 
 def quantize(
-    folder: Path, text: str, shape: tuple[int, int, int], top: str, target: Target, seed: int
+    folder: Path, text: str, shape: tuple[int, int, int], top: str, target: Target, seed: int, outputs: int = 0
 ) -> QuantizedNetwork:
     """The network with random weights in random formats that the kernels can carry.
 
-    Weights have 4 bits in no, some or all layers; for s8, biases have 32.
+    Weights have 4 bits in no, some or all layers; for s8, biases have 32. With `outputs`, so many layers' outputs are
+    the network's besides the logits, and it is no classifier.
     """
     rng = np.random.default_rng(seed)
     definition = read_prototxt(prototxt(folder, text, top, "mean_value: 120"))
     network = parse_network(definition, "accuracy", data_source(definition), shape, target)
     network = simplify(attach_weights(network, random_blobs(network, rng)))
+    if outputs:
+        names = [layer.name for layer in network.layers[1:]]
+        also = tuple(dict.fromkeys([*rng.choice(names, outputs).tolist(), *network.outputs]))
+        shared = graph.mark_shared(network.layers, also)
+        network = replace(network, layers=shared, outputs=also, classifier=False)
     middles = {common.Tensor.WEIGHTS: 6, common.Tensor.BIAS: 5, common.Tensor.ACTIVATIONS: 2}
     choices = {
         (name, tensor): QFormat(int(middles[tensor] + rng.integers(-4, 5)))

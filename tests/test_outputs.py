@@ -182,7 +182,7 @@ TARGETS = [("--api", "q7"), ("--api", "s8"), ("--kernels", "own"), ("--core", "p
 @pytest.mark.parametrize("flags", TARGETS, ids=" ".join)
 def test_the_program_gives_every_output(flags: tuple[str, str], three: Path, tmp_path: Path) -> None:
     generate(three, tmp_path, "--target", "host", "--test_images", "3", *flags)
-    make(tmp_path, f"CFLAGS={' '.join(STRICT)}")
+    make(tmp_path, f"CFLAGS={' '.join(STRICT)}", f"CXXFLAGS={' '.join(STRICT)}")
     done = run("./network", cwd=tmp_path)
     assert done.returncode == 0 and "PASS: every layer as predicted for 3 of 3 images" in done.stdout, done.stdout
     quantized = network(three)
