@@ -21,6 +21,7 @@ from q7.codegen import known_answers
 from q7.engines import engine
 from q7.errors import Q7Error, finish
 from q7.flags import CORES, KERNELS, Parser, add_choice
+from q7.network.from_caffe import ACCURACY
 from q7.network.quantized import QuantizedNetwork
 from q7.pipeline import board, evaluate, job, quantize
 from q7.search import weight_bits
@@ -86,7 +87,7 @@ def build_parser() -> Parser:
     )
     loss = "percentage points that the device may lose with --weight_bits mixed (default: {})"
     search.add_argument("--loss", metavar="POINTS", type=float, help=loss.format(weight_bits.LOSS))
-    search.add_argument("--accuracy", metavar="NAME", default="accuracy", help="Accuracy layer, or its top blob")
+    search.add_argument("--accuracy", metavar="NAME", default=ACCURACY, help="Accuracy layer, or its top blob")
     search.add_argument(
         "--output",
         metavar="BLOB",

@@ -17,6 +17,7 @@ from q7.caffe_io.prototxt import read_prototxt
 from q7.codegen import known_answers
 from q7.data import lmdb_images
 from q7.data.source import data_source
+from q7.engines.accuracy import accuracy_caffe, accuracy_first
 from q7.errors import Q7Error
 from q7.network.from_caffe import parse_network
 from q7.network.graph import Graph
@@ -66,7 +67,7 @@ def trained(folder: Path, text: str, *outputs: str) -> list[str]:
     write_dataset(folder, SHAPE, 30, 10)
     files = {"model": "net.prototxt", "weights": "net.caffemodel", "save": "net.pkl", "lmdb": "data_lmdb"}
     flags = [word for name, file in files.items() for word in (f"--{name}", str(folder / file))]
-    return [*flags, "--mean", "120", "--scale", "0.0078125", *(word for name in outputs for word in ("--output", name))]
+    return [*flags, "--mean", "120", "--scale", "0.0071", *(word for name in outputs for word in ("--output", name))]
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,41 @@ def test_batchnorm_does_not_go_into_an_output(tmp_path: Path) -> None:
         parse(tmp_path, INPUT + LAYERS + norm, "norm", "map")
 
 
+ACCURACIES = """layer { name: "top1" type: "Accuracy" bottom: "boxes" bottom: "label" top: "top1" }
+layer { name: "top3" type: "Accuracy" bottom: "boxes" bottom: "label" top: "top3" accuracy_param { top_k: 3 } }
+"""
+
+
+def test_accuracy_layers_may_ask_for_several_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Caffe counts the images for which fewer than top_k other classes are at least as large."""
+    trained(tmp_path, INPUT + LAYERS, "boxes")
+    write_dataset(tmp_path, SHAPE, 200, 4)
+    transform = "transform_param { mean_value: 120 scale: 0.0078125 }"
+    source = f'data_param {{ source: "{tmp_path / "data_lmdb"}" batch_size: 10 backend: LMDB }}'
+    data = f'layer {{ name: "data" type: "Data" top: "data" top: "label" {transform} {source} }}\n'
+    (tmp_path / "net.prototxt").write_text(data + LAYERS + ACCURACIES)
+    files = {"model": "net.prototxt", "weights": "net.caffemodel", "save": "net.pkl", "json": "net.json"}
+    flags = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
+    assert nn_quantizer.main(flags) == 0
+    printed = capsys.readouterr().out
+    outcome = network(tmp_path / "net.pkl").outcome
+    assert outcome
+    (three,) = outcome.other_accuracies
+    assert three.top_k == 3 and f"Accuracy of the first 3: float {three.in_float:.2f} %" in printed
+    assert 50 < three.on_device < 100 and three.in_float > outcome.known.in_float
+    assert json.loads((tmp_path / "net.json").read_text())["other_accuracies"][0]["device"] == three.on_device
+    assert nn_quantizer.main(["--eval", str(tmp_path / "net.pkl"), "-q"]) == 0
+    assert f"Accuracy of the first 3 now: device {three.on_device:.2f} %" in capsys.readouterr().out
+
+
+def test_accuracies_of_several_classes() -> None:
+    logits = np.array([[3, 5, 5, 1], [3, 5, 5, 1], [3, 5, 4, 1]])
+    labels = np.array([1, 2, 3])
+    caffe, first = ([count(logits, labels, k) for k in (1, 2, 3)] for count in (accuracy_caffe, accuracy_first))
+    assert caffe == pytest.approx([0, 200 / 3, 200 / 3])
+    assert first == pytest.approx([100 / 3, 200 / 3, 200 / 3])
+
+
 # --- quantized --------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +195,16 @@ def test_what_is_printed(three: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert re.search(r"^SQNR: \d\d\.\d dB, the worst of 3 outputs \(30 images, .*\)$", printed.out, re.M)
     assert "accurac" not in printed.out.lower()
     assert "no Accuracy layer: map, scores, boxes are judged by how close they come" in printed.err
+
+
+def test_a_pickle_is_held_against_its_float_network_again(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nn_quantizer.main(["--eval", str(three)]) == 0
+    printed = capsys.readouterr().out
+    recorded, now = re.findall(r"^SQNR(?: now)?: (.*) \(30 images", printed, re.M)
+    assert recorded == now
+    for name in ALL:
+        before, after = re.findall(rf"^{name} +(\S+ dB +0\.\d+)$", printed, re.M)
+        assert before == after
 
 
 def test_the_report_tells_of_outputs(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

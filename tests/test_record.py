@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import resource
 import time
@@ -125,6 +126,7 @@ def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None
             "name",
             "outputs",
             "classifier",
+            "top_k",
             "layers",
             "formats",
             "weights",
@@ -132,6 +134,7 @@ def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None
             "sources",
             "dataset",
             "crop",
+            "scale",
             "reader",
             "outcome",
         )
@@ -153,7 +156,11 @@ def test_version_3_is_read(tiny_pickle: Path, tmp_path: Path) -> None:
     """All networks were classifiers, and the last layer their output."""
     now = content(tiny_pickle)
     before = {**now, "version": 3, "network": {**now["network"], "outcome": {**now["network"]["outcome"]}}}
-    del before["network"]["outputs"], before["network"]["classifier"], before["network"]["outcome"]["outputs"]
+    for name in ("outputs", "classifier", "top_k", "scale"):
+        del before["network"][name]
+    outcome = before["network"]["outcome"]
+    del outcome["outputs"], outcome["other_accuracies"]
+    outcome["accuracy"] = {name: outcome["accuracy"][name] for name in ("in_float", "on_device")}
     (tmp_path / "before.pkl").write_bytes(pickle.dumps(before))
     record.save(tmp_path / "now.pkl", record.load(tmp_path / "before.pkl"))
     assert content(tmp_path / "now.pkl") == now
@@ -408,6 +415,12 @@ TAMPERED_NOW = [
     change("network", "outputs", to="ip1"),
     change("network", "outputs", to=["conv1"]),
     change("network", "classifier", to=1),
+    change("network", "top_k", to=[]),
+    change("network", "top_k", to=[2]),
+    change("network", "top_k", to=[1, 9]),
+    change("network", "scale", to=0.0),
+    change("network", "scale", to=math.nan),
+    change("network", "scale", to=1),
     change(*CONV, "window", to=[3]),
     change(*CONV, "window", to=[3.0, 3.0]),
     change(*CONV, "window", to=[0, 0]),

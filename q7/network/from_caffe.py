@@ -22,21 +22,35 @@ from q7.layers.registry import LAYERS, layer_class
 from q7.network.graph import Graph, mark_shared
 from q7.target import Target
 
+ACCURACY = "accuracy"  # the Accuracy layer's name, where no other is given
+
 
 def find_accuracy(prototxt: Prototxt, name: str) -> Any:
-    """The Accuracy layer that `name` or its top blob names; raises Q7Error that lists those that exist."""
+    """The Accuracy layer that `name` or its top blob names; raises Q7Error that lists those that exist.
+
+    Where none has the name that is looked for by default, all may read the same: it is the one with the least top_k.
+    """
     layers = {i: layer for i, layer in enumerate(prototxt.layers) if layer.type == "Accuracy"}
-    for index, layer in layers.items():
-        if name == layer.name or name in layer.top:
-            prototxt.check_known(index)
-            param = layer.accuracy_param
-            if (param.top_k, param.axis, param.HasField("ignore_label"), len(layer.bottom)) != (1, 1, False, 2):
-                raise Q7Error(
-                    f"accuracy layer '{layer.name}': it must have top_k 1, axis 1, no ignore_label and 2 bottoms"
-                )
-            return layer
+    named = [i for i, layer in layers.items() if name == layer.name or name in layer.top]
+    if not named and name == ACCURACY and len({tuple(layer.bottom) for layer in layers.values()}) == 1:
+        named = [min(layers, key=lambda i: layers[i].accuracy_param.top_k)]
+    for index in named[:1]:
+        prototxt.check_known(index)
+        if not _counts(layers[index]):
+            raise Q7Error(
+                f"accuracy layer '{layers[index].name}': it must have axis 1, no ignore_label and 2 bottoms, and a "
+                "top_k of 1 or more"
+            )
+        return layers[index]
     known = ", ".join(f"'{layer.name}'" for layer in layers.values()) or "none"
     raise Q7Error(f"'{prototxt.path}' has no accuracy layer '{name}' in the TEST phase; it has: {known}")
+
+
+def _counts(layer: Any) -> bool:
+    """Whether it is an Accuracy layer of a kind that is known."""
+    param = layer.accuracy_param
+    kind = layer.type, param.axis, param.HasField("ignore_label"), len(layer.bottom)
+    return kind == ("Accuracy", 1, False, 2) and param.top_k >= 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Outputs:
     """The blobs that a network gives, and the Accuracy layer that reads it, if any: its name, tops and bottoms.
 
     `named` says whether a person has named them, `labelled` whether an Accuracy layer reads them, and `classes` whether
-    they may be logits.
+    they may be logits. `top_k` are those of all Accuracy layers that read the same.
     """
 
     blobs: tuple[str, ...]
@@ -54,6 +68,7 @@ class Outputs:
     named: bool = False
     labelled: bool = False
     classes: bool = False
+    top_k: tuple[int, ...] = (1,)
 
 
 def _unread(prototxt: Prototxt) -> tuple[str, ...]:
@@ -92,7 +107,17 @@ def find_outputs(prototxt: Prototxt, accuracy: str, source: DataSource, names: S
         raise Q7Error(f"accuracy layer '{layer.name}' reads '{layer.bottom[1]}', which is not the data layer's label")
     if names and [*names] != [layer.bottom[0]]:
         return Outputs(tuple(dict.fromkeys(names)), accuracy, bottoms=tuple(names), named=True)
-    return Outputs((layer.bottom[0],), layer.name, tuple(layer.top), tuple(layer.bottom), labelled=True, classes=True)
+    alike = (one for one in prototxt.layers if _counts(one) and [*one.bottom] == [*layer.bottom])
+    top_k = {1, *(one.accuracy_param.top_k for one in alike)}
+    return Outputs(
+        (layer.bottom[0],),
+        layer.name,
+        tuple(layer.top),
+        tuple(layer.bottom),
+        labelled=True,
+        classes=True,
+        top_k=tuple(sorted(top_k)),
+    )
 
 
 DSP_TARGET = Target()
@@ -229,6 +254,7 @@ def parse_network(
         outputs=tuple(names),
         classifier=vector and outputs.classes,
         scores=scores,
+        top_k=tuple(k for k in outputs.top_k if k == 1 or k < math.prod(shape)),
     )
 
 

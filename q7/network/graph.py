@@ -30,6 +30,7 @@ class Graph:
     folded: Mapping[str, tuple[Affine, ...]] = field(default_factory=dict)  # into which layer's weights
     outputs: tuple[str, ...] = ()  # layers in network order; the last where none is named
     classifier: bool = True
+    top_k: tuple[int, ...] = (1,)  # of the accuracies that are asked for, ascending from 1 on
     scores: frozenset[str] = frozenset()  # outputs that a Softmax over the first axis follows, which is left out
 
     def __post_init__(self) -> None:

@@ -79,10 +79,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Percent of the images that the float network and the device have right."""
+    """Percent of the images that the float network and the device have right: the class is among the first top_k."""
 
     in_float: float
     on_device: float
+    top_k: int = 1
 
     @property
     def loss(self) -> float:
@@ -131,6 +132,7 @@ class Outcome:
     holdout: float  # the fraction of them that was kept from the search and that `accuracy` is from; 0: all for both
     seed: int
     accuracy: Optional[Accuracy]  # noqa: UP045
+    other_accuracies: tuple[Accuracy, ...]  # of more classes than the first
     outputs: Mapping[str, OutputQuality]  # by layer, of a network that is no classifier
     search: tuple[Measured, ...]
     layers: Mapping[str, Quality]
@@ -160,3 +162,4 @@ class QuantizedNetwork:
     crop: int = 0
     outcome: Outcome | None = None  # None for the original's pickles
     reader: Reader = field(default_factory=Lmdb)  # of the dataset
+    scale: float = 1.0  # of the pixels, as the network was trained

@@ -117,9 +117,11 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     layers = tuple(quantize_network(chosen, formats, options.target))
     images, labels = job.pick(job.reported), job.labels[job.reported]
     in_float, on_device = final_logits(job, found, layers, options)
-    accuracy, outputs = None, {}
+    accuracies, outputs = [], {}
     if chosen.classifier:
-        accuracy = Accuracy(accuracy_caffe(in_float, labels), accuracy_first(on_device, labels))
+        accuracies = [
+            Accuracy(accuracy_caffe(in_float, labels, k), accuracy_first(on_device, labels, k), k) for k in chosen.top_k
+        ]
     else:
         outputs = statistics.output_qualities(chosen, formats, in_float, on_device)
     measured = statistics.collect(job.graph, layers, formats, statistics.sample(chosen, images), options.target)
@@ -129,7 +131,8 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
     sources = {**job.files, "quantized weights": written}
     asked = options.objective, options.weight_bits, len(job.images), options.holdout, options.seed
-    outcome = Outcome(*asked, accuracy, outputs, found.measured, measured.qualities())
+    accuracy, others = (accuracies[0], tuple(accuracies[1:])) if accuracies else (None, ())
+    outcome = Outcome(*asked, accuracy, others, outputs, found.measured, measured.qualities())
     network = QuantizedNetwork(
         chosen,
         formats,
@@ -140,6 +143,7 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
         job.source.crop,
         outcome,
         job.source.reader,
+        job.source.scale,
     )
     commands, classes = (options.command, options.full_command), job.class_names
     run = facts.Run(*commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device)

@@ -226,6 +226,9 @@ def facts(run: Run) -> dict[str, Any]:
             "measured": run.statistics.images,
         },
         "accuracy": known and {"float": known.in_float, "device": known.on_device, "loss": known.loss},
+        "other_accuracies": [
+            {"top_k": one.top_k, "float": one.in_float, "device": one.on_device} for one in outcome.other_accuracies
+        ],
         "outputs": _outputs(network),
         "candidates": [asdict(candidate) for candidate in outcome.search],
         "layers": _layers(run, network, plan),

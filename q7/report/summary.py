@@ -87,24 +87,35 @@ def outputs(qualities: Mapping[str, OutputQuality]) -> list[str]:
     return columns(rows, left=1)
 
 
+def worst(qualities: Mapping[str, OutputQuality]) -> str:
+    """The least signal-to-noise ratio of the outputs."""
+    least = min((own.sqnr for own in qualities.values() if own.sqnr is not None), default=None)
+    return _decibels(least) + (f", the worst of {len(qualities)} outputs" if len(qualities) > 1 else "")
+
+
+def of_first(top_k: int) -> str:
+    """What an accuracy is called that counts the class among so many."""
+    return f"Accuracy of the first {top_k}"
+
+
 def recorded(network: QuantizedNetwork) -> list[str]:
     """The accuracies that the quantizer found, where the pickle has them; last comes what all is about."""
     outcome = network.outcome
     if not outcome:
         return []
+    others = outcome.other_accuracies
     known, images = outcome.accuracy, counted(outcome.images, outcome.holdout > 0)
     if known is None:
-        worst = min((own.sqnr for own in outcome.outputs.values() if own.sqnr is not None), default=None)
-        of = f", the worst of {len(outcome.outputs)} outputs" if len(outcome.outputs) > 1 else ""
         return [
             *candidates(outcome.search),
             "",
             *outputs(outcome.outputs),
-            f"SQNR: {_decibels(worst)}{of} ({images}, {network.target})",
+            f"SQNR: {worst(outcome.outputs)} ({images}, {network.target})",
         ]
     return [
         *candidates(outcome.search),
         "",
+        *(f"{of_first(one.top_k)}: float {one.in_float:.2f} %, device {one.on_device:.2f} %" for one in others),
         f"Loss: {known.loss:.2f} percentage points",
         f"Accuracy: float {known.in_float:.2f} %, device {known.on_device:.2f} % ({images}, {network.target})",
     ]

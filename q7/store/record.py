@@ -84,6 +84,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
         "name": network.graph.name,
         "outputs": [*network.graph.outputs],
         "classifier": network.graph.classifier,
+        "top_k": [*network.graph.top_k],
         "layers": [_pack_layer(layer) for layer in layers],
         "formats": _own_formats(layers, _plain(network.formats)),
         "weights": {
@@ -99,6 +100,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
         "sources": _plain(network.sources),
         "dataset": network.dataset,
         "crop": network.crop,
+        "scale": network.scale,
         "reader": {"type": network.reader.caffe_type, **_plain(network.reader)},
         "outcome": _plain(network.outcome),
     }
@@ -206,10 +208,13 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     if not outputs:
         raise ValueError("it has no outputs")
     layers = _unpack_layers(value["layers"], outputs)
-    classifier = _restore(value["classifier"], bool)
-    graph = Graph(_restore(value["name"], str), layers, {}, "", outputs=outputs, classifier=classifier)
+    classifier, top_k = _restore(value["classifier"], bool), _restore(value["top_k"], tuple[int, ...])
+    name, scale = _restore(value["name"], str), _restore(value["scale"], float)
+    graph = Graph(name, layers, {}, "", outputs=outputs, classifier=classifier, top_k=top_k)
     if classifier and (len(outputs) != 1 or math.prod(graph.output_layers[0].out_shape[1:]) > 1):
         raise ValueError("a classifier has one vector of logits")
+    if top_k[:1] != (1,) or (len(top_k) > 1 and max(top_k) >= graph.result_size) or not 0 < scale < math.inf:
+        raise ValueError("its top_k or its scale make no sense")
     w, b, y = (
         {name: _format(own[tensor]) for name, own in value["formats"].items() if tensor in own} for tensor in "wby"
     )
@@ -237,6 +242,7 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
         _restore(value["crop"], int),
         None if value["outcome"] is None else _restore(value["outcome"], Outcome, 1 << 63),
         _restore_fields(READERS[value["reader"]["type"]], reader),
+        scale,
     )
 
 
@@ -283,8 +289,12 @@ def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
 
 def _from_version_3(value: dict[str, Any]) -> dict[str, Any]:
     """All networks were classifiers, and their last layer the output."""
-    outcome = value["outcome"] and {**value["outcome"], "outputs": {}}
-    return {**value, "outputs": [value["layers"][-1]["name"]], "classifier": True, "outcome": outcome}
+    outcome = value["outcome"]
+    if outcome:
+        accuracy = {**outcome["accuracy"], "top_k": 1}
+        outcome = {**outcome, "accuracy": accuracy, "other_accuracies": [], "outputs": {}}
+    outputs = [value["layers"][-1]["name"]]
+    return {**value, "outputs": outputs, "classifier": True, "top_k": [1], "scale": 1.0, "outcome": outcome}
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
