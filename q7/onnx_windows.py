@@ -28,6 +28,16 @@ class Windows(Protocol):
     @property
     def pad(self) -> tuple[int, int]: ...
 
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Rows and columns from one cell of a window to the next."""
+
+
+def reach(layer: Windows) -> tuple[int, int]:
+    """(rows, columns) of the image from a window's first cell to its last."""
+    rows, columns = ((k - 1) * d + 1 for k, d in zip(layer.window, layer.dilation))
+    return rows, columns
+
 
 def end_padding(extent: int, out: int, window: int, stride: int, pad: int) -> int:
     """Cells to add after an axis so that its last window is whole, where `pad` were added before it."""
@@ -35,8 +45,8 @@ def end_padding(extent: int, out: int, window: int, stride: int, pad: int) -> in
 
 
 def _windows(layer: Windows) -> list[tuple[int, ...]]:
-    """(extent, output extent, window, stride, padding before) along y and x."""
-    return list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.window, layer.stride, layer.pad))
+    """(extent, output extent, cells from a window's begin to its end, stride, padding before) along y and x."""
+    return list(zip(layer.in_shape[1:], layer.out_shape[1:], reach(layer), layer.stride, layer.pad))
 
 
 def window_attributes(layer: Windows, axes: tuple[int, ...] = (0, 1)) -> dict[str, list[int]]:
@@ -44,6 +54,11 @@ def window_attributes(layer: Windows, axes: tuple[int, ...] = (0, 1)) -> dict[st
     windows = [window if axis in axes else (1, 1, 1, 1, 0) for axis, window in enumerate(_windows(layer))]
     lengths, stride, pad = ([window[i] for window in windows] for i in (2, 3, 4))
     return {"kernel_shape": lengths, "strides": stride, "pads": [*pad, *(end_padding(*window) for window in windows)]}
+
+
+def convolution_attributes(layer: Windows) -> dict[str, list[int]]:
+    """Of windows that may skip cells."""
+    return {**window_attributes(layer), "kernel_shape": [*layer.window], "dilations": [*layer.dilation]}
 
 
 def crop(g: OnnxGraph, y: str, layer: Windows, axes: tuple[int, ...] = (0, 1)) -> str:

@@ -86,6 +86,27 @@ ACCEPTED = [
         "arm_depthwise_separable_conv_HWC_q7",
         "arm_depthwise_conv_wrapper_s8",
     ),
+    Accepted(
+        "depthwise by another name",
+        layer("ConvolutionDepthwise", "convolution_param { num_output: 4 kernel_size: 3 }"),
+        "arm_depthwise_separable_conv_HWC_q7",
+        "arm_depthwise_conv_wrapper_s8",
+    ),
+    Accepted(
+        "dilation", conv("num_output: 4 kernel_size: 3 dilation: 2"), "convolve_dilated_q7", "arm_convolve_wrapper_s8"
+    ),
+    Accepted(
+        "depthwise with dilation",
+        layer("DepthwiseConvolution", "convolution_param { num_output: 4 kernel_size: 3 dilation: 2 dilation: 1 }"),
+        "convolve_dilated_q7",
+        "arm_depthwise_conv_wrapper_s8",
+    ),
+    Accepted(
+        "dilation of one cell",
+        conv("num_output: 4 kernel_size: 1 dilation: 2"),
+        "convolve_dilated_q7",
+        "arm_convolve_wrapper_s8",
+    ),
     Accepted("groups", conv("num_output: 4 group: 2 kernel_size: 3"), "convolve_q7", "arm_convolve_wrapper_s8"),
     Accepted(
         "inner product", ip("num_output: 4 transpose: true"), "arm_fully_connected_q7_opt", "arm_fully_connected_s8"
@@ -118,7 +139,14 @@ ACCEPTED = [
     Accepted("bias", CONV1 + layer("Bias", "", "c")),
 ]
 DECLINED = [
-    Declined("dilation", conv("num_output: 4 kernel_size: 3 dilation: 2"), "dilation [2], allowed is 1"),
+    Declined("no dilation", conv("num_output: 4 kernel_size: 3 dilation: 0"), "dilation (0, 0) must be at least 1"),
+    Declined("dilation of three axes", conv("num_output: 4 kernel_size: 3 dilation: [1, 2, 1]"), "3 spatial axes"),
+    Declined("dilated beyond the image", conv("num_output: 4 kernel_size: 3 dilation: 5"), "its output would be empty"),
+    Declined(
+        "depthwise in other groups",
+        layer("DepthwiseConvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 }"),
+        "group 2, allowed are as many groups as channels, 4",
+    ),
     Declined("axis", conv("num_output: 2 kernel_size: 3 axis: 2"), "axis 2, allowed is 1"),
     Declined("group does not divide", conv("num_output: 4 kernel_size: 3 group: 3"), "group 3 does not divide 4"),
     Declined("empty output", conv("num_output: 4 kernel_size: 9"), "its output would be empty"),

@@ -81,7 +81,10 @@ class Builder:
         group = self.draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
         count = group * self.integer(1, 4) if group < channels else channels * self.draw(st.sampled_from([1, 4, 2]))
         bias = "true" if self.flag() else "false"
-        param = f"num_output: {count} group: {group} bias_term: {bias} {self.window()}"
+        dilation = self.draw(
+            st.sampled_from(["", "", "dilation: 2", "dilation: 1 dilation: 3", "dilation: 2 dilation: 1"])
+        )
+        param = f"num_output: {count} group: {group} bias_term: {bias} {self.window()} {dilation}"
         self.affine(self.add("Convolution", [blob], f"convolution_param {{ {param} }}"))
 
     def inner_product(self, blob: str) -> None:

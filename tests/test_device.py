@@ -52,6 +52,7 @@ class Geometry:
     square: bool = True
     caffe_type: str = ""
     shared_input: bool = False
+    dilation: tuple[int, int] = (1, 1)
 
     @property
     def in_shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,6 @@ class Vector:
     buffer: Mapping[Core, int]
 
     @property
-    def dilation(self) -> tuple[int, int]:
-        return self.args.get("dilation_h", 1), self.args.get("dilation_w", 1)
-
-    @property
     def computable(self) -> bool:
         """The scales follow from formats."""
         if "weights" in self.arrays:
@@ -75,14 +71,8 @@ class Vector:
 
     @property
     def modelled(self) -> bool:
-        """We call kernels without dilation, with one scale for all channels."""
-        return self.computable and self.dilation == (1, 1) and len(np.unique(self.shifts)) <= 1
-
-    @property
-    def wide_layer(self) -> Layer:
-        """Without dilation: with a window that has zeros in between."""
-        height, width = ((k - 1) * d + 1 for k, d in zip(self.layer.window, self.dilation))
-        return replace(self.layer, window=(height, width))
+        """We call kernels with one scale for all channels."""
+        return self.computable and len(np.unique(self.shifts)) <= 1
 
     @property
     def bounds(self) -> Bounds:
@@ -112,7 +102,7 @@ class Vector:
         return self.shifted(int(self.shifts[0]))
 
     def shifted(self, out_rshift: int) -> Integers:
-        """Where all outputs have this shift; the weights are those of `wide_layer`."""
+        """Where all outputs have this shift."""
         w, layer = self.arrays["weights"], self.layer
         if len(layer.in_shape) == 1:
             w = w.reshape(layer.out_shape[0], -1)
@@ -120,10 +110,6 @@ class Vector:
             w = w.reshape(*layer.window, layer.out_shape[0]).transpose(2, 0, 1)[:, None]
         else:
             w = w.reshape(layer.out_shape[0], *layer.window, -1).transpose(0, 3, 1, 2)
-        if w.ndim == 4:
-            wide = np.zeros((*w.shape[:2], *self.wide_layer.window), np.int8)
-            wide[:, :, :: self.dilation[0], :: self.dilation[1]] = w
-            w = wide
         return Integers(w, self.arrays["bias32"], Shifts(0, out_rshift))
 
 
@@ -139,8 +125,9 @@ def _layer(name: str, a: Mapping[str, int], shape: tuple[int, ...]) -> Layer:
         return Layer(name, (length,), (a.get("output_c", length),))
     channels = a.get("input_c") or a["channels"]
     group = channels if "ch_mult" in a else channels // a.get("filter_c", channels)
-    geometry = (pair("filter"), pair("stride"), pair("pad", 0), group, False)
-    return Layer(name, (channels, *pair("input")), (a.get("output_c", channels), *pair("output")), *geometry)
+    shapes = (channels, *pair("input")), (a.get("output_c", channels), *pair("output"))
+    windows = pair("filter"), pair("stride"), pair("pad", 0)
+    return Layer(name, *shapes, *windows, group, False, dilation=pair("dilation"))
 
 
 def _read(family: str) -> list[Vector]:
@@ -183,7 +170,7 @@ def _computed(vector: Vector, target: Target, integers: Any) -> np.ndarray:
     g = OnnxGraph()
     inputs = vector.inputs_chw
     xs = [g.cast(g.input(f"in_x{i}", np.int8, x.shape[1:]), np.float32) for i, x in enumerate(inputs)]
-    y = vector.kernel.build(g, xs, vector.wide_layer, integers, target)
+    y = vector.kernel.build(g, xs, vector.layer, integers, target)
     g.output(g.cast(g.clip(y, vector.bounds.low, vector.bounds.high), np.int8))
     (result,) = g.session().run(None, {f"in_x{i}": x for i, x in enumerate(inputs)})
     return np.moveaxis(result, 1, -1)

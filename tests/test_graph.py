@@ -190,6 +190,13 @@ NETS["leaky"] = (
     "ip2",
     "mean_value: 120 scale: 0.0078125",
 )
+NETS["dilated"] = (
+    conv("conv1", "data", "num_output: 4 kernel_size: 3 dilation: 2 pad: 1 stride: 2")
+    + conv("conv2", "conv1", "num_output: 4 group: 4 kernel_h: 3 kernel_w: 2 dilation: 1 dilation: 3 pad: 2")
+    + ip("ip1", "conv2", 3),
+    "ip1",
+    "mean_value: 120 scale: 0.0078125",
+)
 NETS["normalized"] = (
     conv("conv1", "data", "num_output: 6 kernel_size: 3")
     + layer("LRN", "n1", ["conv1"], "lrn_param { local_size: 3 alpha: 2 beta: 0.6 k: 1.5 }")

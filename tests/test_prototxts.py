@@ -432,7 +432,7 @@ CASES = {
     ),
     "segmentation": Case(
         segmentation,
-        declined=("'conv1' (Convolution): dilation [2], allowed is 1", "'up' (Deconvolution)", "'c' (Crop)"),
+        declined=("'up' (Deconvolution)", "'c' (Crop)"),
     ),
     "attention": Case(
         attention,

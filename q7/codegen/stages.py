@@ -11,6 +11,7 @@ from q7.codegen.trimming import trimmed
 from q7.kernels.by_rows import RowForm, row_form
 from q7.layers.base import Layer
 from q7.network.quantized import QuantizedNetwork
+from q7.onnx_windows import reach
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def _shape(layer: Layer) -> tuple[int, int]:
 
 
 def _geometry(layer: Any) -> tuple[int, int, int]:
-    """Window, stride and padding in rows."""
-    return (layer.window[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
+    """Rows from a window's begin to its end, stride and padding in rows."""
+    return (reach(layer)[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
 
 
 class _Stages:

@@ -34,7 +34,7 @@ def _used(nonzero: np.ndarray, pad: int) -> slice:
 
 def trimmed(layer: Layer, integers: Any) -> tuple[Layer, Any]:
     """The layer and what it holds, the same where there is nothing to trim."""
-    if not isinstance(layer, Convolution):
+    if not isinstance(layer, Convolution) or layer.dilation != (1, 1):
         return layer, integers
     weights = integers.weights
     rows = _used(weights.any(axis=(0, 1, 3)), layer.pad[0])

@@ -105,9 +105,13 @@ class Convolution(Weighted[ConvolutionView]):
             self._each_output(c, "SHIFT", np.zeros(outputs)),
         ]
 
+    def _extents(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
+        """Of the input, the window, its padding and stride, the output and the dilation."""
+        return [*c.extents, Extent("1", "1") if layer.dilation == (1, 1) else c.extent("DILATION")]
+
     def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
         """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
-        extents = c.extents
+        extents = self._extents(layer, c)
         row = layer.window[0] == 1 and (layer.in_shape[1] == 1 or c.output_extent.y == "1")
         return [Extent(pair.y, pair.x) for pair in extents] if row else extents
 
@@ -117,7 +121,7 @@ class Convolution(Weighted[ConvolutionView]):
         return ("0", "0"), c.macro("OUT_CH"), depth
 
     def calls(self, layer: ConvolutionView, c: CNames) -> list[Statement]:
-        inputs, window, padding, stride, output = self._geometry(layer, c)
+        inputs, window, padding, stride, output, dilation = self._geometry(layer, c)
         offsets, filters, depth = self._channels(layer, c)
         quantization = (f"(int32_t *){c.variable('multiplier')}", f"(int32_t *){c.variable('shift')}")
         arguments = [*_pointers(c, "ctx", "params", "quant", "in_dims"), c.input]
@@ -125,7 +129,7 @@ class Convolution(Weighted[ConvolutionView]):
         return [
             _context(c, c.scratch, str(c.scratch_bytes)),
             Declaration("const cmsis_nn_per_channel_quant_params", c.variable("quant"), quantization),
-            _constant(c, self.params, "params", *offsets, stride, padding, ("1", "1"), _activation(c)),
+            _constant(c, self.params, "params", *offsets, stride, padding, dilation, _activation(c)),
             _constant(c, "dims", "in_dims", "1", inputs.y, inputs.x, c.macro("IN_CH")),
             _constant(c, "dims", "filter_dims", filters, window.y, window.x, depth),
             _constant(c, "dims", "bias_dims", "1", "1", "1", c.macro("OUT_CH")),
@@ -152,7 +156,7 @@ class Depthwise(Convolution):
         return 4
 
     def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
-        return c.extents
+        return self._extents(layer, c)
 
     def _channels(self, layer: ConvolutionView, c: CNames) -> tuple[tuple[str, ...], str, str]:
         return ("0", "0", f"{c.macro('OUT_CH')} / {c.macro('IN_CH')}"), "1", c.macro("OUT_CH")

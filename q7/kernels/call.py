@@ -70,23 +70,24 @@ class CNames:
         """The name of another variable of the layer's."""
         return f"{self.prefix.lower()}_{what}"
 
-    def _extent(self, what: str) -> Extent:
+    def extent(self, what: str) -> Extent:
+        """The macros of a pair."""
         if not self.square:
             return Extent(self.macro(f"{what}_X"), self.macro(f"{what}_Y"))
         return Extent(self.macro(what), self.replaced.get(f"{what}_Y", self.macro(what)))
 
     @property
     def input_extent(self) -> Extent:
-        return self._extent("IN_DIM")
+        return self.extent("IN_DIM")
 
     @property
     def output_extent(self) -> Extent:
-        return self._extent("OUT_DIM")
+        return self.extent("OUT_DIM")
 
     @property
     def extents(self) -> list[Extent]:
         """Of the input, the window, its padding and stride, and the output."""
-        return [self._extent(what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
+        return [self.extent(what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
 
     def elements(self, out_shape: tuple[int, ...]) -> str:
         """The number of elements of an output of an elementwise layer."""

@@ -14,7 +14,7 @@ import numpy as np
 from q7.kernels.base import Integers, Operands
 from q7.kernels.contract import ConvolutionView, LayerView
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import Windows, crop, image_cells, window_attributes
+from q7.onnx_windows import Windows, convolution_attributes, crop, image_cells, window_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
 from q7.target import Target
 
@@ -63,7 +63,7 @@ def weighted_sum(
 
 def convolution(g: OnnxGraph, x: str, layer: ConvolutionView, integers: Integers, target: Target) -> str:
     """The weighted sum of a convolution layer."""
-    windows = {"group": layer.group, **window_attributes(layer)}
+    windows = {"group": layer.group, **convolution_attributes(layer)}
     total = weighted_sum(g, integers, target, lambda weights, bias: g.add("Conv", x, weights, bias, **windows))
     return crop(g, total, layer)
 

@@ -102,6 +102,17 @@ class Convolution(WeightedLoop[ConvolutionView], WindowLoop[ConvolutionView, Int
         return [*sizes, c.weights, self._bits, f"&{c.variable('out_scaling')}", *strip]
 
 
+class DilatedConvolution(Convolution):
+    """Each window has columns of its own in the strip, where it skips some of the image's."""
+
+    def plan(self, layer: ConvolutionView) -> Strip:
+        plan, width = super().plan(layer), layer.window[1]
+        return plan if layer.dilation[1] == 1 else replace(plan, pitch=width, room=width * plan.at_once)
+
+    def _arguments(self, layer: ConvolutionView, c: CNames) -> list[str]:
+        return [*c.extent("DILATION"), *super()._arguments(layer, c)]
+
+
 class Depthwise(Convolution):
     """As many groups as input and output channels; no scratch memory."""
 
@@ -155,6 +166,10 @@ class _Packed(WeightedLoop[L_contra]):
 
 
 class PackedConvolution(_Packed[ConvolutionView], Convolution):
+    """Weights of 4 bits."""
+
+
+class PackedDilatedConvolution(_Packed[ConvolutionView], DilatedConvolution):
     """Weights of 4 bits."""
 
 

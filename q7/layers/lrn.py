@@ -85,6 +85,7 @@ class Within(_Lrn):
     variant = "WITHIN_CHANNEL"
     axes = 2
     stride = (1, 1)
+    dilation = (1, 1)
 
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:

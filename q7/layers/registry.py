@@ -14,6 +14,7 @@ from q7.layers.passthrough import Softmax
 
 CLASSES: tuple[type[Layer], ...] = (
     windowed.Convolution,
+    windowed.DilatedConvolution,
     windowed.InnerProduct,
     windowed.MaxPooling,
     windowed.AveragePooling,
@@ -37,6 +38,7 @@ CLASSES: tuple[type[Layer], ...] = (
 ALL_KERNELS: tuple[AnyKernel, ...] = (*Input.kernels, *(kernel for cls in CLASSES for kernel in cls.kernels))
 LAYERS: dict[str, type[Layer] | Callable[[Any, tuple[Shape, ...]], type[Layer]]] = {  # or what chooses the class
     **{cls.caffe_type: cls for cls in CLASSES},
+    **dict.fromkeys(("Convolution", *windowed.DEPTHWISE), windowed.convolution),
     "Pooling": windowed.pooling,
     "Eltwise": merges.eltwise,
     "LRN": lrn.lrn,

@@ -16,19 +16,25 @@ from q7.kernels.contract import WindowedView
 from q7.kernels.own_loops import MOST_POOLED_SHIFT, LeftShift
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import crop, max_pool, window_attributes, window_cells
+from q7.onnx_windows import convolution_attributes, crop, max_pool, reach, window_attributes, window_cells
 from q7.qformat import LayerFormats, QFormat, shifts
 from q7.target import Target
 
 
-def _pair(what: str, values: Sequence[int], param: Any, prefix: str, default: int | None) -> tuple[int, int]:
-    """(height, width) of a repeated or single field, or of its _h and _w forms (Caffe's base_conv_layer.cpp)."""
+def _along_axes(what: str, values: Sequence[int]) -> tuple[int, int] | None:
+    """(height, width) of a repeated field."""
     if len(values) > 2:
         raise Declined(f"{what} has {len(values)} spatial axes, allowed are 2")
+    return (values[0], values[-1]) if values else None
+
+
+def _pair(what: str, values: Sequence[int], param: Any, prefix: str, default: int | None) -> tuple[int, int]:
+    """(height, width) of a repeated or single field, or of its _h and _w forms (Caffe's base_conv_layer.cpp)."""
+    pair = _along_axes(what, values)
     if param.HasField(f"{prefix}_h") or param.HasField(f"{prefix}_w"):
         return getattr(param, f"{prefix}_h"), getattr(param, f"{prefix}_w")
-    if values:
-        return values[0], values[-1]
+    if pair:
+        return pair
     if default is None:
         raise Declined(f"{what} is missing")
     return default, default
@@ -55,10 +61,11 @@ class _Windowed(Layer):
     window: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)
+    dilation = (1, 1)  # a field where windows may skip cells
 
     @property
     def square(self) -> bool:
-        sizes = (self.in_shape[1:], self.out_shape[1:], self.window, self.stride, self.pad)
+        sizes = (self.in_shape[1:], self.out_shape[1:], self.window, self.stride, self.pad, self.dilation)
         return all(height == width for height, width in sizes)
 
     def check(self) -> None:
@@ -99,7 +106,7 @@ class _Weighted(Layer):
 @computed_by(registry.CONVOLUTION)
 @dataclass(frozen=True, eq=False)
 class Convolution(_Windowed, _Weighted):
-    """Caffe's Convolution: the output size rounds down."""
+    """The output size rounds down. ConvolutionDepthwise, DepthwiseConvolution: as many groups as channels."""
 
     caffe_type = "Convolution"
 
@@ -111,28 +118,25 @@ class Convolution(_Windowed, _Weighted):
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.convolution_param
         spatial(in_shapes[0])
-        if any(d != 1 for d in param.dilation):
-            raise Declined(f"dilation {list(param.dilation)}, allowed is 1: no q7 kernel skips cells")
         if param.axis != 1:
             raise Declined(f"axis {param.axis}, allowed is 1")
         if param.num_output < 1:
             raise Declined("num_output is missing")
-        if param.group < 1 or in_shapes[0][0] % param.group or param.num_output % param.group:
-            raise Declined(
-                f"group {param.group} does not divide {in_shapes[0][0]} inputs and {param.num_output} outputs"
-            )
+        group = _groups(message, in_shapes[0][0])
+        if group < 1 or in_shapes[0][0] % group or param.num_output % group:
+            raise Declined(f"group {group} does not divide {in_shapes[0][0]} inputs and {param.num_output} outputs")
         return {
             "window": _pair("kernel_size", param.kernel_size, param, "kernel", None),
             "stride": _pair("stride", param.stride, param, "stride", 1),
             "pad": _pair("pad", param.pad, param, "pad", 0),
             "num_output": param.num_output,
-            "group": param.group,
+            "group": group,
             "bias_term": param.bias_term,
         }
 
     @property
     def out_shape(self) -> Shape:
-        sizes = zip(self.in_shape[1:], self.window, self.stride, self.pad)
+        sizes = zip(self.in_shape[1:], reach(self), self.stride, self.pad)
         return self.num_output, *((d + 2 * p - k) // s + 1 for d, k, s, p in sizes)
 
     def weight_shapes(self) -> tuple[Shape, ...]:
@@ -141,12 +145,62 @@ class Convolution(_Windowed, _Weighted):
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         assert weights
-        attributes = window_attributes(self)
+        attributes = convolution_attributes(self)
         return crop(g, g.add("Conv", xs[0], *weights, group=self.group, **attributes), self)
 
     def defines(self) -> dict[str, int]:
         sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **window_defines(self)}
         return {**sizes, "GROUPS": self.group} if self.group > 1 else sizes
+
+
+@computed_by(registry.DILATED_CONVOLUTION)
+@dataclass(frozen=True, eq=False)
+class DilatedConvolution(Convolution):
+    """With dilation: windows take every second row or column, or fewer."""
+
+    variant = "dilated"
+
+    dilation: tuple[int, int] = (1, 1)
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        """Along an axis in which a window has one cell, dilation means nothing."""
+        options = super().options(message, in_shapes)
+        dilation = _along_axes("dilation", message.convolution_param.dilation) or (1, 1)
+        along = tuple(d if k > 1 else min(d, 1) for k, d in zip(options["window"], dilation))
+        return {**options, "dilation": along}
+
+    def check(self) -> None:
+        if min(self.dilation) < 1:
+            raise Declined(f"dilation {self.dilation} must be at least 1")
+        if any(k == 1 < d for k, d in zip(self.window, self.dilation)):
+            raise Declined(f"dilation {self.dilation} of a kernel {self.window}")
+        super().check()
+
+    def defines(self) -> dict[str, int]:
+        height, width = self.dilation
+        return {
+            **super().defines(),
+            **({"DILATION": height} if self.square else {"DILATION_X": width, "DILATION_Y": height}),
+        }
+
+
+DEPTHWISE = ("ConvolutionDepthwise", "DepthwiseConvolution")  # types of some branches
+
+
+def _groups(message: Any, channels: int) -> int:
+    """Of a convolution; types for one group for each channel do not need the field."""
+    group: int = message.convolution_param.group
+    if message.type not in DEPTHWISE:
+        return group
+    if group not in (1, channels):
+        raise Declined(f"group {group}, allowed are as many groups as channels, {channels}")
+    return channels
+
+
+def convolution(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
+    """The class of a Convolution layer."""
+    return Convolution if set(message.convolution_param.dilation) <= {1} else DilatedConvolution
 
 
 @computed_by(registry.FULLY_CONNECTED)

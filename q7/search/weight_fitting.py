@@ -28,6 +28,7 @@ from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.base import Layer, Weights
 from q7.network.graph import Graph
 from q7.network.quantized import IntegerLayer, quantize_layer
+from q7.onnx_windows import reach
 from q7.qformat import MAX_OUT_RSHIFT, LayerFormats, QFormat
 from q7.search.common import Candidate, carried_bias, largest
 from q7.target import Rounding, Target
@@ -65,9 +66,10 @@ def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
     if len(layer.out_shape) == 1:
         return x.reshape(len(x), -1)
     rows, columns = np.divmod(places, layer.out_shape[2])
-    (k_y, k_x), (s_y, s_x), (p_y, p_x) = layer.window, layer.stride, layer.pad  # type: ignore[attr-defined]
+    (s_y, s_x), (p_y, p_x) = layer.stride, layer.pad  # type: ignore[attr-defined]
+    d_y, d_x = layer.dilation  # type: ignore[attr-defined]
     padded = np.pad(x, ((0, 0), (0, 0), (p_y, p_y), (p_x, p_x)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (k_y, k_x), axis=(2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach(layer), axis=(2, 3))[..., ::d_y, ::d_x]  # type: ignore[arg-type]
     picked = windows[np.arange(len(x))[:, None], :, rows * s_y, columns * s_x]
     return picked.reshape(places.size, -1)
 

@@ -43,9 +43,10 @@ INLINE int even(int count)
 }
 
 /* One image column of a window: `depth` channels of kernel_y cells, and a number that fills the last word. */
-INLINE void widen_column(const q7_t *in, const window_t *w, int channels, int depth, int top, int x, q15_t *column)
+INLINE void widen_column(const q7_t *in, const window_t *w, int dilation, int channels, int depth, int top, int x,
+                         q15_t *column)
 {
-    for (int y = top; y < top + w->kernel_y; y++) {
+    for (int y = top; y < top + w->kernel_y * dilation; y += dilation) {
         if (x < 0 || x >= w->in_x || y < 0 || y >= w->in_y) {
             clear_q15(column, depth);
         } else {
@@ -79,13 +80,16 @@ INLINE void convolve_pixels(const q15_t *x, int step, int columns, int length, c
  * A strip holds the image columns that windows of neighbouring pixels need, widened to 16 bits, each column's cells one
  * after the other. So a window is one piece of it, and the next pixel's window begins `pitch` columns further on: each
  * cell is widened once for every row of windows that it lies in, not for every window. The weights of a pair of outputs
- * are KW,KH,C in blocks of four, with zeros for what fills up a column and the last block. */
-INLINE void convolve_q7(const q7_t *in, const window_t *w, int channels, int groups, int out_channels,
-                        const q7_t *weights, const int bits, const scaling_t *s, int room, q15_t *strip, q7_t *out)
+ * are KW,KH,C in blocks of four, with zeros for what fills up a column and the last block. Windows that skip columns of
+ * the image share none. */
+INLINE void convolve_dilated_q7(const q7_t *in, const window_t *w, int dilation_x, int dilation_y, int channels,
+                                int groups, int out_channels, const q7_t *weights, const int bits, const scaling_t *s,
+                                int room, q15_t *strip, q7_t *out)
 {
     const int depth = channels / groups, outputs = out_channels / groups;
     const int column = even(w->kernel_y * depth), length = (w->kernel_x * column + 3) / 4 * 4;
-    const int pitch = w->stride_x < w->kernel_x ? w->stride_x : w->kernel_x, shared = w->kernel_x - pitch;
+    const int pitch = w->stride_x < w->kernel_x && dilation_x == 1 ? w->stride_x : w->kernel_x;
+    const int shared = w->kernel_x - pitch;
     const int at_once = room >= w->kernel_x + 2 * pitch ? 3 : room >= w->kernel_x + pitch ? 2 : 1;
     const int rest = w->out_x % at_once;
     for (int g = 0; g < groups; g++) {
@@ -101,9 +105,11 @@ INLINE void convolve_q7(const q7_t *in, const window_t *w, int channels, int gro
                     x = strip;
                 }
                 for (int i = ox == 0 ? 0 : shared; i < columns * pitch + shared; i++) {
-                    const int cell = w->stride_x == pitch ? i : i / pitch * w->stride_x + i % pitch;
+                    const int cell = w->stride_x == pitch && dilation_x == 1
+                                         ? i
+                                         : i / pitch * w->stride_x + i % pitch * dilation_x;
                     const int left = ox * w->stride_x - w->padding_x;
-                    widen_column(in + g * depth, w, channels, depth, top, left + cell, x + i * column);
+                    widen_column(in + g * depth, w, dilation_y, channels, depth, top, left + cell, x + i * column);
                 }
                 if (columns == at_once) {
                     convolve_pixels(x, pitch * column, at_once, length, weights, bits, &scaling, outputs, out_channels,
@@ -118,6 +124,12 @@ INLINE void convolve_q7(const q7_t *in, const window_t *w, int channels, int gro
         }
         weights += even(outputs) * length / 8 * bits;
     }
+}
+
+INLINE void convolve_q7(const q7_t *in, const window_t *w, int channels, int groups, int out_channels,
+                        const q7_t *weights, const int bits, const scaling_t *s, int room, q15_t *strip, q7_t *out)
+{
+    convolve_dilated_q7(in, w, 1, 1, channels, groups, out_channels, weights, bits, s, room, strip, out);
 }
 
 /* The weights of four outputs at a time come in blocks of four of each; one or two that are left over, as a pair. */
