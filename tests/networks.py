@@ -192,8 +192,8 @@ def quantize(
     if outputs:
         names = [layer.name for layer in network.layers[1:]]
         also = tuple(dict.fromkeys([*rng.choice(names, outputs).tolist(), *network.outputs]))
-        shared = graph.mark_shared(network.layers, also)
-        network = replace(network, layers=shared, outputs=also, classifier=False)
+        marked = graph.mark_shared(network.layers, also)
+        network = replace(network, layers=marked, outputs=also, classifier=False)
     middles = {common.Tensor.WEIGHTS: 6, common.Tensor.BIAS: 5, common.Tensor.ACTIVATIONS: 2}
     choices = {
         (name, tensor): QFormat(int(middles[tensor] + rng.integers(-4, 5)))

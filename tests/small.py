@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,12 @@ def quantized(
     sources = {"model": SourceFile("net.prototxt", "0" * 64)}
     integers = tuple(quantize_network(network, formats, target))
     return QuantizedNetwork(network, formats, integers, target, sources, str(folder / "data_lmdb"))
+
+
+def with_outputs(network: QuantizedNetwork, *names: str) -> QuantizedNetwork:
+    """The same network that gives the outputs of some layers, in place of logits."""
+    layers = graph.mark_shared(network.graph.layers, names)
+    return replace(network, graph=replace(network.graph, layers=layers, outputs=names, classifier=False))
 
 
 def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:

@@ -77,6 +77,14 @@ def test_generated_text_with_kernels_of_our_own(tmp_path: Path, request: pytest.
     _check({GOLDEN / "q7-own.diff": _differences(before, after)}, request)
 
 
+def test_generated_text_with_several_outputs(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    quantized = small.quantized(tmp_path)
+    networks = {"one": quantized, "three": small.with_outputs(quantized, "ip2", "depthwise", "fast")}
+    pickles = (small.save(network, tmp_path / f"{name}.pkl") for name, network in networks.items())
+    texts = (_read(generate(pickle, tmp_path / pickle.stem, "--target", "host", "--serve")) for pickle in pickles)
+    _check({GOLDEN / "q7-outputs.diff": _differences(*texts)}, request)
+
+
 @pytest.mark.parametrize(("target", "kernels"), [(S8, "cmsis"), (Target(), "own")], ids=["s8", "q7-own"])
 def test_generated_text_with_weights_of_4_bits(
     target: Target, kernels: str, tmp_path: Path, request: pytest.FixtureRequest

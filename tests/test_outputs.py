@@ -22,8 +22,21 @@ from q7.errors import Q7Error
 from q7.network.from_caffe import parse_network
 from q7.network.graph import Graph
 from q7.report import page
-from tests.generated import STRICT, generate, make, network, on_host, predicted, stored_images
-from tests.support import ROOT, run, write_dataset
+from q7.target import Core, Target
+from tests.generated import (
+    STRICT,
+    flip_first_value,
+    generate,
+    macros,
+    make,
+    network,
+    on_host,
+    predicted,
+    stored_images,
+)
+from tests.support import ROOT, run, tool, write_dataset
+from tests.test_serving import STUBS as SERVING_STUBS
+from tests.test_serving import on_this_computer
 
 SHAPE = (3, 12, 10)
 INPUT = 'input: "data" input_dim: 1 ' + " ".join(f"input_dim: {extent}" for extent in SHAPE) + "\n"
@@ -235,3 +248,111 @@ def test_the_program_gives_every_output(flags: tuple[str, str], three: Path, tmp
     images = stored_images(quantized, three, 30)
     expected = known_answers.device_order(quantized.graph, predicted(quantized, images))
     np.testing.assert_array_equal(on_host(tmp_path, images), expected)
+
+
+BOARDS = [
+    ("cortex-m3", "--api", "q7"),
+    ("cortex-m4", "--api", "q7"),
+    ("cortex-m4", "--kernels", "own", "--ram", "least"),
+    ("cortex-m7", "--api", "q7", "--name", "detector"),
+    ("cortex-m55", "--api", "s8", "--profile"),
+]
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=" ".join)
+def test_boards_give_every_output(board: tuple[str, ...], three: Path, tmp_path: Path) -> None:
+    """The same as on this computer: checksums of all layers, and of all outputs once the whole network has run."""
+    for name in ("arm-none-eabi-g++", "qemu-system-arm"):
+        tool(name)
+    core, *flags = board
+    target = Target({"cortex-m3": Core.PLAIN, "cortex-m55": Core.MVE}.get(core, Core.DSP))
+    flags += ["--core", target.core.value, "--target", "mps2", "--test_images", "5"]
+    text = make(generate(three, tmp_path, *flags), "run", f"CORE={core}")
+    assert "PASS: every layer as predicted for 5 of 5 images" in text
+    quantized = network(three)
+    results = quantized.graph.split(predicted(quantized, stored_images(quantized, three, 5)))
+    boxes = [[int(n) for n in row.split()] for row in re.findall(r"^image .*, boxes([- 0-9]+)$", text, re.M)]
+    np.testing.assert_array_equal(boxes, results["boxes"])
+
+
+def test_an_output_that_is_overwritten_is_seen(three: Path, tmp_path: Path) -> None:
+    folder = generate(three, tmp_path, "--target", "host")
+    header = folder / "parameter.h"
+    offsets = {name: macros(header)[f"{name.upper()}_OFFSET"] for name in ALL}
+    text = header.read_text()
+    assert len({*offsets.values()}) == 3 and f"#define BOXES_OFFSET {offsets['boxes']}\n" in text
+    header.write_text(text.replace(f"BOXES_OFFSET {offsets['boxes']}\n", f"BOXES_OFFSET {offsets['map']}\n"))
+    done = run(tool("make"), "-s", "run", cwd=folder)
+    assert done.returncode != 0 and "FAIL: output map has been overwritten" in done.stdout, done.stdout
+
+
+PROGRAM = """
+#include <stdio.h>
+#include "network.h"
+int main(void)
+{
+    static uint8_t pixels[NN_INPUT_BYTES];
+    static float values[NN_OUT_MAP_BYTES];
+    for (int i = 0; i < NN_INPUT_BYTES; i++) {
+        pixels[i] = (uint8_t)(i * 7);
+    }
+    const nn_output_t *const outputs = run_nn(pixels);
+    const nn_output_t *const map = &outputs[NN_OUT_MAP_INDEX];
+    nn_floats(map, values);
+    const int at = (3 * NN_OUT_MAP_WIDTH + 5) * NN_OUT_MAP_CHANNELS + 1;
+    printf("%d %d %d %d %.9g %.9g\\n", NN_OUTPUTS, NN_OUTPUT_BYTES, map->height, map->width,
+           values[at], map->data[at] / (float)(1 << NN_OUT_MAP_FRACTION_BITS));
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("target", ["host", "cmake"])
+def test_a_program_of_ones_own_reads_the_outputs(target: str, three: Path, tmp_path: Path) -> None:
+    """In C++ beside main.cpp, and in C beside a network in a file of its own."""
+    folder = generate(three, tmp_path, "--target", target)
+    name, compiler, source = ("app.c", "gcc", "network.c") if target == "cmake" else ("app.cpp", "g++", "main.cpp")
+    (folder / name).write_text(PROGRAM)
+    kernels = ["gcc", "-DARM_MATH_DSP", "-Iportable", "-c", "portable/arm_nnfunctions.c", "-o", "kernels.o"]
+    flags = [*STRICT, "-DARM_MATH_DSP", "-DNN_NO_MAIN", "-Iportable"]
+    for command in (kernels, [compiler, *flags, name, source, "kernels.o", "-o", "app"]):
+        done = run(tool(command[0]), *command[1:], cwd=folder)
+        assert done.returncode == 0, done.stderr
+    quantized = network(three)
+    image = (np.arange(np.prod(SHAPE)) * 7 % 256).astype(np.uint8).reshape(12, 10, 3).transpose(2, 0, 1)
+    y = quantized.formats["map"].y
+    assert y
+    value = y.dequantize(quantized.graph.split(predicted(quantized, image[None]))["map"])[0, 1, 3, 5]
+    assert run("./app", cwd=folder).stdout.split() == ["3", "176", "10", "8", *2 * [f"{value:.9g}"]]
+
+
+@pytest.mark.parametrize("board", SERVING_STUBS)
+def test_programs_for_every_board_compile(board: str, three: Path, tmp_path: Path) -> None:
+    for flags in (["--serve"], ["--profile"], ["--test_images", "0"]):
+        if flags == ["--profile"] and board in ("mbed", "keil"):
+            continue  # what they use of their systems is not here
+        folder = generate(three, tmp_path / flags[0], "--target", board, "--api", "s8", *flags)
+        kernels = generate(three, tmp_path / "mps2", "--target", "mps2", "--api", "s8") / "portable"
+        stubs = {**SERVING_STUBS[board], "zephyr/kernel.h": "#include <stdint.h>\nuint32_t k_cycle_get_32(void);\n"}
+        for name, text in stubs.items():
+            (tmp_path / "stubs" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "stubs" / name).write_text(text)
+        options = ["-mcpu=cortex-m4", "-mthumb", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+        folders = [f"-I{path}" for path in (folder, tmp_path / "stubs", kernels)]
+        for program in [*folder.glob("main.cpp"), *folder.glob("src/main.c"), *folder.glob("network.c")]:
+            done = run(tool("arm-none-eabi-gcc"), *options, *folders, program)
+            assert done.returncode == 0, done.stderr
+
+
+def test_a_board_that_serves_gives_every_output(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = generate(three, tmp_path, "--target", "host", "--serve")
+    with on_this_computer(folder) as terminal:
+        assert nn_quantizer.main(["--eval", str(three), "--board", terminal]) == 0
+    printed = capsys.readouterr().out
+    assert "30 images, dsp core, nearest rounding; 30 images with every value as predicted" in printed
+    flip_first_value(folder / "weights.h", "MAP_WT")
+    with on_this_computer(folder) as terminal:
+        assert nn_quantizer.main(["--eval", str(three), "--board", terminal, "--board_images", "1"]) == 2
+    assert "image 0: layer map is the first that differs" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from q7.pipeline import job as jobs
 from q7.pipeline.job import Job
 from q7.qformat import QFormat
 from q7.store import record
-from tests import networks, test_images, tiny
+from tests import networks, test_images, test_outputs, tiny
 from tests.support import MODELS, prototxt, write_dataset
 
 IMAGES = 20
@@ -198,6 +198,25 @@ def test_the_device_objective_chooses_the_same(caffe: Any, tmp_path: Path, capsy
     printed = []
     for options in ([], ["--engine", "caffe"]):
         assert nn_quantizer.main([*arguments, "--holdout", "0.5", *options]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_several_outputs_are_caffes(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a deploy prototxt, by Caffe's own names; and both engines choose the same."""
+    arguments = test_outputs.trained(tmp_path, test_outputs.INPUT + test_outputs.LAYERS)
+    job = prepare(*arguments)
+    net = caffe.Net(str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel"), caffe.TEST)
+    net.blobs["data"].reshape(len(job.images), *test_outputs.SHAPE)
+    net.blobs["data"].data[...] = (job.images.astype(np.float32) - 120) * 0.0071
+    expected = net.forward()
+    found = job.graph.split(FloatNetwork(job.graph, job.images).logits(as_trained(job.graph)))
+    assert {*found} == {*expected} == {*test_outputs.ALL}
+    for name, values in found.items():
+        close(values, expected[name])
+    printed = []
+    for options in ([], ["--engine", "caffe"]):
+        assert nn_quantizer.main([*arguments, *options]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
 
