@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Quantizes a trained Caffe classifier to 8-bit fixed point and pickles what code_gen.py needs."""
+"""Quantizes a trained Caffe network to 8-bit fixed point and pickles what code_gen.py needs."""
 
 from __future__ import annotations
 

@@ -166,6 +166,20 @@ def test_accuracies_of_several_classes() -> None:
     assert first == pytest.approx([100 / 3, 200 / 3, 200 / 3])
 
 
+def test_images_of_another_size_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no layer is for one size alone."""
+    flags = trained(tmp_path, INPUT + LAYERS, "map", "scores")
+    write_dataset(tmp_path, (3, 16, 20), 30, 10)
+    assert nn_quantizer.main([*flags, "-q"]) == 0
+    assert [layer.out_shape for layer in network(tmp_path / "net.pkl").graph.output_layers] == [(2, 14, 18), (2, 5, 7)]
+    assert "asks for images of shape (3, 12, 10): the network is made for (3, 16, 20)" in capsys.readouterr().err
+    assert nn_quantizer.main(["--eval", str(tmp_path / "net.pkl")]) == 0
+    flags = trained(tmp_path, INPUT + LAYERS, "boxes")
+    write_dataset(tmp_path, (3, 16, 20), 30, 10)
+    assert nn_quantizer.main(flags) == 2
+    assert "the weights of layer 'boxes' are for this size alone" in capsys.readouterr().err
+
+
 # --- quantized --------------------------------------------------------------------------------------------------------
 
 

@@ -156,6 +156,8 @@ def prepare(options: Options) -> Job:
         read["mean"] = SourceFile(str(mean), digest)
     else:
         network = parse()
+    if source.shape not in ((), network.input.out_shape):
+        note(f"'{model}' asks for images of shape {source.shape}: the network is made for {network.input.out_shape}")
     blobs, digest = files.read_hashed(weights, read_weights)
     read["weights"] = SourceFile(options.weights, digest)
     network = simplify(attach_weights(network, blobs, lmdb))

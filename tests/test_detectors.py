@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detectors that others trained, with several outputs: from their files to programs on this computer and on boards."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nn_quantizer
+from q7.codegen import known_answers
+from q7.data import lmdb_images
+from q7.network.quantized import Outcome
+from tests.generated import generate, make, network, on_host, predicted, stored_images
+from tests.support import shared, tool
+
+IMAGES = 40
+
+
+def detector(folder: Path, name: str, pictures: np.ndarray, *flags: str) -> Path:
+    """The pickle of a network of the development data, quantized with pictures (N, C, H, W)."""
+    for file in shared("data", "breadth").glob(f"{name}.*"):
+        shutil.copy(file, folder)
+    lmdb_images.write(folder / "pictures", pictures, np.zeros(len(pictures), int))
+    files = {"model": f"{name}.prototxt", "weights": f"{name}.caffemodel", "save": "net.pkl", "lmdb": "pictures"}
+    named = [word for flag, file in files.items() for word in (f"--{flag}", str(folder / file))]
+    assert nn_quantizer.main([*named, "--scale", "0.0078125", "-q", *flags]) == 0
+    return folder / "net.pkl"
+
+
+def outcome(pickle: Path) -> Outcome:
+    found = network(pickle).outcome
+    assert found and not found.accuracy
+    return found
+
+
+def programs_give_every_output(pickle: Path, folder: Path) -> None:
+    """On this computer all values of all images, and on an emulated Cortex-M4 the checksums of some."""
+    quantized = network(pickle)
+    images = stored_images(quantized, pickle, IMAGES)
+    host = generate(pickle, folder / "host", "--target", "host", "--kernels", "own", "--ram", "least")
+    tool("c++", "g++")
+    assert "PASS" in make(host, "run")
+    expected = known_answers.device_order(quantized.graph, predicted(quantized, images))
+    np.testing.assert_array_equal(on_host(host, images), expected)
+    tool("arm-none-eabi-g++")
+    tool("qemu-system-arm")
+    for kernels in ("cmsis", "own"):
+        flags = ("--target", "mps2", "--test_images", "3", "--kernels", kernels)
+        text = make(generate(pickle, folder / kernels, *flags), "run", "CORE=cortex-m4")
+        assert "PASS: every layer as predicted for 3 of 3 images" in text
+
+
+BRANCHES = ("232", "246", "278", "292", "318", "332", "350", "362")  # scores and boxes at four sizes
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The face detector for pictures of 160x120, a fourth of what its prototxt says."""
+    folder = tmp_path_factory.mktemp("faces")
+    small = lmdb_images.read(shared("data", "cifar10", "cifar10_test_lmdb"), range(IMAGES))[0]
+    pictures = [
+        Image.fromarray(image.transpose(1, 2, 0)).resize((160, 120), Image.Resampling.BILINEAR) for image in small
+    ]
+    outputs = [word for name in BRANCHES for word in ("--output", name)]
+    stacked = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
+    return detector(folder, "slim_320", stacked, "--mean", "127", *outputs)
+
+
+def test_the_face_detectors_outputs_come_close(faces: Path) -> None:
+    """Scores within 25 dB; boxes are small numbers at the end of 30 layers with one format for all channels of each."""
+    found, shapes = outcome(faces), [layer.out_shape for layer in network(faces).graph.output_layers]
+    assert shapes[::2] == [(6, 15, 20), (4, 8, 10), (4, 4, 5), (6, 2, 3)]
+    assert shapes[1::2] == [(2 * scores, *size) for scores, *size in shapes[::2]]
+    for i, name in enumerate(BRANCHES):
+        own = found.outputs[name]
+        assert own.sqnr and own.cosine and own.sqnr > (12 if i % 2 else 25) and own.cosine > 0.97
+    assert min(own.sqnr for own in found.layers.values() if own.sqnr) > 8
+
+
+def test_the_face_detectors_programs_give_every_output(faces: Path, tmp_path: Path) -> None:
+    programs_give_every_output(faces, tmp_path)
