@@ -103,7 +103,7 @@ class Interrupted(FloatNetwork):
         return results
 
 
-def _deep_network(memory: int) -> Interrupted:
+def _deep_network(memory: int, outputs: tuple[str, ...]) -> Interrupted:
     """Three convolutions with ReLUs, the last of which reads the first one's output, too; 30 images."""
     shape, rng = (2, 6, 6), np.random.default_rng(0)
     layers: list[Layer] = [Input("data", (), "data", (shape,))]
@@ -118,17 +118,24 @@ def _deep_network(memory: int) -> Interrupted:
         if layer.weighted
     }
     images = rng.integers(0, 256, (30, *shape), dtype=np.uint8)
-    return Interrupted(Graph("net", tuple(layers), weights, "accuracy"), images, memory=memory)
+    graph = Graph("net", tuple(layers), weights, "accuracy", outputs=outputs)
+    return Interrupted(graph, images, memory=memory)
 
 
 SLAB = 30 * 2 * 6 * 6 * 4  # bytes of one layer's outputs
 
 
-@pytest.mark.parametrize(("memory", "goes_on"), [(0, False), (4 * SLAB, True), (1 << 30, True)])
-def test_trials_go_on_from_what_still_holds(memory: int, goes_on: bool) -> None:
+@pytest.mark.parametrize(
+    ("memory", "goes_on", "outputs"),
+    [
+        *((memory, memory > 0, ("relu2",)) for memory in (0, 4 * SLAB, 1 << 30)),
+        *((memory, memory > 0, ("relu2", "conv0", "relu1")) for memory in (0, 12 * SLAB, 1 << 30)),
+    ],
+)
+def test_trials_go_on_from_what_still_holds(memory: int, goes_on: bool, outputs: tuple[str, ...]) -> None:
     """In any order, with parts of the images and with trials that are stopped: as from the first layer on."""
     rng = random.Random(1)
-    whole = _deep_network(memory)
+    whole = _deep_network(memory, outputs)
     networks = [whole, whole.part(whole.images[:10]), whole.part(whole.images[10:])]
     tried, later_starts = [as_trained(whole.graph)], 0
     for _ in range(300):

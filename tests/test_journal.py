@@ -93,8 +93,8 @@ def test_a_damaged_answer_is_computed_again(tmp_path: Path) -> None:
 
 def test_verdicts_come_back_bit_for_bit() -> None:
     rng = np.random.default_rng(0)
-    for count in (1, 8, 250, 2001):
-        verdict = Verdict(rng.random(count) < 0.5, rng.normal(size=count))
+    for count, labels in ((9, 0), (1, 1), (8, 8), (250, 250), (2001, 2001)):
+        verdict = Verdict(rng.random(labels) < 0.5, rng.normal(size=count))
         back = journal._verdict(journal._plain(verdict))
         np.testing.assert_array_equal(back.right, verdict.right)
         np.testing.assert_array_equal(back.divergences, verdict.divergences)

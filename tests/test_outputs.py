@@ -193,6 +193,12 @@ def test_it_is_judged_by_how_close_it_comes(three: Path) -> None:
     assert chosen[0].divergence <= max(one.divergence or 0 for one in outcome.search)
 
 
+def test_trials_are_judged_by_what_the_network_gives(three: Path) -> None:
+    """Whichever layer a trial goes on from: no step of one bit in a late layer spoils all outputs."""
+    values = json.loads((three.parent / "net.json").read_text())
+    assert len(values["trials"]) > 10 and all(trial["divergence"] < 0.5 for trial in values["trials"])
+
+
 def test_labels_are_not_looked_at(three: Path, tmp_path: Path) -> None:
     flags = trained(tmp_path, INPUT + LAYERS)
     lmdb_images.write(tmp_path / "data_lmdb", lmdb_images.read(three.parent / "data_lmdb")[0], np.full(30, -1))

@@ -177,7 +177,7 @@ class Network:
     def _logits(self, first: int, inputs: Values, settings: Settings, kept: Values) -> np.ndarray:
         """The same from some layer on; fills the arrays `kept`, too."""
         made = [layer for layer in self.graph.output_layers if first == 0 or layer.name not in inputs]
-        outputs = self.advance(first, inputs, settings, {**kept, **self._room(made)})
+        outputs = self.advance(first, inputs, settings, {**self._room(made), **kept})
         return self.graph.join({**inputs, **outputs})
 
     def survey(self, settings: Settings, names: Container[str] | None = None) -> tuple[np.ndarray, Values]:
