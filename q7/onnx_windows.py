@@ -61,6 +61,11 @@ def convolution_attributes(layer: Windows) -> dict[str, list[int]]:
     return {**window_attributes(layer), "kernel_shape": [*layer.window], "dilations": [*layer.dilation]}
 
 
+def deconvolution_attributes(layer: Windows) -> dict[str, list[int]]:
+    """Of windows of the output, of which the padding is cut off."""
+    return {"kernel_shape": [*layer.window], "strides": [*layer.stride], "pads": [*layer.pad] * 2}
+
+
 def crop(g: OnnxGraph, y: str, layer: Windows, axes: tuple[int, ...] = (0, 1)) -> str:
     """Drops rows (0) and columns (1) beyond the layer's output, where the windows allow more than it asks for."""
     for axis in axes:

@@ -39,6 +39,10 @@ def conv(parameters: str, **names: str) -> str:
     return layer("Convolution", f"convolution_param {{ {parameters} }}", **names)
 
 
+def deconv(parameters: str, **names: str) -> str:
+    return layer("Deconvolution", f"convolution_param {{ {parameters} }}", **names)
+
+
 def ip(parameters: str, **names: str) -> str:
     return layer("InnerProduct", f"inner_product_param {{ {parameters} }}", **names)
 
@@ -107,6 +111,13 @@ ACCEPTED = [
         "convolve_dilated_q7",
         "arm_convolve_wrapper_s8",
     ),
+    Accepted("deconvolution", deconv("num_output: 3 kernel_size: 4 stride: 2"), "deconvolve_q7", "deconvolve_q7"),
+    Accepted(
+        "upsampling",
+        deconv("num_output: 4 group: 4 kernel_size: 4 stride: 2 pad: 1 bias_term: false"),
+        "deconvolve_q7",
+        "deconvolve_q7",
+    ),
     Accepted("groups", conv("num_output: 4 group: 2 kernel_size: 3"), "convolve_q7", "arm_convolve_wrapper_s8"),
     Accepted(
         "inner product", ip("num_output: 4 transpose: true"), "arm_fully_connected_q7_opt", "arm_fully_connected_s8"
@@ -147,6 +158,9 @@ DECLINED = [
         layer("DepthwiseConvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 }"),
         "group 2, allowed are as many groups as channels, 4",
     ),
+    Declined("dilated deconvolution", deconv("num_output: 4 kernel_size: 3 dilation: 2"), "dilation [2], allowed is 1"),
+    Declined("empty deconvolution", deconv("num_output: 4 kernel_size: 1 pad: 4"), "its output would be empty"),
+    Declined("groups of a deconvolution", deconv("num_output: 3 kernel_size: 1 group: 2"), "group 2 does not divide 4"),
     Declined("axis", conv("num_output: 2 kernel_size: 3 axis: 2"), "axis 2, allowed is 1"),
     Declined("group does not divide", conv("num_output: 4 kernel_size: 3 group: 3"), "group 3 does not divide 4"),
     Declined("empty output", conv("num_output: 4 kernel_size: 9"), "its output would be empty"),

@@ -87,6 +87,15 @@ class Builder:
         param = f"num_output: {count} group: {group} bias_term: {bias} {self.window()} {dilation}"
         self.affine(self.add("Convolution", [blob], f"convolution_param {{ {param} }}"))
 
+    def deconvolution(self, blob: str) -> None:
+        channels, *sides = self.shapes[blob]
+        if max(sides) > 16:
+            return  # it would grow without end
+        group = self.draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
+        bias = "true" if self.flag() else "false"
+        param = f"num_output: {group * self.integer(1, 3)} group: {group} bias_term: {bias} {self.window()}"
+        self.affine(self.add("Deconvolution", [blob], f"convolution_param {{ {param} }}"))
+
     def inner_product(self, blob: str) -> None:
         count = self.integer(1, 9)
         self.affine(self.add("InnerProduct", [blob], f"inner_product_param {{ num_output: {count} }}"))
@@ -146,7 +155,14 @@ def prototxts(draw: st.DrawFn) -> tuple[str, tuple[int, int, int], str]:
     if draw(st.booleans()):
         shape = (shape[0], shape[1], shape[1])  # most kernels of the library are for squares
     builder = Builder(draw, {"data": shape})
-    images = [builder.convolution, builder.convolution, builder.pooling, builder.pooling, builder.lrn]
+    images = [
+        builder.convolution,
+        builder.convolution,
+        builder.pooling,
+        builder.pooling,
+        builder.lrn,
+        builder.deconvolution,
+    ]
     always = [builder.elementwise, builder.eltwise, builder.concat, builder.inner_product]
     for _ in range(draw(st.integers(4, 10))):
         names = list(builder.shapes)

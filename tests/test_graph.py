@@ -197,6 +197,21 @@ NETS["dilated"] = (
     "ip1",
     "mean_value: 120 scale: 0.0078125",
 )
+UP = "convolution_param { num_output: 4 kernel_size: 4 stride: 2 pad: 1 group: 4 bias_term: false }"
+NETS["upsampled"] = (
+    conv("conv1", "data", "num_output: 4 kernel_size: 3 stride: 2")
+    + layer("Deconvolution", "up", ["conv1"], UP)
+    + layer(
+        "Deconvolution",
+        "d2",
+        ["up"],
+        "convolution_param { num_output: 6 group: 2 kernel_size: 3 kernel_size: 2 stride: 1 stride: 3 pad: 2 pad: 0 }",
+    )
+    + plain("BatchNorm", "d2/bn", "d2", "d2")
+    + ip("ip1", "d2", 3),
+    "ip1",
+    "mean_value: 120 scale: 0.0078125",
+)
 NETS["normalized"] = (
     conv("conv1", "data", "num_output: 6 kernel_size: 3")
     + layer("LRN", "n1", ["conv1"], "lrn_param { local_size: 3 alpha: 2 beta: 0.6 k: 1.5 }")

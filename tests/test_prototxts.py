@@ -432,7 +432,7 @@ CASES = {
     ),
     "segmentation": Case(
         segmentation,
-        declined=("'up' (Deconvolution)", "'c' (Crop)"),
+        declined=("'c' (Crop)",),
     ),
     "attention": Case(
         attention,

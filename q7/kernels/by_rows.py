@@ -69,6 +69,12 @@ def _(kernel: own_loops.OwnAveragePool, layer: Any, target: Target) -> RowForm |
     return RowForm(kernel) if layer.pad[0] == 0 else None
 
 
+@row_form.register(own_q7.Deconvolution)
+def _(kernel: own_q7.Deconvolution, layer: Any, target: Target) -> RowForm | None:
+    """Its windows lie on the output."""
+    return None
+
+
 @row_form.register(own_loops.WindowLoop)
 @row_form.register(lrn.Across)
 @row_form.register(own_loops.Merge)

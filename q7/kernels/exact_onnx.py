@@ -8,13 +8,22 @@ Every tensor holds integers as float32, NCHW or (N, features). Sums stay exact b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from q7.kernels.base import Integers, Operands
 from q7.kernels.contract import ConvolutionView, LayerView
+from q7.kernels.weight_layouts import exchanged
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import Windows, convolution_attributes, crop, image_cells, window_attributes
+from q7.onnx_windows import (
+    Windows,
+    convolution_attributes,
+    crop,
+    deconvolution_attributes,
+    image_cells,
+    window_attributes,
+)
 from q7.qformat import INT8_MAX, INT8_MIN
 from q7.target import Target
 
@@ -66,6 +75,17 @@ def convolution(g: OnnxGraph, x: str, layer: ConvolutionView, integers: Integers
     windows = {"group": layer.group, **convolution_attributes(layer)}
     total = weighted_sum(g, integers, target, lambda weights, bias: g.add("Conv", x, weights, bias, **windows))
     return crop(g, total, layer)
+
+
+def deconvolution(g: OnnxGraph, x: str, layer: ConvolutionView, integers: Integers, target: Target) -> str:
+    """The weighted sum of a transposed convolution, whose weights are (inputs, outputs of a group, height, width)."""
+
+    def product(weights: np.ndarray, constants: np.ndarray) -> str:
+        windows = {"group": layer.group, **deconvolution_attributes(layer)}
+        return g.add("ConvTranspose", x, exchanged(weights, layer.group), constants, **windows)
+
+    by_output = replace(integers, weights=exchanged(integers.weights, layer.group))
+    return weighted_sum(g, by_output, target, product)
 
 
 def inner_product(g: OnnxGraph, x: str, integers: Integers, target: Target) -> str:

@@ -184,6 +184,30 @@ class PackedInnerProduct(_Packed[LayerView], InnerProduct):
     """Weights of 4 bits."""
 
 
+class Deconvolution(ShiftingKernel[ConvolutionView], WindowLoop[ConvolutionView, Integers]):
+    """Transposed convolutions in groups, which no library has; beside all of them, since the bias has 32 bits."""
+
+    limits = True
+
+    def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
+        return weight_layouts.ohwi(weight_layouts.exchanged(weights, layer.group))
+
+    def arrays(self, layer: ConvolutionView, integers: Integers, c: CNames) -> list[Array]:
+        bias = integers.bias.astype(np.int32) << integers.shifts.bias_lshift
+        return [
+            Array(f"{c.prefix}_WT", c.weights, "q7_t", self.layout(integers.weights, layer)),
+            Array(f"{c.prefix}_BIAS", c.bias, "int32_t", bias),
+        ]
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
+        return exact_onnx.deconvolution(g, xs[0], layer, integers, target)
+
+    def _arguments(self, layer: ConvolutionView, c: CNames) -> list[str]:
+        groups = c.macro("GROUPS") if layer.group > 1 else "1"
+        scaling = map(c.macro, ("OUT_RSHIFT", "ACT_MIN", "ACT_MAX"))
+        return [c.macro("IN_CH"), groups, c.macro("OUT_CH"), c.weights, c.bias, *scaling]
+
+
 class TruncatedAveragePool(PoolLoop[WindowedView, object]):
     """What arm_avepool_q7_HWC computes, for windows of any shape."""
 

@@ -50,6 +50,7 @@ DILATED_CONVOLUTION: Kernels[ConvolutionView, Integers] = (
     arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, needs.indexable, needs.short_image_column)),
     arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.one_channel_groups, *_CONVOLUTION)),
 )
+DECONVOLUTION: Kernels[ConvolutionView, Integers] = (own_q7.Deconvolution("deconvolve_q7", _CONVOLUTION),)
 FULLY_CONNECTED: Kernels[LayerView, Integers] = (
     own_q7.PackedInnerProduct("inner_product_q7", (needs.vector_sizes,)),
     arm_q7.FullyConnected("arm_fully_connected_q7_opt", (needs.vector_sizes,), interleaved=True),

@@ -11,6 +11,12 @@ def ohwi(weights: np.ndarray) -> np.ndarray:
     return weights.transpose(0, 2, 3, 1).ravel()
 
 
+def exchanged(weights: np.ndarray, groups: int) -> np.ndarray:
+    """(inputs, outputs of a group, KH, KW) of (outputs, inputs of a group, KH, KW), and the other way round."""
+    both = weights.reshape(groups, -1, *weights.shape[1:]).swapaxes(1, 2)
+    return both.reshape(-1, *both.shape[2:])
+
+
 def depthwise(weights: np.ndarray) -> np.ndarray:
     """KH,KW,C of (C, 1, KH, KW)."""
     return weights[:, 0].transpose(1, 2, 0).ravel()

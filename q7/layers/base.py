@@ -46,6 +46,7 @@ class Layer:
     most_inputs: ClassVar[int] = 1
     elementwise: ClassVar[bool] = False  # the order of the data does not matter
     flattens: ClassVar[bool] = False  # takes an image for the vector that it is in Caffe's order
+    sums_windows: ClassVar[bool] = False  # with one row of weights for each output, whose input is a window or all
     folds: ClassVar[bool] = False  # goes into the weights of the layer before it
     last_only: ClassVar[bool] = False  # may be dropped at the end of the network, and cannot be computed elsewhere
     floors: ClassVar[bool] = False  # the original's simulation puts the output on its grid
@@ -101,6 +102,10 @@ class Layer:
     def load(self, blobs: Sequence[np.ndarray]) -> Weights:
         """What the trained blobs, in the shapes asked for, mean to this tool."""
         raise NotImplementedError
+
+    def with_gain(self, weights: np.ndarray, gain: np.ndarray) -> np.ndarray:
+        """The weights with which each output (O,) is `gain` times as large."""
+        return weights * gain.reshape(-1, *[1] * (weights.ndim - 1))
 
     def inherited(self, x: QFormat) -> QFormat:
         """The output's format where it is not chosen."""

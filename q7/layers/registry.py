@@ -15,6 +15,7 @@ from q7.layers.passthrough import Softmax
 CLASSES: tuple[type[Layer], ...] = (
     windowed.Convolution,
     windowed.DilatedConvolution,
+    windowed.Deconvolution,
     windowed.InnerProduct,
     windowed.MaxPooling,
     windowed.AveragePooling,

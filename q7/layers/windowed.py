@@ -14,9 +14,18 @@ from q7.kernels import constraints, registry
 from q7.kernels.base import Integers
 from q7.kernels.contract import WindowedView
 from q7.kernels.own_loops import MOST_POOLED_SHIFT, LeftShift
+from q7.kernels.weight_layouts import exchanged
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import convolution_attributes, crop, max_pool, reach, window_attributes, window_cells
+from q7.onnx_windows import (
+    convolution_attributes,
+    crop,
+    deconvolution_attributes,
+    max_pool,
+    reach,
+    window_attributes,
+    window_cells,
+)
 from q7.qformat import LayerFormats, QFormat, shifts
 from q7.target import Target
 
@@ -103,12 +112,9 @@ class _Weighted(Layer):
         return Integers(formats.w.quantize(weights[0]), formats.quantize_bias(weights[1]), shifts(formats))
 
 
-@computed_by(registry.CONVOLUTION)
 @dataclass(frozen=True, eq=False)
-class Convolution(_Windowed, _Weighted):
-    """The output size rounds down. ConvolutionDepthwise, DepthwiseConvolution: as many groups as channels."""
-
-    caffe_type = "Convolution"
+class _Grouped(_Windowed, _Weighted):
+    """What Caffe's ConvolutionParameter says."""
 
     num_output: int = 1
     group: int = 1
@@ -134,6 +140,19 @@ class Convolution(_Windowed, _Weighted):
             "bias_term": param.bias_term,
         }
 
+    def defines(self) -> dict[str, int]:
+        sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **window_defines(self)}
+        return {**sizes, "GROUPS": self.group} if self.group > 1 else sizes
+
+
+@computed_by(registry.CONVOLUTION)
+@dataclass(frozen=True, eq=False)
+class Convolution(_Grouped):
+    """The output size rounds down. ConvolutionDepthwise, DepthwiseConvolution: as many groups as channels."""
+
+    caffe_type = "Convolution"
+    sums_windows = True
+
     @property
     def out_shape(self) -> Shape:
         sizes = zip(self.in_shape[1:], reach(self), self.stride, self.pad)
@@ -147,10 +166,6 @@ class Convolution(_Windowed, _Weighted):
         assert weights
         attributes = convolution_attributes(self)
         return crop(g, g.add("Conv", xs[0], *weights, group=self.group, **attributes), self)
-
-    def defines(self) -> dict[str, int]:
-        sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **window_defines(self)}
-        return {**sizes, "GROUPS": self.group} if self.group > 1 else sizes
 
 
 @computed_by(registry.DILATED_CONVOLUTION)
@@ -203,12 +218,55 @@ def convolution(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
     return Convolution if set(message.convolution_param.dilation) <= {1} else DilatedConvolution
 
 
+@computed_by(registry.DECONVOLUTION)
+@dataclass(frozen=True, eq=False)
+class Deconvolution(_Grouped):
+    """Each pixel adds its products with a window of weights to the output, `stride` cells apart (deconv_layer.cpp).
+
+    Weights are (inputs, outputs of a group, height, width).
+    """
+
+    caffe_type = "Deconvolution"
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        dilation = list(message.convolution_param.dilation)
+        if set(dilation) - {1}:
+            raise Declined(f"dilation {dilation}, allowed is 1")
+        return super().options(message, in_shapes)
+
+    @property
+    def out_shape(self) -> Shape:
+        sizes = zip(self.in_shape[1:], self.window, self.stride, self.pad)
+        return self.num_output, *((d - 1) * s + k - 2 * p for d, k, s, p in sizes)
+
+    @property
+    def macs(self) -> int:
+        """Each weight is used once for each pixel of the input."""
+        return math.prod(self.in_shape[1:]) * math.prod(self.weight_shapes()[0])
+
+    def weight_shapes(self) -> tuple[Shape, ...]:
+        weights = (self.in_shape[0], self.num_output // self.group, *self.window)
+        return (weights, (self.num_output,)) if self.bias_term else (weights,)
+
+    def load(self, blobs: Sequence[np.ndarray]) -> Weights:
+        return blobs[0], blobs[1] if len(blobs) > 1 else np.zeros(self.num_output, np.float32)
+
+    def with_gain(self, weights: np.ndarray, gain: np.ndarray) -> np.ndarray:
+        return exchanged(super().with_gain(exchanged(weights, self.group), gain), self.group)
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        assert weights
+        return g.add("ConvTranspose", xs[0], *weights, group=self.group, **deconvolution_attributes(self))
+
+
 @computed_by(registry.FULLY_CONNECTED)
 @dataclass(frozen=True, eq=False)
 class InnerProduct(_Weighted):
     """Caffe's InnerProduct: an image is flattened in CHW order."""
 
     caffe_type = "InnerProduct"
+    sums_windows = True
     flattens = True
 
     num_output: int = 1

@@ -45,7 +45,7 @@ def fold_affine(graph: Graph) -> Graph:
         instead[layer.name] = source
         layers[source] = replace(layers[source], blob=layer.blob)
         (w, b), (gain, offset) = weights[source], weights.pop(layer.name)
-        weights[source] = (w * gain.reshape(-1, *[1] * (w.ndim - 1)), b * gain + offset)
+        weights[source] = (layers[source].with_gain(w, gain), b * gain + offset)
         folded[source] = (*folded.get(source, ()), layer)
     single = {name: (w.astype(np.float32), b.astype(np.float32)) for name, (w, b) in weights.items()}
     for name, (w, b) in single.items():

@@ -45,7 +45,7 @@ DAMPING = 1e-4  # of the mean input power, for a stable inverse (GPTQ takes 0.01
 
 
 def _can_fit(graph: Graph, layer: Layer) -> bool:
-    return layer.weighted and graph.weights[layer.name][0][0].size <= MOST_INPUTS
+    return layer.sums_windows and graph.weights[layer.name][0][0].size <= MOST_INPUTS
 
 
 def bytes_per_image(graph: Graph) -> int:
@@ -262,7 +262,7 @@ class Fit:
     def layers(self, formats: Mapping[str, LayerFormats]) -> list[Fitted]:
         """Each layer, fitted to what those before it became.
 
-        Those with more than 4096 inputs to an output keep their weights, to be rounded to nearest.
+        Deconvolutions, and those with more than 4096 inputs to an output, keep their weights, to be rounded to nearest.
         """
         fitted: list[Fitted] = []
         key: tuple[LayerFormats, ...] = ()

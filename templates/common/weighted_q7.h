@@ -13,13 +13,6 @@ typedef struct {
     q31_t low, high;
 } scaling_t;
 
-/* The rounding term of the library's kernels: half a step up, or none where they are built to truncate. */
-#if defined(ARM_NN_TRUNCATE)
-#define ROUNDING(shift) 0
-#else
-#define ROUNDING(shift) ((1 << (shift)) >> 1)
-#endif
-
 INLINE q31_t first_sum(const scaling_t *s, int output)
 {
     return s->bias[output] * (1 << s->bias_lshift) + ROUNDING(s->out_rshift);
