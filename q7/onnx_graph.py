@@ -28,7 +28,7 @@ class OnnxGraph:
         """Adds a node and returns its output's name; arrays become constants."""
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         output = f"t{len(self._nodes)}"
-        self._nodes[output] = helper.make_node(op, names, [output], name=output, **attributes)
+        self._nodes[output] = helper.make_node(op, names, [output], **attributes)
         return output
 
     def max_pool(self, x: str, **windows: Any) -> str:
@@ -74,8 +74,11 @@ class OnnxGraph:
         self._nodes[value].name = name
 
     def result(self, value: str, name: str, dtype: Any, shape: Sequence[int]) -> None:
-        """An output under a name of its own, with its type."""
-        self._nodes[name] = helper.make_node("Identity", [value], [name], name=name)
+        """An output under a name of its own, with its type; the last to be added. Other values may have the name."""
+        taken = {*self._nodes, *(known.name for known in (*self._constants, *self._inputs))}
+        while name in taken:
+            name += "_"
+        self._nodes[name] = helper.make_node("Identity", [value], [name])
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self._outputs.append(helper.make_tensor_value_info(name, kind, ["N", *shape]))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import numpy as np
+import onnxruntime
 import pytest
 
 import nn_quantizer
@@ -18,6 +20,7 @@ from q7.codegen import known_answers
 from q7.data import lmdb_images
 from q7.data.source import data_source
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
+from q7.engines.networks import DeviceNetwork
 from q7.errors import Q7Error
 from q7.network.from_caffe import parse_network
 from q7.network.graph import Graph
@@ -251,6 +254,22 @@ def test_the_report_tells_of_outputs(three: Path, capsys: pytest.CaptureFixture[
     ]
     shown = page.page(values, {})
     assert "in the worst of 3 outputs" in shown and "2x10x8" in shown and "accuracy in" not in shown
+
+
+@pytest.mark.parametrize("name", ["map", "pixels", "t3", "c0"])
+def test_onnx_gives_every_output(name: str, three: Path, tmp_path: Path) -> None:
+    """Under its layer's name, unless a value of the model has that."""
+    quantized = network(three)
+    layers = tuple(replace(layer, name=name) if layer.name == "map" else layer for layer in quantized.graph.layers)
+    graph = replace(quantized.graph, layers=layers, outputs=(name, "scores", "boxes"))
+    images = stored_images(quantized, three, 5)
+    device = DeviceNetwork(graph, images, quantized.target)
+    session = onnxruntime.InferenceSession(device.to_onnx(quantized.layers))
+    first, *others = session.get_outputs()
+    assert (first.name.rstrip("_"), first.shape) == (name, ["N", 2, 10, 8])
+    assert [(one.name, one.shape[1:]) for one in others] == [("scores", [2, 3, 2]), ("boxes", [4])]
+    results = dict(zip(graph.outputs, session.run(None, {"pixels": images})))
+    np.testing.assert_array_equal(graph.join(results), predicted(quantized, images))
 
 
 # --- on the device ----------------------------------------------------------------------------------------------------

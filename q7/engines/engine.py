@@ -81,11 +81,12 @@ class Network:
         names = self._add_layers(g, 0, settings, {self.graph.input.name: g.cast("pixels", np.float32)})
         for layer in self.graph.layers:
             g.label(names[layer.name], layer.name)
-        for layer in self.graph.output_layers:
-            result = g.cast(names[layer.name], self.stored)
-            if self.graph.classifier:
-                g.result(g.add("Flatten", result), "logits", self.stored, [layer.out_size])
-            else:
+        outputs = self.graph.output_layers
+        results = [g.cast(names[layer.name], self.stored) for layer in outputs]
+        if self.graph.classifier:
+            g.result(g.add("Flatten", *results), "logits", self.stored, [self.graph.result_size])
+        else:
+            for layer, result in zip(outputs, results):
                 g.result(result, layer.name, self.stored, layer.out_shape)
         model = g.model(
             self.graph.name or "network", producer_name="caffe-to-cmsis-nn", producer_version=q7.__version__
