@@ -110,6 +110,18 @@ def test_what_is_named_is_given(names: list[str], tmp_path: Path) -> None:
     assert ("map" in blobs) == ("map" in names)  # what leads to no output is left out
 
 
+@pytest.mark.parametrize(("labels", "accuracy"), [([0, 1, 2, 3], True), ([0, 0, 0, 0], False), ([0, 1, 2, 4], False)])
+def test_one_vector_is_of_logits_where_images_have_labels(labels: list[int], accuracy: bool, tmp_path: Path) -> None:
+    """In a deploy prototxt: all are 0 where there are none, and 4 is no class of 4."""
+    one = LAYERS[: LAYERS.index('layer { name: "map"')]
+    one += LAYERS[LAYERS.index('layer { name: "boxes"') :].replace("conv2", "pool1")
+    flags = trained(tmp_path, INPUT + one)
+    lmdb_images.write(tmp_path / "data_lmdb", lmdb_images.read(tmp_path / "data_lmdb")[0][:4], labels)
+    assert nn_quantizer.main([*flags, "-q"]) == 0
+    outcome = network(tmp_path / "net.pkl").outcome
+    assert outcome and (outcome.accuracy is not None) == accuracy and ({*outcome.outputs} == {"boxes"}) != accuracy
+
+
 def test_losses_are_no_readers(tmp_path: Path) -> None:
     loss = 'layer { name: "loss" type: "%s" bottom: "boxes" bottom: "label" top: "loss" }'
     assert [*parse(tmp_path, INPUT + LAYERS + loss % "EuclideanLoss").outputs] == ALL
