@@ -25,7 +25,7 @@ def _how(cls: type[Layer], library: Library) -> str:
     bits = {name: "" if held == {8} else f" ({'also ' * (8 in held)}4-bit weights)" for name, held in able.items()}
     names = "<br>".join(f"`{name}`{bits[name]}" for name in able)
     if cls.folds:
-        return "folded into the convolution or inner product before it"
+        return f"folded into the convolution or inner product before it, else {names}"
     if cls.last_only:
         return "dropped, at the end of the network only" + (f"; {names} with `code_gen.py --softmax`" if names else "")
     return names

@@ -105,10 +105,7 @@ class Builder:
         for kind in kinds if blob else []:
             param = "scale_param { bias_term: true }" if kind == "Scale" and self.flag() else ""
             assert blob
-            folded = self.add(kind, [blob], param, top=blob if self.flag() else "")
-            if folded != blob:
-                del self.shapes[blob]  # with another reader, it could not be folded
-            blob = folded
+            blob = self.add(kind, [blob], param, top=blob if self.flag() else "")
 
     def pooling(self, blob: str) -> None:
         method = self.draw(st.sampled_from(["MAX", "AVE"]))
@@ -126,11 +123,17 @@ class Builder:
         )
 
     def elementwise(self, blob: str) -> None:
-        kind = self.draw(st.sampled_from(["ReLU", "ReLU", "leaky", "ReLU6", "Clip", "Sigmoid", "TanH"]))
-        in_place = blob not in self.read and blob != "data" and self.flag()
-        param = "clip_param { min: -1 max: 2.5 }" if kind == "Clip" else ""
-        if kind == "leaky":
-            kind, param = "ReLU", f"relu_param {{ negative_slope: {self.draw(st.sampled_from([0.1, 0.25, 1, -0.5]))} }}"
+        kinds = ["ReLU", "ReLU", "leaky", "ReLU6", "Clip", "Sigmoid", "TanH", "PReLU", "PReLU", "shared"]
+        kinds += ["ELU", "AbsVal", "BNLL", "Power", "Threshold"]
+        kind = self.draw(st.sampled_from(kinds))
+        in_place = blob not in self.read and blob != "data" and kind != "AbsVal" and self.flag()
+        param = {
+            "Clip": "clip_param { min: -1 max: 2.5 }",
+            "shared": "prelu_param { channel_shared: true }",
+            "Power": "power_param { power: 2 scale: 0.5 shift: -1 }",
+            "leaky": f"relu_param {{ negative_slope: {self.draw(st.sampled_from([0.1, 0.25, 1, -0.5, 2]))} }}",
+        }.get(kind, "")
+        kind = {"leaky": "ReLU", "shared": "PReLU"}.get(kind, kind)
         self.add(kind, [blob], param, top=blob if in_place else "")
 
     def _partners(self, blob: str, fits: Callable[[tuple[int, ...]], bool]) -> list[str]:

@@ -221,6 +221,32 @@ NETS["normalized"] = (
     "ip1",
     "mean_value: 120 scale: 0.0078125",
 )
+NETS["functions"] = (
+    plain("BatchNorm", "bn0", "data", "bn0")
+    + conv("conv1", "bn0", "num_output: 6 kernel_size: 3")
+    + plain("PReLU", "p1", "conv1", "p1")
+    + plain("BatchNorm", "bn1", "conv1", "bn1")
+    + scale("scale1", "bn1", "scale1")
+    + layer("PReLU", "p2", ["scale1"], "prelu_param { channel_shared: true }")
+    + layer("ELU", "e1", ["p1"], "elu_param { alpha: 0.7 }")
+    + plain("AbsVal", "a1", "p2", "a1")
+    + plain("BNLL", "b1", "p2", "b1")
+    + layer("Power", "q1", ["a1"], "power_param { power: 1.5 scale: 0.5 shift: 0.25 }")
+    + layer("Power", "q2", ["e1"], "power_param { scale: -0.5 shift: 2 }")
+    + layer("Exp", "x1", ["e1"], "exp_param { base: 2 scale: -0.5 shift: 1 }")
+    + layer("Exp", "x2", ["p2"], "exp_param { scale: 0.25 }")
+    + layer("Log", "l1", ["a1"], "log_param { base: 10 scale: 2 shift: 1 }")
+    + layer("Threshold", "t1", ["bn1"], "threshold_param { threshold: 0.1 }")
+    + layer("ReLU", "r1", ["p1"], "relu_param { negative_slope: 2.5 }")
+    + layer("Concat", "cat", ["b1", "q1", "q2", "x1", "x2", "l1", "t1", "r1"])
+    + layer("Bias", "bias1", ["cat"])
+    + ip("ip1", "bias1", 5)
+    + plain("PReLU", "p3", "ip1", "p3")
+    + scale("scale2", "p3", "scale2", bias=False)
+    + plain("Bias", "bias2", "scale2", "bias2"),
+    "bias2",
+    "mean_value: 120 scale: 0.0078125",
+)
 MAX = "eltwise_param { operation: MAX }"
 NETS["branches"] = (_branches(), "last", "mean_value: 120 scale: 0.0078125")
 
@@ -298,12 +324,12 @@ def test_layers_that_do_not_lead_to_the_accuracy_are_ignored(tmp_path: Path) -> 
 
 
 def test_all_offending_layers_are_reported_at_once(tmp_path: Path) -> None:
-    layers = plain("MVN", "n1", "data", "a") + plain("ELU", "e", "a", "b") + conv("c", "b", "num_output: 2")
+    layers = plain("MVN", "n1", "data", "a") + plain("Embed", "e", "a", "b") + conv("c", "b", "num_output: 2")
     with pytest.raises(Q7Error) as caught:
         parse(tmp_path, layers + ip("ip1", "c"), "ip1")
     assert [part.split(":")[0] for part in str(caught.value).split("; ")] == [
         "layer 'n1' (MVN)",
-        "layer 'e' (ELU)",
+        "layer 'e' (Embed)",
         "layer 'c' (Convolution)",
     ]
 

@@ -405,13 +405,7 @@ CASES = {
     "shufflenet": Case(shufflenet, declined=("layer 'shuffle' (ShuffleChannel): this type is not supported",)),
     "resnet": Case(resnet, 22, shape=(3, 64, 64)),
     "resnet, global pooling": Case(lambda: resnet(global_pool("pool5", "res3b")), 22, shape=(3, 64, 64)),
-    "preactivated resnet": Case(
-        preactivated,
-        declined=(
-            "layer 'bn1' (BatchNorm): it cannot be folded into 'conv1', since 'sum' reads that, too",
-            "layer 'bn2' (BatchNorm): it can only be folded into a convolution or inner product, but it reads 'sum'",
-        ),
-    ),
+    "preactivated resnet": Case(preactivated, 6),
     "squeeze and excite": Case(squeeze_and_excite, declined=("layer 'scale' (Scale): it has 2 inputs, allowed is 1",)),
     "densenet": Case(densenet, 14),
     "network in network": Case(network_in_network, 9),
@@ -439,8 +433,8 @@ CASES = {
         declined=("'product' (Eltwise): operation PROD", "'weights' (Softmax): allowed as the last layer only"),
     ),
     "leaky": Case(leaky, 4),
-    "steep": Case(steep, declined=("'r' (ReLU): negative_slope 2, allowed are -1 to 1",)),
-    "trained slopes": Case(trained_slopes, declined=("'p' (PReLU): this type is not supported",)),
+    "steep": Case(steep, 4),
+    "trained slopes": Case(trained_slopes, 3),
     "flattened branches": Case(flat_branches, declined=("'cat' (Concat): it reads a flattened image",)),
     "flat vectors": Case(flat_vectors, 6),
     "detector": Case(

@@ -130,6 +130,7 @@ def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None
             "layers",
             "formats",
             "weights",
+            "constants",
             "target",
             "sources",
             "dataset",

@@ -129,6 +129,10 @@ class PycaffeNetwork(FloatNetwork):
         super().__init__(graph, images, memory=memory)
         self.batches = BatchRunner(min(LARGE_BATCH, len(images)), workers=1)  # there is one set of blobs
         self._net = build(load(gpu), definition(graph, prototxt, self.batches.most))
+        for layer in graph.layers:
+            if layer.name in graph.weights and not layer.weighted:
+                for blob, values in zip(self._net.params[layer.name], layer.blobs(graph.weights[layer.name])):
+                    blob.data[...] = values
         self._weights_in_net: dict[str, tuple[Grid | None, Grid | None]] = {}  # grids of weights and bias, by layer
         # Blobs with several readers are copied by Split layers, which share memory once they have run: from then on,
         # what is written into a blob is seen by all its readers.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
-from q7.kernels import arm_q7, arm_s8, lrn, own_loops, own_q7
+from q7.kernels import arm_q7, arm_s8, channelwise, lrn, own_loops, own_q7
 from q7.kernels.base import AnyKernel
 from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.contract import AverageView
@@ -81,6 +81,8 @@ def _(kernel: own_q7.Deconvolution, layer: Any, target: Target) -> RowForm | Non
 @row_form.register(own_loops.Concatenate)
 @row_form.register(own_loops.Clamp)
 @row_form.register(own_loops.Lookup)
+@row_form.register(channelwise.ChannelAffine)
+@row_form.register(channelwise.PRelu)
 @row_form.register(arm_s8.Convolution)
 @row_form.register(arm_s8.Pool)
 @row_form.register(arm_s8.Add)

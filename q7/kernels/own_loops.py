@@ -218,6 +218,13 @@ class LeakyRelu(Lookup[Slope]):
         return np.clip(np.rint(np.where(x < 0, integers, 1) * x), INT8_MIN, INT8_MAX)
 
 
+class Function(Lookup[np.ndarray]):
+    """Any function of one number: the layer holds its 256 outputs."""
+
+    def outputs(self, integers: np.ndarray) -> np.ndarray:
+        return integers
+
+
 MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from q7.kernels import arm_q7, arm_s4, arm_s8, lrn, own_loops, own_q7
+import numpy as np
+
+from q7.kernels import arm_q7, arm_s4, arm_s8, channelwise, lrn, own_loops, own_q7
 from q7.kernels import constraints as needs
 from q7.kernels.base import Bounds, Integers, IntWidth, Kernels, Operands
 from q7.kernels.contract import (
@@ -61,6 +63,9 @@ FULLY_CONNECTED: Kernels[LayerView, Integers] = (
 )
 READ_PIXELS: Kernels[LayerView, Pixels] = (own_loops.ReadPixels("read_pixels"),)
 RELU: Kernels[LayerView, object] = (arm_q7.Relu("arm_relu_q7"), own_q7.Relu("clip_q7"))
+PRELU: Kernels[LayerView, channelwise.Slopes] = (channelwise.PRelu("prelu_q7"),)
+AFFINE: Kernels[LayerView, channelwise.Gains] = (channelwise.ChannelAffine("affine_q7"),)
+FUNCTION: Kernels[LayerView, np.ndarray] = (own_loops.Function("lookup_q7"),)
 LEAKY_RELU: Kernels[LayerView, Slope] = (own_loops.LeakyRelu("lookup_q7"),)
 SIGMOID: Kernels[LayerView, IntWidth] = (
     arm_q7.Activation("arm_nn_activations_direct_q7", c_type="ARM_SIGMOID", table=own_loops.sigmoid_table),

@@ -5,25 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from q7.kernels import registry
 from q7.kernels.base import Bounds, IntWidth
+from q7.kernels.channelwise import Slopes
 from q7.kernels.own_loops import Slope
+from q7.layers import functions
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
+from q7.layers.elementwise import Elementwise
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
-
-
-class Elementwise(Layer):
-    elementwise = True
-
-    op: ClassVar[str]  # ONNX's, where one with no attributes computes it
-
-    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add(self.op, xs[0])
 
 
 @computed_by(registry.RELU)
@@ -62,9 +56,48 @@ class LeakyReLU(Elementwise):
         return self.negative_slope
 
 
+@computed_by(registry.PRELU)
+@dataclass(frozen=True, eq=False)
+class PReLU(Layer):
+    """max(x, 0) + slope * min(x, 0), with a trained slope for each channel or for all (prelu_layer.cpp)."""
+
+    caffe_type = "PReLU"
+    own_format = True
+    floors = True
+
+    channel_shared: bool = False
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return {"channel_shared": message.prelu_param.channel_shared}
+
+    def weight_shapes(self) -> tuple[Shape, ...]:
+        return ((),) if self.channel_shared else (self.in_shape[:1],)
+
+    def load(self, blobs: Sequence[np.ndarray]) -> Weights:
+        """The slopes, and no bias."""
+        return np.broadcast_to(blobs[0], self.in_shape[:1]).astype(np.float32), np.zeros(0, np.float32)
+
+    def blobs(self, weights: Weights) -> list[np.ndarray]:
+        return [weights[0][0] if self.channel_shared else weights[0]]
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """So that 1 is a power of two in the 16 bits that slopes have, too (channelwise.Slopes)."""
+        return xs[0].fraction_bits - 14, xs[0].fraction_bits + 8
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        assert weights
+        return g.add("PRelu", xs[0], weights[0].reshape(-1, *[1] * (len(self.in_shape) - 1)))
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Slopes:
+        assert weights and formats.x and formats.y
+        return Slopes.fit(weights[0], formats.x.fraction_bits, formats.y.fraction_bits)
+
+
 def relu(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
     """The class of a ReLU layer."""
-    return LeakyReLU if message.relu_param.negative_slope else ReLU
+    slope = message.relu_param.negative_slope
+    return functions.SteepReLU if abs(slope) > 1 else LeakyReLU if slope else ReLU
 
 
 @computed_by(registry.CLIP)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that multiply and add a number to each channel; they go into the weights of the layer before them."""
+"""Layers that multiply and add a number to each channel; if they can, they go into the weights of the layer before."""
 
 from __future__ import annotations
 
@@ -9,13 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from q7.layers.base import Declined, Layer, Shape, Weights
+from q7.kernels import registry
+from q7.kernels.channelwise import Gains
+from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import LayerFormats
 
 
+@computed_by(registry.AFFINE)
 class Affine(Layer):
     """gain * x + offset for each channel; `load` gives the two, float64 (channels,)."""
 
     folds = True
+    own_format = True
+    floors = True
+
+    def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
+        """Whether trained blobs can make Caffe's layer compute that."""
+        raise NotImplementedError
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        assert weights
+        axes = [1] * (len(self.in_shape) - 1)
+        gain, offset = (values.astype(np.float32).reshape(-1, *axes) for values in weights)
+        return g.add("Add", g.add("Mul", xs[0], gain), offset)
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Gains:
+        assert weights and formats.x and formats.y
+        return Gains.fit(*weights, formats.x.fraction_bits, formats.y.fraction_bits)
 
     def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
         """Trained blobs with which Caffe's layer computes x + offset; None where it cannot."""
@@ -56,6 +77,13 @@ class BatchNorm(Affine):
     def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
         return [-offset, np.full_like(offset, 1 - self.eps), np.ones(1)]
 
+    def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
+        return bool((gain > 0).all())
+
+    def blobs(self, weights: Weights) -> list[np.ndarray]:
+        gain, offset = (values.astype(np.float64) for values in weights)
+        return [-offset / gain, gain**-2 - self.eps, np.ones(1)]
+
 
 @dataclass(frozen=True, eq=False)
 class Scale(Affine):
@@ -79,9 +107,13 @@ class Scale(Affine):
 
     def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
         gain = np.ones_like(offset)
-        if self.bias_term:
-            return [gain, offset]
-        return None if offset.any() else [gain]
+        return self.blobs((gain, offset)) if self.holds(gain, offset) else None
+
+    def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
+        return self.bias_term or not offset.any()
+
+    def blobs(self, weights: Weights) -> list[np.ndarray]:
+        return [*weights] if self.bias_term else [weights[0]]
 
 
 class Bias(Affine):
@@ -103,3 +135,9 @@ class Bias(Affine):
 
     def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
         return [offset]
+
+    def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
+        return bool((gain == 1).all())
+
+    def blobs(self, weights: Weights) -> list[np.ndarray]:
+        return [weights[1]]

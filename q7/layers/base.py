@@ -107,6 +107,10 @@ class Layer:
         """The weights with which each output (O,) is `gain` times as large."""
         return weights * gain.reshape(-1, *[1] * (weights.ndim - 1))
 
+    def blobs(self, weights: Weights) -> list[np.ndarray]:
+        """What `load` has made its weights of, where the layer is no weighted one."""
+        raise NotImplementedError
+
     def inherited(self, x: QFormat) -> QFormat:
         """The output's format where it is not chosen."""
         return x

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from q7.kernels.base import AnyKernel
-from q7.layers import activations, affine, lrn, merges, windowed
+from q7.layers import activations, affine, functions, lrn, merges, windowed
 from q7.layers.base import Layer, Shape
 from q7.layers.input import Input
 from q7.layers.passthrough import Softmax
@@ -24,6 +24,8 @@ CLASSES: tuple[type[Layer], ...] = (
     lrn.Within,
     activations.ReLU,
     activations.LeakyReLU,
+    activations.PReLU,
+    *functions.CLASSES,
     activations.ReLU6,
     activations.Clip,
     activations.Sigmoid,

@@ -285,20 +285,7 @@ def _misplaced(layers: Sequence[Layer], ends: Sequence[Layer]) -> Iterator[tuple
     """Layers that are supported elsewhere only, with the reason; `ends` are the network's outputs."""
     known = {layer.name: layer for layer in layers}
     for layer in layers:
-        if layer.folds:
-            producer = known[layer.inputs[0]]
-            readers = [other.name for other in layers if producer.name in other.inputs]
-            if not (producer.weighted or producer.folds):
-                yield (
-                    layer,
-                    f"it can only be folded into a convolution or inner product, but it reads '{producer.name}'",
-                )
-            elif len(readers) > 1:
-                others = ", ".join(f"'{name}'" for name in readers if name != layer.name)
-                yield layer, f"it cannot be folded into '{producer.name}', since {others} reads that, too"
-            elif producer in ends:
-                yield layer, f"it cannot be folded into '{producer.name}', which is an output, too"
-        elif layer.last_only and layer not in ends:
+        if layer.last_only and layer not in ends:
             yield layer, "allowed as the last layer only"
         elif layer.last_only and len(ends) > 1:
             outputs = " ".join(f"--output {known[one.inputs[0]].blob if one.last_only else one.blob}" for one in ends)
@@ -307,7 +294,7 @@ def _misplaced(layers: Sequence[Layer], ends: Sequence[Layer]) -> Iterator[tuple
 
 def _without_kernel(layers: Sequence[Layer], target: Target) -> Iterator[str]:
     for layer in layers:
-        if not (layer.folds or layer.last_only):
+        if not layer.last_only:
             try:
                 layer.kernel_for(target)
             except Q7Error as error:

@@ -36,6 +36,10 @@ def quantized_blobs(graph: Graph, formats: Mapping[str, LayerFormats]) -> Blobs:
                     left = np.zeros_like(left)
                 assert neutral
                 blobs[folded.name] = neutral
+        elif layer.name in graph.weights:
+            blobs[layer.name] = layer.blobs(graph.weights[layer.name])
+            zeros = np.zeros(layer.in_shape[:1], np.float32)
+            blobs.update((folded.name, folded.neutral(zeros) or []) for folded in graph.folded.get(layer.name, ()))
     return blobs
 
 

@@ -23,7 +23,7 @@ from q7.caffe_io.prototxt import is_prototxt
 from q7.data.readers import READERS, Lmdb
 from q7.errors import Q7Error
 from q7.kernels.base import Integers
-from q7.layers.base import Layer, Shape
+from q7.layers.base import Layer, Shape, Weights
 from q7.layers.input import Input
 from q7.layers.registry import CLASSES
 from q7.layers.windowed import covers_image
@@ -78,6 +78,11 @@ def _own_formats(layers: Iterable[Layer], formats: Mapping[str, Mapping[str, Any
     return {name: own for name, own in chosen.items() if own}
 
 
+def _constant_layers(layers: Iterable[Layer]) -> list[str]:
+    """Those with trained constants that have no format: they stay as they are."""
+    return [layer.name for layer in layers if layer.weight_shapes() and not layer.weighted]
+
+
 def _pack(network: QuantizedNetwork) -> dict[str, Any]:
     layers = network.graph.layers
     return {
@@ -96,6 +101,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
             for layer, own in zip(layers, network.layers)
             if layer.weighted
         },
+        "constants": {name: _plain(network.graph.weights[name]) for name in _constant_layers(layers)},
         "target": network.target.names(),
         "sources": _plain(network.sources),
         "dataset": network.dataset,
@@ -180,10 +186,28 @@ def _unpack_layers(values: list[dict[str, Any]], outputs: Sequence[str] = ()) ->
     return mark_shared(known.values(), outputs)
 
 
-def _unpack_integers(layer: Layer, value: Mapping[str, Any], formats: LayerFormats) -> Any:
-    """A layer's integers; all but weights and bias follow from its formats."""
+def _constants(layers: Sequence[Layer], value: Mapping[str, Any]) -> dict[str, Weights]:
+    """Trained constants (C,), float32; some layers have one for each channel, others two."""
+    names = _constant_layers(layers)
+    if [*value] != names:
+        raise ValueError("it has constants that no layer needs")
+    found = {}
+    for layer in layers:
+        if layer.name in names:
+            first, second = value[layer.name]
+            channels = layer.in_shape[:1]
+            found[layer.name] = _array(first, "float32", channels), _array(second, "float32", channels, (0,))
+            if not all(np.isfinite(array).all() for array in found[layer.name]):
+                raise ValueError(f"layer '{layer.name}': a constant is not finite")
+    return found
+
+
+def _unpack_integers(
+    layer: Layer, value: Mapping[str, Any], constants: Mapping[str, Weights], formats: LayerFormats
+) -> Any:
+    """A layer's integers; all but weights and bias follow from its constants and formats."""
     if not layer.weighted:
-        return layer.quantize(None, formats)
+        return layer.quantize(constants.get(layer.name), formats)
     own, shape = value[layer.name], layer.weight_shapes()[0]
     weights = _array(own["weights"], "int8", shape[::-1] if getattr(layer, "transpose", False) else shape)
     bias = _array(own["bias"], "int8" if formats.b else "int32", layer.out_shape[:1])
@@ -209,8 +233,9 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
         raise ValueError("it has no outputs")
     layers = _unpack_layers(value["layers"], outputs)
     classifier, top_k = _restore(value["classifier"], bool), _restore(value["top_k"], tuple[int, ...])
+    constants = _constants(layers, value["constants"])
     name, scale = _restore(value["name"], str), _restore(value["scale"], float)
-    graph = Graph(name, layers, {}, "", outputs=outputs, classifier=classifier, top_k=top_k)
+    graph = Graph(name, layers, constants, "", outputs=outputs, classifier=classifier, top_k=top_k)
     if classifier and (len(outputs) != 1 or math.prod(graph.output_layers[0].out_shape[1:]) > 1):
         raise ValueError("a classifier has one vector of logits")
     if top_k[:1] != (1,) or (len(top_k) > 1 and max(top_k) >= graph.result_size) or not 0 < scale < math.inf:
@@ -227,7 +252,7 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
         raise ValueError("its biases have no formats")
     if set(value["weights"]) != {layer.name for layer in layers if layer.weighted}:
         raise ValueError("it has weights that no layer needs")
-    integers = [_unpack_integers(layer, value["weights"], formats[layer.name]) for layer in layers]
+    integers = [_unpack_integers(layer, value["weights"], constants, formats[layer.name]) for layer in layers]
     reader = {name: entry for name, entry in value["reader"].items() if name != "type"}
     return QuantizedNetwork(
         graph,
@@ -294,7 +319,8 @@ def _from_version_3(value: dict[str, Any]) -> dict[str, Any]:
         accuracy = {**outcome["accuracy"], "top_k": 1}
         outcome = {**outcome, "accuracy": accuracy, "other_accuracies": [], "outputs": {}}
     outputs = [value["layers"][-1]["name"]]
-    return {**value, "outputs": outputs, "classifier": True, "top_k": [1], "scale": 1.0, "outcome": outcome}
+    new = {"outputs": outputs, "classifier": True, "top_k": [1], "scale": 1.0, "constants": {}}
+    return {**value, **new, "outcome": outcome}
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:

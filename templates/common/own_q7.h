@@ -134,6 +134,28 @@ static inline void lookup_q7(const q7_t *in, int size, const q7_t *table, q7_t *
     }
 }
 
+/* x * gain + offset, shifted; each channel has its own. The output may be the input. */
+static inline void affine_q7(const q7_t *in, int size, int channels, const int16_t *gains, const int32_t *offsets,
+                             int rshift, q7_t *out)
+{
+    for (int i = 0; i < size; i += channels) {
+        for (int c = 0; c < channels; c++) {
+            out[i + c] = saturate_q7((in[i + c] * gains[c] + offsets[c]) >> rshift);
+        }
+    }
+}
+
+/* x * one, or x * slope where x is negative, shifted; each channel has its own slope. The output may be the input. */
+static inline void prelu_q7(const q7_t *in, int size, int channels, const int16_t *slopes, int one, int rshift, q7_t *out)
+{
+    for (int i = 0; i < size; i += channels) {
+        for (int c = 0; c < channels; c++) {
+            const q31_t product = in[i + c] * (in[i + c] < 0 ? slopes[c] : one);
+            out[i + c] = saturate_q7((product + (1 << rshift >> 1)) >> rshift);
+        }
+    }
+}
+
 /* max(low, min(x, high)); the output may be the input. */
 static inline void clip_q7(const q7_t *in, int size, q7_t low, q7_t high, q7_t *out)
 {

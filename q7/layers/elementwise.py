@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What layers that compute each element alone have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from q7.layers.base import Layer, Weights
+from q7.onnx_graph import OnnxGraph
+
+
+class Elementwise(Layer):
+    elementwise = True
+
+    op: ClassVar[str]  # ONNX's, where one with no attributes computes it
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add(self.op, xs[0])
