@@ -19,9 +19,12 @@ LONGEST_NAME = 1000  # characters of a layer's
 
 
 def _array(blob: Any, where: str) -> np.ndarray:
-    """A BlobProto as float32, in its `shape` or its old (num, channels, height, width)."""
+    """A BlobProto as float32, in its `shape` or its old (num, channels, height, width); a single number has neither."""
     values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
-    shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+    old = ("num", "channels", "height", "width")
+    shape = tuple(blob.shape.dim)
+    if not blob.HasField("shape") and (values.size != 1 or any(map(blob.HasField, old))):
+        shape = tuple(getattr(blob, name) for name in old)
     if min(shape, default=1) < 0 or math.prod(shape) != values.size:
         raise Q7Error(f"{where}: a blob of shape {shape} holds {values.size} values")
     return values.reshape(shape)
