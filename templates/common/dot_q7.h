@@ -240,14 +240,21 @@ INLINE const q7_t *dot_4x1_q7(const q7_t *weights, const int bits, const q15_t *
     return weights;
 }
 #else
-/* Both outputs of a block of eight weights. */
-INLINE void mac_2x4(const q15_t *x, const q7_t *weights, const int bits, q31_t sums[2])
+/* Written out, since compilers unroll no such loop below -O3. */
+INLINE q31_t dot_4(const q31_t a, const q31_t b, const q31_t c, const q31_t d, const q15_t *x, q31_t sum)
 {
-    static const int places[4] = {0, 2, 1, 3};
-    for (int i = 0; i < 4; i++) {
-        const q7_t *const weight = weights + places[i];
-        sums[0] += x[i] * (bits == 8 ? weight[0] : low_half(weight[0]));
-        sums[1] += x[i] * (bits == 8 ? weight[4] : high_half(weight[0]));
+    return sum + a * x[0] + b * x[1] + c * x[2] + d * x[3];
+}
+
+/* Both outputs of a block of eight weights. */
+INLINE void mac_2x4(const q15_t *x, const q7_t *w, const int bits, q31_t sums[2])
+{
+    if (bits == 8) {
+        sums[0] = dot_4(w[0], w[2], w[1], w[3], x, sums[0]);
+        sums[1] = dot_4(w[4], w[6], w[5], w[7], x, sums[1]);
+    } else {
+        sums[0] = dot_4(low_half(w[0]), low_half(w[2]), low_half(w[1]), low_half(w[3]), x, sums[0]);
+        sums[1] = dot_4(high_half(w[0]), high_half(w[2]), high_half(w[1]), high_half(w[3]), x, sums[1]);
     }
 }
 
