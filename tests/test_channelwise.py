@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle as plain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from q7.caffe_io.blobs import Blobs, read_weights, to_caffemodel
 from q7.caffe_io.prototxt import read_prototxt
 from q7.data.source import data_source
 from q7.engines.networks import FloatNetwork, as_trained
+from q7.errors import Q7Error
 from q7.kernels import channelwise, registry
 from q7.kernels.channelwise import Gains, Slopes
 from q7.layers import functions
@@ -27,6 +29,7 @@ from q7.network.from_caffe import attach_weights, parse_network
 from q7.network.graph import Graph
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats, QFormat
+from q7.store import record
 from q7.target import Target
 from tests.generated import generate, make, network, on_host, predicted, stored_images
 from tests.support import prototxt, write_dataset
@@ -187,6 +190,11 @@ def test_quantized_stored_and_run(api: str, kernels: str, tmp_path: Path) -> Non
         folder = generate(pickle, tmp_path / ram, "--target", "host", "--kernels", kernels, "--ram", ram)
         assert "PASS" in make(folder, "run")
         np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))
+    content = plain.loads(pickle.read_bytes())
+    content["network"]["constants"]["p1"][0] = np.full(6, np.nan, np.float32).tobytes()
+    (tmp_path / "bad.pkl").write_bytes(plain.dumps(content, 4))
+    with pytest.raises(Q7Error, match="layer 'p1': a constant is not finite"):
+        record.load(tmp_path / "bad.pkl")
     written = read_weights(tmp_path / "quantized_net.caffemodel")
     assert written.keys() == blobs.keys()
     again = fold_affine(attach_weights(trained(tmp_path, DENSE, "ip")[0], written))

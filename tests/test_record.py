@@ -370,7 +370,7 @@ TAMPERED = [  # pickles of any version
     change(*DATA, "scale", to="1"),
     change(*DATA, "mean", to=None),
     change(*CONV, "type", to="Data"),
-    change(*CONV, "type", to="Deconvolution"),
+    change(*CONV, "type", to="Embed"),
     change(*CONV, "name", to="data"),
     change(*CONV, "name", to=5),
     change(*CONV, "blob", to=5),
@@ -409,6 +409,9 @@ TAMPERED = [  # pickles of any version
 ]
 OUTCOME = (NET, "outcome")
 TAMPERED_NOW = [
+    change("network", "constants", to={"conv1": [b"", b""]}),
+    change("network", "constants", to=[]),
+    drop("network", "constants"),
     change("network", "outputs", to=[]),
     change("network", "outputs", to=["ip1", "ip1"]),
     change("network", "outputs", to=["conv9"]),

@@ -189,7 +189,7 @@ def _unpack_layers(values: list[dict[str, Any]], outputs: Sequence[str] = ()) ->
 def _constants(layers: Sequence[Layer], value: Mapping[str, Any]) -> dict[str, Weights]:
     """Trained constants (C,), float32; some layers have one for each channel, others two."""
     names = _constant_layers(layers)
-    if [*value] != names:
+    if type(value) is not dict or [*value] != names:
         raise ValueError("it has constants that no layer needs")
     found = {}
     for layer in layers:
