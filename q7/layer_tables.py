@@ -41,7 +41,9 @@ def markdown() -> str:
     for name, reader in READERS.items():
         lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_kernels(Input)} |")
     for cls in CLASSES:
-        lines.append(f"| {cls.caffe_type} | {_sentence(cls.__doc__)} | {_kernels(cls)} |")
+        lines.append(
+            f"| {', '.join((cls.caffe_type, *cls.other_types))} | {_sentence(cls.__doc__)} | {_kernels(cls)} |"
+        )
     for name, function in IDENTITIES.items():
         lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute | nothing to compute |")
     lines += ["", "| kernel | in CMSIS 5.9.0 (NN/), CMSIS-NN 7 (Source/) or here | needs |", "|---|---|---|"]

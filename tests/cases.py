@@ -206,8 +206,8 @@ DECLINED = [
     Declined(
         "LRN of a vector", CONV1 + ip("num_output: 2", name="i") + lrn("", bottom="i"), "its input has shape (2,)"
     ),
-    Declined("k", lrn("k: 0"), "k 0, it must be above 0"),
-    Declined("alpha", lrn("alpha: -1"), "alpha -1, it must be at least 0"),
+    Declined("k", lrn("k: 0"), "k 0, allowed is more than 0, up to 1e+30"),
+    Declined("alpha", lrn("alpha: -1"), "alpha -1, allowed are 0 to 1e+30"),
     Declined("beta", lrn("beta: nan"), "beta nan, allowed are 0 to 10"),
     Declined("unknown field", conv("num_output: 4 kernel_size: 3 offset: 2"), "a field that this tool does not know"),
     Declined(

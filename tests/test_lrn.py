@@ -110,3 +110,14 @@ def test_a_table_of_one_octave_where_little_is_added() -> None:
     powers = Powers.fit(5, 0.0, 0.75, 1.0, 1.0, 1.0)
     assert len(powers.table) == 2
     assert set(powers.multipliers()) == {1 << powers.rshift}
+
+
+@pytest.mark.parametrize("x", [-200, 200])
+@pytest.mark.parametrize("y", [-200, 200])
+@pytest.mark.parametrize(("alpha", "k"), [(1e30, 5e-324), (0.0, 1e30), (5e-324, 1.0)])
+def test_numbers_at_the_limits(alpha: float, k: float, x: int, y: int) -> None:
+    norm = layer(3, alpha, 10.0, k)
+    powers = norm.quantize(None, LayerFormats(x=QFormat(x), y=QFormat(y)))
+    assert (np.diff(powers.table.astype(int)) <= 0).all()
+    assert powers.multipliers().min() >= 0
+    assert len(powers.table) < 20_000

@@ -16,6 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import nn_quantizer
+from q7.caffe_io.blobs import write_weights
 from q7.caffe_io.prototxt import read_prototxt
 from q7.data.source import data_source
 from q7.engines import pycaffe_network
@@ -23,6 +24,8 @@ from q7.engines.accuracy import accuracy_caffe
 from q7.engines.networks import FloatNetwork, Grid, Simulation, as_trained
 from q7.engines.pycaffe_network import PycaffeNetwork
 from q7.errors import Q7Error
+from q7.network.from_caffe import parse_network
+from q7.network.to_caffe import caffe_types
 from q7.pipeline import job as jobs
 from q7.pipeline.job import Job
 from q7.qformat import QFormat
@@ -147,6 +150,25 @@ def test_accuracy_is_caffes_to_the_image(caffe: Any, trained: list[str], tmp_pat
     right = sum(float(net.forward()["accuracy"]) * job.source.batch_size for _ in range(batches))
     logits = FloatNetwork(job.graph, job.images).logits(as_trained(job.graph))
     assert accuracy_caffe(logits, job.labels) / 100 * len(job.images) == pytest.approx(right, abs=0.01)
+
+
+def test_what_branches_call_otherwise(caffe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types and fields that this Caffe does not know, but has under other names."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path, (3, 9, 9), IMAGES, 3)
+    text = """layer { name: "d" type: "ConvolutionDepthwise" bottom: "data" top: "d"
+      convolution_param { num_output: 3 kernel_size: 3 } }
+    layer { name: "p" type: "Pooling" bottom: "d" top: "p"
+      pooling_param { kernel_size: 2 stride: 2 ceil_mode: false } }
+    layer { name: "i" type: "InnerProduct" bottom: "p" top: "i" inner_product_param { num_output: 3 } }"""
+    definition = read_prototxt(prototxt(tmp_path, text, "i"))
+    graph = parse_network(definition, "accuracy", data_source(definition), (3, 9, 9))
+    blobs = networks.random_blobs(graph, np.random.default_rng(0))
+    assert graph.layers[2].out_shape == (3, 3, 3)
+    write_weights(tmp_path / "net.caffemodel", "net", blobs, caffe_types(graph))
+    job = prepare("--model", "net.prototxt", "--weights", "net.caffemodel", "--save", "net.pkl")
+    ours = FloatNetwork(job.graph, job.images).logits(as_trained(job.graph))
+    close(ours, PycaffeNetwork(job.graph, job.images, job.prototxt).logits(as_trained(job.graph)))
 
 
 def test_grids_in_any_order(caffe: Any, tmp_path: Path) -> None:

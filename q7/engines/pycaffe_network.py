@@ -22,6 +22,7 @@ from q7.engines.networks import FloatNetwork, Grid, Simulation
 from q7.engines.prefix_cache import Settings
 from q7.errors import Q7Error
 from q7.layers.base import Layer
+from q7.layers.windowed import Grouped, Pooling
 from q7.network.graph import Graph
 from q7.qformat import INT8_MAX, INT8_MIN
 
@@ -68,7 +69,8 @@ def load(gpu: bool = False) -> Any:
 
 def _message(prototxt: Prototxt, layer: Layer) -> Any:
     """The layer's message with the graph's names, and without what is for training or for another build of Caffe."""
-    own = next((m for m in prototxt.layers if (m.name, m.type) == (layer.name, layer.caffe_type)), None)
+    types = (layer.caffe_type, *layer.other_types)
+    own = next((m for m in prototxt.layers if m.name == layer.name and m.type in types), None)
     if own is None:
         raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): --engine caffe does not find it in the prototxt")
     message = pb.LayerParameter(name=layer.name, type=layer.caffe_type, bottom=layer.inputs, top=[layer.name])
@@ -81,6 +83,11 @@ def _message(prototxt: Prototxt, layer: Layer) -> Any:
                 param.ClearField(name)
             if layer.weighted and "bias_term" in known:
                 param.bias_term = True
+            if isinstance(layer, Grouped) and "group" in known:
+                param.group = layer.group
+            if isinstance(layer, Pooling) and "ceil_mode" in known and param.HasField("ceil_mode"):
+                param.ClearField("ceil_mode")
+                param.round_mode = param.CEIL if layer.round_up else param.FLOOR
     return message
 
 

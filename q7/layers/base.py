@@ -39,6 +39,7 @@ class Layer:
     """One layer: its name, the layers whose outputs it reads, their shapes, and the Caffe blob that it writes."""
 
     caffe_type: ClassVar[str]
+    other_types: ClassVar[tuple[str, ...]] = ()  # what branches of Caffe call it
     variant: ClassVar[str] = ""  # which of Caffe's operations, where a type has several
     kernels: ClassVar[tuple[AnyKernel, ...]] = ()  # see computed_by
     weighted: ClassVar[bool] = False

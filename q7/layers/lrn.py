@@ -17,6 +17,7 @@ from q7.layers.windowed import spatial, window_defines
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats
 
+MOST_FACTOR = 1e30  # alpha and k, so that all products with scales are finite
 MOST_BETA = 10.0  # beyond, a table would take tens of thousands of bytes
 
 
@@ -47,10 +48,10 @@ class _Lrn(Layer):
         most = int(MOST_CELLS ** (1 / self.axes))
         if not (self.local_size % 2 and 0 < self.local_size <= most):
             raise Declined(f"local_size {self.local_size}, allowed are odd numbers up to {most - 1 + most % 2}")
-        if not 0 < self.k < math.inf:
-            raise Declined(f"k {self.k:g}, it must be above 0")
-        if not 0 <= self.alpha < math.inf:
-            raise Declined(f"alpha {self.alpha:g}, it must be at least 0")
+        if not 0 < self.k <= MOST_FACTOR:
+            raise Declined(f"k {self.k:g}, allowed is more than 0, up to {MOST_FACTOR:g}")
+        if not 0 <= self.alpha <= MOST_FACTOR:
+            raise Declined(f"alpha {self.alpha:g}, allowed are 0 to {MOST_FACTOR:g}")
         if not 0 <= self.beta <= MOST_BETA:
             raise Declined(f"beta {self.beta:g}, allowed are 0 to {MOST_BETA:g}")
 

@@ -112,8 +112,21 @@ class _Weighted(Layer):
         return Integers(formats.w.quantize(weights[0]), formats.quantize_bias(weights[1]), shifts(formats))
 
 
+DEPTHWISE = ("ConvolutionDepthwise", "DepthwiseConvolution")
+
+
+def _groups(message: Any, channels: int) -> int:
+    """Of a convolution; types for one group for each channel do not need the field."""
+    group: int = message.convolution_param.group
+    if message.type not in DEPTHWISE:
+        return group
+    if group not in (1, channels):
+        raise Declined(f"group {group}, allowed are as many groups as channels, {channels}")
+    return channels
+
+
 @dataclass(frozen=True, eq=False)
-class _Grouped(_Windowed, _Weighted):
+class Grouped(_Windowed, _Weighted):
     """What Caffe's ConvolutionParameter says."""
 
     num_output: int = 1
@@ -147,10 +160,11 @@ class _Grouped(_Windowed, _Weighted):
 
 @computed_by(registry.CONVOLUTION)
 @dataclass(frozen=True, eq=False)
-class Convolution(_Grouped):
-    """The output size rounds down. ConvolutionDepthwise, DepthwiseConvolution: as many groups as channels."""
+class Convolution(Grouped):
+    """The output size rounds down. The types of branches have as many groups as channels."""
 
     caffe_type = "Convolution"
+    other_types = DEPTHWISE
     sums_windows = True
 
     @property
@@ -200,19 +214,6 @@ class DilatedConvolution(Convolution):
         }
 
 
-DEPTHWISE = ("ConvolutionDepthwise", "DepthwiseConvolution")  # types of some branches
-
-
-def _groups(message: Any, channels: int) -> int:
-    """Of a convolution; types for one group for each channel do not need the field."""
-    group: int = message.convolution_param.group
-    if message.type not in DEPTHWISE:
-        return group
-    if group not in (1, channels):
-        raise Declined(f"group {group}, allowed are as many groups as channels, {channels}")
-    return channels
-
-
 def convolution(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
     """The class of a Convolution layer."""
     return Convolution if set(message.convolution_param.dilation) <= {1} else DilatedConvolution
@@ -220,7 +221,7 @@ def convolution(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
 
 @computed_by(registry.DECONVOLUTION)
 @dataclass(frozen=True, eq=False)
-class Deconvolution(_Grouped):
+class Deconvolution(Grouped):
     """Each pixel adds its products with a window of weights to the output, `stride` cells apart (deconv_layer.cpp).
 
     Weights are (inputs, outputs of a group, height, width).
@@ -304,7 +305,9 @@ class InnerProduct(_Weighted):
 
 
 @dataclass(frozen=True, eq=False)
-class _Pooling(_Windowed):
+class Pooling(_Windowed):
+    """What all of Caffe's poolings share."""
+
     caffe_type = "Pooling"
 
     round_up: bool = True
@@ -349,7 +352,7 @@ class _Pooling(_Windowed):
 
 
 @computed_by(registry.MAX_POOL)
-class MaxPooling(_Pooling):
+class MaxPooling(Pooling):
     """MAX: the output size rounds up, and windows are clipped (pooling_layer.cpp)."""
 
     variant = "MAX"
@@ -359,7 +362,7 @@ class MaxPooling(_Pooling):
 
 
 @computed_by(registry.AVERAGE_POOL)
-class AveragePooling(_Pooling):
+class AveragePooling(Pooling):
     """AVE: as MAX, but cells of the padding count."""
 
     variant = "AVE"
