@@ -16,7 +16,7 @@ from q7.caffe_io.blobs import read_weights
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.activations import ReLU
 from q7.layers.input import Input
-from q7.layers.windowed import Convolution, InnerProduct
+from q7.layers.windowed import Convolution, Deconvolution, InnerProduct
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_network
 from q7.qformat import QFormat
@@ -266,3 +266,11 @@ def test_groups_are_fitted_as_layers_of_their_own() -> None:
         one = replace(graph, layers=layers, weights={**graph.weights, "groups": (alone, b)})
         found = Fit(one, images, TARGET, 300).refine(formats).graph.weights["groups"][0]
         np.testing.assert_array_equal(found[group, group], fitted[group])
+
+
+def test_a_layer_without_such_a_kernel_keeps_eight_bits() -> None:
+    up = Deconvolution(
+        "up", ("x",), "up", ((4, 5, 5),), window=(4, 4), stride=(2, 2), pad=(1, 1), num_output=4, group=4
+    )
+    for target in (Target(), TARGET):
+        assert weight_bits.objection(up, target) == "no kernel takes weights of 4 bits"

@@ -31,7 +31,9 @@ Table = Mapping[str, LayerFormats]
 def objection(layer: Layer, target: Target) -> str:
     """Why no kernel takes weights of 4 bits in a layer; nothing where one does."""
     kernel, objections = consider(layer.kernels, layer, target, FEW)
-    return "; ".join(objections) if kernel is None or kernel.weight_bits != FEW else ""
+    if kernel is not None and kernel.weight_bits == FEW:
+        return ""
+    return "; ".join(objections) or f"no kernel takes weights of {FEW} bits"
 
 
 def able(graph: Graph, target: Target) -> list[str]:
