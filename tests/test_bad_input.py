@@ -151,7 +151,7 @@ QUANTIZER = {
         ["--model", "net.caffemodel.h5", "--weights", "net.prototxt"],
         "--model 'net.caffemodel.h5' is a binary file and --weights 'net.prototxt' a prototxt: they are swapped",
     ),
-    "an unknown type": (replace('"ReLU"', '"Swish"'), [], "layer 'relu1' (Swish): this type is not supported"),
+    "an unknown type": (replace('"ReLU"', '"Embed"'), [], "layer 'relu1' (Embed): this type is not supported"),
     "a mistyped field": (replace("stride", "strides"), [], "layer 'pool1' (Pooling): it has a field that this tool"),
     "a missing blob": (replace('bottom: "pool1"', 'bottom: "pool2"'), [], "no layer writes its input 'pool2'"),
     "an accuracy layer without inputs": (replace('bottom: "label"', ""), [], "2 bottoms"),

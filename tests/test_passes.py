@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from q7.caffe_io.blobs import Blobs
-from q7.engines.networks import FloatNetwork, Simulation
+from q7.engines.networks import FloatNetwork, Simulation, as_trained
 from q7.errors import Q7Error
 from q7.network.folding import fold_affine
 from q7.network.from_caffe import attach_weights
@@ -76,19 +76,13 @@ def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
         fold_affine(attach_weights(network, blobs))
 
 
-BN = plain("BatchNorm", "bn", "c", "bn")
+BN, ONE = plain("BatchNorm", "bn", "c", "bn"), conv("c", "data", "num_output: 2 kernel_size: 1")
+ALONE = {
+    "nothing before it": (plain("BatchNorm", "bn", "data", "bn"), "bn"),
+    "after a ReLU": (ONE + plain("ReLU", "r", "c", "c") + BN, "bn"),
+    "others read it": (ONE + BN + layer("Eltwise", "e", ["c", "bn"]), "e"),
+}
 DECLINED = {
-    "nothing before it": (plain("BatchNorm", "bn", "data", "bn"), "bn", "but it reads 'data'"),
-    "after a ReLU": (
-        conv("c", "data", "num_output: 2 kernel_size: 1") + plain("ReLU", "r", "c", "c") + BN,
-        "bn",
-        "layer 'bn' (BatchNorm): it can only be folded into a convolution or inner product, but it reads 'r'",
-    ),
-    "others read it": (
-        conv("c", "data", "num_output: 2 kernel_size: 1") + BN + layer("Eltwise", "e", ["c", "bn"]),
-        "e",
-        "layer 'bn' (BatchNorm): it cannot be folded into 'c', since 'e' reads that, too",
-    ),
     "statistics of the batch": (
         plain("BatchNorm", "bn", "data", "bn")[:-2] + "batch_norm_param { use_global_stats: false } }\n",
         "bn",
@@ -103,8 +97,20 @@ DECLINED = {
 }
 
 
+@pytest.mark.parametrize("name", ALONE)
+def test_what_cannot_be_folded_stands_alone(tmp_path: Path, name: str) -> None:
+    layers, top = ALONE[name]
+    network = parse(tmp_path, layers + ip("ip", top), "ip", shape=SHAPE)
+    network = attach_weights(network, random_weights(network))
+    folded = fold_affine(network)
+    assert [layer.name for layer in folded.layers] == [layer.name for layer in network.layers]
+    images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
+    before, after = (FloatNetwork(one, images).logits(as_trained(one)) for one in (network, folded))
+    np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", DECLINED)
-def test_what_cannot_be_folded_is_declined(tmp_path: Path, name: str) -> None:
+def test_what_cannot_be_computed_is_declined(tmp_path: Path, name: str) -> None:
     layers, top, message = DECLINED[name]
     with pytest.raises(Q7Error) as caught:
         parse(tmp_path, layers + ip("ip", top), "ip", shape=SHAPE)
