@@ -106,7 +106,7 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
             return [renamed(v) for v in value]
         return names.get(value, value) if isinstance(value, str) else value
 
-    network = {key: renamed(content["network"][key]) for key in ("formats", "weights")}
+    network = {key: renamed(content["network"][key]) for key in ("formats", "weights", "outputs")}
     network["layers"] = [
         {key: renamed(value) if key in ("name", "blob", "inputs") else value for key, value in layer.items()}
         for layer in content["network"]["layers"]
