@@ -12,7 +12,8 @@ import pytest
 
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
 from q7.engines.networks import FloatNetwork
-from q7.layers.activations import ReLU, Sigmoid
+from q7.layers.activations import LeakyReLU, ReLU, Sigmoid
+from q7.layers.base import Layer
 from q7.layers.input import Input
 from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
 from q7.network.graph import Graph
@@ -45,7 +46,9 @@ def _graph() -> Graph:
 RANGES = {"data": 255.0, "conv": 30.0, "relu": 30.0, "pool": 20.0, "ip": 7.0}
 
 
-def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple[list[Trial], Found]:
+def _search(
+    accuracy: Callable[[Grids], float], tolerance: float = 0.0, graph: Graph | None = None
+) -> tuple[list[Trial], Found]:
     class Simulation(caffe_objective.CaffeSimulation):
         def __init__(self) -> None:
             pass
@@ -56,7 +59,7 @@ def _search(accuracy: Callable[[Grids], float], tolerance: float = 0.0) -> tuple
         def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
             return Judged(np.arange(10_000) < round(100 * accuracy(grids)))
 
-    return collect(caffe_objective.caffe_objective(_graph(), Simulation(), tolerance))
+    return collect(caffe_objective.caffe_objective(graph or _graph(), Simulation(), tolerance))
 
 
 def collect(steps: Search) -> tuple[list[Trial], Found]:
@@ -117,17 +120,23 @@ def test_only_the_first_trial_does_not_clip() -> None:
     assert clips == [(7, False), (8, True), (9, True), (10, True)]
 
 
-def test_average_pooling_joins_when_its_turn_comes() -> None:
+@pytest.mark.parametrize(("name", "joins"), [("pool", True), ("relu", False), ("leaky", True), ("sigmoid", True)])
+def test_a_layer_that_computes_new_values_joins_when_its_turn_comes(name: str, joins: bool) -> None:
+    """On the grid that it inherits; a ReLU gives none but those of its input."""
+    others: dict[str, type[Layer]] = {"leaky": LeakyReLU, "sigmoid": Sigmoid}
+    layer = "relu" if name in others else name
     seen: list[bool] = []
 
     def accuracy(grids: Grids) -> float:
         if ("conv", Tensor.ACTIVATIONS) in grids:
-            seen.append(("pool", Tensor.ACTIVATIONS) in grids)
+            seen.append((layer, Tensor.ACTIVATIONS) in grids)
         return 90.0
 
-    _search(accuracy)
+    graph = _graph()
+    changed = others.get(name, ReLU)("relu", ("conv",), "conv", ((4, 4, 4),))
+    _search(accuracy, graph=replace(graph, layers=(*graph.layers[:2], changed, *graph.layers[3:])))
     assert seen[0] is False
-    assert all(seen[1:])
+    assert set(seen[1:]) == {joins}
 
 
 def test_screening_chooses_the_same_and_tells_the_same_accuracies(lenet_job: Job) -> None:

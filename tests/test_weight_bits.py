@@ -227,6 +227,7 @@ def test_pickle_caffemodel_attributes_and_program(api: str, tmp_path: Path, caps
     assert nn_quantizer.main(["--eval", str(pickle)]) == 0
     assert f"device {quantized.outcome.known.on_device:.2f} %" in capsys.readouterr().out.splitlines()[-1]
     folder = generate(pickle, tmp_path / "code", "--target", "host")
+    assert "needs" not in capsys.readouterr().out  # what is not there is no reason
     assert "PASS" in make(folder, "run")
     images = stored_images(quantized, pickle, 20)
     np.testing.assert_array_equal(on_host(folder, images), predicted(quantized, images))

@@ -86,8 +86,10 @@ def passed_over(network: QuantizedNetwork) -> list[str]:
     if network.target.library is OWN:
         return []
     layers: dict[str, list[str]] = {}
-    for layer in network.graph.layers:
+    for layer, held in zip(network.graph.layers, network.layers):
         bits = network.formats[layer.name].weight_bits
+        if isinstance(held.kernel, WeightedLoop) and bits < 8:
+            continue
         reasons = "; ".join(consider(layer.kernels, layer, network.target, bits)[1])
         if reasons:
             layers.setdefault(reasons, []).append(layer.name)
