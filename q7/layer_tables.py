@@ -26,8 +26,6 @@ def _how(cls: type[Layer], library: Library) -> str:
     names = "<br>".join(f"`{name}`{bits[name]}" for name in able)
     if cls.folds:
         return f"folded into the convolution or inner product before it, else {names}"
-    if cls.last_only:
-        return "dropped, at the end of the network only" + (f"; {names} with `code_gen.py --softmax`" if names else "")
     return names
 
 
@@ -44,8 +42,8 @@ def markdown() -> str:
         lines.append(
             f"| {', '.join((cls.caffe_type, *cls.other_types))} | {_sentence(cls.__doc__)} | {_kernels(cls)} |"
         )
-    for name, function in IDENTITIES.items():
-        lines.append(f"| {name} | {_sentence(function.__doc__)} | nothing to compute | nothing to compute |")
+    for name, why in IDENTITIES.items():
+        lines.append(f"| {name} | {why} | nothing to compute | nothing to compute |")
     lines += ["", "| kernel | in CMSIS 5.9.0 (NN/), CMSIS-NN 7 (Source/) or here | needs |", "|---|---|---|"]
     for name, kernel in {kernel.name: kernel for kernel in ALL_KERNELS}.items():
         needs = "; ".join(dict.fromkeys(_sentence(constraint.__doc__) for constraint in kernel.constraints))

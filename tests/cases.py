@@ -155,6 +155,51 @@ ACCEPTED = [
     Accepted("TanH", layer("TanH"), "arm_nn_activations_direct_q7", "lookup_q7"),
     Accepted("sum", CONV1 + layer("Eltwise", "eltwise_param { coeff: 1 coeff: -1 }", "data c"), "add_q7", "add_q7"),
     Accepted("largest", CONV1 + layer("Eltwise", "eltwise_param { operation: MAX }", "data c"), "max_q7", "max_q7"),
+    Accepted(
+        "sum with coefficients",
+        CONV1 + layer("Eltwise", "eltwise_param { coeff: 1 coeff: 0.5 }", "data c"),
+        *("add_q7", "add_q7"),
+    ),
+    Accepted(
+        "product", CONV1 + layer("Eltwise", "eltwise_param { operation: PROD }", "data c"), "multiply_q7", "multiply_q7"
+    ),
+    Accepted(
+        "product of each channel",
+        pool("pool: AVE global_pooling: true", name="g") + layer("Scale", "scale_param { axis: 0 }", "data g"),
+        *("multiply_q7", "multiply_q7"),
+    ),
+    Accepted("rows of both", CONV1 + layer("Concat", "concat_param { axis: -2 }", "data c"), "concat_q7", "concat_q7"),
+    *(
+        Accepted(f"{kind} {parameters}", layer(kind, parameters), "move_q7", "move_q7")
+        for kind, parameters in (
+            ("Slice", "slice_param { axis: 2 }"),
+            ("Permute", "permute_param { order: 0 order: 3 order: 1 order: 2 }"),
+            ("Permute", "permute_param { order: 0 order: 1 order: 3 }"),
+            ("Reshape", "reshape_param { shape { dim: 0 dim: 2 dim: -1 } }"),
+            ("Reshape", "reshape_param { shape { dim: 8 dim: -1 } axis: 1 num_axes: 2 }"),
+            ("Reshape", "reshape_param { shape { dim: -1 dim: 4 dim: 64 } }"),
+            ("Flatten", "flatten_param { axis: 2 }"),
+            ("Flatten", "flatten_param { axis: 1 end_axis: -2 }"),
+            ("ShuffleChannel", "shuffle_channel_param { group: 2 }"),
+            ("Upsample", "upsample_param { scale: 2 }"),
+            ("Upsample", ""),
+            ("Tile", "tile_param { axis: 2 tiles: 3 }"),
+        )
+    ),
+    Accepted("cropped", CONV1 + layer("Crop", "crop_param { axis: 1 }", "data c"), "move_q7", "move_q7"),
+    *(
+        Accepted(
+            f"Softmax over {axis}",
+            layer("Softmax", f"softmax_param {{ axis: {axis} }}"),
+            *("softmax_along_q7", "softmax_along_q7"),
+        )
+        for axis in (1, 2, 3, -1)
+    ),
+    Accepted("place", layer("ArgMax", "argmax_param { axis: 1 }"), "argmax_along_q7", "argmax_along_q7"),
+    *(
+        Accepted(kind, layer("Reduction", f"reduction_param {{ axis: 2 operation: {kind} }}"), "reduce_q7", "reduce_q7")
+        for kind in ("SUM", "MEAN", "ASUM", "SUMSQ")
+    ),
     Accepted("channels of both", CONV1 + layer("Concat", "", "data c"), "concat_q7", "concat_q7"),
     Accepted("batch normalisation", CONV1 + layer("BatchNorm", "", "c")),
     Accepted("scale", CONV1 + layer("Scale", "scale_param { bias_term: true }", "c")),
@@ -209,6 +254,59 @@ DECLINED = [
     Declined("k", lrn("k: 0"), "k 0, allowed is more than 0, up to 1e+30"),
     Declined("alpha", lrn("alpha: -1"), "alpha -1, allowed are 0 to 1e+30"),
     Declined("beta", lrn("beta: nan"), "beta nan, allowed are 0 to 10"),
+    Declined(
+        "three factors",
+        CONV1 + layer("Eltwise", "eltwise_param { operation: PROD }", "data c c"),
+        "it has 3 inputs, allowed is 2",
+    ),
+    Declined(
+        "endless coefficient",
+        CONV1 + layer("Eltwise", "eltwise_param { coeff: 1 coeff: inf }", "data c"),
+        "coefficients [1.0, inf], allowed is one number for each input",
+    ),
+    Declined(
+        "other rows", pool("kernel_size: 2 stride: 2", name="p") + layer("Concat", "", "data p"), "different shapes"
+    ),
+    Declined("axis of a list", layer("Concat", "concat_param { axis: 4 }", "data data"), "axis 4, allowed are 1 to 3"),
+    Declined(
+        "scaled with an offset", layer("Scale", "scale_param { axis: 0 bias_term: true }", "data data"), "bias_term"
+    ),
+    Declined("scaled along columns", layer("Scale", "scale_param { axis: 1 }", "data data"), "axis 1 with two inputs"),
+    Declined("uneven parts", layer("Slice", 'top: "b" top: "c"'), "3 tops of the same size, but axis 1 has 4"),
+    Declined(
+        "no part", layer("Slice", 'top: "b" slice_param { slice_point: 4 }'), "slice_point [4], allowed are 1 asc"
+    ),
+    Declined(
+        "moved batch", layer("Permute", "permute_param { order: 1 }"), "order [1, 0, 2, 3], which moves the batch"
+    ),
+    Declined("an axis twice", layer("Permute", "permute_param { order: 0 order: 1 order: 1 }"), "its input has 3 axes"),
+    Declined("reshaped batch", layer("Reshape", "reshape_param { shape { dim: 2 dim: -1 } }"), "keep the batch's axis"),
+    Declined(
+        "shape that does not fit", layer("Reshape", "reshape_param { shape { dim: 0 dim: 7 dim: -1 } }"), "[0, 7, -1]"
+    ),
+    Declined("no axes left", layer("Flatten", "flatten_param { axis: 3 end_axis: 2 }"), "axis 3 and end_axis 2"),
+    Declined(
+        "groups of a shuffle", layer("ShuffleChannel", "shuffle_channel_param { group: 3 }"), "3 does not divide 4"
+    ),
+    Declined("no scale", layer("Upsample", "upsample_param { scale: 0 }"), "scale 0: allowed is at least 1"),
+    Declined("too many tiles", layer("Tile", "tile_param { tiles: 1000000 }"), "tiles 1000000: allowed is at least 1"),
+    Declined(
+        "cropped beyond", CONV1 + layer("Crop", "crop_param { offset: 1 }", "data c"), "the places 1 to 9 of axis 2"
+    ),
+    Declined("one to crop", layer("Crop", ""), "it needs two with as many axes"),
+    Declined("two largest", layer("ArgMax", "argmax_param { top_k: 2 }"), "out_max_val False and top_k 2, allowed are"),
+    Declined("place in an image", layer("ArgMax", ""), "no axis with an input of shape (4, 8, 8)"),
+    Declined(
+        "sum of columns", layer("Reduction", "reduction_param { axis: 3 }"), "axis 3 of an image, allowed are 1 and 2"
+    ),
+    Declined("sum of the batch", layer("Reduction", ""), "axis 0, allowed are 1 to 3"),
+    Declined("endless sum", layer("Reduction", "reduction_param { axis: 1 coeff: nan }"), "coeff nan"),
+    Declined(
+        "elements at odd places",
+        layer("Reshape", "reshape_param { shape { dim: 0 dim: 5 dim: 7 dim: 2 } }"),
+        "move_q7 needs elements at even distances in the device's memory, in at most 5 loops",
+        (2, 5, 7),
+    ),
     Declined("unknown field", conv("num_output: 4 kernel_size: 3 offset: 2"), "a field that this tool does not know"),
     Declined(
         "another unknown field",

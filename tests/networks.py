@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from q7.caffe_io import caffe_pb2 as pb
 from q7.caffe_io.blobs import Blobs
 from q7.caffe_io.prototxt import read_prototxt
 from q7.data.source import data_source
-from q7.layers.base import Declined
+from q7.errors import Q7Error
 from q7.layers.registry import layer_class
 from q7.network import graph
 from q7.network.folding import simplify
@@ -57,9 +58,9 @@ class Builder:
         try:
             message = text_format.Parse(text, pb.LayerParameter())
             in_shapes = tuple(self.shapes[bottom] for bottom in bottoms)
-            layer = layer_class(message, in_shapes).parse(message, tuple(bottoms), in_shapes)
-            layer.kernel_for(Target()) if layer.kernels else None
-        except Declined:
+            (layer,) = layer_class(message, in_shapes).parse_all(message, tuple(bottoms), in_shapes)
+            layer.kernel_for(Target())
+        except Q7Error:
             return None
         self.text.append(f"layer {{ {text} }}")
         self.read.update(bottom for bottom in bottoms if bottom != top)
@@ -142,13 +143,65 @@ class Builder:
 
     def eltwise(self, blob: str) -> None:
         bottoms = self._partners(blob, lambda shape: shape == self.shapes[blob])
-        coefficients = " ".join(f"coeff: {self.draw(st.sampled_from([1, -1]))}" for _ in bottoms)
-        param = "operation: MAX" if self.flag() else (coefficients if self.flag() else "")
-        self.add("Eltwise", bottoms, f"eltwise_param {{ {param} }}")
+        numbers: list[float] = [1, -1] if self.flag() else [0.5, -1.25, 3, 1e-3]
+        coefficients = " ".join(f"coeff: {self.draw(st.sampled_from(numbers))}" for _ in bottoms)
+        param = self.draw(st.sampled_from(["operation: MAX", "operation: PROD", coefficients, ""]))
+        self.add("Eltwise", bottoms[:2] if "PROD" in param else bottoms, f"eltwise_param {{ {param} }}")
 
     def concat(self, blob: str) -> None:
-        bottoms = self._partners(blob, lambda shape: shape[1:] == self.shapes[blob][1:])
-        self.add("Concat", bottoms)
+        axis = self.integer(0, len(self.shapes[blob]) - 1)
+
+        def rest(shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (*shape[:axis], 0, *shape[axis + 1 :])
+
+        bottoms = self._partners(blob, lambda shape: rest(shape) == rest(self.shapes[blob]))
+        self.add("Concat", bottoms, f"concat_param {{ axis: {axis + 1} }}")
+
+    def scale(self, blob: str) -> None:
+        """By a number for each channel, which another blob has."""
+        numbers = [name for name, shape in self.shapes.items() if shape[0] == self.shapes[blob][0]]
+        self.add("Scale", [blob, self.draw(st.sampled_from(numbers))], "scale_param { axis: 0 }")
+
+    def move(self, blob: str) -> None:
+        shape = self.shapes[blob]
+        axis = self.integer(0, len(shape) - 1)
+        splits = [d for d in range(1, shape[0] + 1) if shape[0] % d == 0]
+        order = self.draw(st.permutations(range(1, len(shape) + 1)))
+        others = [name for name, other in self.shapes.items() if len(other) == len(shape)]
+        bottoms = [blob]
+        kind = self.draw(
+            st.sampled_from(["Permute", "Reshape", "Flatten", "ShuffleChannel", "Upsample", "Tile", "Crop"])
+        )
+        if kind == "Upsample" and math.prod(shape) > 500:
+            return
+        if kind == "Crop":
+            bottoms.append(self.draw(st.sampled_from(others)))
+        group = self.draw(st.sampled_from(splits))
+        dims = self.draw(st.sampled_from([(0, -1), (0, group, -1), (0, -1, *shape[:1]), (0, *shape[::-1]), (0, 0, -1)]))
+        param = {
+            "Permute": f"permute_param {{ order: 0 {' '.join(f'order: {one}' for one in order)} }}",
+            "Reshape": f"reshape_param {{ shape {{ {' '.join(f'dim: {dim}' for dim in dims)} }} }}",
+            "Flatten": f"flatten_param {{ axis: {axis + 1} }}",
+            "ShuffleChannel": f"shuffle_channel_param {{ group: {group} }}",
+            "Tile": f"tile_param {{ axis: {axis + 1} tiles: 2 }}",
+            "Crop": f"crop_param {{ axis: {axis + 1} }}",
+        }
+        self.add(kind, bottoms, param.get(kind, ""))
+
+    def along(self, blob: str) -> None:
+        axis = self.integer(0, len(self.shapes[blob]) - 1) + 1
+        operation = self.draw(st.sampled_from(["SUM", "MEAN", "ASUM", "SUMSQ"]))
+        coefficient = self.draw(st.sampled_from([1, 0.3, -2]))
+        param = {
+            "Softmax": f"softmax_param {{ axis: {axis} }}",
+            "ArgMax": f"argmax_param {{ axis: {axis} }}",
+            "Reduction": f"reduction_param {{ axis: {axis} operation: {operation} coeff: {coefficient} }}",
+        }
+        kind = self.draw(st.sampled_from([*param]))
+        top = self.add(kind, [blob], param[kind])
+        if top and kind == "Reduction" and axis == 1:  # Caffe's blob has no axis but the batch's
+            self.add("Reshape", [top], "reshape_param { shape { dim: -1 dim: 1 } }")
+            del self.shapes[top]
 
 
 @st.composite
@@ -166,12 +219,12 @@ def prototxts(draw: st.DrawFn) -> tuple[str, tuple[int, int, int], str]:
         builder.lrn,
         builder.deconvolution,
     ]
-    always = [builder.elementwise, builder.eltwise, builder.concat, builder.inner_product]
+    always = [builder.elementwise, builder.eltwise, builder.concat, builder.move, builder.scale, builder.along]
     for _ in range(draw(st.integers(4, 10))):
         names = list(builder.shapes)
         blob = draw(st.sampled_from(names[-1:] * len(names) * 3 + names))
         deep = len(builder.shapes[blob]) == 3 and max(builder.shapes[blob][1:]) > 1
-        draw(st.sampled_from(images * 2 + always[:3] * 2 + always[3:] if deep else always))(blob)
+        draw(st.sampled_from(images * 2 + always if deep else [*always, builder.inner_product]))(blob)
     top = builder.add("InnerProduct", [list(builder.shapes)[-1]], f"inner_product_param {{ num_output: {CLASSES} }}")
     assert top
     return "\n".join(builder.text), shape, top

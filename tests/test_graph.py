@@ -247,6 +247,41 @@ NETS["functions"] = (
     "bias2",
     "mean_value: 120 scale: 0.0078125",
 )
+
+
+def _moves() -> str:
+    """Parts, axes in another order, other shapes, and what goes along an axis."""
+
+    def shaped(*dims: int) -> str:
+        return f"reshape_param {{ shape {{ {' '.join(f'dim: {dim}' for dim in dims)} }} }}"
+
+    text = conv("c1", "data", "num_output: 6 kernel_size: 3 pad: 1")
+    text += layer("Slice", "s1", ["c1"], 'top: "right" slice_param { axis: 3 slice_point: 4 }')
+    text += layer("Slice", "s2", ["c1"], 'top: "third" top: "last" slice_param { slice_dim: 1 }')
+    text += layer("Crop", "k1", ["c1", "right"], "crop_param { axis: 3 offset: 3 }")
+    text += layer("Eltwise", "e1", ["k1", "right"], "eltwise_param { operation: PROD }")
+    text += layer("Eltwise", "e2", ["e1", "right"], "eltwise_param { coeff: 0.3 coeff: -1.7 }")
+    text += layer("Concat", "j1", ["e2", "s1"], "concat_param { axis: 3 }")
+    text += layer("Permute", "p1", ["j1"], "permute_param { order: 0 order: 2 order: 3 order: 1 }")
+    text += layer("Flatten", "f1", ["p1"]) + layer("Reshape", "r1", ["f1"], shaped(0, -1, 3))
+    text += layer("Softmax", "x1", ["r1"], "softmax_param { axis: 2 }") + layer("Flatten", "f2", ["x1"])
+    text += layer("Softmax", "x2", ["s2"]) + layer("ArgMax", "a1", ["x2"], "argmax_param { axis: 2 }")
+    text += layer("Tile", "t1", ["a1"], "tile_param { axis: 1 tiles: 3 }") + layer("Permute", "p2", ["third"])
+    text += pool("g1", "c1", "pool: AVE global_pooling: true") + ip("i1", "g1", 6) + plain("Sigmoid", "i2", "i1", "i2")
+    text += layer("Scale", "m1", ["c1", "i2"], "scale_param { axis: 0 }")
+    text += layer("Reduction", "d1", ["m1"], "reduction_param { axis: 2 operation: MEAN coeff: 3 }")
+    text += layer("Reduction", "d2", ["m1"], "reduction_param { axis: 1 coeff: 0.01 }")
+    text += layer("Reduction", "d3", ["r1"], "reduction_param { axis: -1 operation: ASUM }")
+    text += layer("Reduction", "d4", ["x1"], "reduction_param { axis: 2 operation: SUMSQ }")
+    text += layer("Reshape", "r2", ["last"], "reshape_param { shape { dim: 2 dim: -1 } axis: 1 num_axes: 1 }")
+    text += layer("Flatten", "f3", ["r2"], "flatten_param { axis: 2 end_axis: 3 }") + layer("Flatten", "f4", ["f3"])
+    text += (
+        layer("Flatten", "f5", ["t1"]) + layer("Flatten", "f6", ["p2"]) + layer("Reshape", "f7", ["d2"], shaped(-1, 1))
+    )
+    return text + layer("Concat", "all", ["f2", "f4", "f5", "f6", "d1", "f7", "d3", "d4"]) + ip("ip1", "all", 4)
+
+
+NETS["moves"] = (_moves(), "ip1", "mean_value: 120 scale: 0.0078125")
 MAX = "eltwise_param { operation: MAX }"
 NETS["branches"] = (_branches(), "last", "mean_value: 120 scale: 0.0078125")
 
@@ -284,7 +319,7 @@ def test_float_network_computes_what_caffe_does(tmp_path: Path, name: str) -> No
             part = replace(network, layers=network.layers[:count], outputs=())
             ours = FloatNetwork(part, images).logits([Simulation()] * count)
             theirs = caffe[f"{name}/{layer.blob}"]
-            assert layer.out_shape == theirs.shape[1:]
+            assert layer.out_shape == (theirs.shape[1:] or (1,))
             np.testing.assert_allclose(ours, theirs.reshape(4, -1), rtol=1e-4, atol=2e-4)
             compared.append(layer.blob)
     assert compared[0] == "data"
@@ -321,6 +356,11 @@ def test_layers_that_do_not_lead_to_the_accuracy_are_ignored(tmp_path: Path) -> 
     layers = ip("ip1", "data") + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip1" bottom: "label" top: "l" }'
     layers += '\nlayer { name: "side" type: "Warp" bottom: "ip1" top: "s" warp_param { by: 3 } }'
     assert [layer.name for layer in parse(tmp_path, layers, "ip1").layers] == ["data", "ip1"]
+
+
+def test_an_output_that_no_layer_writes(tmp_path: Path) -> None:
+    with pytest.raises(Q7Error, match=r"has no layer that writes 'ip2'"):
+        parse(tmp_path, ip("ip1", "data"), "ip2")
 
 
 def test_all_offending_layers_are_reported_at_once(tmp_path: Path) -> None:

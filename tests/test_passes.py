@@ -88,7 +88,7 @@ DECLINED = {
         "bn",
         "use_global_stats false in the TEST phase",
     ),
-    "a scale of two blobs": (layer("Scale", "s", ["data", "data"]), "s", "it has 2 inputs, allowed is 1"),
+    "a scale of two blobs": (layer("Scale", "s", ["data", "data"]), "s", "axis 1 with two inputs, allowed is 0"),
     "a scale of pixels": (
         plain("Scale", "s", "data", "s")[:-2] + "scale_param { axis: 2 } }\n",
         "s",

@@ -120,7 +120,7 @@ def test_pickles_of_the_original_under_python_3(tmp_path: Path, protocol: int) -
 def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None:
     found = content(tiny_pickle)
     network = found["network"]
-    assert found["version"] == 4
+    assert found["version"] == 5
     assert [*network] == [
         *(
             "name",
@@ -172,7 +172,7 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     loaded = record.load(VERSION_1)
     assert loaded.network and loaded.network.outcome
     record.save(tmp_path / "now.pkl", loaded)
-    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 4)
+    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 5)
     assert content(tmp_path / "now.pkl")["attributes"] == content(VERSION_1)["attributes"] == loaded.attributes
     outcome = loaded.network.outcome
     assert (outcome.objective, outcome.images_read, outcome.images, outcome.seed) == ("device", 20, 8, 3)
@@ -338,7 +338,7 @@ def drop(*path: Any) -> Callable[[Any], None]:
 NET = "network"
 DATA, CONV, RELU, POOL, IP = ((NET, "layers", i) for i in range(5))
 TAMPERED = [  # pickles of any version
-    change("version", to=5),
+    change("version", to=6),
     change("version", to=0),
     change("version", to="1"),
     change("version", to=True),

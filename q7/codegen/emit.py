@@ -74,7 +74,7 @@ def render(
         "classes": network.graph.result_size,
         "outputs": program.outputs,
         "output": program.steps[-1].identifier,
-        "scores": "softmax values" if network.graph.output_layers[-1].last_only else "logits",
+        "scores": "softmax values" if network.graph.output_layers[-1].probabilities else "logits",
         "class_names": options.class_names,
         "n": options.names,
         "split": options.split,

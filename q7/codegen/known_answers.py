@@ -53,8 +53,8 @@ def device_order(graph: Graph, results: np.ndarray) -> np.ndarray:
 
 
 def _channels_last(values: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) of (N, C, H, W); (N, features) stays."""
-    return np.ascontiguousarray(np.moveaxis(values, 1, -1))
+    """(N, H, W, C) of (N, C, H, W); others stay."""
+    return np.ascontiguousarray(np.moveaxis(values, 1, -1)) if values.ndim == 4 else values
 
 
 def compute(

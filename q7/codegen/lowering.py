@@ -13,9 +13,10 @@ from q7.codegen.trimming import trimmed
 from q7.errors import Q7Error
 from q7.kernels import own_q7
 from q7.kernels.base import Integers
-from q7.layers.passthrough import Softmax
+from q7.layers.moves import Joined, Move
+from q7.layers.passthrough import PowersSoftmax
 from q7.network.folding import without
-from q7.network.graph import Graph
+from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, QuantizedNetwork
 from q7.qformat import LayerFormats, Shifts
 from q7.target import Rounding, Target
@@ -75,6 +76,11 @@ def _read_once(graph: Graph, name: str) -> bool:
 
 
 def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
+    """The network with fewer layers; no result changes."""
+    return _join_moves(_limit(network))
+
+
+def _limit(network: QuantizedNetwork) -> QuantizedNetwork:
     """Has kernels limit their outputs themselves, in place of a ReLU, ReLU6 or Clip that alone reads them.
 
     It may read a maximum of them: that of limited numbers is the limited maximum.
@@ -96,6 +102,24 @@ def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
     return replace(network, graph=graph, layers=tuple(lowered[layer.name] for layer in graph.layers))
 
 
+def _join_moves(network: QuantizedNetwork) -> QuantizedNetwork:
+    """One move in place of two, where the second alone reads the first; none where elements come back to their places.
+
+    Detectors' Permute and Flatten, for one, give the order that an image has on the device anyway.
+    """
+    graph = network.graph
+    lowered = dict(zip((layer.name for layer in graph.layers), network.layers))
+    for name in [*lowered]:
+        by_name = {layer.name: layer for layer in graph.layers}
+        second, first = by_name[name], by_name.get(next(iter(by_name[name].inputs), ""))
+        if isinstance(second, Move) and isinstance(first, Move) and _read_once(graph, first.name):
+            both = Joined.of(first, second)
+            if both.kernels[0].objection(both, network.target) is None:
+                layers = tuple(both if one is second else one for one in graph.layers if one is not first)
+                graph = replace(graph, layers=mark_shared(layers, graph.outputs))
+    return replace(network, graph=graph, layers=tuple(lowered[layer.name] for layer in graph.layers))
+
+
 def add_softmax(network: QuantizedNetwork) -> QuantizedNetwork:
     """A classifier with a Softmax after its output; raises Q7Error for another network."""
     graph = network.graph
@@ -104,7 +128,7 @@ def add_softmax(network: QuantizedNetwork) -> QuantizedNetwork:
     (output,) = graph.output_layers
     names = {layer.name for layer in graph.layers}
     name = next(n for n in itertools.chain(["softmax"], map("softmax_{}".format, itertools.count(2))) if n not in names)
-    softmax = Softmax(name, (output.name,), name, (output.out_shape,))
+    softmax = PowersSoftmax(name, (output.name,), name, (output.out_shape,))
     x = network.formats[output.name].y
     assert x
     return replace(

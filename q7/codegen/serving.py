@@ -112,7 +112,7 @@ def board_side(network: QuantizedNetwork, times: bool) -> dict[str, Any]:
     """What the template prints; `network` as it is before layers run row by row."""
     graph = network.graph
     sizes = (graph.input.out_size, graph.result_size, len(graph.layers))
-    facts = Facts(network.target, graph.output_layers[-1].last_only, times, *sizes)
+    facts = Facts(network.target, graph.output_layers[-1].probabilities, times, *sizes)
     return {"chunk": CHUNK, "fingerprint": f"0x{fingerprint(network):08x}u", "facts": [*facts.pack()]}
 
 

@@ -70,7 +70,7 @@ class Stage:
 def _shape(layer: Layer) -> tuple[int, int]:
     """Rows, and bytes of each; a vector is one row."""
     shape = layer.out_shape
-    return (shape[1], shape[0] * shape[2]) if len(shape) == 3 else (1, shape[0])
+    return (shape[1], shape[0] * shape[2]) if len(shape) == 3 else (1, layer.out_size)
 
 
 def _geometry(layer: Any) -> tuple[int, int, int]:

@@ -264,7 +264,8 @@ class _Builder:
 
     def _output(self, layer: Layer, of_run: bool) -> OutputStep:
         """That of a run lies at the arena's start."""
-        name, (channels, height, width) = layer.name, (*layer.out_shape, 1, 1)[:3]
+        name, shape = layer.name, layer.out_shape
+        channels, height, width = shape if len(shape) == 3 else (layer.out_size, 1, 1)
         place, y = "0" if of_run else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
         assert y
         printed = self.printed[name]

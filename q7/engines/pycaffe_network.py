@@ -21,7 +21,9 @@ from q7.engines.engine import MEMORY, Layers
 from q7.engines.networks import FloatNetwork, Grid, Simulation
 from q7.engines.prefix_cache import Settings
 from q7.errors import Q7Error
+from q7.layers.along_axis import Reduction
 from q7.layers.base import Layer
+from q7.layers.moves import Part
 from q7.layers.windowed import Grouped, Pooling
 from q7.network.graph import Graph
 from q7.qformat import INT8_MAX, INT8_MIN
@@ -91,12 +93,45 @@ def _message(prototxt: Prototxt, layer: Layer) -> Any:
     return message
 
 
+def _part(layer: Part) -> list[Any]:
+    """Slice layers, one for each axis of which the layer takes a part; of their tops, nobody reads the others."""
+    messages: list[Any] = []
+    bottom = layer.inputs[0]
+    cut = [axis for axis, size in enumerate(layer.sizes) if size < layer.in_shape[axis]] or [0]
+    for axis in cut:
+        begin, end = layer.begins[axis], layer.begins[axis] + layer.sizes[axis]
+        name = layer.name if axis == cut[-1] else f"{layer.name}:{axis}"
+        points = [point for point in (begin, end) if 0 < point < layer.in_shape[axis]]
+        tops = [f"{name}:before"] * (begin > 0) + [name] + [f"{name}:after"] * (end < layer.in_shape[axis])
+        message = pb.LayerParameter(name=name, type="Slice", bottom=[bottom], top=tops)
+        message.slice_param.axis = axis + 1
+        message.slice_param.slice_point.extend(points)
+        messages.append(message)
+        bottom = name
+    return messages
+
+
+def _messages(prototxt: Prototxt, layer: Layer) -> list[Any]:
+    """What stands for a layer."""
+    if isinstance(layer, Part):
+        return _part(layer)
+    own = _message(prototxt, layer)
+    if not isinstance(layer, Reduction) or layer.axis:
+        return [own]
+    # The sum of a whole image has the batch's axis alone in Caffe.
+    own.top[0] = own.name = f"{layer.name}:sum"
+    vector = pb.LayerParameter(name=layer.name, type="Reshape", bottom=own.top, top=[layer.name])
+    vector.reshape_param.shape.dim.extend([-1, 1])
+    return [own, vector]
+
+
 def definition(graph: Graph, prototxt: Prototxt, batch: int) -> str:
     """The prototxt of the graph after an Input layer; each layer writes a blob of its own name, none in place."""
     network = pb.NetParameter(name=graph.name)
     data = network.layer.add(name=graph.input.name, type="Input", top=[graph.input.name])
     data.input_param.shape.add(dim=[batch, *graph.input.out_shape])
-    network.layer.extend(_message(prototxt, layer) for layer in graph.layers[1:])
+    for layer in graph.layers[1:]:
+        network.layer.extend(_messages(prototxt, layer))
     return text_format.MessageToString(network)
 
 

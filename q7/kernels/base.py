@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic
@@ -46,9 +47,12 @@ class Bounds:
         return Bounds(*(min(max(value, other.low), other.high) for value in (self.low, self.high)))
 
 
+MOST_FACTOR_BITS, MOST_FACTOR_RSHIFT = 16, 20  # of operands; 128 of them and the rounding term stay within 32 bits
+
+
 @dataclass(frozen=True)
 class Operands:
-    """What each input is multiplied with, 1 or -1 times a power of two, and the shift to the output's format (bits)."""
+    """What each input is multiplied with, and the shift to the output's format (bits)."""
 
     factors: tuple[int, ...]
     out_rshift: int
@@ -59,6 +63,15 @@ class Operands:
         finest = max(*fraction_bits, output)
         factors = tuple((-1 if minus else 1) << (finest - n) for n, minus in zip(fraction_bits, negative))
         return cls(factors, finest - output)
+
+    @classmethod
+    def weigh(cls, fraction_bits: Sequence[int], coefficients: Sequence[float], output: int) -> Operands:
+        """Inputs times numbers, as factors of 16 bits at most; one beyond these saturates all outputs but that of 0."""
+        scaled = [math.ldexp(c, output - n) for n, c in zip(fraction_bits, coefficients)]
+        spare = MOST_FACTOR_BITS - math.frexp(max(map(abs, scaled)))[1]
+        rshift = min(max(spare, 0), MOST_FACTOR_RSHIFT)
+        limit = 1 << MOST_FACTOR_BITS
+        return cls(tuple(min(max(round(math.ldexp(f, rshift)), -limit), limit) for f in scaled), rshift)
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
-from q7.kernels import arm_q7, arm_s8, channelwise, lrn, own_loops, own_q7
+from q7.kernels import along_axis, arm_q7, arm_s8, channelwise, lrn, own_loops, own_q7
 from q7.kernels.base import AnyKernel
 from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.contract import AverageView
@@ -75,10 +75,21 @@ def _(kernel: own_q7.Deconvolution, layer: Any, target: Target) -> RowForm | Non
     return None
 
 
+@row_form.register(own_loops.Product)
+def _(kernel: own_loops.Product, layer: Any, target: Target) -> RowForm | None:
+    return RowForm(kernel) if layer.in_shapes[0] == layer.in_shapes[1] else None
+
+
+@row_form.register(own_loops.Concatenate)
+@row_form.register(along_axis.SoftmaxAlong)
+def _(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
+    """A row has all channels of its cells."""
+    return RowForm(kernel) if layer.axis == 0 else None
+
+
 @row_form.register(own_loops.WindowLoop)
 @row_form.register(lrn.Across)
 @row_form.register(own_loops.Merge)
-@row_form.register(own_loops.Concatenate)
 @row_form.register(own_loops.Clamp)
 @row_form.register(own_loops.Lookup)
 @row_form.register(channelwise.ChannelAffine)

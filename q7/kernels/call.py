@@ -91,5 +91,5 @@ class CNames:
 
     def elements(self, out_shape: tuple[int, ...]) -> str:
         """The number of elements of an output of an elementwise layer."""
-        whole = [self.macro("OUT_DIM")] if len(out_shape) == 1 else [self.macro("OUT_CH"), *self.output_extent]
+        whole = [self.macro("OUT_DIM")] if len(out_shape) != 3 else [self.macro("OUT_CH"), *self.output_extent]
         return self.replaced.get("SIZE", "*".join(whole))

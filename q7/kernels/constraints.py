@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from q7.kernels.contract import ConvolutionView, L_contra, LayerView, SumView, WindowedView
+from q7.kernels.contract import ConvolutionView, L_contra, LayerView, MoveView, SumView, WindowedView
 from q7.target import Core, Target
 
 Constraint = Callable[[L_contra, Target], bool]
@@ -151,6 +151,11 @@ def plain_sum_of_two(layer: SumView, target: Target) -> bool:
 def vector_core(layer: LayerView, target: Target) -> bool:
     """a core with MVE (elsewhere it takes five times the instructions of add_q7)"""
     return target.core is Core.MVE
+
+
+def even_steps(layer: MoveView, target: Target) -> bool:
+    """elements at even distances in the device's memory, in at most 5 loops"""
+    return len(layer.steps.counts) <= 5
 
 
 def countable(layer: WindowedView, target: Target) -> bool:

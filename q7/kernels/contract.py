@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from q7.onnx_windows import Windows
+
+if TYPE_CHECKING:
+    from q7.kernels.moves import Steps
 
 
 class LayerView(Protocol):
@@ -70,6 +73,26 @@ class SumView(LayerView, Protocol):
     @property
     def negative(self) -> tuple[bool, ...]:
         """Which inputs are subtracted."""
+
+
+class AxisView(LayerView, Protocol):
+    """A layer that goes along one axis of its input."""
+
+    @property
+    def axis(self) -> int:
+        """Without the batch's, from 0 on."""
+
+
+class MoveView(LayerView, Protocol):
+    """A layer whose outputs are elements of its input."""
+
+    @property
+    def sources(self) -> np.ndarray:
+        """Which element each is, both counted in Caffe's order."""
+
+    @property
+    def steps(self) -> Steps:
+        """The same in the device's memory."""
 
 
 # A kernel or a constraint takes layers and integers; it serves those that are more than it asks for.

@@ -119,6 +119,12 @@ def same_axes(g: OnnxGraph, xs: Sequence[str], layer: LayerView) -> list[str]:
     ]
 
 
+def each_channel(g: OnnxGraph, x: str, layer: LayerView) -> str:
+    """The second input as it is multiplied with the first: a vector has one number for each channel."""
+    first, second = layer.in_shapes
+    return x if first == second else g.add("Reshape", x, np.array([0, first[0], *[1] * (len(first) - 1)]))
+
+
 def divide(g: OnnxGraph, total: str, count: np.ndarray) -> str:
     """C's division, which truncates toward zero; float32 divides integers below 2**24 without crossing one."""
     return g.cast(g.cast(g.add("Div", total, count.astype(np.float32)), np.int32), np.float32)

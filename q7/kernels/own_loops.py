@@ -12,7 +12,8 @@ import numpy as np
 from q7.kernels import exact_onnx
 from q7.kernels.base import Array, Bounds, IntWidth, Kernel, Operands, stays_ahead
 from q7.kernels.call import Call, CNames, Declaration, Statement
-from q7.kernels.contract import AverageView, I_contra, L_contra, LayerView, WindowedView
+from q7.kernels.contract import AverageView, AxisView, I_contra, L_contra, LayerView, WindowedView
+from q7.kernels.layout import lines
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import crop, max_pool, window_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
@@ -21,12 +22,14 @@ from q7.target import OWN, Q7, S8, Target
 W_contra = TypeVar("W_contra", bound=WindowedView, contravariant=True)
 LeftShift = int  # bits, may be negative
 Rescalings = tuple[int, ...]  # shifts to the right of each input, bits
+Shift = int  # to the right, bits, may be negative
 Slope = float  # what negative inputs are multiplied with
 
 LIMITED = ("SIZE", "OUT_RSHIFT", "ACT_MIN", "ACT_MAX")
 
 MOST_ALIGNMENT = 16  # bits that operands are shifted left
 MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
+MOST_PRODUCT_LSHIFT = 16  # bits that products of two are shifted left: they have 15 with their sign
 MOST_OPERANDS = 128  # with 128 << 16 each, and the rounding term, they stay within 32 bits
 MOST_POOLED_SHIFT = 7  # bits either way: 32768 cells of 8 bits, twice, stay within 32 bits
 MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
@@ -61,29 +64,60 @@ class Merge(OwnLoop[LayerView, Operands]):
         return {**{f"FACTOR_{i}": f for i, f in enumerate(integers.factors, 1)}, "OUT_RSHIFT": integers.out_rshift}
 
 
+class Product(OwnLoop[LayerView, Shift]):
+    """x * y, shifted; a second input that is a vector has one number for each channel of the first."""
+
+    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
+        return layer.in_shapes[0] == layer.in_shapes[1]
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Shift, target: Target) -> str:
+        """Exact in float32: products have 15 bits."""
+        total = g.add("Mul", xs[0], exact_onnx.each_channel(g, xs[1], layer))
+        total = g.add("Mul", total, np.array(2.0**-integers, np.float32))
+        half = np.array(0.5 if integers > 0 else 0, np.float32)
+        return exact_onnx.saturate(g, g.add("Floor", g.add("Add", total, half)))
+
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
+        size = c.macro("SIZE")
+        second = size if layer.in_shapes[0] == layer.in_shapes[1] else str(layer.out_shape[0])
+        shifts = (c.macro("OUT_LSHIFT"), c.macro("OUT_RSHIFT"))
+        return [Call(self.name, (*c.inputs, size, second, *shifts, c.output))]
+
+    def defines(self, integers: Shift) -> dict[str, int]:
+        return {"OUT_LSHIFT": max(-integers, 0), "OUT_RSHIFT": max(integers, 0)}
+
+
 def rescaling(rshift: int) -> int:
     """A shift to the right (bits, negative to the left) that does the same to every int8, and that C allows."""
     return min(max(rshift, -MOST_RESCALING), MOST_RESCALING)
 
 
-class Concatenate(OwnLoop[LayerView, Rescalings]):
-    """Each input, shifted to the output's format and saturated, goes to its channels of every pixel."""
+class Concatenate(OwnLoop[AxisView, Rescalings]):
+    """Each input, shifted to the output's format and saturated, goes to its channels of every pixel.
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Rescalings, target: Target) -> str:
+    Along another axis, what neighbours in memory takes the channels' place.
+    """
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: AxisView, integers: Rescalings, target: Target) -> str:
         parts = []
         for x, rshift in zip(exact_onnx.same_axes(g, xs, layer), integers):
             scaled = g.add("Mul", x, np.array(2.0**-rshift, np.float32))
             half = np.array(0.5 if rshift > 0 else 0, np.float32)
             parts.append(exact_onnx.saturate(g, g.add("Floor", g.add("Add", scaled, half))))
-        return g.add("Concat", *parts, axis=1)
+        return g.add("Concat", *parts, axis=layer.axis + 1)
 
-    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
+    def calls(self, layer: AxisView, c: CNames) -> list[Statement]:
         calls: list[Statement] = []
         offset = 0
+        stretches, whole, distance = lines(layer.out_shape, layer.axis)
+        outer, length = str(stretches), str(whole * distance)
+        if layer.axis == 0 and len(layer.out_shape) != 2:
+            outer, length = c.macro("PIXELS"), c.macro("OUT_CH")
         for i, (x, shape) in enumerate(zip(c.inputs, layer.in_shapes), 1):
-            source = (x, c.macro("PIXELS"), str(shape[0]), c.macro(f"RSHIFT_{i}"))
-            calls.append(Call(self.name, (*source, f"{c.output} + {offset}", c.macro("OUT_CH"))))
-            offset += shape[0]
+            part = shape[layer.axis] * distance
+            source = (x, outer, str(part), c.macro(f"RSHIFT_{i}"))
+            calls.append(Call(self.name, (*source, f"{c.output} + {offset}", length)))
+            offset += part
         return calls
 
     def defines(self, integers: Rescalings) -> dict[str, int]:

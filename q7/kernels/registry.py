@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from q7.kernels import arm_q7, arm_s4, arm_s8, channelwise, lrn, own_loops, own_q7
+from q7.kernels import along_axis, arm_q7, arm_s4, arm_s8, channelwise, lrn, moves, own_loops, own_q7
 from q7.kernels import constraints as needs
 from q7.kernels.base import Bounds, Integers, IntWidth, Kernels, Operands
 from q7.kernels.contract import (
     AverageView,
+    AxisView,
     ConvolutionView,
     LayerView,
     LrnView,
+    MoveView,
     SumView,
     WindowedLrnView,
     WindowedView,
 )
 from q7.kernels.lrn import Powers
-from q7.kernels.own_loops import LeftShift, Pixels, Rescalings, Slope
+from q7.kernels.own_loops import LeftShift, Pixels, Rescalings, Shift, Slope
 
 _CONVOLUTION = (needs.indexable, needs.short_column)
 _FAST = (needs.one_group, needs.channels_of_four_and_two, needs.output_covers_padding, *_CONVOLUTION)
@@ -102,8 +104,16 @@ SUM: Kernels[SumView, Operands] = (
     own_loops.Merge("add_q7"),
 )
 MAXIMUM: Kernels[LayerView, Operands] = (own_loops.Merge("max_q7", op="Max"),)
-CONCAT: Kernels[LayerView, Rescalings] = (own_loops.Concatenate("concat_q7"),)
-SOFTMAX: Kernels[LayerView, object] = (
+MOVE: Kernels[MoveView, object] = (moves.Move("move_q7", (needs.even_steps,)),)
+WEIGHTED_SUM: Kernels[LayerView, Operands] = (own_loops.Merge("add_q7"),)
+PRODUCT: Kernels[LayerView, Shift] = (own_loops.Product("multiply_q7"),)
+CONCAT: Kernels[AxisView, Rescalings] = (own_loops.Concatenate("concat_q7"),)
+SOFTMAX: Kernels[AxisView, along_axis.Exponentials] = (along_axis.SoftmaxAlong("softmax_along_q7"),)
+ARG_MAX: Kernels[AxisView, object] = (along_axis.ArgMaxAlong("argmax_along_q7"),)
+SUM_ALONG: Kernels[AxisView, along_axis.Ratio] = (along_axis.Reduce("reduce_q7"),)
+SUM_OF_MAGNITUDES: Kernels[AxisView, along_axis.Ratio] = (along_axis.Reduce("reduce_q7", terms="MAGNITUDES"),)
+SUM_OF_SQUARES: Kernels[AxisView, along_axis.Ratio] = (along_axis.Reduce("reduce_q7", terms="SQUARES"),)
+POWERS_SOFTMAX: Kernels[LayerView, object] = (
     arm_q7.Softmax("arm_softmax_q7", (needs.short_vector,)),
     own_q7.Softmax("softmax_q7"),
 )

@@ -12,6 +12,7 @@ import numpy as np
 from q7.kernels import registry
 from q7.kernels.channelwise import Gains
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
+from q7.layers.merges import ScaleByInput
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats
 
@@ -114,6 +115,11 @@ class Scale(Affine):
 
     def blobs(self, weights: Weights) -> list[np.ndarray]:
         return [*weights] if self.bias_term else [weights[0]]
+
+
+def scale(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
+    """The class of a Scale layer."""
+    return ScaleByInput if len(in_shapes) > 1 else Scale
 
 
 class Bias(Affine):

@@ -49,8 +49,9 @@ class Layer:
     flattens: ClassVar[bool] = False  # takes an image for the vector that it is in Caffe's order
     sums_windows: ClassVar[bool] = False  # with one row of weights for each output, whose input is a window or all
     folds: ClassVar[bool] = False  # goes into the weights of the layer before it
-    last_only: ClassVar[bool] = False  # may be dropped at the end of the network, and cannot be computed elsewhere
+    probabilities: ClassVar[bool] = False  # its outputs are a softmax's
     floors: ClassVar[bool] = False  # the original's simulation puts the output on its grid
+    any_rank: ClassVar[bool] = False  # takes more than vectors and images
 
     name: str
     inputs: tuple[str, ...]
@@ -63,8 +64,21 @@ class Layer:
     def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Self:
         """From a LayerParameter; raises Declined where the layer asks for what cannot be done."""
         layer = cls(message.name, inputs, message.top[0], in_shapes, **cls.options(message, in_shapes))
-        layer.check()
+        layer.verify()
         return layer
+
+    @classmethod
+    def parse_all(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Sequence[Layer]:
+        """The layers that a LayerParameter stands for: one, except that some have one for each top."""
+        return [cls.parse(message, inputs, in_shapes)]
+
+    @final
+    def verify(self) -> None:
+        """Raises Declined where the layer cannot take its inputs, or where its fields make no sense."""
+        odd = [shape for shape in self.in_shapes if len(shape) not in (1, 3)]
+        if odd and not self.any_rank:
+            raise Declined(f"its input has shape {odd[0]}, allowed are images and vectors")
+        self.check()
 
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
@@ -86,7 +100,12 @@ class Layer:
 
     @property
     def square(self) -> bool:
-        return len(self.out_shape) < 3 or self.in_shape[1] == self.in_shape[2]
+        return len(self.out_shape) != 3 or len(self.in_shape) != 3 or self.in_shape[1] == self.in_shape[2]
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether it may be left out at the end of a network: what is the largest stays the largest."""
+        return False
 
     @property
     def macs(self) -> int:
@@ -141,10 +160,9 @@ class Layer:
 
         One macro for an equal height and width, else _X for the width and _Y for the height.
         """
-        channels, *extents = self.out_shape
-        if not extents:
-            return {"OUT_DIM": channels}
-        height, width = extents
+        if len(self.out_shape) != 3:
+            return {"OUT_DIM": self.out_size}
+        channels, height, width = self.out_shape
         sides = {"OUT_DIM": height} if height == width else {"OUT_DIM_X": width, "OUT_DIM_Y": height}
         return {"OUT_CH": channels, **sides}
 

@@ -12,6 +12,7 @@ from q7.onnx_graph import OnnxGraph
 
 class Elementwise(Layer):
     elementwise = True
+    any_rank = True
 
     op: ClassVar[str]  # ONNX's, where one with no attributes computes it
 

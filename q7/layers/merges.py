@@ -8,11 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from q7.kernels import registry
 from q7.kernels.base import Operands
-from q7.kernels.exact_onnx import same_axes
-from q7.kernels.own_loops import MOST_ALIGNMENT, MOST_MERGED_RSHIFT, MOST_OPERANDS, Rescalings, rescaling
+from q7.kernels.exact_onnx import each_channel, same_axes
+from q7.kernels.own_loops import (
+    MOST_ALIGNMENT,
+    MOST_MERGED_RSHIFT,
+    MOST_OPERANDS,
+    MOST_PRODUCT_LSHIFT,
+    Rescalings,
+    Shift,
+    rescaling,
+)
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
+from q7.layers.moves import axis_of
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 
@@ -20,16 +31,18 @@ from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 class _Merge(Layer):
     own_format = True
     floors = True
+    any_rank = True
     most_inputs: ClassVar[int] = MOST_OPERANDS
-    any_channels: ClassVar[bool] = False  # the inputs may differ in their number
 
     def check(self) -> None:
         if len(self.in_shapes) < 2:
             raise Declined(f"it has {len(self.in_shapes)} input, allowed are 2 or more")
-        vectors = [shape[:1] if shape[1:] == (1, 1) else shape for shape in self.in_shapes]  # images of one pixel, too
-        if len({shape[self.any_channels :] for shape in vectors}) > 1:
-            what = "sizes" if self.any_channels else "shapes"
-            raise Declined(f"its inputs have different {what}: {', '.join(map(str, self.in_shapes))}")
+        if len({*map(self._common, self.in_shapes)}) > 1:
+            raise Declined(f"its inputs have different shapes: {', '.join(map(str, self.in_shapes))}")
+
+    def _common(self, shape: Shape) -> Shape:
+        """What all inputs have in common; images of one pixel are vectors, too."""
+        return shape[:1] if shape[1:] == (1, 1) else shape
 
 
 class _Eltwise(_Merge):
@@ -65,7 +78,7 @@ class Sum(_Eltwise):
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         coefficients = list(message.eltwise_param.coeff) or [1.0] * len(in_shapes)
         if len(coefficients) != len(in_shapes) or not set(coefficients) <= {1.0, -1.0}:
-            raise Declined(f"coefficients {coefficients}, allowed is 1 or -1 for each of {len(in_shapes)} inputs")
+            raise Declined(f"coefficients {coefficients}, allowed is one for each of {len(in_shapes)} inputs")
         return {"negative": tuple(c < 0 for c in coefficients)}
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
@@ -74,6 +87,33 @@ class Sum(_Eltwise):
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Operands:
         return self._operands(formats, self.negative)
+
+
+@computed_by(registry.WEIGHTED_SUM)
+@dataclass(frozen=True, eq=False)
+class WeightedSum(_Eltwise):
+    """SUM with coefficients: of the inputs, each times a number."""
+
+    variant = "SUM with coefficients"
+
+    coefficients: tuple[float, ...] = ()
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return {"coefficients": tuple(message.eltwise_param.coeff)}
+
+    def check(self) -> None:
+        super().check()
+        if len(self.coefficients) != len(self.in_shapes) or not all(map(math.isfinite, self.coefficients)):
+            raise Declined(f"coefficients {[*self.coefficients]}, allowed is one number for each input")
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        terms = (g.add("Mul", x, np.array(c, np.float32)) for x, c in zip(same_axes(g, xs, self), self.coefficients))
+        return g.add("Sum", *terms)
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Operands:
+        assert formats.y
+        return Operands.weigh([x.fraction_bits for x in formats.inputs], self.coefficients, formats.y.fraction_bits)
 
 
 @computed_by(registry.MAXIMUM)
@@ -95,39 +135,101 @@ class Maximum(_Eltwise):
         return self._operands(formats, [False] * len(self.in_shapes))
 
 
+class _Product(_Eltwise):
+    most_inputs = 2
+
+    def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        """Products, which have the fraction bits of both, are shifted so many bits at most."""
+        own = sum(x.fraction_bits for x in xs)
+        return own - MOST_MERGED_RSHIFT, own + MOST_PRODUCT_LSHIFT
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add("Mul", xs[0], each_channel(g, xs[1], self))
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Shift:
+        assert formats.y
+        return sum(x.fraction_bits for x in formats.inputs) - formats.y.fraction_bits
+
+
+@computed_by(registry.PRODUCT)
+class Product(_Product):
+    """PROD: the product of two inputs."""
+
+    variant = "PROD"
+
+
+@computed_by(registry.PRODUCT)
+class ScaleByInput(_Product):
+    """Of two inputs: the product with a blob of the same shape, or with a vector of one number for each channel."""
+
+    caffe_type = "Scale"
+    variant = "two inputs"
+    elementwise = False
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        param = message.scale_param
+        if param.bias_term:
+            raise Declined("bias_term with two inputs")
+        if param.axis not in (0, -1 - len(in_shapes[0])):
+            raise Declined(f"axis {param.axis} with two inputs, allowed is 0")
+        return {}
+
+    def check(self) -> None:
+        first, second = (*self.in_shapes, ())[:2]
+        if len(self.in_shapes) != 2 or second not in (first, first[:1], (*first[:1], 1, 1)):
+            shapes = ", ".join(map(str, self.in_shapes))
+            raise Declined(f"inputs of shapes {shapes}: the second may be as the first, or have a number per channel")
+
+
 def eltwise(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
     """The class of an Eltwise layer."""
     param = message.eltwise_param
     if param.operation == param.PROD:
-        raise Declined("operation PROD, allowed are SUM and MAX")
-    return Maximum if param.operation == param.MAX else Sum
+        return Product
+    return Maximum if param.operation == param.MAX else WeightedSum if {*param.coeff} - {1, -1} else Sum
 
 
 @computed_by(registry.CONCAT)
+@dataclass(frozen=True, eq=False)
 class Concat(_Merge):
-    """Caffe's Concat over channels."""
+    """The inputs one after the other along an axis."""
 
     caffe_type = "Concat"
-    any_channels = True
+
+    axis: int = 0  # without the batch's
 
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.concat_param
-        axis = param.concat_dim if param.HasField("concat_dim") else param.axis
-        if axis not in (1, -len(in_shapes[0])):
-            raise Declined(f"axis {axis}, allowed is 1")
-        return {}
+        return {"axis": axis_of(param, in_shapes[0], "concat_dim" if param.HasField("concat_dim") else "axis")}
+
+    def check(self) -> None:
+        if self.axis >= min(map(len, self.in_shapes)):
+            raise Declined(f"axis {self.axis + 1}, its inputs have shapes {', '.join(map(str, self.in_shapes))}")
+        super().check()
+
+    def _common(self, shape: Shape) -> Shape:
+        """All but the extents along the axis."""
+        known = super()._common(shape) if self.axis == 0 else shape
+        return (*known[: self.axis], 0, *known[self.axis + 1 :])
 
     @property
     def out_shape(self) -> Shape:
-        return sum(shape[0] for shape in self.in_shapes), *self.in_shape[1:]
+        first = self.in_shape
+        return *first[: self.axis], sum(shape[self.axis] for shape in self.in_shapes), *first[self.axis + 1 :]
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add("Concat", *same_axes(g, xs, self), axis=1)
+        return g.add("Concat", *same_axes(g, xs, self), axis=self.axis + 1)
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Rescalings:
         assert formats.y
         return tuple(rescaling(x.fraction_bits - formats.y.fraction_bits) for x in formats.inputs)
 
     def defines(self) -> dict[str, int]:
+        if self.axis or len(self.out_shape) == 2:
+            return {}
         return {"OUT_CH": self.out_shape[0], "PIXELS": math.prod(self.out_shape[1:])}

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from q7.kernels.base import AnyKernel
-from q7.layers import activations, affine, functions, lrn, merges, windowed
+from q7.layers import activations, affine, along_axis, functions, lrn, merges, moves, windowed
 from q7.layers.base import Layer, Shape
 from q7.layers.input import Input
-from q7.layers.passthrough import Softmax
+from q7.layers.passthrough import PowersSoftmax
 
 CLASSES: tuple[type[Layer], ...] = (
     windowed.Convolution,
@@ -34,18 +34,25 @@ CLASSES: tuple[type[Layer], ...] = (
     affine.Scale,
     affine.Bias,
     merges.Sum,
+    merges.WeightedSum,
     merges.Maximum,
+    merges.Product,
+    merges.ScaleByInput,
     merges.Concat,
-    Softmax,
+    *moves.CLASSES,
+    *along_axis.CLASSES,
 )
-ALL_KERNELS: tuple[AnyKernel, ...] = (*Input.kernels, *(kernel for cls in CLASSES for kernel in cls.kernels))
+_COMPUTED: tuple[type[Layer], ...] = (Input, *CLASSES, PowersSoftmax)
+ALL_KERNELS: tuple[AnyKernel, ...] = tuple(kernel for cls in _COMPUTED for kernel in cls.kernels)
 LAYERS: dict[str, type[Layer] | Callable[[Any, tuple[Shape, ...]], type[Layer]]] = {  # or what chooses the class
     **{cls.caffe_type: cls for cls in CLASSES},
     **dict.fromkeys(("Convolution", *windowed.DEPTHWISE), windowed.convolution),
     "Pooling": windowed.pooling,
     "Eltwise": merges.eltwise,
     "LRN": lrn.lrn,
+    "Reduction": along_axis.reduction,
     "ReLU": activations.relu,
+    "Scale": affine.scale,
 }
 
 

@@ -269,6 +269,7 @@ class InnerProduct(_Weighted):
     caffe_type = "InnerProduct"
     sums_windows = True
     flattens = True
+    any_rank = True
 
     num_output: int = 1
     bias_term: bool = True

@@ -17,6 +17,7 @@ from q7.data.source import DataSource
 from q7.errors import Q7Error
 from q7.layers.base import Declined, Layer, Shape, Weights
 from q7.layers.input import Input
+from q7.layers.moves import Reshape
 from q7.layers.passthrough import IDENTITIES
 from q7.layers.registry import LAYERS, layer_class
 from q7.network.graph import Graph, mark_shared
@@ -141,35 +142,74 @@ class _Parser:
 
     layers: list[Layer]
     written: dict[str, Layer]
-    flat: set[str] = field(default_factory=set)  # blobs that are images in Caffe's flat order
+    tops: dict[str, tuple[str, ...]]
+    bottoms: dict[str, tuple[str, ...]]
+    # Images in Caffe's flat order, and what would bring them into it. Inner products need not have it: they take the
+    # image as it is.
+    flat: dict[str, Layer] = field(default_factory=dict)
 
-    def read(self, message: Any) -> Layer | None:
-        """The layer, or None where it changes nothing; raises Declined."""
+    def read(self, message: Any) -> None:
+        """Adds the layers that a message stands for, if any; raises Declined."""
         missing = [blob for blob in message.bottom if blob not in self.written]
         if missing or not message.bottom or not message.top:
             raise Declined(f"no layer writes its input '{', '.join(missing)}'")
-        if any(layer.name == message.name for layer in self.layers):
-            raise Declined("a layer of the same name comes before it")
-        inputs = tuple(self.written[blob] for blob in message.bottom)
-        flat = any(blob in self.flat for blob in message.bottom)
-        self.flat.difference_update(message.top)
         if message.type in IDENTITIES:
-            if IDENTITIES[message.type](message, inputs[0].out_shape) or flat:
-                self.flat.update(message.top)
-            self.written.update(dict.fromkeys(message.top, inputs[0]))
-            return None
-        in_shapes = tuple(i.out_shape for i in inputs)
-        cls = layer_class(message, in_shapes)
-        if len(inputs) > cls.most_inputs:
-            raise Declined(f"it has {len(inputs)} inputs, allowed is {cls.most_inputs}")
-        if flat and not (cls.flattens or cls.elementwise):
-            raise Declined("it reads a flattened image, whose order on the device is another: height, width, channels")
-        layer = cls.parse(message, tuple(i.name for i in inputs), in_shapes)
+            self._same(message)
+            return
+        cls = layer_class(message, self._in_shapes(message))
+        if len(message.bottom) > cls.most_inputs:
+            raise Declined(f"it has {len(message.bottom)} inputs, allowed is {cls.most_inputs}")
+        flat = [self.flat.get(blob) for blob in message.bottom]
+        stays_flat = cls.elementwise and None not in flat
+        if not (cls.flattens or stays_flat):
+            self._flatten(message.bottom)
+        inputs, in_shapes = tuple(self.written[blob].name for blob in message.bottom), self._in_shapes(message)
+        layers = cls.parse_all(message, inputs, in_shapes)
+        for top in message.top:
+            self.flat.pop(top, None)
+        if isinstance(layers[0], Reshape) and self._flattens(layers[0]):
+            self._same(message)
+            if math.prod(layers[0].in_shape[1:]) > 1:
+                self.flat[message.top[0]] = layers[0]
+            return
+        for layer in layers:
+            self._add(layer, message.bottom, message.top if len(layers) == 1 else (layer.blob,))
+        if stays_flat and flat[0]:
+            self.flat[layers[0].blob] = replace(flat[0], inputs=(layers[0].name,))
+
+    def _in_shapes(self, message: Any) -> tuple[Shape, ...]:
+        return tuple(self.written[blob].out_shape for blob in message.bottom)
+
+    @staticmethod
+    def _flattens(layer: Layer) -> bool:
+        """Whether it makes a vector of what is one in the device's memory, or of an image for inner products."""
+        return layer.out_shape == layer.in_shape or (len(layer.out_shape) == 1 and len(layer.in_shape) == 3)
+
+    def _same(self, message: Any) -> None:
+        """A layer that changes nothing."""
+        blob = message.bottom[0]
+        for top in message.top:
+            self.written[top] = self.written[blob]
+            flat = self.flat.get(blob)
+            self.flat.pop(top, None)
+            if flat:
+                self.flat[top] = flat
+
+    def _flatten(self, blobs: Sequence[str]) -> None:
+        """Brings images into Caffe's order for a layer that must have it."""
+        for blob in dict.fromkeys(blobs):
+            if blob in self.flat:
+                move = replace(self.flat.pop(blob), inputs=(self.written[blob].name,), blob=blob)
+                if any(layer.name == move.name for layer in self.layers):
+                    move = replace(move, name=f"{move.name}/{blob}")
+                self._add(move, [move.blob], (blob,))
+
+    def _add(self, layer: Layer, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        if any(layer.name == known.name for known in self.layers):
+            raise Declined("a layer of the same name comes before it")
         self.layers.append(layer)
         self.written[layer.blob] = layer
-        if flat and layer.elementwise:
-            self.flat.add(layer.blob)
-        return layer
+        self.tops[layer.name], self.bottoms[layer.name] = tuple(tops), tuple(bottoms)
 
     def stand_in(self, message: Any) -> None:
         """Takes a declined layer for one that changes nothing: most of those that are unknown keep the shape."""
@@ -202,9 +242,9 @@ def parse_network(
     """
     outputs = find_outputs(prototxt, accuracy, source, output_names)
     data = input_layer(source, image_shape)
-    parser = _Parser([data], {source.top: data})
     tops: dict[str, tuple[str, ...]] = {source.layer: (source.top, source.label) if source.label else (source.top,)}
     bottoms: dict[str, tuple[str, ...]] = {source.layer: ()}
+    parser = _Parser([data], {source.top: data}, tops, bottoms)
     problems: list[str] = []
     for index in _ancestors(prototxt.layers, outputs.blobs):
         message = prototxt.layers[index]
@@ -215,15 +255,14 @@ def parse_network(
                 raise Declined("this type is not supported")
             if index in prototxt.unknown:
                 raise Declined(f"it has a field that this tool does not know: {prototxt.unknown[index]}")
-            layer = parser.read(message)
+            parser.read(message)
         except Declined as reason:
             problems.append(f"layer '{message.name}' ({message.type}): {reason}")
             parser.stand_in(message)  # go on, to report all layers at once
-            continue
-        if layer:
-            tops[layer.name], bottoms[layer.name] = tuple(message.top), tuple(message.bottom)
+    missing = [blob for blob in outputs.blobs if blob not in parser.written]
+    if missing:
+        raise Q7Error("; ".join([f"'{prototxt.path}' has no layer that writes '{missing[0]}'", *problems]))
     ends = [*dict.fromkeys(parser.written[blob] for blob in outputs.blobs)]
-    problems += [f"layer '{layer.name}' ({layer.caffe_type}): {why}" for layer, why in _misplaced(parser.layers, ends)]
     problems += _without_kernel(parser.layers, target)
     if source.shape not in ((), data.out_shape):
         fixed = [layer.name for layer in parser.layers if layer.flattens]
@@ -235,8 +274,9 @@ def parse_network(
     if problems:
         raise Q7Error("; ".join(problems))
     layers = parser.layers
-    scores = frozenset(layer.inputs[0] for layer in ends if layer.last_only)
-    names = [layer.inputs[0] if layer.last_only else layer.name for layer in ends]
+    left_out = [layer for layer in ends if layer.keeps_order and len(ends) == 1]
+    scores = frozenset(layer.inputs[0] for layer in left_out)
+    names = [layer.inputs[0] if layer in left_out else layer.name for layer in ends]
     names = _weighted(layers, names, outputs)
     layers = _leading_to(layers, names)
     shape = layers[-1].out_shape
@@ -281,24 +321,12 @@ def _leading_to(layers: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
     return [layer for layer in layers if layer.name in wanted]
 
 
-def _misplaced(layers: Sequence[Layer], ends: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
-    """Layers that are supported elsewhere only, with the reason; `ends` are the network's outputs."""
-    known = {layer.name: layer for layer in layers}
-    for layer in layers:
-        if layer.last_only and layer not in ends:
-            yield layer, "allowed as the last layer only"
-        elif layer.last_only and len(ends) > 1:
-            outputs = " ".join(f"--output {known[one.inputs[0]].blob if one.last_only else one.blob}" for one in ends)
-            yield layer, f"allowed at the end of a network with one output; leave it out: {outputs}"
-
-
 def _without_kernel(layers: Sequence[Layer], target: Target) -> Iterator[str]:
     for layer in layers:
-        if not layer.last_only:
-            try:
-                layer.kernel_for(target)
-            except Q7Error as error:
-                yield str(error)
+        try:
+            layer.kernel_for(target)
+        except Q7Error as error:
+            yield str(error)
 
 
 def _fits(blob: np.ndarray, shape: Shape) -> bool:

@@ -37,7 +37,11 @@ def _open(url: str) -> serving.Port:
 def _as_on_board(network: QuantizedNetwork, facts: serving.Facts) -> QuantizedNetwork:
     """The pickle's network for the target that the board's program was generated for."""
     network = lowering.fuse(lowering.retarget(network, facts.target))
-    return lowering.add_softmax(network) if facts.softmax and not network.graph.output_layers[-1].last_only else network
+    return (
+        lowering.add_softmax(network)
+        if facts.softmax and not network.graph.output_layers[-1].probabilities
+        else network
+    )
 
 
 def _difference(board: serving.Board, network: QuantizedNetwork, number: int, image: np.ndarray, pixels: bytes) -> str:

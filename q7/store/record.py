@@ -34,7 +34,7 @@ from q7.store import plain_pickle
 from q7.store.plain_pickle import Instance
 from q7.target import Q7, Target
 
-FORMAT, VERSION = "caffe-to-cmsis-nn", 4
+FORMAT, VERSION = "caffe-to-cmsis-nn", 5
 LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
 _LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
     (Input.caffe_type, Input.variant): Input,
@@ -166,7 +166,7 @@ def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     else:
         given = {"in_shapes": tuple(known[name].out_shape for name in own["inputs"])}
     layer: Layer = _restore_fields(kind, own, shared_input=False, **given)
-    layer.check()
+    layer.verify()
     if len(layer.inputs) not in (range(1, layer.most_inputs + 1) if known else (0,)) or layer.name in known:
         raise ValueError(f"layer '{layer.name}' is out of place")
     if min(layer.out_shape) < 1 or layer.out_size > LARGEST_SIZE:
@@ -323,13 +323,20 @@ def _from_version_3(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, **new, "outcome": outcome}
 
 
+def _from_version_4(value: dict[str, Any]) -> dict[str, Any]:
+    """All concatenations were of channels."""
+    layers = [{**layer, "axis": 0} if layer["type"] == "Concat" else layer for layer in value["layers"]]
+    return {**value, "layers": layers}
+
+
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
     """The network of a pickle of version 1 as one of today; what follows from the rest there is not looked at."""
     layers = [_layer_of_version_1(layer) for layer in value["layers"]]
+    known = _unpack_layers(_from_version_4({"layers": layers})["layers"])
     return {
         "name": value["name"],
         "layers": layers,
-        "formats": _own_formats(_unpack_layers(layers), value["formats"]),
+        "formats": _own_formats(known, value["formats"]),
         "weights": {
             layer["name"]: {"weights": own["weights"]["data"], "bias": own["bias"]["data"]}
             for layer, own in zip(layers, value["integers"])
@@ -398,4 +405,6 @@ def load(path: Path) -> Record:
             network = _from_version_2(network)
         if network and version < 4:
             network = _from_version_3(network)
+        if network and version < 5:
+            network = _from_version_4(network)
         return Record(_attributes(value["attributes"]), None if network is None else _unpack(network))

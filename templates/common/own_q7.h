@@ -44,6 +44,18 @@ INLINE void max_q7(const operand_t *operands, int count, int size, int out_rshif
     }
 }
 
+/* Products of `size` elements with as many others, or again and again with `others` numbers; the output may be the first
+ * input, and the second where it is as large. */
+INLINE void multiply_q7(const q7_t *in_1, const q7_t *in_2, int size, int others, int lshift, int rshift, q7_t *out)
+{
+    for (int i = 0; i < size; i += others) {
+        for (int k = 0; k < others; k++) {
+            const q31_t product = in_1[i + k] * in_2[k] * (1 << lshift);
+            out[i + k] = saturate_q7((product + ((1 << rshift) >> 1)) >> rshift);
+        }
+    }
+}
+
 /* Puts an input's channels among the `out_channels` of each pixel; a negative shift goes to the left. */
 static inline void concat_q7(const q7_t *in, int pixels, int channels, int rshift, q7_t *out, int out_channels)
 {
@@ -126,6 +138,28 @@ static inline void maxpool_q7(const q7_t *in, const window_t *w, int channels, q
     }
 }
 
+/* Where the elements of an output come from: loops from the outermost on, how often and how far each time. */
+typedef struct {
+    int start, counts[5], strides[5];
+} move_t;
+
+static inline void move_q7(const q7_t *in, const move_t *m, q7_t *out)
+{
+    for (int a = 0; a < m->counts[0]; a++) {
+        for (int b = 0; b < m->counts[1]; b++) {
+            for (int c = 0; c < m->counts[2]; c++) {
+                const q7_t *from = in + m->start + a * m->strides[0] + b * m->strides[1] + c * m->strides[2];
+                for (int d = 0; d < m->counts[3]; d++) {
+                    for (int e = 0; e < m->counts[4]; e++) {
+                        *out++ = from[e * m->strides[4]];
+                    }
+                    from += m->strides[3];
+                }
+            }
+        }
+    }
+}
+
 /* The value of each of the 256 inputs, by its bits as an unsigned number; the output may be the input. */
 static inline void lookup_q7(const q7_t *in, int size, const q7_t *table, q7_t *out)
 {
@@ -178,6 +212,62 @@ static inline void softmax_q7(const q7_t *in, int size, q7_t *out)
     for (int i = 0; i < size; i++) {
         const int shift = 5 + most - in[i];
         out[i] = saturate_q7((1 << 20) / sum >> (shift > 31 ? 31 : shift));
+    }
+}
+
+/* exp(x - largest) * 128 / the sum of these along an axis: `count` elements, `distance` from each other, in each of some
+ * stretches of memory. The table has exp of 0, -1, ... -255; the output may be the input. */
+static inline void softmax_along_q7(const q7_t *in, int stretches, int count, int distance, const uint32_t *table, q7_t *out)
+{
+    for (int i = 0; i < stretches * distance; i++) {
+        const int start = i / distance * count * distance + i % distance, end = start + count * distance;
+        int most = in[start];
+        uint32_t sum = 0;
+        for (int k = start; k < end; k += distance) {
+            most = in[k] > most ? in[k] : most;
+        }
+        for (int k = start; k < end; k += distance) {
+            sum += table[most - in[k]];
+        }
+        for (int k = start; k < end; k += distance) {
+            out[k] = saturate_q7((q31_t)((table[most - in[k]] * 128 + sum / 2) / sum));
+        }
+    }
+}
+
+/* The last place of the largest element along an axis. */
+static inline void argmax_along_q7(const q7_t *in, int stretches, int count, int distance, q7_t *out)
+{
+    for (int i = 0; i < stretches * distance; i++) {
+        const q7_t *const line = in + i / distance * count * distance + i % distance;
+        int place = 0;
+        for (int k = 1; k < count; k++) {
+            place = line[k * distance] >= line[place * distance] ? k : place;
+        }
+        out[i] = (q7_t)place;
+    }
+}
+
+INLINE q7_t scaled_sum_q7(q31_t sum, int multiplier, int rshift)
+{
+    const int64_t scaled = ((int64_t)sum * multiplier + ((int64_t)1 << rshift >> 1)) >> rshift;
+    return (q7_t)(scaled > 127 ? 127 : scaled < -128 ? -128 : scaled);
+}
+
+/* What is added up of each element. */
+typedef enum { ELEMENTS, MAGNITUDES, SQUARES } terms_t;
+
+/* Sums over `count` elements, `distance` from each other, times a number; the next output's are `apart` from them. */
+INLINE void reduce_q7(const q7_t *in, int outputs, int apart, int count, int distance, terms_t terms, int multiplier,
+                      int rshift, q7_t *out)
+{
+    for (int o = 0; o < outputs; o++) {
+        q31_t sum = 0;
+        for (int k = 0; k < count; k++) {
+            const q31_t x = in[o * apart + k * distance];
+            sum += terms == SQUARES ? x * x : terms == MAGNITUDES && x < 0 ? -x : x;
+        }
+        out[o] = scaled_sum_q7(sum, multiplier, rshift);
     }
 }
 

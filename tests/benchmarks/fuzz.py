@@ -82,7 +82,7 @@ def damaged(rng: random.Random, corpus: list[bytes]) -> bytes:
 def fuzz(reader: str, seconds: float, folder: Path, sound: bytes, keep: Path) -> str:
     """A row about so many seconds of a reader."""
     rng, ends, coverage, corpus = random.Random(reader), Counter[str](), Coverage(), [sound]
-    findings: set[str] = set()
+    findings: dict[tuple[type, str, int], str] = {}  # by where they come from
     slowest, end = 0.0, time.process_time() + seconds
     while time.process_time() < end:
         content, before = damaged(rng, corpus), len(coverage.taken)
@@ -90,17 +90,18 @@ def fuzz(reader: str, seconds: float, folder: Path, sound: bytes, keep: Path) ->
         try:
             with coverage.watched():
                 ends[outcome(reader, folder / "damaged", content)] += 1
-        except Exception:
-            findings.add(traceback.format_exc())
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            findings.setdefault((type(error), where.filename, where.lineno or 0), traceback.format_exc())
             ends["found"] += 1
             keep.mkdir(exist_ok=True)
             (keep / f"{reader}-{hashlib.sha256(content).hexdigest()[:12]}").write_bytes(content)
         slowest = max(slowest, time.process_time() - start)
         if len(coverage.taken) > before:
             corpus.append(content)
-    print(*findings, sep="\n", file=sys.stderr)
+    print(*findings.values(), sep="\n", file=sys.stderr)
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    counts = (ends[what] for what in ("read", "refused", "found"))
+    counts = ends["read"], ends["refused"], len(findings)
     row = (reader, sum(ends.values()), len(coverage.taken), len(corpus), *counts, f"{slowest:.2f}", f"{megabytes:.0f}")
     return f"| {' | '.join(map(str, row))} |"
 

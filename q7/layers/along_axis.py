@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that go along one axis of a blob, or over all axes from one on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from q7.kernels import registry
+from q7.kernels.along_axis import MOST_REDUCED, Exponentials, Ratio
+from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
+from q7.layers.moves import axis_of
+from q7.onnx_graph import OnnxGraph
+from q7.qformat import INT8_MAX, LayerFormats, QFormat
+
+
+@dataclass(frozen=True, eq=False)
+class _Along(Layer):
+    any_rank = True
+
+    axis: int = 0  # without the batch's
+
+    def check(self) -> None:
+        if self.axis >= len(self.in_shape):
+            raise Declined(f"axis {self.axis + 1}, its input has shape {self.in_shape}")
+
+
+@computed_by(registry.SOFTMAX)
+class Softmax(_Along):
+    """exp(x) / sum of exp along an axis, in 7 fraction bits; at the end of a network with one output it is left out."""
+
+    caffe_type = "Softmax"
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return {"axis": axis_of(message.softmax_param, in_shapes[0])}
+
+    @property
+    def keeps_order(self) -> bool:
+        """It does not change which class is the largest."""
+        return self.axis == 0
+
+    def inherited(self, x: QFormat) -> QFormat:
+        return QFormat(7)
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add("Softmax", xs[0], axis=self.axis + 1)
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Exponentials:
+        assert formats.x
+        return Exponentials.of(formats.x.fraction_bits, self.in_shape[self.axis])
+
+
+@computed_by(registry.ARG_MAX)
+class ArgMax(_Along):
+    """The place of the largest along an axis, an integer up to 127; of equal ones, the last."""
+
+    caffe_type = "ArgMax"
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        param, shape = message.argmax_param, in_shapes[0]
+        if param.out_max_val or param.top_k != 1:
+            raise Declined(f"out_max_val {param.out_max_val} and top_k {param.top_k}, allowed are False and 1")
+        if not param.HasField("axis") and math.prod(shape) > shape[0]:
+            raise Declined(f"no axis with an input of shape {shape}")
+        return {"axis": axis_of(param, shape) if param.HasField("axis") else 0}
+
+    def check(self) -> None:
+        super().check()
+        if self.in_shape[self.axis] > INT8_MAX + 1:
+            raise Declined(f"axis {self.axis + 1} has {self.in_shape[self.axis]} places, 8 bits hold {INT8_MAX + 1}")
+
+    @property
+    def out_shape(self) -> Shape:
+        return tuple(1 if axis == self.axis else extent for axis, extent in enumerate(self.in_shape))
+
+    def inherited(self, x: QFormat) -> QFormat:
+        return QFormat(0)
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.cast(g.add("ArgMax", xs[0], axis=self.axis + 1, keepdims=1, select_last_index=1), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction(_Along):
+    """Over all axes from one on; the output has a format of its own."""
+
+    caffe_type = "Reduction"
+    own_format = True
+    floors = True
+
+    coeff: float = 1.0
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        param = message.reduction_param
+        return {"axis": axis_of(param, in_shapes[0]), "coeff": param.coeff}
+
+    def check(self) -> None:
+        super().check()
+        if self.axis == 2 and len(self.in_shape) == 3:
+            raise Declined("axis 3 of an image, allowed are 1 and 2")
+        if not math.isfinite(self.coeff):
+            raise Declined(f"coeff {self.coeff:g}")
+        if self.count >= MOST_REDUCED:
+            raise Declined(f"{self.count} elements, allowed are fewer than {MOST_REDUCED}")
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.in_shape[: self.axis] or (1,)
+
+    @property
+    def count(self) -> int:
+        """Elements that make one."""
+        return math.prod(self.in_shape[self.axis :])
+
+    @property
+    def factor(self) -> float:
+        return self.coeff
+
+    def _terms(self, g: OnnxGraph, x: str) -> str:
+        return x
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        flat = g.add("Reshape", xs[0], np.array([0, *self.out_shape, -1]))
+        total = g.add("ReduceSum", self._terms(g, flat), np.array([-1]), keepdims=0)
+        return g.add("Mul", total, np.array(self.factor, np.float32))
+
+    def _input_bits(self, x: QFormat) -> int:
+        return x.fraction_bits
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Ratio:
+        assert formats.x and formats.y
+        return Ratio.fit(math.ldexp(self.factor, formats.y.fraction_bits - self._input_bits(formats.x)))
+
+
+@computed_by(registry.SUM_ALONG)
+class ReductionSum(Reduction):
+    """SUM: the sum of all axes from one on, times coeff."""
+
+    variant = "SUM"
+
+
+@computed_by(registry.SUM_ALONG)
+class ReductionMean(Reduction):
+    """MEAN: their mean, times coeff."""
+
+    variant = "MEAN"
+
+    @property
+    def factor(self) -> float:
+        return self.coeff / self.count
+
+
+@computed_by(registry.SUM_OF_MAGNITUDES)
+class ReductionMagnitudes(Reduction):
+    """ASUM: the sum of their magnitudes, times coeff."""
+
+    variant = "ASUM"
+
+    def _terms(self, g: OnnxGraph, x: str) -> str:
+        return g.add("Abs", x)
+
+
+@computed_by(registry.SUM_OF_SQUARES)
+class ReductionSquares(Reduction):
+    """SUMSQ: the sum of their squares, times coeff."""
+
+    variant = "SUMSQ"
+
+    def _terms(self, g: OnnxGraph, x: str) -> str:
+        return g.add("Mul", x, x)
+
+    def _input_bits(self, x: QFormat) -> int:
+        return 2 * x.fraction_bits
+
+
+REDUCTIONS = (ReductionSum, ReductionMean, ReductionMagnitudes, ReductionSquares)
+
+
+def reduction(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
+    """The class of a Reduction layer."""
+    param = message.reduction_param
+    operation = param.ReductionOp.Name(param.operation)
+    return next(cls for cls in REDUCTIONS if cls.variant == operation)
+
+
+CLASSES = (Softmax, ArgMax, *REDUCTIONS)
