@@ -127,7 +127,8 @@ class Builder:
         kinds = ["ReLU", "ReLU", "leaky", "ReLU6", "Clip", "Sigmoid", "TanH", "PReLU", "PReLU", "shared"]
         kinds += ["ELU", "AbsVal", "BNLL", "Power", "Threshold"]
         kind = self.draw(st.sampled_from(kinds))
-        in_place = blob not in self.read and blob != "data" and kind != "AbsVal" and self.flag()
+        shared = blob.startswith(("permute", "reshape", "flatten"))  # Caffe's tops may be their bottoms' memory
+        in_place = blob not in self.read and blob != "data" and kind != "AbsVal" and not shared and self.flag()
         param = {
             "Clip": "clip_param { min: -1 max: 2.5 }",
             "shared": "prelu_param { channel_shared: true }",
