@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from q7.data.readers import READERS
 from q7.layers.base import Layer
-from q7.layers.input import Input
+from q7.layers.input import Features, Input
 from q7.layers.passthrough import IDENTITIES
 from q7.layers.registry import ALL_KERNELS, CLASSES
 from q7.target import LIBRARIES, Library
@@ -37,7 +39,10 @@ def markdown() -> str:
     """Layers with their kernels, the best first, and what each kernel needs."""
     lines = ["| Caffe layer | computes | q7 kernels, the first that fits | s8 kernels |", "|---|---|---|---|"]
     for name, reader in READERS.items():
-        lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {_kernels(Input)} |")
+        names = f"`{Input.kernels[0].name}`" + f"<br>`{Features.kernels[0].name}`" * (
+            "features" in {field.name for field in fields(reader)}
+        )
+        lines.append(f"| {name} | {_sentence((reader.__doc__ or '').split(chr(10) * 2)[0])} | {names} | {names} |")
     for cls in CLASSES:
         lines.append(
             f"| {', '.join((cls.caffe_type, *cls.other_types))} | {_sentence(cls.__doc__)} | {_kernels(cls)} |"

@@ -56,6 +56,7 @@ def lrn(parameters: str, **names: str) -> str:
 
 
 CONV1 = conv("num_output: 4 kernel_size: 1", name="c")
+HALVED = pool("kernel_size: 2 stride: 2", name="p")
 
 # After each of them comes an inner product with 3 outputs, which reads x.
 ACCEPTED = [
@@ -172,7 +173,6 @@ ACCEPTED = [
     *(
         Accepted(f"{kind} {parameters}", layer(kind, parameters), "move_q7", "move_q7")
         for kind, parameters in (
-            ("Slice", "slice_param { axis: 2 }"),
             ("Permute", "permute_param { order: 0 order: 3 order: 1 order: 2 }"),
             ("Permute", "permute_param { order: 0 order: 1 order: 3 }"),
             ("Reshape", "reshape_param { shape { dim: 0 dim: 2 dim: -1 } }"),
@@ -186,7 +186,9 @@ ACCEPTED = [
             ("Tile", "tile_param { axis: 2 tiles: 3 }"),
         )
     ),
-    Accepted("cropped", CONV1 + layer("Crop", "crop_param { axis: 1 }", "data c"), "move_q7", "move_q7"),
+    Accepted("cropped", HALVED + layer("Crop", "", "data p"), "move_q7", "move_q7"),
+    Accepted("all of it", CONV1 + layer("Crop", "crop_param { axis: 1 }", "data c")),
+    Accepted("one part", layer("Slice", "slice_param { axis: 2 }")),
     *(
         Accepted(
             f"Softmax over {axis}",
@@ -264,9 +266,7 @@ DECLINED = [
         CONV1 + layer("Eltwise", "eltwise_param { coeff: 1 coeff: inf }", "data c"),
         "coefficients [1.0, inf], allowed is one number for each input",
     ),
-    Declined(
-        "other rows", pool("kernel_size: 2 stride: 2", name="p") + layer("Concat", "", "data p"), "different shapes"
-    ),
+    Declined("other rows", HALVED + layer("Concat", "", "data p"), "different shapes"),
     Declined("axis of a list", layer("Concat", "concat_param { axis: 4 }", "data data"), "axis 4, allowed are 1 to 3"),
     Declined(
         "scaled with an offset", layer("Scale", "scale_param { axis: 0 bias_term: true }", "data data"), "bias_term"

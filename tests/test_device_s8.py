@@ -7,7 +7,7 @@ import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -39,7 +39,9 @@ NAMES = CNames("L", ("in",), "out", "scratch", "l_wt", "l_bias")
 
 @dataclass(frozen=True)
 class Layer(Geometry):
-    """Also of two inputs."""
+    """Also of two inputs, beside each other in channels."""
+
+    axis: ClassVar[int] = 0
 
     @property
     def in_shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -364,14 +364,26 @@ def test_an_output_that_no_layer_writes(tmp_path: Path) -> None:
 
 
 def test_all_offending_layers_are_reported_at_once(tmp_path: Path) -> None:
-    layers = plain("MVN", "n1", "data", "a") + plain("Embed", "e", "a", "b") + conv("c", "b", "num_output: 2")
+    """Not those whose reason may only be that another one was declined."""
+    layers = conv("c1", "data", "num_output: 2") + plain("MVN", "n1", "data", "a") + plain("Embed", "e", "a", "b")
+    layers += conv("c2", "b", "num_output: 2") + layer("Concat", "cat", ["c1", "c2"])
     with pytest.raises(Q7Error) as caught:
-        parse(tmp_path, layers + ip("ip1", "c"), "ip1")
+        parse(tmp_path, layers + ip("ip1", "cat"), "ip1")
     assert [part.split(":")[0] for part in str(caught.value).split("; ")] == [
+        "layer 'c1' (Convolution)",
         "layer 'n1' (MVN)",
         "layer 'e' (Embed)",
-        "layer 'c' (Convolution)",
     ]
+
+
+def test_layers_are_grouped_by_the_reason(tmp_path: Path) -> None:
+    names = [f"n{i}" for i in range(60)]
+    layers = "".join(plain("MVN", name, bottom, name) for name, bottom in zip(names, ["data", *names]))
+    with pytest.raises(Q7Error) as caught:
+        parse(tmp_path, layers + plain("Embed", "e", "n59", "e") + ip("ip1", "e"), "ip1", 'mean_file: "missing"')
+    many, one = str(caught.value).split("; ")
+    assert many == "layers 'n0', 'n1', 'n2' and 57 more (MVN): this type is not supported"
+    assert one == "layer 'e' (Embed): this type is not supported"
 
 
 def test_a_network_without_weights_is_refused(tmp_path: Path) -> None:
@@ -411,12 +423,14 @@ def test_mean_values(tmp_path: Path, transform: str, expected: list[float]) -> N
         ("mean_value: nan", "the mean must lie within a pixel's range"),
         ('mean_value: 1 mean_file: "m"', "mean_file and mean_value exclude each other"),
         ('mean_file: "none"', "layer 'data': the mean file 'none' does not exist"),
-        ("mirror: true", "mirror and rand_skip are random"),
         ("scale: 0", "scale 0 must be positive"),
         ("scale: -1", "scale -1 must be positive"),
         ("scale: inf", "scale inf must be positive"),
         ("force_gray: true", "force_color and force_gray are not supported"),
-        ("contrast: 2", "layer 'data' has a field that this tool does not know: 3:21 : "),
+        (
+            "contrast: 2",
+            "a field that this tool does not know: line 3: TransformationParameter has no field 'contrast'",
+        ),
         ("crop_size: 12", "crop_size 12 is larger than the image, 10x11"),
     ],
 )

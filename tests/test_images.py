@@ -146,14 +146,14 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], message: s
     [
         (LISTED + " new_height: 4 }", "new_height and new_width go together"),
         (LISTED + " new_height: 65536 new_width: 65536 }", "are too large"),
-        (LISTED + " rand_skip: 3 }", "mirror and rand_skip are random"),
+        (LISTED + " rand_skip: 3 }", "rand_skip is random"),
         (LISTED.replace("list.txt", "empty.txt") + " }", "is empty"),
         (LISTED.replace("list.txt", "none.txt") + " }", "the list of images 'none.txt' does not exist"),
         (LISTED.replace("pictures/", "elsewhere/") + " }", "the image 'elsewhere/a 0.png' does not exist"),
         (LISTED.replace("list.txt", "broken.txt") + " }", "is truncated, damaged or of another kind"),
         (LISTED.replace("list.txt", "mixed.txt") + " }", "but the first has (3, 6, 6): new_height and new_width would"),
         (DATA["scaled"] + " transform_param { scale: 2 }", "HDF5Data takes no transform_param"),
-        (DATA["scaled"].replace("scaled", "flat"), ", 9), allowed is (images, channels, height, width)"),
+        (DATA["scaled"].replace("scaled", "flat"), ", 9, 1), allowed are (images, channels, height, width)"),
         (DATA["scaled"].replace("scaled", "short"), "is not one class for each of 4 images"),
         (DATA["scaled"].replace("scaled", "nameless"), "has no data set 'label'; it has: data"),
         (DATA["scaled"].replace("scaled", "text"), "list.txt' is truncated, damaged or of another kind"),
@@ -171,7 +171,7 @@ def test_declined(data: str, message: str, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "text.txt").write_text("list.txt\n")
     images = np.zeros((4, *tiny.IMAGE), np.float32)
     for name, sets in {
-        "flat": {"data": np.zeros((4, 9)), "label": np.zeros(4)},
+        "flat": {"data": np.zeros((4, 9, 1)), "label": np.zeros(4)},
         "short": {"data": images, "label": np.zeros(3)},
         "nameless": {"data": images},
     }.items():
@@ -220,7 +220,7 @@ def test_images_by_their_positions(
 
         return decode_and_count
 
-    monkeypatch.setattr(lmdb_images, "datum_pixels", counted(lmdb_images.datum_pixels))
+    monkeypatch.setattr(lmdb_images, "datum_values", counted(lmdb_images.datum_values))
     monkeypatch.setattr(pictures, "read", counted(pictures.read))
     monkeypatch.setattr(Hdf5List, "_pixels", counted(Hdf5List._pixels))
     positions = [7, 2, 7, 11, 4]

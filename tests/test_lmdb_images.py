@@ -64,7 +64,7 @@ def test_float_datums(tmp_path: Path) -> None:
     assert lmdb_images.read(write_datums(tmp_path / "a", datum))[0].tolist() == [[[[0, 255, 7]]]]
     for values in ([0.5, 1, 1], [-1, 0, 0], [256, 0, 0], [float("nan"), 0, 0]):
         datum = pb.Datum(channels=1, height=1, width=3, float_data=values)
-        with pytest.raises(Q7Error, match="key '00000000': float_data must be whole numbers from 0 to 255"):
+        with pytest.raises(Q7Error, match="key '00000000': float_data that is no pixel"):
             lmdb_images.read(write_datums(tmp_path / "b", datum))
 
 

@@ -31,7 +31,7 @@ ALL: list[Any] = [
     registry.AVERAGE_POOL,
     registry.RELU,
 ]
-ALL += [registry.SIGMOID, registry.TANH, registry.SOFTMAX]
+ALL += [registry.SIGMOID, registry.TANH, registry.POWERS_SOFTMAX]
 SOURCES = [COMMON / name for name in ("own_q7.h", "dot_q7.h", "weighted_q7.h")]
 BUILDS = [
     *(("gcc", core, "-O2") for core in ("cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7")),

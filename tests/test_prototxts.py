@@ -418,7 +418,7 @@ CASES = {
     "deploy, input shape": Case(deploy_shape, 4),
     "deploy of another size": Case(
         deploy_of_another_size,
-        declined=("layer 'data': the images have shape (3, 32, 32), the prototxt asks for (3, 28, 28)",),
+        declined=("layer 'data' (Input): the images have shape (3, 32, 32), the prototxt asks for (3, 28, 28)",),
     ),
     "fully convolutional": Case(
         fully_convolutional, declined=("'prob' has shape (10, 32, 32), allowed is one value for each class",)

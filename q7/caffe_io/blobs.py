@@ -100,9 +100,12 @@ def read_hdf5_images(path: Path, data: str, label: str, rows: slice | list[int])
     # What float32 does not hold becomes infinite, and is refused as such.
     with files.reading(f"the HDF5 file '{path}'"), _open_images(path) as file, np.errstate(over="ignore"):
         images, labels = (np.asarray(_dataset(file, path, name)[rows], np.float32) for name in (data, label))
+    if images.ndim == 2:  # vectors
+        images = images[:, :, None, None]
     if images.ndim != 4 or min(images.shape[1:]) < 1:
         raise Q7Error(
-            f"'{path}': data set '{data}' has shape {images.shape}, allowed is (images, channels, height, width)"
+            f"'{path}': data set '{data}' has shape {images.shape}, allowed are (images, channels, height, width) and "
+            "(vectors, features)"
         )
     if len(images) != labels.size or not (labels == np.rint(labels)).all() or np.abs(labels).max(initial=0) > 1e6:
         raise Q7Error(

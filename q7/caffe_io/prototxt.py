@@ -61,7 +61,9 @@ class Prototxt:
 
 # Comments and strings first, so that braces in them do not count.
 _BRACE = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}<>]""")
-_NUMBER = re.compile(r"^\d+")
+# What protobuf says of a text: where, and of a field that the schema lacks, its message and its name.
+_WHERE = re.compile(r"^(\d+):\d+ : ")
+_UNKNOWN = re.compile(r'Message type "?q7\.(\w+)"? has no field named "(.*)"\.$')
 _LAYER = re.compile(r"\blayers?\s*(:\s*)?$")
 
 
@@ -96,6 +98,12 @@ def _split_layers(text: str) -> tuple[str, list[tuple[str, int]]]:
     return "".join([*rest, text[last:]]), blocks
 
 
+def _in_words(error: str, lines: int) -> str:
+    """What protobuf found in a part of a text that so many lines come before."""
+    error = _UNKNOWN.sub(lambda found: f"{found.group(1)} has no field '{found.group(2)}'", error)
+    return _WHERE.sub(lambda found: f"line {int(found.group(1)) + lines}: ", error)
+
+
 def _parse(path: Path, text: str, lines: int = 0) -> tuple[Any, str]:
     """Parses text into a NetParameter; a field that the schema lacks is skipped and returned as a message.
 
@@ -106,7 +114,7 @@ def _parse(path: Path, text: str, lines: int = 0) -> tuple[Any, str]:
         try:
             return text_format.Parse(text, pb.NetParameter(), allow_unknown_field=allow_unknown_field)
         except text_format.ParseError as error:
-            raise ValueError(_NUMBER.sub(lambda number: str(int(number.group()) + lines), str(error))) from error
+            raise ValueError(_in_words(str(error), lines)) from error
 
     try:
         return parse(), ""

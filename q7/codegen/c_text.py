@@ -19,6 +19,7 @@ class Names:
     """What a network's files, functions and macros are called; where it has a name, all of them begin with that."""
 
     name: str = ""  # a C identifier in lower case, or nothing
+    features: bool = False  # whether the network takes integers in a Q-format, and not pixels
 
     @property
     def prefix(self) -> str:
@@ -37,7 +38,12 @@ class Names:
 
     @property
     def run(self) -> str:
-        return f"{self.prefix}run" if self.name else "run_nn"
+        return (f"{self.prefix}run" if self.name else "run_nn") + "_q7" * self.features
+
+    @property
+    def cell(self) -> str:
+        """The type of an input's elements."""
+        return "int8_t" if self.features else "uint8_t"
 
     @property
     def classify(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def render(
         "output": program.steps[-1].identifier,
         "scores": "softmax values" if network.graph.output_layers[-1].probabilities else "logits",
         "class_names": options.class_names,
-        "n": options.names,
+        "n": replace(options.names, features=network.graph.input.features),
+        **_input_format(network),
         "split": options.split,
         "profile": options.profile,
         "serve": options.serve,
@@ -124,6 +126,13 @@ def render(
     headers = [text for name, text in contents.items() if name.endswith(".h") and _FINGERPRINT in text]
     fingerprint = zlib.crc32("".join(headers).encode())
     return {name: text.replace(_FINGERPRINT, f"0x{fingerprint:08x}u") for name, text in contents.items()}
+
+
+def _input_format(network: QuantizedNetwork) -> dict[str, Any]:
+    """The input's fraction bits, and what a real number is multiplied with, as a float in C."""
+    y = network.formats[network.graph.input.name].y
+    assert y
+    return {"input_fraction_bits": y.fraction_bits, "input_scale": f"{2.0**y.fraction_bits!r}f"}
 
 
 def write(out_dir: Path, contents: Mapping[str, str], read: Iterable[Path] = ()) -> list[str]:

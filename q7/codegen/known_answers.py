@@ -7,7 +7,7 @@ import io
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class KnownAnswers:
     """
 
     positions: np.ndarray  # (N,) int32
-    pixels: np.ndarray  # (N, H, W, C) uint8
+    pixels: np.ndarray  # (N, H, W, C) uint8, or int8 features
     labels: np.ndarray  # (N,), NO_LABEL where it is not known
     logits: np.ndarray  # (N, classes) int8; (N, 0) where there are no classes
     outputs: dict[str, np.ndarray]  # (N, H, W, C) or (N, features) int8 by layer, as they lie in the device's memory
@@ -68,7 +68,16 @@ def compute(
     checksums = [[zlib.crc32(y.tobytes()) for y in ys] for ys in outputs.values()]
     logits = network.graph.join(outputs)[:, : network.graph.result_size * network.graph.classifier]
     where = np.array(range(len(images)) if positions is None else positions, np.int32)
-    return KnownAnswers(where, _channels_last(images), labels, logits, outputs, np.array(checksums, np.uint32).T)
+    pixels = outputs[network.graph.input.name] if network.graph.input.features else _channels_last(images)
+    return KnownAnswers(where, pixels, labels, logits, outputs, np.array(checksums, np.uint32).T)
+
+
+def device_input(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
+    """(N, bytes) what the device is given of images, as it lies in its memory."""
+    if network.graph.input.features:
+        first = replace(network.graph, layers=network.graph.layers[:1], outputs=())
+        ((_, images),) = DeviceNetwork(first, images, network.target).outputs(network.layers[:1]).items()
+    return _channels_last(images).reshape(len(images), -1)
 
 
 def checksum_lines(answers: KnownAnswers, identifiers: Mapping[str, str]) -> list[str]:
@@ -134,6 +143,8 @@ def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.
     from PIL import Image, ImageOps
 
     channels, height, width = network.graph.input.out_shape
+    if network.graph.input.features:
+        raise Q7Error("the network takes features, and no pictures")
     if channels not in (1, 3):
         raise Q7Error(f"a picture has 1 or 3 channels, the network takes {channels}")
     with pictures.opened(path, f"the picture '{path}'") as image:

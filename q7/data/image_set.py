@@ -23,20 +23,28 @@ def parse_datum(value: bytes, where: str) -> Any:
         return pb.Datum.FromString(value)
 
 
-def datum_pixels(datum: Any, where: str) -> np.ndarray:
-    """A Datum's image, uint8 CHW; raises Q7Error that says where it lies."""
+def are_pixels(values: np.ndarray) -> bool:
+    """Whether all are whole numbers from 0 to 255."""
+    return bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
+
+
+def datum_values(datum: Any, where: str, features: bool) -> np.ndarray:
+    """A Datum's image, uint8 CHW, or its features, float32 CHW; raises Q7Error that says where it lies."""
     if datum.encoded:
         return pictures.decode(datum.data, where)
     shape = (datum.channels, datum.height, datum.width)
     if datum.data:
         values = np.frombuffer(datum.data, np.uint8)
     else:
-        floats = np.array(datum.float_data, np.float32)
-        if not ((floats >= 0) & (floats <= 255) & (floats == np.floor(floats))).all():
-            raise Q7Error(
-                f"{where}: float_data must be whole numbers from 0 to 255, since the device reads 8-bit pixels"
-            )
-        values = floats.astype(np.uint8)
+        values = np.array(datum.float_data, np.float32)
+        if features and not np.isfinite(values).all():
+            raise Q7Error(f"{where}: float_data that is not finite")
+        if not features:
+            if not are_pixels(values):
+                raise Q7Error(f"{where}: float_data that is no pixel, but the first image has pixels, 0 to 255")
+            values = values.astype(np.uint8)
+    if features:
+        values = values.astype(np.float32)
     if min(shape) < 1 or values.size != shape[0] * shape[1] * shape[2]:
         raise Q7Error(f"{where}: {values.size} values for an image of shape {shape}")
     return values.reshape(shape)
@@ -46,11 +54,14 @@ Crop = Callable[[np.ndarray], np.ndarray]
 
 
 class StoredImages:
-    """Images (N, C, H, W) uint8, too many for the memory: an index reads those that it asks for from their LMDB."""
+    """Images (N, C, H, W) uint8, or float32 features, too many for the memory: an index reads some from their LMDB."""
 
-    def __init__(self, path: Path, file: BinaryIO, database: LmdbFile, places: np.ndarray, crop: Crop) -> None:
+    def __init__(
+        self, path: Path, file: BinaryIO, database: LmdbFile, places: np.ndarray, crop: Crop, features: bool = False
+    ) -> None:
         """`places` (N, 2) holds the offset and the size of each value in the file."""
         self._path, self._file, self._database, self._places, self._crop = path, file, database, places, crop
+        self._features = features
         self.shape = (len(places), *self[:1].shape[1:])
 
     def __len__(self) -> int:
@@ -61,12 +72,13 @@ class StoredImages:
         with self._database.lock, unchanged(self._path, self._database):
             for offset, size in self._places[which].tolist():
                 self._file.seek(offset)
-                images.append(self._crop(datum_pixels(parse_datum(self._file.read(size), where), where)))
+                datum = parse_datum(self._file.read(size), where)
+                images.append(self._crop(datum_values(datum, where, self._features)))
         return np.stack(images)
 
     def pick(self, which: np.ndarray) -> StoredImages:
         """Some of the images, which stay where they are."""
-        return StoredImages(self._path, self._file, self._database, self._places[which], self._crop)
+        return StoredImages(self._path, self._file, self._database, self._places[which], self._crop, self._features)
 
 
 Images = Union[np.ndarray, StoredImages]

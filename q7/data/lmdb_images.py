@@ -19,7 +19,7 @@ import numpy as np
 
 from q7 import files
 from q7.caffe_io import caffe_pb2 as pb
-from q7.data.image_set import Crop, StoredImages, datum_pixels, parse_datum, unchanged
+from q7.data.image_set import Crop, StoredImages, are_pixels, datum_values, parse_datum, unchanged
 from q7.data.lmdb_file import LmdbFile
 from q7.errors import Q7Error
 
@@ -27,7 +27,7 @@ ALL = range(sys.maxsize)  # positions
 
 
 def _read_images(
-    path: Path, database: LmdbFile, wanted: Sequence[int], crop: Crop, in_memory: float
+    path: Path, database: LmdbFile, wanted: Sequence[int], crop: Crop, in_memory: float, features: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """Images, unless they are too many for the memory, their labels, and each one's (offset, size) in the file."""
     wanted = wanted[: bisect.bisect_left(wanted, database.entries)]
@@ -38,11 +38,11 @@ def _read_images(
     for key, offset, value in itertools.islice(database.at(chosen), count):
         where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
         datum = parse_datum(value, where)
-        pixels = datum_pixels(datum, where)
+        pixels = datum_values(datum, where, features)
         if shape is None:
             shape, cropped = pixels.shape, crop(pixels)
-            if count * cropped.size <= in_memory:
-                images = np.empty((count, *cropped.shape), np.uint8)
+            if count * cropped.nbytes <= in_memory:
+                images = np.empty((count, *cropped.shape), cropped.dtype)
         if pixels.shape != shape:
             raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {shape}")
         if images is not None:
@@ -73,23 +73,36 @@ def version(path: Path) -> object:
 
 
 def read(
-    path: Path, wanted: Sequence[int] = ALL, crop: Crop = lambda image: image, in_memory: float = math.inf
+    path: Path,
+    wanted: Sequence[int] = ALL,
+    crop: Crop = lambda image: image,
+    in_memory: float = math.inf,
+    features: bool = False,
 ) -> tuple[Any, np.ndarray]:
     """The images at those of the wanted positions (ascending) that there are, cropped, and their labels.
 
-    Images are (N, C, H, W) uint8 in key order, StoredImages where they take more bytes than `in_memory`; labels are
-    (N,) int32. Raises Q7Error where the database is missing, damaged, empty or changed meanwhile, or its images differ
-    in shape.
+    Images are (N, C, H, W) uint8, or float32 where they are features, in key order, StoredImages where they take more
+    bytes than `in_memory`; labels are (N,) int32. Raises Q7Error where the database is missing, damaged, empty or
+    changed meanwhile, or its images differ in shape.
     """
     with files.reading(f"the LMDB '{path}'"), contextlib.ExitStack() as stack:
         file = stack.enter_context(files.opened(_data_file(path), math.inf))
         database = LmdbFile(file)
         with unchanged(path, database):
-            images, labels, places = _read_images(path, database, wanted, crop, in_memory)
+            images, labels, places = _read_images(path, database, wanted, crop, in_memory, features)
         if images is not None:
             return images, labels
         stack.pop_all()  # the file stays open
-        return StoredImages(path, file, database, places, crop), labels
+        return StoredImages(path, file, database, places, crop, features), labels
+
+
+def holds_features(path: Path) -> bool:
+    """Whether the first Datum has float_data that is no pixels."""
+    with files.reading(f"the LMDB '{path}'"), files.opened(_data_file(path), math.inf) as file:
+        for _, _, value in itertools.islice(LmdbFile(file).at(range(1)), 1):
+            datum = parse_datum(value, f"'{path}'")
+            return not (datum.encoded or datum.data) and not are_pixels(np.array(datum.float_data, np.float32))
+    return False
 
 
 def count(path: Path) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,18 +14,23 @@ import numpy as np
 
 from q7 import files
 from q7.caffe_io.blobs import count_hdf5_images, read_hdf5_images
-from q7.data import lmdb_images, pictures
-from q7.data.image_set import Crop, Images
+from q7.data import leveldb_images, lmdb_images, pictures
+from q7.data.image_set import Crop, Images, are_pixels
 from q7.data.lmdb_images import ALL
 from q7.errors import Q7Error
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads (N, C, H, W) uint8 images and (N,) int32 labels, at most `limit` of them."""
+    """Reads (N, C, H, W) uint8 images, or float32 features, and (N,) int32 labels, at most `limit` of them."""
 
     caffe_type: ClassVar[str]
     kind: ClassVar[str]  # of what `path` names
+    features = False  # whether the data are no pixels
+
+    def looked_at(self, path: Path) -> Reader:
+        """The reader that knows whether the data are pixels."""
+        return self
 
     def files(self, path: Path) -> list[Path]:
         """All that a reading of `path` may read."""
@@ -61,10 +66,15 @@ class Reader:
 
 @dataclass(frozen=True)
 class Lmdb(Reader):
-    """8-bit pixels of an LMDB; Caffe's transform_param makes (pixel - mean) * scale of them."""
+    """8-bit pixels of an LMDB, or its float_data; Caffe's transform_param makes (x - mean) * scale of them."""
 
     caffe_type = "Data"
     kind = "LMDB"
+
+    features: bool = False
+
+    def looked_at(self, path: Path) -> Reader:
+        return replace(self, features=lmdb_images.holds_features(path))
 
     def files(self, path: Path) -> list[Path]:
         return [path, *(path / name for name in ("data.mdb", "lock.mdb"))]
@@ -73,10 +83,32 @@ class Lmdb(Reader):
         return lmdb_images.count(path)
 
     def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        return lmdb_images.read(path, wanted)
+        return lmdb_images.read(path, wanted, features=self.features)
 
     def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
-        return lmdb_images.read(path, ALL[:limit], crop, in_memory)
+        return lmdb_images.read(path, ALL[:limit], crop, in_memory, self.features)
+
+
+@dataclass(frozen=True)
+class LevelDb(Reader):
+    """The same of a LevelDB, Caffe's default, with the package plyvel."""
+
+    caffe_type = "Data (LevelDB)"
+    kind = "LevelDB"
+
+    features: bool = False
+
+    def looked_at(self, path: Path) -> Reader:
+        return replace(self, features=leveldb_images.holds_features(path))
+
+    def files(self, path: Path) -> list[Path]:
+        return [path, *(path.iterdir() if path.is_dir() else ())]
+
+    def count(self, path: Path) -> int:
+        return leveldb_images.count(path)
+
+    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        return leveldb_images.read(path, wanted, self.features)
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
@@ -149,11 +181,14 @@ class ImageList(Reader):
 WHOLE = 0.01  # how far from a whole number a pixel may be, which covers float32's rounding many times
 
 
+BLOCK = 1000  # rows of an HDF5 file that are looked at together
+
+
 @dataclass(frozen=True)
 class Hdf5List(Reader):
-    """Data sets of HDF5 files that a text file lists; they hold (pixel - mean) * scale, and the device gets the pixels.
+    """Data sets of HDF5 files that a text file lists: features, or (pixel - mean) * scale, for which it gets pixels.
 
-    What was done to the pixels is for --mean and --scale to say: HDF5Data has no transform_param.
+    What was done to pixels is for --mean and --scale to say: HDF5Data has no transform_param.
     """
 
     caffe_type = "HDF5Data"
@@ -163,6 +198,18 @@ class Hdf5List(Reader):
     label: str = "label"
     mean: tuple[float, ...] = ()  # one value, or one for each channel
     scale: float = 1.0
+    features: bool = False
+
+    def looked_at(self, path: Path) -> Reader:
+        """Where nobody says what was done to pixels, whatever is no pixel itself makes the data features."""
+        if self.mean or self.scale != 1:
+            return self
+        blocks = (
+            read_hdf5_images(file, self.data, self.label, slice(start, start + BLOCK))[0]
+            for file, count in self._files(path)
+            for start in range(0, count, BLOCK)
+        )
+        return replace(self, features=not all(map(are_pixels, blocks)))
 
     def _find(self, line: str, path: Path) -> Path:
         return files.find(line, path.parent, f"'{path}': the file")
@@ -201,6 +248,10 @@ class Hdf5List(Reader):
         return np.concatenate(images), np.concatenate(labels)
 
     def _pixels(self, values: np.ndarray, file: Path) -> np.ndarray:
+        if self.features:
+            if not np.isfinite(values).all():
+                raise Q7Error(f"'{file}': data set '{self.data}' has values that are not finite")
+            return values
         mean = np.array(self.mean or (0.0,))[:, None, None]
         if len(mean) not in (1, values.shape[1]):
             raise Q7Error(f"{len(mean)} mean values for {values.shape[1]} channels of '{file}'")
@@ -215,4 +266,4 @@ class Hdf5List(Reader):
         return nearest.astype(np.uint8)
 
 
-READERS: dict[str, type[Reader]] = {cls.caffe_type: cls for cls in (Lmdb, ImageList, Hdf5List)}
+READERS: dict[str, type[Reader]] = {cls.caffe_type: cls for cls in (Lmdb, LevelDb, ImageList, Hdf5List)}

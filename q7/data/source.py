@@ -15,7 +15,7 @@ from q7 import files
 from q7.caffe_io.blobs import read_mean
 from q7.caffe_io.prototxt import Prototxt
 from q7.data.image_set import crop_centre
-from q7.data.readers import Hdf5List, ImageList, Lmdb, Reader
+from q7.data.readers import Hdf5List, ImageList, LevelDb, Lmdb, Reader
 from q7.errors import Q7Error
 
 
@@ -35,6 +35,7 @@ class DataSource:
     crop: int = 0
     shape: tuple[int, ...] = ()  # CHW that the prototxt asks for, where it does
     reader: Reader = field(default_factory=Lmdb)
+    mirrored: bool = False  # by chance, as the prototxt says; not here
 
     def find_images(self) -> Path:
         if not self.images:
@@ -74,9 +75,8 @@ def _from_data(prototxt: Prototxt, message: Any) -> DataSource:
     where, param = f"layer '{message.name}'", message.data_param
     if param.force_encoded_color:
         raise Q7Error(f"{where}: force_encoded_color is not supported: the device gets the pixels as they are")
-    if param.backend != param.LMDB:
-        raise Q7Error(f"{where}: backend LEVELDB, allowed is LMDB")
-    return _from_source(prototxt, message, param, param.rand_skip, Lmdb())
+    reader = Lmdb() if param.backend == param.LMDB else LevelDb()
+    return _from_source(prototxt, message, param, param.rand_skip, reader)
 
 
 def _from_image_data(prototxt: Prototxt, message: Any) -> DataSource:
@@ -98,8 +98,8 @@ def _from_hdf5_data(prototxt: Prototxt, message: Any) -> DataSource:
 def _from_source(prototxt: Prototxt, message: Any, param: Any, rand_skip: int, reader: Reader) -> DataSource:
     """What the layers with a source, batch_size and transform_param have in common."""
     where, transform = f"layer '{message.name}'", message.transform_param
-    if transform.mirror or rand_skip:
-        raise Q7Error(f"{where}: mirror and rand_skip are random, and refused in the TEST phase")
+    if rand_skip:
+        raise Q7Error(f"{where}: rand_skip is random, and refused in the TEST phase")
     if transform.force_color or transform.force_gray:
         raise Q7Error(f"{where}: force_color and force_gray are not supported: the device gets the pixels as they are")
     _check_scale(message.name, transform.scale)
@@ -119,6 +119,7 @@ def _from_source(prototxt: Prototxt, message: Any, param: Any, rand_skip: int, r
         scale=transform.scale,
         crop=transform.crop_size,
         reader=reader,
+        mirrored=transform.mirror,
     )
 
 
@@ -174,7 +175,7 @@ def override(
             raise Q7Error(f"crop {crop} must be 0 or more")
         source = replace(source, crop=crop)
     if lmdb:
-        return replace(source, images=lmdb, reader=Lmdb())
+        return replace(source, images=lmdb, reader=LevelDb() if (Path(lmdb) / "CURRENT").is_file() else Lmdb())
     if isinstance(source.reader, Hdf5List):
         if source.mean_file:
             raise Q7Error(

@@ -71,14 +71,17 @@ class Network:
         raise NotImplementedError
 
     def to_onnx(self, settings: Settings) -> bytes:
-        """An ONNX model of the whole network: `pixels` (N, C, H, W) uint8 in, `logits` (N, classes) as stored out.
+        """An ONNX model of the whole network.
+
+        `pixels` (N, C, H, W) uint8, or float `features`, in, `logits` (N, classes) as stored out.
 
         Of a network that is no classifier, the outputs go by their layers' names, with their shapes. Nodes are named
         after the layers whose outputs they make. ONNX's own checker has passed it.
         """
         g = OnnxGraph()
-        g.input("pixels", np.uint8, self.graph.input.out_shape)
-        names = self._add_layers(g, 0, settings, {self.graph.input.name: g.cast("pixels", np.float32)})
+        data = self.graph.input
+        what = g.input("features" if data.features else "pixels", data.stored, data.out_shape)
+        names = self._add_layers(g, 0, settings, {data.name: g.cast(what, np.float32)})
         for layer in self.graph.layers:
             g.label(names[layer.name], layer.name)
         outputs = self.graph.output_layers
@@ -116,8 +119,8 @@ class Network:
             for layer in self.graph.live(first)
         }
         if first == 0:
-            pixels = self.graph.input
-            known[pixels.name] = g.cast(g.input(f"in_{pixels.name}", np.uint8, pixels.out_shape), np.float32)
+            data = self.graph.input
+            known[data.name] = g.cast(g.input(f"in_{data.name}", data.stored, data.out_shape), np.float32)
         names = self._add_layers(g, first, settings, known)
         for layer in outputs:
             g.output(g.cast(names[layer.name], self.stored))

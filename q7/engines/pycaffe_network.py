@@ -201,7 +201,7 @@ class PycaffeNetwork(FloatNetwork):
                 _floor(setting.y, self._net.blobs[layer.name].data)
 
     def _write(self, name: str, values: np.ndarray) -> None:
-        if values.dtype == np.uint8:
+        if name == self.graph.input.name and values.dtype == self.graph.input.stored:
             values = (values.astype(np.float32) - self.graph.input.mean) * np.float32(self.graph.input.scale)
         self._net.blobs[name].data[: len(values)] = values
 

@@ -83,6 +83,12 @@ def short_column(layer: ConvolutionView, target: Target) -> bool:
     return layer.in_shape[0] // layer.group * layer.window[0] * layer.window[1] <= 65535
 
 
+def few_products(layer: ConvolutionView, target: Target) -> bool:
+    """at most 65535 products in an output"""
+    rows, columns = (-(-k // s) for k, s in zip(layer.window, layer.stride))
+    return layer.in_shape[0] // layer.group * rows * columns <= 65535
+
+
 def short_image_column(layer: WindowedView, target: Target) -> bool:
     """at most 65535 elements of all channels in a window"""
     return layer.in_shape[0] * layer.window[0] * layer.window[1] <= 65535

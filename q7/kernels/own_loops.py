@@ -289,3 +289,24 @@ class ReadPixels(Kernel[LayerView, Pixels]):
     def arrays(self, layer: LayerView, integers: Pixels, c: CNames) -> list[Array]:
         mean = integers.mean if integers.mean.any() else np.zeros((1, 1, 1))
         return [Array(f"{c.network}MEAN_DATA", "mean", "uint8_t", mean.transpose(1, 2, 0).astype(np.uint8).ravel())]
+
+
+@dataclass(frozen=True, eq=False)
+class RealInput(Pixels):
+    """What is made of real numbers before the device gets them: (x - mean) * scale, shifted; the mean is a float."""
+
+    scale: float = 1.0
+
+
+class ReadFeatures(Kernel[LayerView, RealInput]):
+    """clamp(floor(x * 2**-rshift + 1/2)) in float32, which the program's quantize function does beforehand."""
+
+    source = "templates/common/_network.c.jinja"
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: RealInput, target: Target) -> str:
+        x = g.add("Mul", g.add("Sub", xs[0], integers.mean.astype(np.float32)), np.array(integers.scale, np.float32))
+        x = g.add("Mul", x, np.array(2.0**-integers.rshift, np.float32))
+        return exact_onnx.saturate(g, g.add("Floor", g.add("Add", x, np.array(0.5, np.float32))))
+
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
+        return [Call(self.name, (c.input, c.output))]

@@ -20,7 +20,7 @@ from q7.kernels.contract import (
     WindowedView,
 )
 from q7.kernels.lrn import Powers
-from q7.kernels.own_loops import LeftShift, Pixels, Rescalings, Shift, Slope
+from q7.kernels.own_loops import LeftShift, Pixels, RealInput, Rescalings, Shift, Slope
 
 _CONVOLUTION = (needs.indexable, needs.short_column)
 _FAST = (needs.one_group, needs.channels_of_four_and_two, needs.output_covers_padding, *_CONVOLUTION)
@@ -54,7 +54,9 @@ DILATED_CONVOLUTION: Kernels[ConvolutionView, Integers] = (
     arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, needs.indexable, needs.short_image_column)),
     arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.one_channel_groups, *_CONVOLUTION)),
 )
-DECONVOLUTION: Kernels[ConvolutionView, Integers] = (own_q7.Deconvolution("deconvolve_q7", _CONVOLUTION),)
+DECONVOLUTION: Kernels[ConvolutionView, Integers] = (
+    own_q7.Deconvolution("deconvolve_q7", (needs.indexable, needs.few_products)),
+)
 FULLY_CONNECTED: Kernels[LayerView, Integers] = (
     own_q7.PackedInnerProduct("inner_product_q7", (needs.vector_sizes,)),
     arm_q7.FullyConnected("arm_fully_connected_q7_opt", (needs.vector_sizes,), interleaved=True),
@@ -64,6 +66,7 @@ FULLY_CONNECTED: Kernels[LayerView, Integers] = (
     arm_s8.FullyConnected("arm_fully_connected_s8", (needs.vector_sizes,)),
 )
 READ_PIXELS: Kernels[LayerView, Pixels] = (own_loops.ReadPixels("read_pixels"),)
+READ_FEATURES: Kernels[LayerView, RealInput] = (own_loops.ReadFeatures("read_features"),)
 RELU: Kernels[LayerView, object] = (arm_q7.Relu("arm_relu_q7"), own_q7.Relu("clip_q7"))
 PRELU: Kernels[LayerView, channelwise.Slopes] = (channelwise.PRelu("prelu_q7"),)
 AFFINE: Kernels[LayerView, channelwise.Gains] = (channelwise.ChannelAffine("affine_q7"),)

@@ -6,15 +6,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from q7.errors import Q7Error
 from q7.kernels import registry
-from q7.kernels.own_loops import MOST_PIXEL_SHIFT, Pixels
+from q7.kernels.own_loops import MOST_PIXEL_SHIFT, Pixels, RealInput
 from q7.layers.base import Layer, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
-from q7.qformat import LayerFormats, QFormat
+from q7.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 
 
 @computed_by(registry.READ_PIXELS)
@@ -25,6 +26,9 @@ class Input(Layer):
     caffe_type = "Data"
     own_format = True
     floors = True
+
+    features: ClassVar[bool] = False  # real numbers in place of pixels
+    stored: ClassVar[type] = np.uint8  # the type of what is read
 
     mean: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1), np.float32))
     scale: float = 1.0
@@ -47,3 +51,19 @@ class Input(Layer):
         """abs(rshift) = abs(-log2(scale) - n_y) <= 22."""
         middle = 1 - math.frexp(self.scale)[1]
         return middle - MOST_PIXEL_SHIFT, middle + MOST_PIXEL_SHIFT
+
+
+@computed_by(registry.READ_FEATURES)
+class Features(Input):
+    """Real numbers; the device gets them as integers of the input's Q-format, rounded half up."""
+
+    variant = "features"
+    features = True
+    stored = np.float32
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> RealInput:
+        assert formats.y
+        return RealInput(self.mean, -formats.y.fraction_bits, self.scale)
+
+    def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
+        return -MOST_FRACTION_BITS, MOST_FRACTION_BITS

@@ -9,7 +9,7 @@ from typing import Any
 from q7.kernels.base import AnyKernel
 from q7.layers import activations, affine, along_axis, functions, lrn, merges, moves, windowed
 from q7.layers.base import Layer, Shape
-from q7.layers.input import Input
+from q7.layers.input import Features, Input
 from q7.layers.passthrough import PowersSoftmax
 
 CLASSES: tuple[type[Layer], ...] = (
@@ -42,7 +42,7 @@ CLASSES: tuple[type[Layer], ...] = (
     *moves.CLASSES,
     *along_axis.CLASSES,
 )
-_COMPUTED: tuple[type[Layer], ...] = (Input, *CLASSES, PowersSoftmax)
+_COMPUTED: tuple[type[Layer], ...] = (Input, Features, *CLASSES, PowersSoftmax)
 ALL_KERNELS: tuple[AnyKernel, ...] = tuple(kernel for cls in _COMPUTED for kernel in cls.kernels)
 LAYERS: dict[str, type[Layer] | Callable[[Any, tuple[Shape, ...]], type[Layer]]] = {  # or what chooses the class
     **{cls.caffe_type: cls for cls in CLASSES},

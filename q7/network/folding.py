@@ -105,7 +105,7 @@ def fold_input_scale(graph: Graph) -> Graph:
     Raises Q7Error where anything but a convolution or inner product reads it.
     """
     mantissa, exponent = math.frexp(graph.input.scale)
-    if mantissa == 0.5:
+    if mantissa == 0.5 or graph.input.features:
         return graph
     # The power of two nearest on a logarithmic scale.
     exponent = exponent if mantissa >= math.sqrt(0.5) else exponent - 1

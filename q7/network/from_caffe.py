@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,10 @@ from q7.caffe_io.blobs import Blobs
 from q7.caffe_io.prototxt import Prototxt
 from q7.data.source import DataSource
 from q7.errors import Q7Error
-from q7.layers.base import Declined, Layer, Shape, Weights
-from q7.layers.input import Input
-from q7.layers.moves import Reshape
-from q7.layers.passthrough import IDENTITIES
-from q7.layers.registry import LAYERS, layer_class
+from q7.layers.base import Layer, Shape, Weights
+from q7.layers.input import Features, Input
 from q7.network.graph import Graph, mark_shared
+from q7.network.layer_parser import LayerParser, Problems, not_supported
 from q7.target import Target
 
 ACCURACY = "accuracy"  # the Accuracy layer's name, where no other is given
@@ -136,96 +134,25 @@ def _ancestors(layers: Sequence[Any], blobs: Sequence[str]) -> list[int]:
     return found[::-1]
 
 
-@dataclass
-class _Parser:
-    """What is known while layers are read in file order: the layers, and which of them wrote each blob last."""
-
-    layers: list[Layer]
-    written: dict[str, Layer]
-    tops: dict[str, tuple[str, ...]]
-    bottoms: dict[str, tuple[str, ...]]
-    # Images in Caffe's flat order, and what would bring them into it. Inner products need not have it: they take the
-    # image as it is.
-    flat: dict[str, Layer] = field(default_factory=dict)
-
-    def read(self, message: Any) -> None:
-        """Adds the layers that a message stands for, if any; raises Declined."""
-        missing = [blob for blob in message.bottom if blob not in self.written]
-        if missing or not message.bottom or not message.top:
-            raise Declined(f"no layer writes its input '{', '.join(missing)}'")
-        if message.type in IDENTITIES:
-            self._same(message)
-            return
-        cls = layer_class(message, self._in_shapes(message))
-        if len(message.bottom) > cls.most_inputs:
-            raise Declined(f"it has {len(message.bottom)} inputs, allowed is {cls.most_inputs}")
-        flat = [self.flat.get(blob) for blob in message.bottom]
-        stays_flat = cls.elementwise and None not in flat
-        if not (cls.flattens or stays_flat):
-            self._flatten(message.bottom)
-        inputs, in_shapes = tuple(self.written[blob].name for blob in message.bottom), self._in_shapes(message)
-        layers = cls.parse_all(message, inputs, in_shapes)
-        for top in message.top:
-            self.flat.pop(top, None)
-        if isinstance(layers[0], Reshape) and self._flattens(layers[0]):
-            self._same(message)
-            if math.prod(layers[0].in_shape[1:]) > 1:
-                self.flat[message.top[0]] = layers[0]
-            return
-        for layer in layers:
-            self._add(layer, message.bottom, message.top if len(layers) == 1 else (layer.blob,))
-        if stays_flat and flat[0]:
-            self.flat[layers[0].blob] = replace(flat[0], inputs=(layers[0].name,))
-
-    def _in_shapes(self, message: Any) -> tuple[Shape, ...]:
-        return tuple(self.written[blob].out_shape for blob in message.bottom)
-
-    @staticmethod
-    def _flattens(layer: Layer) -> bool:
-        """Whether it makes a vector of what is one in the device's memory, or of an image for inner products."""
-        return layer.out_shape == layer.in_shape or (len(layer.out_shape) == 1 and len(layer.in_shape) == 3)
-
-    def _same(self, message: Any) -> None:
-        """A layer that changes nothing."""
-        blob = message.bottom[0]
-        for top in message.top:
-            self.written[top] = self.written[blob]
-            flat = self.flat.get(blob)
-            self.flat.pop(top, None)
-            if flat:
-                self.flat[top] = flat
-
-    def _flatten(self, blobs: Sequence[str]) -> None:
-        """Brings images into Caffe's order for a layer that must have it."""
-        for blob in dict.fromkeys(blobs):
-            if blob in self.flat:
-                move = replace(self.flat.pop(blob), inputs=(self.written[blob].name,), blob=blob)
-                if any(layer.name == move.name for layer in self.layers):
-                    move = replace(move, name=f"{move.name}/{blob}")
-                self._add(move, [move.blob], (blob,))
-
-    def _add(self, layer: Layer, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        if any(layer.name == known.name for known in self.layers):
-            raise Declined("a layer of the same name comes before it")
-        self.layers.append(layer)
-        self.written[layer.blob] = layer
-        self.tops[layer.name], self.bottoms[layer.name] = tuple(tops), tuple(bottoms)
-
-    def stand_in(self, message: Any) -> None:
-        """Takes a declined layer for one that changes nothing: most of those that are unknown keep the shape."""
-        source = next((self.written[blob] for blob in message.bottom if blob in self.written), self.layers[0])
-        self.written.update(dict.fromkeys(message.top, source))
+def check_types(prototxt: Prototxt, outputs: Outputs) -> None:
+    """Raises Q7Error that lists the layers which cannot be taken, whatever the images."""
+    problems = Problems()
+    for index in _ancestors(prototxt.layers, outputs.blobs):
+        if reason := not_supported(prototxt, index):
+            problems.add(prototxt.layers[index].name, prototxt.layers[index].type, reason)
+    if problems.found:
+        raise Q7Error(str(problems))
 
 
-def input_layer(source: DataSource, image_shape: Shape) -> Input:
-    """The input layer for CHW images of a shape; raises Q7Error where the mean does not fit them."""
-    mean = source.mean(image_shape)
-    if not (mean.min() >= -0.5 and mean.max() <= 255.5):
+def input_layer(source: DataSource, image_shape: Shape, mean: np.ndarray) -> Input:
+    """The input layer for CHW images of a shape; raises Q7Error where they, or the mean, do not fit."""
+    if not (source.reader.features or (mean.min() >= -0.5 and mean.max() <= 255.5)):
         raise Q7Error(f"layer '{source.layer}': the mean must lie within a pixel's range, 0 to 255")
     shape = source.crop_image(np.broadcast_to(np.uint8(0), image_shape)).shape
+    kind = Features if source.reader.features else Input
     if source.shape and source.shape[0] != shape[0]:
         raise Q7Error(f"layer '{source.layer}': the images have shape {shape}, the prototxt asks for {source.shape}")
-    return Input(source.layer, (), source.top, (shape,), mean=mean, scale=source.scale)
+    return kind(source.layer, (), source.top, (shape,), mean=mean, scale=source.scale)
 
 
 def parse_network(
@@ -241,39 +168,31 @@ def parse_network(
     Raises Q7Error that lists every layer that cannot be taken, or that no kernel can compute on the target.
     """
     outputs = find_outputs(prototxt, accuracy, source, output_names)
-    data = input_layer(source, image_shape)
-    tops: dict[str, tuple[str, ...]] = {source.layer: (source.top, source.label) if source.label else (source.top,)}
-    bottoms: dict[str, tuple[str, ...]] = {source.layer: ()}
-    parser = _Parser([data], {source.top: data}, tops, bottoms)
-    problems: list[str] = []
-    for index in _ancestors(prototxt.layers, outputs.blobs):
-        message = prototxt.layers[index]
-        if message.name == source.layer and source.top in message.top:
-            continue
-        try:
-            if message.type not in LAYERS and message.type not in IDENTITIES:
-                raise Declined("this type is not supported")
-            if index in prototxt.unknown:
-                raise Declined(f"it has a field that this tool does not know: {prototxt.unknown[index]}")
-            parser.read(message)
-        except Declined as reason:
-            problems.append(f"layer '{message.name}' ({message.type}): {reason}")
-            parser.stand_in(message)  # go on, to report all layers at once
+    # The mean, which may not be there, comes after what the prototxt says.
+    data = input_layer(source, image_shape, np.zeros((1, 1, 1), np.float32))
+    parser = LayerParser.of(data, source.label)
+    problems = Problems()
+    messages = [(index, prototxt.layers[index]) for index in _ancestors(prototxt.layers, outputs.blobs)]
+    for index, message in messages:
+        if not (message.name == source.layer and source.top in message.top):
+            parser.take(message, not_supported(prototxt, index), problems)
     missing = [blob for blob in outputs.blobs if blob not in parser.written]
     if missing:
-        raise Q7Error("; ".join([f"'{prototxt.path}' has no layer that writes '{missing[0]}'", *problems]))
+        raise Q7Error(f"'{prototxt.path}' has no layer that writes '{missing[0]}'")
     ends = [*dict.fromkeys(parser.written[blob] for blob in outputs.blobs)]
-    problems += _without_kernel(parser.layers, target)
+    parser.look_for_kernels(target, problems)
     if source.shape not in ((), data.out_shape):
         fixed = [layer.name for layer in parser.layers if layer.flattens]
         if fixed:
-            problems.append(
-                f"layer '{source.layer}': the images have shape {data.out_shape}, the prototxt asks for "
-                f"{source.shape}; the weights of layer '{fixed[0]}' are for this size alone"
+            problems.add(
+                source.layer,
+                "Input",
+                f"the images have shape {data.out_shape}, the prototxt asks for {source.shape}; the weights of layer "
+                f"'{fixed[0]}' are for this size alone",
             )
-    if problems:
-        raise Q7Error("; ".join(problems))
-    layers = parser.layers
+    if problems.found:
+        raise Q7Error(str(problems))
+    layers = [input_layer(source, image_shape, source.mean(image_shape)), *parser.layers[1:]]
     left_out = [layer for layer in ends if layer.keeps_order and len(ends) == 1]
     scores = frozenset(layer.inputs[0] for layer in left_out)
     names = [layer.inputs[0] if layer in left_out else layer.name for layer in ends]
@@ -283,7 +202,8 @@ def parse_network(
     vector = len(names) == 1 and math.prod(shape[1:]) == 1
     if outputs.labelled and not vector:
         raise Q7Error(f"'{outputs.blobs[0]}' has shape {shape}, allowed is one value for each class")
-    tops[outputs.name], bottoms[outputs.name] = outputs.tops, outputs.bottoms
+    tops = {**parser.tops, outputs.name: outputs.tops}
+    bottoms = {**parser.bottoms, outputs.name: outputs.bottoms}
     return Graph(
         prototxt.name,
         mark_shared(layers, names),
@@ -319,14 +239,6 @@ def _leading_to(layers: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
         if layer.name in wanted:
             wanted.update(layer.inputs)
     return [layer for layer in layers if layer.name in wanted]
-
-
-def _without_kernel(layers: Sequence[Layer], target: Target) -> Iterator[str]:
-    for layer in layers:
-        try:
-            layer.kernel_for(target)
-        except Q7Error as error:
-            yield str(error)
 
 
 def _fits(blob: np.ndarray, shape: Shape) -> bool:

@@ -94,7 +94,7 @@ def _run(
     facts: serving.Facts,
     quiet: bool,
 ) -> None:
-    pixels = np.ascontiguousarray(np.moveaxis(images, 1, -1)).reshape(len(images), -1)
+    pixels = known_answers.device_input(network, images)
     logits = np.empty_like(predicted, dtype=np.int8)
     differs: str | None = None
     began = time.monotonic()

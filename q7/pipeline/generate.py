@@ -159,7 +159,7 @@ def generate(options: Options) -> None:
     if options.dump:
         _dump(network, answers, Path(options.dump), read)
     if options.onnx:
-        none = np.empty((0, *network.graph.input.out_shape), np.uint8)
+        none: np.ndarray = np.empty((0, *network.graph.input.out_shape), network.graph.input.stored)
         model = DeviceNetwork(network.graph, none, network.target).to_onnx(network.layers)
         files.write_all({Path(options.onnx): model}, read)
         say(f"Wrote '{options.onnx}'")

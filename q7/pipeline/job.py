@@ -20,7 +20,7 @@ from q7.data.source import DataSource, data_source, override
 from q7.engines import engine
 from q7.errors import Q7Error
 from q7.network.folding import simplify
-from q7.network.from_caffe import attach_weights, find_outputs, parse_network
+from q7.network.from_caffe import attach_weights, check_types, find_outputs, parse_network
 from q7.network.graph import Graph
 from q7.network.quantized import SourceFile, held_out
 from q7.search import weight_bits
@@ -142,10 +142,13 @@ def prepare(options: Options) -> Job:
     read["model"] = SourceFile(options.model, digest)
     said = data_source(prototxt)
     source = override(said, options.lmdb, options.mean, options.scale, options.crop)
-    find_outputs(prototxt, options.accuracy, source, options.output or ())
+    check_types(prototxt, find_outputs(prototxt, options.accuracy, source, options.output or ()))
     lmdb = source.find_images()
+    source = replace(source, reader=source.reader.looked_at(lmdb))
     if not said.images and options.mean is None:
         note(f"'{model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
+    if said.mirrored:
+        note(f"'{model}' mirrors test images by chance: they are read as they are")
     version = lmdb_images.version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     asked = options.accuracy, source, image_shape, options.target, options.output or ()

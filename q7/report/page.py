@@ -40,7 +40,7 @@ def pictures(run: Run, order: str) -> dict[int, str]:
     for entry in changed(run)[:MOST_PICTURES]:
         i = row[entry["image"]]
         pixels = run.images[i : i + 1][0].transpose(1, 2, 0)
-        if pixels.shape[2] not in (1, 3):
+        if pixels.shape[2] not in (1, 3) or pixels.dtype != np.uint8:
             break
         pixels = pixels[..., ::-1] if order == "bgr" else pixels
         png = io.BytesIO()

@@ -24,7 +24,7 @@ from q7.data.readers import READERS, Lmdb
 from q7.errors import Q7Error
 from q7.kernels.base import Integers
 from q7.layers.base import Layer, Shape, Weights
-from q7.layers.input import Input
+from q7.layers.input import Features, Input
 from q7.layers.registry import CLASSES
 from q7.layers.windowed import covers_image
 from q7.network.graph import Graph, mark_shared
@@ -38,6 +38,7 @@ FORMAT, VERSION = "caffe-to-cmsis-nn", 5
 LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
 _LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
     (Input.caffe_type, Input.variant): Input,
+    (Features.caffe_type, Features.variant): Features,
     **{(cls.caffe_type, cls.variant): cls for cls in CLASSES},
 }
 _DERIVED = {"in_shapes", "shared_input"}  # fields of layers
@@ -155,9 +156,9 @@ def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     """A layer that reads those that are known by now; without any, the input."""
     own = dict(value)
     kind = _LAYER_TYPES[own.pop("type"), own.pop("variant")]
-    if (kind is Input) == bool(known):
+    if issubclass(kind, Input) == bool(known):
         raise ValueError(f"a layer of type {value['type']} is out of place")
-    if kind is Input:
+    if issubclass(kind, Input):
         shape = _restore(own.pop("shape"), tuple[int, int, int])
         mean = _array(own.pop("mean"), "float32", shape, (shape[0], 1, 1))
         if not np.isfinite(mean).all():
@@ -324,15 +325,16 @@ def _from_version_3(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_4(value: dict[str, Any]) -> dict[str, Any]:
-    """All concatenations were of channels."""
+    """All concatenations were of channels, and all data pixels."""
     layers = [{**layer, "axis": 0} if layer["type"] == "Concat" else layer for layer in value["layers"]]
-    return {**value, "layers": layers}
+    reader = value["reader"] if value["reader"]["type"] == "ImageData" else {**value["reader"], "features": False}
+    return {**value, "layers": layers, "reader": reader}
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
     """The network of a pickle of version 1 as one of today; what follows from the rest there is not looked at."""
     layers = [_layer_of_version_1(layer) for layer in value["layers"]]
-    known = _unpack_layers(_from_version_4({"layers": layers})["layers"])
+    known = _unpack_layers(_from_version_4({"layers": layers, "reader": {"type": Lmdb.caffe_type}})["layers"])
     return {
         "name": value["name"],
         "layers": layers,

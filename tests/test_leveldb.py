@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test images in LevelDBs, which Caffe's Data layer reads where no backend is named."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nn_quantizer
+from q7.caffe_io import caffe_pb2 as pb
+from q7.data import leveldb_images
+from q7.data.readers import LevelDb
+from q7.errors import Q7Error
+from tests import tiny
+from tests.generated import generate, make, network
+
+plyvel: Any = pytest.importorskip("plyvel", reason="plyvel has no wheel for this Python")
+COUNT = 40
+
+
+def write(folder: Path, values: np.ndarray, labels: np.ndarray) -> None:
+    """A LevelDB with a table and a log, as Caffe's tools leave it."""
+    with plyvel.DB(str(folder), create_if_missing=True) as database:
+        for i, (image, label) in enumerate(zip(values, labels.tolist())):
+            channels, height, width = image.shape
+            datum = pb.Datum(channels=channels, height=height, width=width, label=label)
+            if image.dtype == np.uint8:
+                datum.data = image.tobytes()
+            else:
+                datum.float_data.extend(image.ravel().tolist())
+            database.put(b"%08d" % i, datum.SerializeToString())
+            if i == COUNT // 2:
+                database.compact_range()
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def images() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (COUNT, *tiny.IMAGE), dtype=np.uint8), rng.integers(0, 3, COUNT)
+
+
+def test_images_and_labels(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
+    write(tmp_path / "db", *images)
+    before, reader = content(tmp_path / "db"), LevelDb()
+    assert (reader.count(tmp_path / "db"), reader.looked_at(tmp_path / "db")) == (COUNT, reader)
+    for found, expected in zip(reader.read(tmp_path / "db"), images):
+        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(reader.read_at(tmp_path / "db", [7, 2, 30]), images):
+        np.testing.assert_array_equal(found, expected[[7, 2, 30]])
+    assert len(reader.read(tmp_path / "db", 3)[0]) == 3
+    assert content(tmp_path / "db") == before, "nothing is written into a data set"
+
+
+def test_floats_are_features(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
+    write(tmp_path / "db", images[0] / 8 - 3, images[1])
+    reader = LevelDb().looked_at(tmp_path / "db")
+    assert reader.features
+    np.testing.assert_array_equal(reader.read(tmp_path / "db")[0], np.float32(images[0] / 8 - 3))
+
+
+def test_from_the_prototxt_to_the_program(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
+    """Whether the prototxt says so by leaving the backend out, or --lmdb names such a folder."""
+    arguments = tiny.write(tmp_path)
+    assert nn_quantizer.main([*arguments, "-q"]) == 0
+    expected = network(tmp_path / "net.pkl")
+    assert expected.outcome
+    text = (tmp_path / "net.prototxt").read_text()
+    assert "backend: LMDB" in text
+    stored, labels = expected.reader.read(tmp_path / "data_lmdb")
+    write(tmp_path / "db", stored, labels)
+    assert nn_quantizer.main([*arguments, "-q", "--lmdb", str(tmp_path / "db")]) == 0
+    named = network(tmp_path / "net.pkl")
+    (tmp_path / "net.prototxt").write_text(text.replace("backend: LMDB", "").replace("data_lmdb", "db"))
+    assert nn_quantizer.main([*arguments, "-q"]) == 0
+    for found in (named, network(tmp_path / "net.pkl")):
+        assert found.outcome and found.outcome.accuracy == expected.outcome.accuracy
+        assert found.reader == LevelDb()
+    code = generate(tmp_path / "net.pkl", tmp_path / "code", "--target", "host", "--test_images", "5")
+    assert "5 of 5 images" in make(code, "run")
+
+
+def test_refusals(tmp_path: Path, images: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(Q7Error, match=r"'.*none' is not a LevelDB: it has no file CURRENT"):
+        leveldb_images.count(tmp_path / "none")
+    write(tmp_path / "db", *images)
+    for path in (tmp_path / "db").glob("*.ldb"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(Q7Error, match=r"the LevelDB '.*db' is truncated, damaged or of another kind"):
+        LevelDb().read(tmp_path / "db")
+    write(tmp_path / "empty", images[0][:0], images[1][:0])
+    with pytest.raises(Q7Error, match="holds no images"):
+        LevelDb().read(tmp_path / "empty")
+    monkeypatch.setitem(sys.modules, "plyvel", None)
+    with pytest.raises(Q7Error, match="is a LevelDB: pip install plyvel, or convert it"):
+        LevelDb().count(tmp_path / "db")
