@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Of the networks that people have, more than nine in ten are computed; the others say why not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from q7.codegen import emit, rows
+from q7.codegen.boards import Options
+from q7.network.folding import simplify
+from q7.network.from_caffe import attach_weights
+from q7.network.quantized import QuantizedNetwork, quantize_network
+from q7.qformat import QFormat
+from q7.search import common
+from q7.target import Target
+from tests.public_networks import NETWORKS, declined, graph
+from tests.test_graph import random_weights
+
+DECLINED = {
+    "MobileNet-SSD with its own layers": "(PriorBox): this type is not supported; layer 'detectionoutput35'",
+    "SSD with Normalize": "(Normalize): this type is not supported",
+    "SegNet": "(Upsample): no layer writes its input 'pooling5b'",
+    "PSPNet": "(Interp): this type is not supported",
+    "Faster R-CNN": "(Python): this type is not supported; layer 'roipooling5' (ROIPooling): this type",
+    "LRCN": "(Embed): this type is not supported; layer 'lstm2' (LSTM): this type is not supported",
+}
+LARGEST, LARGEST_WEIGHTS = 2e8, 5e6  # multiplications, and weights, of networks for which code is generated
+
+
+def test_nine_in_ten_are_computed() -> None:
+    assert len(DECLINED) <= len(NETWORKS) / 10
+    assert len(NETWORKS) > 110
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_computed_or_declined_with_the_reason(name: str) -> None:
+    """Small ones get weights, and C that names every kernel."""
+    net = NETWORKS[name]()
+    if name in DECLINED:
+        assert DECLINED[name] in declined(net)
+        return
+    network = graph(net)
+    weights = sum(math.prod(shape) for layer in network.layers for shape in layer.weight_shapes()[:1])
+    if sum(layer.macs for layer in network.layers) > LARGEST or weights > LARGEST_WEIGHTS:
+        return
+    network = simplify(attach_weights(network, random_weights(network)))
+    formats = common.table(network, {key: QFormat(4) for key in common.tensors(network)})
+    layers = tuple(quantize_network(network, formats, Target()))
+    quantized = QuantizedNetwork(network, formats, layers, Target())
+    main = emit.render(quantized, rows.plan(quantized), Options("host"))["main.cpp"]
+    assert all(integer.kernel.name in main for integer in layers)
