@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rooms of q7/ use those below them only: the contract in pyproject.toml."""
+"""The rooms of q7/ use those below them only: the contract in pyproject.toml. No modules need each other."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.support import ROOT, missing, run
 
@@ -18,3 +20,14 @@ def test_imports_go_down() -> None:
         missing("lint-imports is not installed")
     done = run(found, "--no-cache", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_cycles() -> None:
+    if sys.version_info < (3, 10):
+        return
+    grimp = pytest.importorskip("grimp", reason="grimp, which import-linter brings, is not installed")
+    graph = grimp.build_graph("q7", cache_dir=None)
+    left = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules - {"q7"}}
+    while floor := {name for name, imports in left.items() if not imports & left.keys()}:
+        left = {name: imports for name, imports in left.items() if name not in floor}
+    assert not left

@@ -10,7 +10,7 @@ import pytest
 
 from q7.codegen import lowering
 from q7.kernels.along_axis import Exponentials, Ratio
-from q7.kernels.moves import MOST_LOOPS, Steps
+from q7.kernels.layout import MOST_LOOPS, Steps
 from q7.target import Target
 from tests.cases import conv, ip, layer
 from tests.networks import quantize

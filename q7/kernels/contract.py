@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from q7.kernels.layout import Steps
 from q7.onnx_windows import Windows
-
-if TYPE_CHECKING:
-    from q7.kernels.moves import Steps
 
 
 class LayerView(Protocol):

@@ -3,48 +3,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from q7.kernels.call import Call, CNames, Declaration, Statement
 from q7.kernels.contract import MoveView
+from q7.kernels.layout import MOST_LOOPS
 from q7.kernels.own_loops import OwnLoop
 from q7.onnx_graph import OnnxGraph
 from q7.target import Target
-
-MOST_LOOPS = 5  # of move_q7
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Loops over the positions of elements in memory, the outermost first: how often, and how far each time."""
-
-    start: int
-    counts: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @classmethod
-    def find(cls, positions: np.ndarray) -> Steps:
-        """The fewest loops that give these positions, each as long as it can be; there may be too many."""
-        start, counts, strides = int(positions[0]), [], []
-        while len(positions) > 1:
-            stride = int(positions[1] - positions[0])
-            uneven = np.flatnonzero(np.diff(positions) != stride)
-            count = math.gcd(len(positions), *(int(i) + 1 for i in uneven))
-            if count == 1:
-                return cls(start, (1,) * (MOST_LOOPS + 1), (0,) * (MOST_LOOPS + 1))
-            counts.append(count)
-            strides.append(stride)
-            positions = positions[::count]
-        return cls(start, tuple(counts[::-1]), tuple(strides[::-1]))
-
-    @property
-    def nothing(self) -> bool:
-        """Whether each element stays where it is."""
-        return self.start == 0 and len(self.counts) <= 1 and self.strides in ((), (1,))
 
 
 class Move(OwnLoop[MoveView, object]):

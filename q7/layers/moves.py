@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from q7.kernels import registry
-from q7.kernels.layout import device_order
-from q7.kernels.moves import Steps, gathered
+from q7.kernels.layout import Steps, device_order
+from q7.kernels.moves import gathered
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.onnx_graph import OnnxGraph
 
