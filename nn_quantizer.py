@@ -20,7 +20,7 @@ import q7
 from q7.codegen import known_answers
 from q7.engines import engine
 from q7.errors import Q7Error, finish
-from q7.flags import CORES, KERNELS, Parser, add_choice
+from q7.flags import CORES, KERNELS, Parser, Size, add_choice
 from q7.network.from_caffe import ACCURACY
 from q7.network.quantized import QuantizedNetwork
 from q7.pipeline import board, evaluate, job, quantize
@@ -123,6 +123,12 @@ def build_parser() -> Parser:
     replaced.add_argument("--lmdb", metavar="DIR", help="test images and labels")
     replaced.add_argument("--mean", help="mean image (.binaryproto), one value, or one for each channel: 104,117,123")
     replaced.add_argument("--scale", metavar="FACTOR", type=float, help="of the pixels, after the mean is subtracted")
+    replaced.add_argument(
+        "--resize",
+        metavar="HxW",
+        type=Size.parse,
+        help="rows and columns that pictures are resized to, before the crop",
+    )
     replaced.add_argument("--crop", metavar="N", type=int, help="rows and columns to cut out of each image's centre")
     output = parser.add_argument_group("output options")
     amount = output.add_mutually_exclusive_group()

@@ -13,6 +13,7 @@ from pathlib import Path
 from pictures import list_folders, read_pictures, shuffled, write
 
 from q7.errors import Q7Error, finish, say
+from q7.flags import Size
 
 
 def list_csv(path: Path) -> list[tuple[Path, int]]:
@@ -45,14 +46,6 @@ def list_pictures(source: Path) -> list[tuple[Path, int]]:
     return pairs
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) of HEIGHTxWIDTH."""
-    match = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH, for example 32x32")
-    return int(match[1]), int(match[2])
-
-
 def run(args: argparse.Namespace) -> None:
     pairs = shuffled(list_pictures(args.source), args.seed)
     images = read_pictures([path for path, _ in pairs], args.size, args.gray, args.order)
@@ -65,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="folder with one folder for each class, or a CSV of path,label")
     parser.add_argument("out", type=Path, help="the LMDB folder to write")
     parser.add_argument("--mean", type=Path, help="mean.binaryproto to write (of training pictures only)")
-    parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH to resize to, for example 32x32")
+    parser.add_argument("--size", type=Size.parse, help="HEIGHTxWIDTH to resize to, for example 32x32")
     parser.add_argument("--gray", action="store_true", help="one channel")
     parser.add_argument("--order", choices=["rgb", "bgr"], default="bgr", help="channel order; Caffe's own tools: bgr")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle")

@@ -4,12 +4,31 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 CORES = "dsp: M4, M7, M33; plain: M0, M3; mve: M55"
 KERNELS = "kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7"
+
+
+class Size(NamedTuple):
+    """What a picture is resized to, in pixels."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """HEIGHTxWIDTH; raises argparse's error for anything else."""
+        match = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
+        if not match:
+            raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH, for example 32x32")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
 
 
 def _spelled(argument: str) -> str:

@@ -236,7 +236,7 @@ def test_every_flag_is_taken_in_either_spelling(script: Any, capsys: pytest.Capt
         for flag in action.option_strings:
             other = "--" + flag[2:].replace("_", "-")
             if flag.startswith("--") and action.nargs != 0:
-                value = str(next(iter(action.choices or ["1"])))
+                value = str(next(iter(action.choices or [{"HxW": "1x1"}.get(str(action.metavar), "1")])))
                 assert parser.parse_args([other, value]) == parser.parse_args([f"{other}={value}"])
                 assert parser.parse_args([other, value]) == parser.parse_args([flag, value])
             elif flag.startswith("--") and action.dest not in ("help", "version"):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ from PIL import Image
 
 import code_gen
 import nn_quantizer
+from q7.caffe_io import caffe_pb2 as pb
 from q7.caffe_io.blobs import write_weights
-from q7.data import lmdb_images, pictures
+from q7.data import image_set, lmdb_images, pictures
 from q7.data.readers import Hdf5List, ImageList
 from q7.errors import Q7Error
 from q7.pipeline.job import prepare
 from q7.store import record
 from tests import tiny
 from tests.generated import generate, without_fingerprint
+from tests.test_lmdb_images import write_datums
 
 COUNT = 12
 RNG = np.random.default_rng(0)
@@ -151,7 +154,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], message: s
         (LISTED.replace("list.txt", "none.txt") + " }", "the list of images 'none.txt' does not exist"),
         (LISTED.replace("pictures/", "elsewhere/") + " }", "the image 'elsewhere/a 0.png' does not exist"),
         (LISTED.replace("list.txt", "broken.txt") + " }", "is truncated, damaged or of another kind"),
-        (LISTED.replace("list.txt", "mixed.txt") + " }", "but the first has (3, 6, 6): new_height and new_width would"),
+        (
+            LISTED.replace("list.txt", "mixed.txt") + " }",
+            "but the first has (3, 6, 6): new_height and new_width, or --resize, would",
+        ),
         (DATA["scaled"] + " transform_param { scale: 2 }", "HDF5Data takes no transform_param"),
         (DATA["scaled"].replace("scaled", "flat"), ", 9, 1), allowed are (images, channels, height, width)"),
         (DATA["scaled"].replace("scaled", "short"), "is not one class for each of 4 images"),
@@ -202,6 +208,50 @@ def test_lmdb_in_place_of_the_list(tmp_path: Path) -> None:
     np.testing.assert_array_equal(job.images, PIXELS)
 
 
+@pytest.mark.parametrize(("form", "file"), [("lmdb", "data_lmdb"), ("pictures", "list.txt")])
+def test_resize(form: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures of different sizes become equal, for the search, for test images and when the pickle is evaluated."""
+    arguments = write(tmp_path, DATA[form])
+    stored = [RNG.integers(0, 256, (6 + i, 6 + 2 * i, 3), dtype=np.uint8) for i in range(COUNT)]  # BGR
+    for i, image in enumerate(stored):
+        Image.fromarray(image[:, :, ::-1]).save(tmp_path / "pictures" / f"a {i}.png")
+    shutil.rmtree(tmp_path / "data_lmdb")
+    write_datums(
+        tmp_path / "data_lmdb",
+        *(
+            pb.Datum(encoded=True, data=(tmp_path / "pictures" / f"a {i}.png").read_bytes(), label=LABELS[i])
+            for i in range(COUNT)
+        ),
+    )
+    refused(arguments, capsys, "--resize")
+    _, height, width = tiny.IMAGE
+    arguments += ["--resize", f"{height}x{width}"]
+    expected = np.stack([pictures.resize(image, height, width).transpose(2, 0, 1) for image in stored])
+    np.testing.assert_array_equal(prepare(nn_quantizer.parse_arguments(arguments)).images, expected)
+    assert nn_quantizer.main(arguments) == 0
+    network = record.load(tmp_path / "net.pkl").network
+    assert network
+    np.testing.assert_array_equal(network.reader.read_at(tmp_path / file, [5, 2])[0], expected[[5, 2]])
+    generate(tmp_path / "net.pkl", tmp_path / "code", "--test_images", "7")
+    assert nn_quantizer.main(["--eval", str(tmp_path / "net.pkl")]) == 0
+    large = nn_quantizer.parse_arguments([*arguments, "--resize", "99999x99999"])
+    with pytest.raises(Q7Error, match="height 99999 and width 99999 to resize to are too large"):
+        prepare(large)
+
+
+def test_resize_is_for_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "--resize is for pictures in an LMDB, a LevelDB or files, and not for a list of HDF5 files"
+    refused([*write(tmp_path, DATA["scaled"]), "--resize", "8x8"], capsys, message)
+    write_datums(tmp_path / "features", pb.Datum(channels=1, height=1, width=2, float_data=[0.5, 1]))
+    (tmp_path / "a").mkdir()
+    model = [*write(tmp_path / "a", DATA["lmdb"])[:6]]
+    arguments = [*model, "--lmdb", str(tmp_path / "features"), "--resize", "8x8"]
+    refused(arguments, capsys, "--resize is for pictures, and these are features")
+    with pytest.raises(SystemExit):
+        nn_quantizer.parse_arguments([*arguments, "--resize", "8"])
+    assert "'8' is not HEIGHTxWIDTH, for example 32x32" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("form", "file"), [("lmdb", "data_lmdb"), ("pictures", "list.txt"), ("scaled", "scaled.txt")])
 def test_images_by_their_positions(
     form: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -220,7 +270,7 @@ def test_images_by_their_positions(
 
         return decode_and_count
 
-    monkeypatch.setattr(lmdb_images, "datum_values", counted(lmdb_images.datum_values))
+    monkeypatch.setattr(image_set, "datum_values", counted(image_set.datum_values))
     monkeypatch.setattr(pictures, "read", counted(pictures.read))
     monkeypatch.setattr(Hdf5List, "_pixels", counted(Hdf5List._pixels))
     positions = [7, 2, 7, 11, 4]

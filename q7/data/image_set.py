@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
@@ -28,7 +29,7 @@ def are_pixels(values: np.ndarray) -> bool:
     return bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
 
 
-def datum_values(datum: Any, where: str, features: bool) -> np.ndarray:
+def datum_values(datum: Any, where: str, features: bool = False) -> np.ndarray:
     """A Datum's image, uint8 CHW, or its features, float32 CHW; raises Q7Error that says where it lies."""
     if datum.encoded:
         return pictures.decode(datum.data, where)
@@ -50,6 +51,26 @@ def datum_values(datum: Any, where: str, features: bool) -> np.ndarray:
     return values.reshape(shape)
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """Makes of a Datum uint8 CHW, resized where the height is not 0, or float32 features."""
+
+    features: bool = False
+    height: int = 0
+    width: int = 0
+
+    def __call__(self, datum: Any, where: str) -> np.ndarray:
+        values = datum_values(datum, where, self.features)
+        if not self.height:
+            return values
+        if self.features:
+            raise Q7Error(f"{where}: --resize is for pictures, and these are features")
+        resized = pictures.resize(np.ascontiguousarray(values.transpose(1, 2, 0)), self.height, self.width)
+        return np.ascontiguousarray(resized.transpose(2, 0, 1))
+
+
+PLAIN = Decoder()
+EQUAL = ": --resize HEIGHTxWIDTH makes them equal"  # images of different shapes
 Crop = Callable[[np.ndarray], np.ndarray]
 
 
@@ -57,11 +78,11 @@ class StoredImages:
     """Images (N, C, H, W) uint8, or float32 features, too many for the memory: an index reads some from their LMDB."""
 
     def __init__(
-        self, path: Path, file: BinaryIO, database: LmdbFile, places: np.ndarray, crop: Crop, features: bool = False
+        self, path: Path, file: BinaryIO, database: LmdbFile, places: np.ndarray, crop: Crop, decode: Decoder = PLAIN
     ) -> None:
         """`places` (N, 2) holds the offset and the size of each value in the file."""
         self._path, self._file, self._database, self._places, self._crop = path, file, database, places, crop
-        self._features = features
+        self._decode = decode
         self.shape = (len(places), *self[:1].shape[1:])
 
     def __len__(self) -> int:
@@ -73,12 +94,12 @@ class StoredImages:
             for offset, size in self._places[which].tolist():
                 self._file.seek(offset)
                 datum = parse_datum(self._file.read(size), where)
-                images.append(self._crop(datum_values(datum, where, self._features)))
+                images.append(self._crop(self._decode(datum, where)))
         return np.stack(images)
 
     def pick(self, which: np.ndarray) -> StoredImages:
         """Some of the images, which stay where they are."""
-        return StoredImages(self._path, self._file, self._database, self._places[which], self._crop, self._features)
+        return StoredImages(self._path, self._file, self._database, self._places[which], self._crop, self._decode)
 
 
 Images = Union[np.ndarray, StoredImages]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from q7 import files
-from q7.data.image_set import are_pixels, datum_values, parse_datum
+from q7.data.image_set import EQUAL, PLAIN, Decoder, are_pixels, parse_datum
 from q7.errors import Q7Error
 
 TABLES = (".ldb", ".sst")  # files that LevelDB never changes
@@ -63,7 +63,7 @@ def holds_features(path: Path) -> bool:
     return False
 
 
-def read(path: Path, wanted: Sequence[int], features: bool) -> tuple[np.ndarray, np.ndarray]:
+def read(path: Path, wanted: Sequence[int], decode: Decoder = PLAIN) -> tuple[np.ndarray, np.ndarray]:
     """The images (N, C, H, W) at those of the wanted positions (ascending) that there are, and their labels (N,).
 
     uint8, or float32 where they are features. Raises Q7Error where the database is missing, damaged or empty, or its
@@ -78,10 +78,10 @@ def read(path: Path, wanted: Sequence[int], features: bool) -> tuple[np.ndarray,
             place = bisect.bisect_left(wanted, position)
             if place == len(wanted) or wanted[place] != position:
                 continue
-            images.append(datum_values(datum, where, features))
+            images.append(decode(datum, where))
             labels.append(datum.label)
             if images[-1].shape != images[0].shape:
-                raise Q7Error(f"{where}: image shape {images[-1].shape}, but the first has {images[0].shape}")
+                raise Q7Error(f"{where}: image shape {images[-1].shape}, but the first has {images[0].shape}{EQUAL}")
     if not images:
         raise Q7Error(f"the LevelDB '{path}' holds no images")
     return np.stack(images), np.array(labels, np.int32)

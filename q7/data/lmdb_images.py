@@ -19,7 +19,7 @@ import numpy as np
 
 from q7 import files
 from q7.caffe_io import caffe_pb2 as pb
-from q7.data.image_set import Crop, StoredImages, are_pixels, datum_values, parse_datum, unchanged
+from q7.data.image_set import EQUAL, PLAIN, Crop, Decoder, StoredImages, are_pixels, parse_datum, unchanged
 from q7.data.lmdb_file import LmdbFile
 from q7.errors import Q7Error
 
@@ -27,7 +27,7 @@ ALL = range(sys.maxsize)  # positions
 
 
 def _read_images(
-    path: Path, database: LmdbFile, wanted: Sequence[int], crop: Crop, in_memory: float, features: bool
+    path: Path, database: LmdbFile, wanted: Sequence[int], crop: Crop, in_memory: float, decode: Decoder
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """Images, unless they are too many for the memory, their labels, and each one's (offset, size) in the file."""
     wanted = wanted[: bisect.bisect_left(wanted, database.entries)]
@@ -38,13 +38,13 @@ def _read_images(
     for key, offset, value in itertools.islice(database.at(chosen), count):
         where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
         datum = parse_datum(value, where)
-        pixels = datum_values(datum, where, features)
+        pixels = decode(datum, where)
         if shape is None:
             shape, cropped = pixels.shape, crop(pixels)
             if count * cropped.nbytes <= in_memory:
                 images = np.empty((count, *cropped.shape), cropped.dtype)
         if pixels.shape != shape:
-            raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {shape}")
+            raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {shape}{EQUAL}")
         if images is not None:
             images[done] = crop(pixels)
         labels[done], places[done] = datum.label, (offset, len(value))
@@ -77,7 +77,7 @@ def read(
     wanted: Sequence[int] = ALL,
     crop: Crop = lambda image: image,
     in_memory: float = math.inf,
-    features: bool = False,
+    decode: Decoder = PLAIN,
 ) -> tuple[Any, np.ndarray]:
     """The images at those of the wanted positions (ascending) that there are, cropped, and their labels.
 
@@ -89,11 +89,11 @@ def read(
         file = stack.enter_context(files.opened(_data_file(path), math.inf))
         database = LmdbFile(file)
         with unchanged(path, database):
-            images, labels, places = _read_images(path, database, wanted, crop, in_memory, features)
+            images, labels, places = _read_images(path, database, wanted, crop, in_memory, decode)
         if images is not None:
             return images, labels
         stack.pop_all()  # the file stays open
-        return StoredImages(path, file, database, places, crop, features), labels
+        return StoredImages(path, file, database, places, crop, decode), labels
 
 
 def holds_features(path: Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from q7 import files
 from q7.caffe_io.blobs import count_hdf5_images, read_hdf5_images
 from q7.data import leveldb_images, lmdb_images, pictures
-from q7.data.image_set import Crop, Images, are_pixels
+from q7.data.image_set import Crop, Decoder, Images, are_pixels
 from q7.data.lmdb_images import ALL
 from q7.errors import Q7Error
 
@@ -31,6 +31,10 @@ class Reader:
     def looked_at(self, path: Path) -> Reader:
         """The reader that knows whether the data are pixels."""
         return self
+
+    def resized(self, height: int, width: int) -> Reader:
+        """The reader that resizes pictures."""
+        raise Q7Error(f"--resize is for pictures in an LMDB, a LevelDB or files, and not for a {self.kind}")
 
     def files(self, path: Path) -> list[Path]:
         """All that a reading of `path` may read."""
@@ -65,13 +69,38 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Lmdb(Reader):
+class PictureReader(Reader):
+    """Pictures, which it can resize as OpenCV's INTER_LINEAR does it."""
+
+    height: int = 0  # 0: as they are
+    width: int = 0
+
+    def resized(self, height: int, width: int) -> Reader:
+        return replace(self, height=height, width=width)
+
+    def check_size(self, path: Path) -> None:
+        """Raises Q7Error where the pictures would get too large."""
+        if self.height * self.width > pictures.LARGEST_IMAGE:
+            raise Q7Error(f"'{path}': height {self.height} and width {self.width} to resize to are too large")
+
+
+@dataclass(frozen=True)
+class Database(PictureReader):
+    """Datums: 8-bit pixels, or float_data that is no pixels."""
+
+    features: bool = False
+
+    def decoder(self, path: Path) -> Decoder:
+        self.check_size(path)
+        return Decoder(self.features, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Lmdb(Database):
     """8-bit pixels of an LMDB, or its float_data; Caffe's transform_param makes (x - mean) * scale of them."""
 
     caffe_type = "Data"
     kind = "LMDB"
-
-    features: bool = False
 
     def looked_at(self, path: Path) -> Reader:
         return replace(self, features=lmdb_images.holds_features(path))
@@ -83,20 +112,18 @@ class Lmdb(Reader):
         return lmdb_images.count(path)
 
     def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        return lmdb_images.read(path, wanted, features=self.features)
+        return lmdb_images.read(path, wanted, decode=self.decoder(path))
 
     def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
-        return lmdb_images.read(path, ALL[:limit], crop, in_memory, self.features)
+        return lmdb_images.read(path, ALL[:limit], crop, in_memory, self.decoder(path))
 
 
 @dataclass(frozen=True)
-class LevelDb(Reader):
+class LevelDb(Database):
     """The same of a LevelDB, Caffe's default, with the package plyvel."""
 
     caffe_type = "Data (LevelDB)"
     kind = "LevelDB"
-
-    features: bool = False
 
     def looked_at(self, path: Path) -> Reader:
         return replace(self, features=leveldb_images.holds_features(path))
@@ -108,7 +135,7 @@ class LevelDb(Reader):
         return leveldb_images.count(path)
 
     def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        return leveldb_images.read(path, wanted, self.features)
+        return leveldb_images.read(path, wanted, self.decoder(path))
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
@@ -121,15 +148,13 @@ def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
 
 
 @dataclass(frozen=True)
-class ImageList(Reader):
+class ImageList(PictureReader):
     """Pictures whose paths and labels a text file lists, decoded and resized as OpenCV does it for Caffe."""
 
     caffe_type = "ImageData"
     kind = "list of images"
 
     root_folder: str = ""
-    height: int = 0  # 0: as they are
-    width: int = 0
     color: bool = True
 
     def _entries(self, path: Path) -> Iterator[tuple[str, int]]:
@@ -150,8 +175,7 @@ class ImageList(Reader):
         return sum(1 for _ in self._entries(path))
 
     def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        if self.height * self.width > pictures.LARGEST_IMAGE:
-            raise Q7Error(f"'{path}': new_height {self.height} and new_width {self.width} are too large")
+        self.check_size(path)
         chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
         listed = enumerate(itertools.islice(self._entries(path), wanted[-1] + 1))
         entries = [entry for i, entry in listed if i in chosen]
@@ -164,7 +188,7 @@ class ImageList(Reader):
             if image.shape != images.shape[1:]:
                 raise Q7Error(
                     f"'{file}': image shape {image.shape}, but the first has {images.shape[1:]}: "
-                    "new_height and new_width would make them equal"
+                    "new_height and new_width, or --resize, would make them equal"
                 )
             images[i] = image
         if images is None:

@@ -84,7 +84,7 @@ def _from_image_data(prototxt: Prototxt, message: Any) -> DataSource:
     param = message.image_data_param
     if bool(param.new_height) != bool(param.new_width):
         raise Q7Error(f"layer '{message.name}': new_height and new_width go together")
-    reader = ImageList(param.root_folder, param.new_height, param.new_width, param.is_color)
+    reader = ImageList(param.new_height, param.new_width, param.root_folder, param.is_color)
     return _from_source(prototxt, message, param, param.rand_skip, reader)
 
 
@@ -159,9 +159,17 @@ def data_source(prototxt: Prototxt) -> DataSource:
 
 
 def override(
-    source: DataSource, lmdb: str | None, mean: str | None, scale: float | None, crop: int | None
+    source: DataSource,
+    lmdb: str | None,
+    mean: str | None,
+    scale: float | None,
+    crop: int | None,
+    size: tuple[int, ...] | None = None,
 ) -> DataSource:
-    """What the prototxt says, replaced by what is given; `mean` is a file, or values with commas between them."""
+    """What the prototxt says, replaced by what is given.
+
+    `mean` is a file, or values with commas between them; `size` is a height and a width for pictures.
+    """
     if mean is not None:
         try:
             source = replace(source, mean_values=tuple(map(float, mean.split(","))), mean_file="")
@@ -175,7 +183,10 @@ def override(
             raise Q7Error(f"crop {crop} must be 0 or more")
         source = replace(source, crop=crop)
     if lmdb:
-        return replace(source, images=lmdb, reader=LevelDb() if (Path(lmdb) / "CURRENT").is_file() else Lmdb())
+        reader = LevelDb() if (Path(lmdb) / "CURRENT").is_file() else Lmdb()
+        source = replace(source, images=lmdb, reader=reader)
+    if size:
+        source = replace(source, reader=source.reader.resized(*size))
     if isinstance(source.reader, Hdf5List):
         if source.mean_file:
             raise Q7Error(

@@ -63,6 +63,7 @@ class Options:
     mean: str | None
     scale: float | None
     crop: int | None
+    resize: tuple[int, ...] | None
     verbose: bool
     quiet: bool
     report: str | None
@@ -141,7 +142,7 @@ def prepare(options: Options) -> Job:
     prototxt, digest = files.read_hashed(model, read_prototxt)
     read["model"] = SourceFile(options.model, digest)
     said = data_source(prototxt)
-    source = override(said, options.lmdb, options.mean, options.scale, options.crop)
+    source = override(said, options.lmdb, options.mean, options.scale, options.crop, options.resize)
     check_types(prototxt, find_outputs(prototxt, options.accuracy, source, options.output or ()))
     lmdb = source.find_images()
     source = replace(source, reader=source.reader.looked_at(lmdb))

@@ -20,7 +20,7 @@ import numpy as np
 import q7
 from q7 import files
 from q7.caffe_io.prototxt import is_prototxt
-from q7.data.readers import READERS, Lmdb
+from q7.data.readers import READERS, Hdf5List, Lmdb
 from q7.errors import Q7Error
 from q7.kernels.base import Integers
 from q7.layers.base import Layer, Shape, Weights
@@ -327,7 +327,11 @@ def _from_version_3(value: dict[str, Any]) -> dict[str, Any]:
 def _from_version_4(value: dict[str, Any]) -> dict[str, Any]:
     """All concatenations were of channels, and all data pixels."""
     layers = [{**layer, "axis": 0} if layer["type"] == "Concat" else layer for layer in value["layers"]]
-    reader = value["reader"] if value["reader"]["type"] == "ImageData" else {**value["reader"], "features": False}
+    new: dict[str, dict[str, Any]] = {
+        Lmdb.caffe_type: {"features": False, "height": 0, "width": 0},
+        Hdf5List.caffe_type: {"features": False},
+    }
+    reader = {**value["reader"], **new.get(value["reader"]["type"], {})}
     return {**value, "layers": layers, "reader": reader}
 
 
