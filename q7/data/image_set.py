@@ -29,6 +29,16 @@ def are_pixels(values: np.ndarray) -> bool:
     return bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
 
 
+def place_of(path: Path, key: bytes) -> str:
+    """Where a Datum lies, for messages."""
+    return f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
+
+
+def has_features(datum: Any) -> bool:
+    """Whether a Datum has float_data that is no pixels."""
+    return not (datum.encoded or datum.data) and not are_pixels(np.array(datum.float_data, np.float32))
+
+
 def datum_values(datum: Any, where: str, features: bool = False) -> np.ndarray:
     """A Datum's image, uint8 CHW, or its features, float32 CHW; raises Q7Error that says where it lies."""
     if datum.encoded:

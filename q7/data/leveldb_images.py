@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from q7 import files
-from q7.data.image_set import EQUAL, PLAIN, Decoder, are_pixels, parse_datum
+from q7.data.image_set import EQUAL, PLAIN, Decoder, has_features, parse_datum, place_of
 from q7.errors import Q7Error
 
 TABLES = (".ldb", ".sst")  # files that LevelDB never changes
@@ -45,7 +45,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _datums(path: Path, database: Any) -> Iterator[tuple[Any, str]]:
     """Datums in the order of their keys, and where each lies."""
     for key, value in database:
-        where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
+        where = place_of(path, key)
         yield parse_datum(value, where), where
 
 
@@ -59,7 +59,7 @@ def holds_features(path: Path) -> bool:
     """Whether the first Datum has float_data that is no pixels."""
     with _opened(path) as database:
         for datum, _ in _datums(path, database):
-            return not (datum.encoded or datum.data) and not are_pixels(np.array(datum.float_data, np.float32))
+            return has_features(datum)
     return False
 
 

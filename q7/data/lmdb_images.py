@@ -19,7 +19,7 @@ import numpy as np
 
 from q7 import files
 from q7.caffe_io import caffe_pb2 as pb
-from q7.data.image_set import EQUAL, PLAIN, Crop, Decoder, StoredImages, are_pixels, parse_datum, unchanged
+from q7.data.image_set import EQUAL, PLAIN, Crop, Decoder, StoredImages, has_features, parse_datum, place_of, unchanged
 from q7.data.lmdb_file import LmdbFile
 from q7.errors import Q7Error
 
@@ -36,7 +36,7 @@ def _read_images(
     labels, places = np.empty(count, np.int32), np.empty((count, 2), np.int64)
     done = 0
     for key, offset, value in itertools.islice(database.at(chosen), count):
-        where = f"'{path}', key '{key[:40].decode('ascii', 'backslashreplace')}'"
+        where = place_of(path, key)
         datum = parse_datum(value, where)
         pixels = decode(datum, where)
         if shape is None:
@@ -100,8 +100,7 @@ def holds_features(path: Path) -> bool:
     """Whether the first Datum has float_data that is no pixels."""
     with files.reading(f"the LMDB '{path}'"), files.opened(_data_file(path), math.inf) as file:
         for _, _, value in itertools.islice(LmdbFile(file).at(range(1)), 1):
-            datum = parse_datum(value, f"'{path}'")
-            return not (datum.encoded or datum.data) and not are_pixels(np.array(datum.float_data, np.float32))
+            return has_features(parse_datum(value, f"'{path}'"))
     return False
 
 
