@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import pytest
 
+from q7.caffe_io import caffe_pb2 as pb
 from q7.data import lmdb_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +66,23 @@ def write_dataset(folder: Path, shape: tuple[int, int, int], count: int, classes
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
     lmdb_images.write(folder / "data_lmdb", images, rng.integers(0, classes, count))
+
+
+def write_leveldb(folder: Path, images: np.ndarray, labels: Sequence[int] | np.ndarray, table: int | None) -> None:
+    """A LevelDB of CHW images, or of float values, whose first so many are in a table and the others in a log."""
+    import plyvel
+
+    with plyvel.DB(str(folder), create_if_missing=True) as database:
+        for i, (image, label) in enumerate(zip(images, labels)):
+            channels, height, width = image.shape
+            datum = pb.Datum(channels=channels, height=height, width=width, label=int(label))
+            if image.dtype == np.uint8:
+                datum.data = image.tobytes()
+            else:
+                datum.float_data.extend(image.ravel().tolist())
+            database.put(b"%08d" % i, datum.SerializeToString())
+            if i + 1 == table:
+                database.compact_range()
 
 
 def prototxt(folder: Path, layers: str, bottom: str, transform: str = "", batch: int = 10) -> Path:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from q7.caffe_io.blobs import read_mean, read_weights, write_mean, write_weights
 from q7.caffe_io.prototxt import read_prototxt
 from q7.codegen import boards, cost, emit, rows
 from q7.data import lmdb_images, pictures
-from q7.data.readers import Hdf5List, ImageList
+from q7.data.readers import Hdf5List, ImageList, LevelDb
 from q7.data.source import data_source
 from q7.errors import Q7Error
 from q7.network.from_caffe import attach_weights, parse_network
@@ -34,6 +35,7 @@ from q7.search.verdict import Verdict
 from q7.store import original, record
 from q7.target import Target
 from tests import tiny
+from tests.support import write_leveldb
 
 OLD_PROTOTXT = b"""name: "old" # a comment {
 layers { name: "data" type: DATA top: "data" top: "label" include: { phase: TEST }
@@ -160,6 +162,14 @@ def _read_hdf5_images(path: Path) -> object:
     return Hdf5List().read(path.with_suffix(".txt"))
 
 
+def _read_leveldb(path: Path, suffix: str) -> object:
+    """With the bytes in place of the one file of the database that has this suffix."""
+    folder = path.parent / f"{suffix}_leveldb"
+    (file,) = folder.glob(f"*.{suffix}")
+    file.write_bytes(path.read_bytes())
+    return LevelDb().looked_at(folder).read(folder)
+
+
 def _ask(path: Path) -> list[Verdict]:
     """A judge's answers, from a journal or made up; the journal stays as another run leaves it."""
     answers = Journal(path, "key")
@@ -204,6 +214,8 @@ READERS: dict[str, Reader] = {
     "HDF5 images": _read_hdf5_images,
     "journal": _read_journal,
 }
+LEVELDB_FILES = ("log", "ldb") if find_spec("plyvel") else ()  # it has no wheel for the newest Pythons
+READERS.update({f"LevelDB {suffix}": partial(_read_leveldb, suffix=suffix) for suffix in LEVELDB_FILES})
 
 
 def samples(folder: Path) -> dict[str, bytes]:
@@ -217,6 +229,12 @@ def samples(folder: Path) -> dict[str, bytes]:
     # Values on pages of their own, and pages that lead to pages.
     lmdb_images.write(folder / "large_lmdb", np.zeros((9, 3, 30, 30), np.uint8), range(9))
     lmdb_images.write(folder / "many_lmdb", np.zeros((150, 1, 2, 2), np.uint8), range(150))
+    databases = {
+        f"LevelDB {suffix}": f"{suffix}_leveldb" for suffix in ("log", "ldb") if f"LevelDB {suffix}" in READERS
+    }
+    images = np.random.default_rng(0).integers(0, 256, (9, *tiny.IMAGE), dtype=np.uint8)
+    for reader, name in databases.items():
+        write_leveldb(folder / name, images, range(9), 8 if reader.endswith("ldb") else None)
     names = {
         "prototxt": "net.prototxt",
         "caffemodel": "net.caffemodel",
@@ -241,6 +259,9 @@ def samples(folder: Path) -> dict[str, bytes]:
     (folder / "files.txt").write_text("images.h5\n images.h5\n")
     _ask(folder / "net.journal")
     files = {reader: (folder / name).read_bytes() for reader, name in names.items()}
+    for suffix in LEVELDB_FILES:
+        (file,) = (folder / f"{suffix}_leveldb").glob(f"*.{suffix}")
+        files[f"LevelDB {suffix}"] = file.read_bytes()
     return {**files, **encoded, "old prototxt": OLD_PROTOTXT, "old pickle": OLD_PICKLE}
 
 
@@ -327,7 +348,9 @@ def test_damaged_files_end_in_a_result_or_one_sentence(
 
 @pytest.mark.parametrize("reader", READERS)
 @given(content=st.binary(max_size=300))
-def test_arbitrary_bytes_end_in_a_result_or_one_sentence(folder: Path, reader: str, content: bytes) -> None:
+def test_arbitrary_bytes_end_in_a_result_or_one_sentence(
+    folder: Path, sound: dict[str, bytes], reader: str, content: bytes
+) -> None:
     # No bytes at all are a caffemodel without layers.
     event(outcome(reader, folder / "arbitrary", content))
 

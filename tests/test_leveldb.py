@@ -6,36 +6,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import nn_quantizer
-from q7.caffe_io import caffe_pb2 as pb
 from q7.data import leveldb_images
 from q7.data.readers import LevelDb
 from q7.errors import Q7Error
 from tests import tiny
 from tests.generated import generate, make, network
+from tests.support import write_leveldb
 
-plyvel: Any = pytest.importorskip("plyvel", reason="plyvel has no wheel for this Python")
-COUNT = 40
-
-
-def write(folder: Path, values: np.ndarray, labels: np.ndarray) -> None:
-    """A LevelDB with a table and a log, as Caffe's tools leave it."""
-    with plyvel.DB(str(folder), create_if_missing=True) as database:
-        for i, (image, label) in enumerate(zip(values, labels.tolist())):
-            channels, height, width = image.shape
-            datum = pb.Datum(channels=channels, height=height, width=width, label=label)
-            if image.dtype == np.uint8:
-                datum.data = image.tobytes()
-            else:
-                datum.float_data.extend(image.ravel().tolist())
-            database.put(b"%08d" % i, datum.SerializeToString())
-            if i == COUNT // 2:
-                database.compact_range()
+pytest.importorskip("plyvel", reason="plyvel has no wheel for this Python")
+COUNT, TABLE = 40, 21
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -49,7 +33,7 @@ def images() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_images_and_labels(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
-    write(tmp_path / "db", *images)
+    write_leveldb(tmp_path / "db", *images, TABLE)
     before, reader = content(tmp_path / "db"), LevelDb()
     assert (reader.count(tmp_path / "db"), reader.looked_at(tmp_path / "db")) == (COUNT, reader)
     for found, expected in zip(reader.read(tmp_path / "db"), images):
@@ -61,7 +45,7 @@ def test_images_and_labels(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]
 
 
 def test_floats_are_features(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
-    write(tmp_path / "db", images[0] / 8 - 3, images[1])
+    write_leveldb(tmp_path / "db", images[0] / 8 - 3, images[1], TABLE)
     reader = LevelDb().looked_at(tmp_path / "db")
     assert reader.features
     np.testing.assert_array_equal(reader.read(tmp_path / "db")[0], np.float32(images[0] / 8 - 3))
@@ -76,7 +60,7 @@ def test_from_the_prototxt_to_the_program(tmp_path: Path, images: tuple[np.ndarr
     text = (tmp_path / "net.prototxt").read_text()
     assert "backend: LMDB" in text
     stored, labels = expected.reader.read(tmp_path / "data_lmdb")
-    write(tmp_path / "db", stored, labels)
+    write_leveldb(tmp_path / "db", stored, labels, TABLE)
     assert nn_quantizer.main([*arguments, "-q", "--lmdb", str(tmp_path / "db")]) == 0
     named = network(tmp_path / "net.pkl")
     (tmp_path / "net.prototxt").write_text(text.replace("backend: LMDB", "").replace("data_lmdb", "db"))
@@ -92,12 +76,12 @@ def test_refusals(tmp_path: Path, images: tuple[np.ndarray, np.ndarray], monkeyp
     (tmp_path / "none").mkdir()
     with pytest.raises(Q7Error, match=r"'.*none' is not a LevelDB: it has no file CURRENT"):
         leveldb_images.count(tmp_path / "none")
-    write(tmp_path / "db", *images)
+    write_leveldb(tmp_path / "db", *images, TABLE)
     for path in (tmp_path / "db").glob("*.ldb"):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(Q7Error, match=r"the LevelDB '.*db' is truncated, damaged or of another kind"):
         LevelDb().read(tmp_path / "db")
-    write(tmp_path / "empty", images[0][:0], images[1][:0])
+    write_leveldb(tmp_path / "empty", images[0][:0], images[1][:0], TABLE)
     with pytest.raises(Q7Error, match="holds no images"):
         LevelDb().read(tmp_path / "empty")
     monkeypatch.setitem(sys.modules, "plyvel", None)

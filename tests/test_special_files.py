@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import code_gen
 import nn_quantizer
 from q7.store import record
-from tests.support import MODELS, shared
+from tests import tiny
+from tests.support import MODELS, shared, write_leveldb
 
 LIST = """
 layer {{ name: "data" type: "{kind}" top: "data" top: "label" {param} {{ source: "{source}" batch_size: 1 }} }}
@@ -90,11 +92,24 @@ def _dataset(folder: Path, bad: Path) -> int:
     return nn_quantizer.main(["--eval", str(folder / "net.pkl")])
 
 
+def _leveldb(folder: Path, bad: Path) -> int:
+    pytest.importorskip("plyvel", reason="plyvel has no wheel for this Python")
+    write_leveldb(folder / "db", np.zeros((5, *tiny.IMAGE), np.uint8), range(5), 3)
+    (log,) = (folder / "db").glob("*.log")
+    log.unlink()
+    log.symlink_to(bad)
+    (table,) = (folder / "db").glob("*.ldb")
+    table.unlink()
+    table.symlink_to(bad)
+    return _quantize(folder, lmdb=str(folder / "db"))
+
+
 READ: dict[str, Callable[[Path, Path], int]] = {
     "model": lambda folder, bad: _quantize(folder, model=str(bad)),
     "weights": lambda folder, bad: _quantize(folder, weights=str(bad)),
     "mean": lambda folder, bad: _quantize(folder, mean=str(bad)),
     "LMDB": lambda folder, bad: _quantize(folder, lmdb=str(bad)),
+    "LevelDB's files": _leveldb,
     "journal": _journal,
     "list of pictures": _list("ImageData", entries=False),
     "picture of a list": _list("ImageData", entries=True),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from q7.data.image_set import EQUAL, PLAIN, Decoder, has_features, parse_datum, 
 from q7.errors import Q7Error
 
 TABLES = (".ldb", ".sst")  # files that LevelDB never changes
+LARGEST = 1 << 30  # bytes of any other: Caffe has 256 MB written to the log before it makes a table of them
 
 
 @contextlib.contextmanager
@@ -30,11 +30,11 @@ def _opened(path: Path) -> Iterator[Any]:
     if not (path / "CURRENT").is_file():
         raise Q7Error(f"'{path}' is not a LevelDB: it has no file CURRENT")
     with tempfile.TemporaryDirectory() as name, files.reading(f"the LevelDB '{path}'"):
-        for file in path.iterdir():
+        for file in filter(Path.is_file, path.iterdir()):  # a pipe would have LevelDB wait
             if file.suffix in TABLES:
                 (Path(name) / file.name).symlink_to(file.resolve())
-            elif file.is_file() and file.name != "LOCK":
-                shutil.copy(file, name)
+            elif file.name != "LOCK":
+                files.copy(file, Path(name) / file.name, LARGEST)
         try:
             with plyvel.DB(name, create_if_missing=False) as database:
                 yield database

@@ -279,7 +279,8 @@ class Hdf5List(Reader):
         mean = np.array(self.mean or (0.0,))[:, None, None]
         if len(mean) not in (1, values.shape[1]):
             raise Q7Error(f"{len(mean)} mean values for {values.shape[1]} channels of '{file}'")
-        pixels = values / self.scale + mean
+        with np.errstate(all="ignore"):  # what is not finite is refused as any other that is no pixel
+            pixels = values / self.scale + mean
         nearest = np.rint(pixels).clip(0, 255)
         if not (np.abs(pixels - nearest) < WHOLE).all():
             raise Q7Error(
