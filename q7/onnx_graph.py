@@ -18,7 +18,7 @@ class OnnxGraph:
     """Nodes in the order they were added; tensors are NCHW or (N, features) float32 unless cast."""
 
     def __init__(self) -> None:
-        self._nodes: dict[str, Any] = {}  # by output
+        self._nodes: dict[str, Any] = {}  # by their first output
         self._scaled: set[str] = set()
         self._constants: list[Any] = []
         self._inputs: list[Any] = []
@@ -30,6 +30,12 @@ class OnnxGraph:
         output = f"t{len(self._nodes)}"
         self._nodes[output] = helper.make_node(op, names, [output], **attributes)
         return output
+
+    def add_all(self, count: int, op: str, *inputs: str | np.ndarray, **attributes: Any) -> list[str]:
+        """As `add`, for an operator with so many outputs."""
+        first = self.add(op, *inputs, **attributes)
+        self._nodes[first].output.extend(f"{first}_{i}" for i in range(1, count))
+        return [*self._nodes[first].output]
 
     def max_pool(self, x: str, **windows: Any) -> str:
         """MaxPool, moved before the elementwise steps that made `x` and that never fall, which it commutes with.
@@ -85,10 +91,10 @@ class OnnxGraph:
     def _needed(self) -> list[Any]:
         """The nodes that the outputs are made of, in their order; onnxruntime would run the others, too."""
         needed = {output.name for output in self._outputs}
-        for name, node in reversed(self._nodes.items()):
-            if name in needed:
+        for node in reversed(self._nodes.values()):
+            if not needed.isdisjoint(node.output):
                 needed.update(node.input)
-        return [node for name, node in self._nodes.items() if name in needed]
+        return [node for node in self._nodes.values() if not needed.isdisjoint(node.output)]
 
     def model(self, name: str = "q7", **facts: str) -> onnx.ModelProto:
         """As ONNX knows it; `facts` are fields of the model."""

@@ -197,7 +197,39 @@ ACCEPTED = [
         )
         for axis in (1, 2, 3, -1)
     ),
-    Accepted("place", layer("ArgMax", "argmax_param { axis: 1 }"), "argmax_along_q7", "argmax_along_q7"),
+    *(
+        Accepted(
+            f"largest {parameters}",
+            layer("ArgMax", f"argmax_param {{ {parameters} }}"),
+            *("largest_along_q7", "largest_along_q7"),
+        )
+        for parameters in ("axis: 1", "axis: 2 top_k: 3", "axis: 3 top_k: 8 out_max_val: true")
+    ),
+    Accepted("sum of columns", layer("Reduction", "reduction_param { axis: 3 }"), "reduce_q7", "reduce_q7"),
+    *(
+        Accepted(
+            f"Normalize {parameters}", layer("Normalize", f"norm_param {{ {parameters} }}"), *("affine_q7", "affine_q7")
+        )
+        for parameters in ("", "across_spatial: false", "channel_shared: false eps: 0.01")
+    ),
+    *(
+        Accepted(
+            f"Interp {parameters}",
+            layer("Interp", f"interp_param {{ {parameters} }}"),
+            *("interpolate_q7", "interpolate_q7"),
+        )
+        for parameters in ("zoom_factor: 2", "shrink_factor: 3 pad_end: -1", "height: 5 width: 1")
+    ),
+    Accepted(
+        "offsets of another layer",
+        layer("Bias", "bias_param { axis: 0 }", "data data"),
+        *("add_channels_q7", "add_channels_q7"),
+    ),
+    Accepted(
+        "an offset for each channel",
+        pool("pool: AVE global_pooling: true", name="g") + layer("Bias", "bias_param { axis: 0 }", "data g"),
+        *("add_channels_q7", "add_channels_q7"),
+    ),
     *(
         Accepted(kind, layer("Reduction", f"reduction_param {{ axis: 2 operation: {kind} }}"), "reduce_q7", "reduce_q7")
         for kind in ("SUM", "MEAN", "ASUM", "SUMSQ")
@@ -247,6 +279,11 @@ DECLINED = [
     Declined("rounded up and down", pool("kernel_size: 2 ceil_mode: true round_mode: FLOOR"), "contradict each other"),
     Declined("empty window", pool("kernel_size: 1 stride: 3"), "lies outside the image", (4, 5, 5)),
     Declined("unknown type", layer("Embed"), "layer 'x' (Embed): this type is not supported"),
+    Declined(
+        "the mask of a pooling",
+        pool('kernel_size: 2 stride: 2 } top: "mask" include {', name="p") + layer("Upsample", "", "p mask"),
+        "its input 'mask' is another top than the first of layer 'p': not supported",
+    ),
     Declined("another unknown type", layer("MVN"), "layer 'x' (MVN): this type is not supported"),
     Declined("even local_size", lrn("local_size: 4"), "local_size 4, allowed are odd numbers up to 1023"),
     Declined("large local_size", lrn("local_size: 33 norm_region: WITHIN_CHANNEL"), "allowed are odd numbers up to 31"),
@@ -294,11 +331,22 @@ DECLINED = [
         "cropped beyond", CONV1 + layer("Crop", "crop_param { offset: 1 }", "data c"), "the places 1 to 9 of axis 2"
     ),
     Declined("one to crop", layer("Crop", ""), "it needs two with as many axes"),
-    Declined("two largest", layer("ArgMax", "argmax_param { top_k: 2 }"), "out_max_val False and top_k 2, allowed are"),
-    Declined("place in an image", layer("ArgMax", ""), "no axis with an input of shape (4, 8, 8)"),
+    Declined("nine largest", layer("ArgMax", "argmax_param { axis: 2 top_k: 9 }"), "top_k 9, allowed are 1 to 8"),
     Declined(
-        "sum of columns", layer("Reduction", "reduction_param { axis: 3 }"), "axis 3 of an image, allowed are 1 and 2"
+        "place in an image", layer("ArgMax", ""), "no axis with out_max_val False and an input of shape (4, 8, 8)"
     ),
+    Declined("no eps", layer("Normalize", "norm_param { eps: 0 }"), "eps 0, allowed is more than 0, up to 1e+30"),
+    Declined("no size", layer("Interp"), "it needs height and width, or a zoom_factor or shrink_factor of at least 1"),
+    Declined(
+        "enlarged too much", layer("Interp", "interp_param { zoom_factor: 3000 }"), "allowed are up to 16384 a side"
+    ),
+    Declined("padded", layer("Interp", "interp_param { zoom_factor: 2 pad_beg: 1 }"), "pad_beg 1 and pad_end 0"),
+    Declined(
+        "nothing left",
+        layer("Interp", "interp_param { zoom_factor: 2 pad_beg: -4 pad_end: -4 }"),
+        "what crops the image",
+    ),
+    Declined("offsets along columns", layer("Bias", "", "data data"), "axis 1 with two inputs, allowed is 0"),
     Declined("sum of the batch", layer("Reduction", ""), "axis 0, allowed are 1 to 3"),
     Declined("endless sum", layer("Reduction", "reduction_param { axis: 1 coeff: nan }"), "coeff nan"),
     Declined(

@@ -269,6 +269,12 @@ def _moves() -> str:
     text += layer("Tile", "t1", ["a1"], "tile_param { axis: 1 tiles: 3 }") + layer("Permute", "p2", ["third"])
     text += pool("g1", "c1", "pool: AVE global_pooling: true") + ip("i1", "g1", 6) + plain("Sigmoid", "i2", "i1", "i2")
     text += layer("Scale", "m1", ["c1", "i2"], "scale_param { axis: 0 }")
+    text += layer("Bias", "n1", ["c1", "i2"], "bias_param { axis: 0 }") + layer(
+        "Bias", "n2", ["n1", "c1"], "bias_param { axis: 0 }"
+    )
+    text += layer("ArgMax", "a2", ["n2"], "argmax_param { axis: 3 top_k: 2 }")
+    text += layer("ArgMax", "a3", ["n2"], "argmax_param { axis: 1 top_k: 3 out_max_val: true }")
+    text += layer("Reduction", "d0", ["a2"], "reduction_param { axis: 3 operation: ASUM }")
     text += layer("Reduction", "d1", ["m1"], "reduction_param { axis: 2 operation: MEAN coeff: 3 }")
     text += layer("Reduction", "d2", ["m1"], "reduction_param { axis: 1 coeff: 0.01 }")
     text += layer("Reduction", "d3", ["r1"], "reduction_param { axis: -1 operation: ASUM }")
@@ -278,7 +284,9 @@ def _moves() -> str:
     text += (
         layer("Flatten", "f5", ["t1"]) + layer("Flatten", "f6", ["p2"]) + layer("Reshape", "f7", ["d2"], shaped(-1, 1))
     )
-    return text + layer("Concat", "all", ["f2", "f4", "f5", "f6", "d1", "f7", "d3", "d4"]) + ip("ip1", "all", 4)
+    text += layer("Flatten", "f8", ["d0"]) + layer("Flatten", "f9", ["a3"])
+    ends = ["f2", "f4", "f5", "f6", "d1", "f7", "d3", "d4", "f8", "f9"]
+    return text + layer("Concat", "all", ends) + ip("ip1", "all", 4)
 
 
 NETS["moves"] = (_moves(), "ip1", "mean_value: 120 scale: 0.0078125")

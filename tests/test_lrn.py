@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LRN's fixed point: how far it is from the real numbers, for every sum of squares; and its tables' size."""
+"""Powers of sums of squares (LRN, Normalize): how far they are from real numbers, for every sum; and tables' sizes."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from q7.kernels import lrn
 from q7.kernels.lrn import Powers
 from q7.layers.lrn import Across, Within
+from q7.layers.normalize import UnitLength
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats, QFormat
 from q7.target import Target
@@ -27,14 +29,16 @@ def layer(
 
 
 def largest_error(norm: Across | Within, x: int, y: int) -> float:
-    """In steps of the output, over all sums and all inputs that they allow, before rounding.
-
-    Results beyond 128 are saturated: an error below half a step there changes nothing.
-    """
+    """In steps of the output, over all sums and all inputs that they allow, before rounding."""
     powers = norm.quantize(None, LayerFormats(x=QFormat(x), y=QFormat(y)))
     sums = np.arange(norm.cells * 128**2 + 1)
     with np.errstate(over="ignore"):
         real = 2.0 ** (y - x) * (norm.k + norm.alpha / norm.cells * 4.0**-x * sums) ** -norm.beta
+    return error_of(powers, sums, real)
+
+
+def error_of(powers: Powers, sums: np.ndarray, real: np.ndarray) -> float:
+    """Results beyond 128 are saturated: an error below half a step there changes nothing."""
     multipliers = powers.multipliers()
     assert multipliers.max() * 128 + (1 << powers.rshift >> 1) < 1 << 31  # within 32 bits in C
     inputs = np.minimum(np.minimum(np.floor(np.sqrt(sums)), 128), np.floor(128.5 / real))  # the largest not saturated
@@ -121,3 +125,67 @@ def test_numbers_at_the_limits(alpha: float, k: float, x: int, y: int) -> None:
     assert (np.diff(powers.table.astype(int)) <= 0).all()
     assert powers.multipliers().min() >= 0
     assert len(powers.table) < 20_000
+
+
+# --- Normalize --------------------------------------------------------------------------------------------------------
+
+
+def unit(channels: int, eps: float = 1e-10, across_spatial: bool = False) -> UnitLength:
+    made = UnitLength("unit", ("x",), "unit", ((channels, 3, 5),), across_spatial=across_spatial, eps=eps)
+    made.check()
+    return made
+
+
+@given(st.sampled_from([1, 2, 16, 100]), st.floats(1e-12, 10), st.integers(-8, 16), st.integers(-6, 20))
+@example(512, 1e-10, 3, 3)  # SSD's conv4_3_norm
+@settings(max_examples=100, deadline=None)
+def test_lengths_less_than_half_a_step_off_for_every_sum(channels: int, eps: float, x: int, finer: int) -> None:
+    norm, y = unit(channels, eps), x + finer
+    sums = np.arange(channels * 128**2 + 1)
+    real = 2.0 ** (y - x) / np.sqrt(eps + 4.0**-x * sums)
+    assert error_of(norm.quantize(None, LayerFormats(x=QFormat(x), y=QFormat(y))), sums, real) < 0.5
+
+
+@pytest.mark.parametrize("channels", [5, 300])  # multipliers from a list, and computed in the graph
+@pytest.mark.parametrize("across_spatial", [False, True])
+def test_the_model_gives_vectors_the_length_one(channels: int, across_spatial: bool) -> None:
+    norm = unit(channels, across_spatial=across_spatial)
+    image = np.random.default_rng(0).integers(-128, 128, norm.in_shape)
+    image[:, 0] = np.arange(5) == 2  # small sums, and none
+    powers = norm.quantize(None, LayerFormats(x=QFormat(4), y=QFormat(7)))
+    g = OnnxGraph()
+    g.output(norm.kernels[0].build(g, [g.input("x", np.float32, norm.in_shape)], norm, powers, Target()))
+    (found,) = g.session().run(None, {"x": image[None].astype(np.float32)})
+    factors = powers.multipliers()[np.broadcast_to((image**2).sum(axis=None if across_spatial else 0), image.shape)]
+    np.testing.assert_array_equal(
+        found[0], np.clip((image * factors + (1 << powers.rshift >> 1)) >> powers.rshift, -128, 127)
+    )
+
+
+@given(st.integers(0, 24), st.integers(1, 6), st.integers(0, 1 << 30))
+@settings(max_examples=50, deadline=None)
+def test_the_graph_computes_the_listed_multipliers(octave: int, steps: int, seed: int) -> None:
+    rng, most = np.random.default_rng(seed), lrn.MOST_LISTED
+    last = int(lrn._pieces(np.array([most]), octave, steps)[0][0])
+    table = np.sort(rng.integers(0, 1 << 16, last + 2))[::-1].astype(np.uint16)
+    powers = Powers(table, octave, steps, 20, most)
+    sums = np.unique(
+        np.append(rng.integers(0, most + 1, 5000), [0, 1, most, *(1 << np.arange(21)), *(1 << np.arange(21)) - 1])
+    )
+    g = OnnxGraph()
+    g.output(powers.build(g, g.input("x", np.float64, [1])))
+    (found,) = g.session().run(None, {"x": sums[:, None].astype(np.float64)})
+    np.testing.assert_array_equal(found[:, 0], powers.multipliers()[sums])
+
+
+@pytest.mark.parametrize("across_spatial", [False, True])
+def test_float_computation_of_normalize(across_spatial: bool) -> None:
+    """As normalize_layer.cpp defines it; this project's Caffe has no such layer to compare with."""
+    norm = unit(6, 0.5, across_spatial)
+    values = np.random.default_rng(1).normal(size=(2, *norm.in_shape)).astype(np.float32)
+    g = OnnxGraph()
+    g.output(norm.build_float(g, [g.input("x", np.float32, norm.in_shape)], None))
+    (found,) = g.session().run(None, {"x": values})
+    axes = (1, 2, 3) if across_spatial else (1,)
+    expected = values / np.sqrt((values.astype(np.float64) ** 2).sum(axes, keepdims=True) + 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -90,6 +90,7 @@ SETS: dict[str, list[Case]] = {
         ("axis: 1", "", "data"),
         ("operation: MEAN axis: 2", "", "data"),
         ("operation: ASUM axis: 2 coeff: 0.5", "", "data"),
+        ("operation: MEAN axis: 3", "", "data"),
         ("operation: SUMSQ axis: 1", VECTOR, "c"),
     ],
     "ReLU": [("", "", "data"), ("negative_slope: 0.2", "", "data"), ("negative_slope: 1.5", VECTOR, "c")],

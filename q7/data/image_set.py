@@ -78,9 +78,14 @@ class Decoder:
         resized = pictures.resize(np.ascontiguousarray(values.transpose(1, 2, 0)), self.height, self.width)
         return np.ascontiguousarray(resized.transpose(2, 0, 1))
 
+    def check_shape(self, values: np.ndarray, first: tuple[int, ...], where: str) -> None:
+        """Raises Q7Error where values have another shape than the first ones."""
+        if values.shape != first:
+            hint = "" if self.features else ": --resize HEIGHTxWIDTH makes them equal"
+            raise Q7Error(f"{where}: image shape {values.shape}, but the first has {first}{hint}")
+
 
 PLAIN = Decoder()
-EQUAL = ": --resize HEIGHTxWIDTH makes them equal"  # images of different shapes
 Crop = Callable[[np.ndarray], np.ndarray]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from q7 import files
-from q7.data.image_set import EQUAL, PLAIN, Decoder, has_features, parse_datum, place_of
+from q7.data.image_set import PLAIN, Decoder, has_features, parse_datum, place_of
 from q7.errors import Q7Error
 
 TABLES = (".ldb", ".sst")  # files that LevelDB never changes
@@ -80,8 +80,7 @@ def read(path: Path, wanted: Sequence[int], decode: Decoder = PLAIN) -> tuple[np
                 continue
             images.append(decode(datum, where))
             labels.append(datum.label)
-            if images[-1].shape != images[0].shape:
-                raise Q7Error(f"{where}: image shape {images[-1].shape}, but the first has {images[0].shape}{EQUAL}")
+            decode.check_shape(images[-1], images[0].shape, where)
     if not images:
         raise Q7Error(f"the LevelDB '{path}' holds no images")
     return np.stack(images), np.array(labels, np.int32)

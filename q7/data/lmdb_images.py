@@ -19,7 +19,7 @@ import numpy as np
 
 from q7 import files
 from q7.caffe_io import caffe_pb2 as pb
-from q7.data.image_set import EQUAL, PLAIN, Crop, Decoder, StoredImages, has_features, parse_datum, place_of, unchanged
+from q7.data.image_set import PLAIN, Crop, Decoder, StoredImages, has_features, parse_datum, place_of, unchanged
 from q7.data.lmdb_file import LmdbFile
 from q7.errors import Q7Error
 
@@ -43,8 +43,7 @@ def _read_images(
             shape, cropped = pixels.shape, crop(pixels)
             if count * cropped.nbytes <= in_memory:
                 images = np.empty((count, *cropped.shape), cropped.dtype)
-        if pixels.shape != shape:
-            raise Q7Error(f"{where}: image shape {pixels.shape}, but the first has {shape}{EQUAL}")
+        decode.check_shape(pixels, shape, where)
         if images is not None:
             images[done] = crop(pixels)
         labels[done], places[done] = datum.label, (offset, len(value))

@@ -6,22 +6,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from q7.kernels import exact_onnx
 from q7.kernels.base import Array
-from q7.kernels.call import Call, CNames, Statement
-from q7.kernels.contract import AxisView, I_contra
+from q7.kernels.call import Call, CNames, Declaration, Statement
+from q7.kernels.contract import AxisView, I_contra, LargestView
 from q7.kernels.layout import lines
 from q7.kernels.own_loops import OwnLoop
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX
 from q7.target import Target
 
+A_contra = TypeVar("A_contra", bound=AxisView, contravariant=True)
 
-class _Along(OwnLoop[AxisView, I_contra]):
-    def _lines(self, layer: AxisView, c: CNames) -> tuple[str, str, str]:
+
+class _Along(OwnLoop[A_contra, I_contra]):
+    def _lines(self, layer: A_contra, c: CNames) -> tuple[str, str, str]:
         """C's loops over the input; of channels, which a row holds all of, `PIXELS` says how many stretches."""
         stretches, count, distance = map(str, lines(layer.in_shape, layer.axis))
         return c.replaced.get("PIXELS", stretches) if layer.axis == 0 else stretches, count, distance
@@ -43,7 +46,7 @@ class Exponentials:
         return cls(np.rint(np.ldexp(np.exp(-np.ldexp(np.arange(256.0), -fraction_bits)), bits)).astype(np.uint32))
 
 
-class SoftmaxAlong(_Along[Exponentials]):
+class SoftmaxAlong(_Along[AxisView, Exponentials]):
     """exp(x - largest) * 128 / sum of these, rounded half up."""
 
     promises_in_place = True
@@ -64,14 +67,26 @@ class SoftmaxAlong(_Along[Exponentials]):
         return [Array(f"{c.prefix}_TABLE", c.variable("table"), "uint32_t", integers.table)]
 
 
-class ArgMaxAlong(_Along[object]):
-    """The last place of the largest element, as pycaffe's ArgMax gives it."""
+MOST_PLACES = 1 << 16  # beside 8 bits of a value, in 32
 
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: AxisView, integers: object, target: Target) -> str:
-        return g.cast(g.add("ArgMax", xs[0], axis=layer.axis + 1, keepdims=1, select_last_index=1), np.float32)
 
-    def calls(self, layer: AxisView, c: CNames) -> list[Statement]:
-        return [Call(self.name, (c.input, *self._lines(layer, c), c.output))]
+class LargestAlong(_Along[LargestView, object]):
+    """The largest elements or their places, the largest first; of equal ones the last comes first, as in Caffe."""
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: LargestView, integers: object, target: Target) -> str:
+        return largest(g, xs[0], layer)
+
+    def calls(self, layer: LargestView, c: CNames) -> list[Statement]:
+        what = "VALUES" if layer.out_max_val else "PLACES"
+        return [Call(self.name, (c.input, *self._lines(layer, c), str(layer.top_k), what, c.output))]
+
+
+def largest(g: OnnxGraph, x: str, layer: LargestView) -> str:
+    """Of a blob in Caffe's order; ONNX's TopK takes the first of equal ones, and so gets them from the last on."""
+    axis, count = layer.axis + 1, layer.in_shape[layer.axis]
+    backwards = g.add("Gather", x, np.arange(count)[::-1], axis=axis)
+    values, places = g.add_all(2, "TopK", backwards, np.array([layer.top_k]), axis=axis)
+    return values if layer.out_max_val else g.cast(g.add("Sub", np.array(count - 1), places), np.float32)
 
 
 MOST_REDUCED = 1 << 17  # elements, so that sums of squares stay within 32 bits
@@ -96,7 +111,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Reduce(_Along[Ratio]):
+class Reduce(_Along[AxisView, Ratio]):
     """The sum of elements, of their magnitudes or of their squares, times a number; rounded half up."""
 
     terms: str = "ELEMENTS"  # what is added up, in C
@@ -110,12 +125,17 @@ class Reduce(_Along[Ratio]):
         return exact_onnx.saturate(g, g.cast(g.add("Floor", g.add("Add", scaled, np.array(0.5))), np.float32))
 
     def calls(self, layer: AxisView, c: CNames) -> list[Statement]:
-        count = str(math.prod(layer.in_shape) // math.prod(layer.out_shape))
-        # Of an image's channels each, whose cells are as many bytes apart as there are channels; else of neighbours.
-        apart = (str(layer.in_shape[0]), "1") if layer.axis == 1 and len(layer.in_shape) == 3 else ("1", count)
-        sizes = (str(math.prod(layer.out_shape)), apart[1], count, apart[0])
+        outputs, count = math.prod(layer.out_shape), math.prod(layer.in_shape) // math.prod(layer.out_shape)
+        sums = (1, outputs, 0, count, 1)  # of neighbours
+        if layer.axis and len(layer.in_shape) == 3:  # of some of an image's channel, whose cells are apart
+            channels = layer.in_shape[0]
+            sums = (channels, outputs // channels, 1, count * channels, channels)
         ratio = (c.macro("MULTIPLIER"), c.macro("OUT_RSHIFT"))
-        return [Call(self.name, (c.input, *sizes, self.terms, *ratio, c.output))]
+        name = c.variable("out_sums")
+        return [
+            Declaration("const sums_t", name, (*map(str, (*sums[:2], count, *sums[2:])), self.terms)),
+            Call(self.name, (c.input, f"&{name}", *ratio, c.output)),
+        ]
 
     def defines(self, integers: Ratio) -> dict[str, int]:
         return {"MULTIPLIER": integers.multiplier, "OUT_RSHIFT": integers.rshift}

@@ -76,8 +76,15 @@ def _(kernel: own_q7.Deconvolution, layer: Any, target: Target) -> RowForm | Non
 
 
 @row_form.register(own_loops.Product)
-def _(kernel: own_loops.Product, layer: Any, target: Target) -> RowForm | None:
+@row_form.register(own_loops.ChannelSum)
+def _(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
+    """A vector has no rows."""
     return RowForm(kernel) if layer.in_shapes[0] == layer.in_shapes[1] else None
+
+
+@row_form.register(lrn.Length)
+def _(kernel: lrn.Length, layer: Any, target: Target) -> RowForm | None:
+    return None if layer.across_spatial else RowForm(kernel)
 
 
 @row_form.register(own_loops.Concatenate)

@@ -54,6 +54,12 @@ class LrnView(LayerView, Protocol):
         """How many channels, or cells along each axis, are added up."""
 
 
+class LengthView(LayerView, Protocol):
+    @property
+    def across_spatial(self) -> bool:
+        """Whether all squares of an image are added up, and not only those of a pixel."""
+
+
 class WindowedLrnView(LrnView, WindowedView, Protocol):
     """Which adds up cells of an image."""
 
@@ -79,6 +85,18 @@ class AxisView(LayerView, Protocol):
     @property
     def axis(self) -> int:
         """Without the batch's, from 0 on."""
+
+
+class LargestView(AxisView, Protocol):
+    """Which looks for the largest elements."""
+
+    @property
+    def top_k(self) -> int:
+        """How many."""
+
+    @property
+    def out_max_val(self) -> bool:
+        """Whether their values are asked for, and not their places."""
 
 
 class MoveView(LayerView, Protocol):

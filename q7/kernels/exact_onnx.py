@@ -112,17 +112,12 @@ def merge(g: OnnxGraph, xs: Sequence[str], layer: LayerView, operands: Operands,
 
 
 def same_axes(g: OnnxGraph, xs: Sequence[str], layer: LayerView) -> list[str]:
-    """Inputs with as many axes as the output has: a vector and an image of one pixel are the same."""
+    """Inputs with as many axes as the output has: a vector has one number for each channel."""
+    ones = [1] * (len(layer.out_shape) - 1)
     return [
-        x if len(shape) == len(layer.out_shape) else g.add("Reshape", x, np.array([0, shape[0], *layer.out_shape[1:]]))
+        x if len(shape) == len(layer.out_shape) else g.add("Reshape", x, np.array([0, shape[0], *ones]))
         for x, shape in zip(xs, layer.in_shapes)
     ]
-
-
-def each_channel(g: OnnxGraph, x: str, layer: LayerView) -> str:
-    """The second input as it is multiplied with the first: a vector has one number for each channel."""
-    first, second = layer.in_shapes
-    return x if first == second else g.add("Reshape", x, np.array([0, first[0], *[1] * (len(first) - 1)]))
 
 
 def divide(g: OnnxGraph, total: str, count: np.ndarray) -> str:

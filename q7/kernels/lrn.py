@@ -17,7 +17,7 @@ import numpy as np
 
 from q7.kernels.base import Array
 from q7.kernels.call import Call, CNames, Declaration, Statement
-from q7.kernels.contract import L_contra, LrnView, WindowedLrnView
+from q7.kernels.contract import L_contra, LengthView, LrnView, WindowedLrnView
 from q7.kernels.own_loops import OwnLoop, WindowLoop
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX, INT8_MIN
@@ -25,6 +25,7 @@ from q7.target import Target
 
 MOST_CELLS = 1023  # whose squares add up to less than 2**24, which float32 holds exactly
 MOST_OFFSET_BITS = 30  # of what is added to a sum: both stay within 32 bits
+MOST_LISTED = 1 << 21  # sums whose multipliers are listed for a graph; more are computed there
 MOST_FACTOR = 255.0  # 128 and more saturate every input but 0; twice as much, since lines end there
 MOST_RSHIFT = 30
 LINE_ERROR = 2.0**-10  # of a line between two entries, relative to the power
@@ -63,6 +64,23 @@ class Powers:
         table = np.minimum(np.rint(powers * 2.0**shift), np.iinfo(np.uint16).max).astype(np.uint16)
         return cls(table, octave, steps, shift + KEPT_BITS, most)
 
+    def build(self, g: OnnxGraph, sums: str) -> str:
+        """Adds the multipliers of sums to a graph, float64: a table of all sums where that is small."""
+        if self.most < MOST_LISTED:
+            return g.add("Gather", self.multipliers().astype(np.float64), g.cast(sums, np.int64))
+        value = g.add("Add", g.cast(sums, np.float64), np.array(2.0**self.octave))
+        octave = _octave(g, value)
+        fraction = g.add("Mul", value, g.add("Gather", 2.0 ** -np.arange(32.0), octave))  # 1 to 2
+        whole = g.add("Add", g.cast(octave, np.float64), np.array(-1.0 - self.octave))
+        along = g.add("Mul", g.add("Add", fraction, whole), np.array(2.0**self.steps))
+        piece = g.add("Floor", along)
+        place = g.add("Floor", g.add("Mul", g.add("Sub", along, piece), np.array(2.0**PLACE_BITS)))
+        index, table = g.cast(piece, np.int64), self.table.astype(np.float64)
+        here, there = g.add("Gather", table[:-1], index), g.add("Gather", table[1:], index)
+        fall = g.add("Mul", g.add("Sub", here, there), place)
+        line = g.add("Sub", g.add("Mul", here, np.array(2.0**PLACE_BITS)), fall)
+        return g.add("Floor", g.add("Mul", line, np.array(2.0 ** (KEPT_BITS - PLACE_BITS))))
+
     def multipliers(self) -> np.ndarray:
         """Of the sums 0 to `most`, int64, as `power_q7` in own_q7.h computes them."""
         piece, place = _pieces(np.arange(self.most + 1), self.octave, self.steps)
@@ -79,17 +97,25 @@ def _pieces(sums: np.ndarray, octave: int, steps: int) -> tuple[np.ndarray, np.n
     return piece, ((fraction << steps) & 0xFFFFFFFF) >> (32 - PLACE_BITS)
 
 
+def _octave(g: OnnxGraph, value: str) -> str:
+    """floor(log2(value)), int64, of integers below 2**32 as float64."""
+    high = g.add("Floor", g.add("Mul", value, np.array(2.0**-16)))
+    low = g.add("Sub", value, g.add("Mul", high, np.array(2.0**16)))
+    octaves = np.frexp(np.arange(1 << 16))[1].astype(np.int64) - 1
+    above = np.where(octaves < 0, -1, octaves + 16)  # the larger one, if there is any above
+    return g.add("Max", *(g.add("Gather", table, g.cast(x, np.int64)) for table, x in ((above, high), (octaves, low))))
+
+
 class _Lrn(OwnLoop[L_contra, Powers]):
     def _squares(self, g: OnnxGraph, x: str, layer: L_contra) -> str:
         """The sum of squares that belongs to each element."""
         raise NotImplementedError
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: L_contra, integers: Powers, target: Target) -> str:
-        sums = g.cast(self._squares(g, xs[0], layer), np.int64)
-        multipliers = integers.multipliers() * 2.0**-integers.rshift
-        factor = g.add("Gather", multipliers.astype(np.float32), sums)
-        product = g.add("Mul", g.cast(xs[0], np.float64), g.cast(factor, np.float64))
-        rounded = g.add("Floor", g.add("Add", product, np.array(0.5)))
+        multipliers = integers.build(g, self._squares(g, xs[0], layer))
+        product = g.add("Mul", g.cast(xs[0], np.float64), multipliers)
+        scaled = g.add("Mul", product, np.array(2.0**-integers.rshift))
+        rounded = g.add("Floor", g.add("Add", scaled, np.array(0.5)))
         return g.cast(g.clip(rounded, INT8_MIN, INT8_MAX, np.float64), np.float32)
 
     def defines(self, integers: Powers) -> dict[str, int]:
@@ -117,6 +143,23 @@ class Across(_Lrn[LrnView]):
     def calls(self, layer: LrnView, c: CNames) -> list[Statement]:
         sizes = map(c.macro, ("PIXELS", "OUT_CH", "LOCAL_SIZE"))
         return [self._powers(c), Call(self.name, (c.input, *sizes, f"&{c.variable('out_powers')}", c.output))]
+
+
+class Length(_Lrn[LengthView]):
+    """Over all channels of the same pixel, or over the whole image."""
+
+    promises_in_place = True
+
+    def _squares(self, g: OnnxGraph, x: str, layer: LengthView) -> str:
+        axes = np.arange(1, 1 + (len(layer.in_shape) if layer.across_spatial else 1))
+        values = g.cast(x, np.float64)
+        return g.add("ReduceSum", g.add("Mul", values, values), axes)
+
+    def calls(self, layer: LengthView, c: CNames) -> list[Statement]:
+        channels = math.prod(layer.in_shape) if layer.across_spatial else layer.in_shape[0]
+        pixels = c.replaced.get("PIXELS", str(math.prod(layer.in_shape) // channels))
+        arguments = (c.input, pixels, str(channels), f"&{c.variable('out_powers')}", c.output)
+        return [self._powers(c), Call(self.name, arguments)]
 
 
 class Within(_Lrn[WindowedLrnView], WindowLoop[WindowedLrnView, Powers]):

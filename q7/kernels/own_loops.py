@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -64,6 +64,24 @@ class Merge(OwnLoop[LayerView, Operands]):
         return {**{f"FACTOR_{i}": f for i, f in enumerate(integers.factors, 1)}, "OUT_RSHIFT": integers.out_rshift}
 
 
+class ChannelSum(Merge):
+    """Of two inputs, of which the second may be a vector with one number for each channel of the first."""
+
+    def in_place(self, layer: LayerView, promised_only: bool) -> bool:
+        return layer.in_shapes[0] == layer.in_shapes[1]
+
+    def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
+        operands, call = super().calls(layer, c)
+        assert isinstance(call, Call)
+        name, _, size, *limits = call.arguments
+        return [operands, replace(call, arguments=(name, size, _second_size(layer, size), *limits))]
+
+
+def _second_size(layer: LayerView, size: str) -> str:
+    """The elements of a second input, which may be a vector."""
+    return size if layer.in_shapes[0] == layer.in_shapes[1] else str(layer.out_shape[0])
+
+
 class Product(OwnLoop[LayerView, Shift]):
     """x * y, shifted; a second input that is a vector has one number for each channel of the first."""
 
@@ -72,16 +90,15 @@ class Product(OwnLoop[LayerView, Shift]):
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Shift, target: Target) -> str:
         """Exact in float32: products have 15 bits."""
-        total = g.add("Mul", xs[0], exact_onnx.each_channel(g, xs[1], layer))
+        total = g.add("Mul", *exact_onnx.same_axes(g, xs, layer))
         total = g.add("Mul", total, np.array(2.0**-integers, np.float32))
         half = np.array(0.5 if integers > 0 else 0, np.float32)
         return exact_onnx.saturate(g, g.add("Floor", g.add("Add", total, half)))
 
     def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
         size = c.macro("SIZE")
-        second = size if layer.in_shapes[0] == layer.in_shapes[1] else str(layer.out_shape[0])
         shifts = (c.macro("OUT_LSHIFT"), c.macro("OUT_RSHIFT"))
-        return [Call(self.name, (*c.inputs, size, second, *shifts, c.output))]
+        return [Call(self.name, (*c.inputs, size, _second_size(layer, size), *shifts, c.output))]
 
     def defines(self, integers: Shift) -> dict[str, int]:
         return {"OUT_LSHIFT": max(-integers, 0), "OUT_RSHIFT": max(integers, 0)}

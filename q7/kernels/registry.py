@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from q7.kernels import along_axis, arm_q7, arm_s4, arm_s8, channelwise, lrn, moves, own_loops, own_q7
+from q7.kernels import along_axis, arm_q7, arm_s4, arm_s8, channelwise, interpolation, lrn, moves, own_loops, own_q7
 from q7.kernels import constraints as needs
 from q7.kernels.base import Bounds, Integers, IntWidth, Kernels, Operands
 from q7.kernels.contract import (
     AverageView,
     AxisView,
     ConvolutionView,
+    LargestView,
     LayerView,
+    LengthView,
     LrnView,
     MoveView,
     SumView,
@@ -101,18 +103,21 @@ AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
     *OWN_AVERAGE_POOL,
 )
 LRN_ACROSS: Kernels[LrnView, Powers] = (lrn.Across("lrn_across_q7"),)
+LENGTH: Kernels[LengthView, Powers] = (lrn.Length("normalize_q7"),)
 LRN_WITHIN: Kernels[WindowedLrnView, Powers] = (lrn.Within("lrn_within_q7"),)
 SUM: Kernels[SumView, Operands] = (
     arm_s8.Add("arm_elementwise_add_s8", (needs.plain_sum_of_two, needs.vector_core)),
     own_loops.Merge("add_q7"),
 )
 MAXIMUM: Kernels[LayerView, Operands] = (own_loops.Merge("max_q7", op="Max"),)
+INTERPOLATION: Kernels[LayerView, object] = (interpolation.Bilinear("interpolate_q7"),)
 MOVE: Kernels[MoveView, object] = (moves.Move("move_q7", (needs.even_steps,)),)
 WEIGHTED_SUM: Kernels[LayerView, Operands] = (own_loops.Merge("add_q7"),)
+SUM_BY_INPUT: Kernels[LayerView, Operands] = (own_loops.ChannelSum("add_channels_q7"),)
 PRODUCT: Kernels[LayerView, Shift] = (own_loops.Product("multiply_q7"),)
 CONCAT: Kernels[AxisView, Rescalings] = (own_loops.Concatenate("concat_q7"),)
 SOFTMAX: Kernels[AxisView, along_axis.Exponentials] = (along_axis.SoftmaxAlong("softmax_along_q7"),)
-ARG_MAX: Kernels[AxisView, object] = (along_axis.ArgMaxAlong("argmax_along_q7"),)
+LARGEST: Kernels[LargestView, object] = (along_axis.LargestAlong("largest_along_q7"),)
 SUM_ALONG: Kernels[AxisView, along_axis.Ratio] = (along_axis.Reduce("reduce_q7"),)
 SUM_OF_MAGNITUDES: Kernels[AxisView, along_axis.Ratio] = (along_axis.Reduce("reduce_q7", terms="MAGNITUDES"),)
 SUM_OF_SQUARES: Kernels[AxisView, along_axis.Ratio] = (along_axis.Reduce("reduce_q7", terms="SQUARES"),)

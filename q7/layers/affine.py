@@ -12,7 +12,7 @@ import numpy as np
 from q7.kernels import registry
 from q7.kernels.channelwise import Gains
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
-from q7.layers.merges import ScaleByInput
+from q7.layers.merges import BiasByInput, ScaleByInput
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import LayerFormats
 
@@ -147,3 +147,8 @@ class Bias(Affine):
 
     def blobs(self, weights: Weights) -> list[np.ndarray]:
         return [weights[1]]
+
+
+def bias(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
+    """The class of a Bias layer."""
+    return BiasByInput if len(in_shapes) > 1 else Bias

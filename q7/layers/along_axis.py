@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from q7.kernels import registry
-from q7.kernels.along_axis import MOST_REDUCED, Exponentials, Ratio
+from q7.kernels.along_axis import MOST_PLACES, MOST_REDUCED, Exponentials, Ratio, largest
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.layers.moves import axis_of
 from q7.onnx_graph import OnnxGraph
@@ -55,35 +55,44 @@ class Softmax(_Along):
         return Exponentials.of(formats.x.fraction_bits, self.in_shape[self.axis])
 
 
-@computed_by(registry.ARG_MAX)
+@computed_by(registry.LARGEST)
+@dataclass(frozen=True, eq=False)
 class ArgMax(_Along):
-    """The place of the largest along an axis, an integer up to 127; of equal ones, the last."""
+    """The places of the top_k largest along an axis, integers up to 127, or with out_max_val their values.
+
+    Of equal ones, the last comes first.
+    """
 
     caffe_type = "ArgMax"
+
+    top_k: int = 1
+    out_max_val: bool = False
 
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param, shape = message.argmax_param, in_shapes[0]
-        if param.out_max_val or param.top_k != 1:
-            raise Declined(f"out_max_val {param.out_max_val} and top_k {param.top_k}, allowed are False and 1")
-        if not param.HasField("axis") and math.prod(shape) > shape[0]:
-            raise Declined(f"no axis with an input of shape {shape}")
-        return {"axis": axis_of(param, shape) if param.HasField("axis") else 0}
+        if not param.HasField("axis") and (math.prod(shape) > shape[0] or param.out_max_val):
+            raise Declined(f"no axis with out_max_val {param.out_max_val} and an input of shape {shape}")
+        axis = axis_of(param, shape) if param.HasField("axis") else 0
+        return {"axis": axis, "top_k": param.top_k, "out_max_val": param.out_max_val}
 
     def check(self) -> None:
         super().check()
-        if self.in_shape[self.axis] > INT8_MAX + 1:
-            raise Declined(f"axis {self.axis + 1} has {self.in_shape[self.axis]} places, 8 bits hold {INT8_MAX + 1}")
+        places, most = self.in_shape[self.axis], MOST_PLACES if self.out_max_val else INT8_MAX + 1
+        if places > most:
+            raise Declined(f"axis {self.axis + 1} has {places} places, allowed are {most}")
+        if not 1 <= self.top_k <= places:
+            raise Declined(f"top_k {self.top_k}, allowed are 1 to {places}")
 
     @property
     def out_shape(self) -> Shape:
-        return tuple(1 if axis == self.axis else extent for axis, extent in enumerate(self.in_shape))
+        return tuple(self.top_k if axis == self.axis else extent for axis, extent in enumerate(self.in_shape))
 
     def inherited(self, x: QFormat) -> QFormat:
-        return QFormat(0)
+        return x if self.out_max_val else QFormat(0)
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.cast(g.add("ArgMax", xs[0], axis=self.axis + 1, keepdims=1, select_last_index=1), np.float32)
+        return largest(g, xs[0], self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +112,6 @@ class Reduction(_Along):
 
     def check(self) -> None:
         super().check()
-        if self.axis == 2 and len(self.in_shape) == 3:
-            raise Declined("axis 3 of an image, allowed are 1 and 2")
         if not math.isfinite(self.coeff):
             raise Declined(f"coeff {self.coeff:g}")
         if self.count >= MOST_REDUCED:

@@ -12,7 +12,7 @@ import numpy as np
 
 from q7.kernels import registry
 from q7.kernels.base import Operands
-from q7.kernels.exact_onnx import each_channel, same_axes
+from q7.kernels.exact_onnx import same_axes
 from q7.kernels.own_loops import (
     MOST_ALIGNMENT,
     MOST_MERGED_RSHIFT,
@@ -147,7 +147,7 @@ class _Product(_Eltwise):
         return own - MOST_MERGED_RSHIFT, own + MOST_PRODUCT_LSHIFT
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        return g.add("Mul", xs[0], each_channel(g, xs[1], self))
+        return g.add("Mul", *same_axes(g, xs, self))
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Shift:
         assert formats.y
@@ -161,19 +161,15 @@ class Product(_Product):
     variant = "PROD"
 
 
-@computed_by(registry.PRODUCT)
-class ScaleByInput(_Product):
-    """Of two inputs: the product with a blob of the same shape, or with a vector of one number for each channel."""
+class _ByInput(_Eltwise):
+    """With a blob of the same shape, or with a vector of one number for each channel."""
 
-    caffe_type = "Scale"
     variant = "two inputs"
     elementwise = False
+    most_inputs = 2
 
-    @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
-        param = message.scale_param
-        if param.bias_term:
-            raise Declined("bias_term with two inputs")
+    @staticmethod
+    def _axis(param: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         if param.axis not in (0, -1 - len(in_shapes[0])):
             raise Declined(f"axis {param.axis} with two inputs, allowed is 0")
         return {}
@@ -183,6 +179,36 @@ class ScaleByInput(_Product):
         if len(self.in_shapes) != 2 or second not in (first, first[:1], (*first[:1], 1, 1)):
             shapes = ", ".join(map(str, self.in_shapes))
             raise Declined(f"inputs of shapes {shapes}: the second may be as the first, or have a number per channel")
+
+
+@computed_by(registry.PRODUCT)
+class ScaleByInput(_ByInput, _Product):
+    """Of two inputs: the product with a blob of the same shape, or with a vector of one number for each channel."""
+
+    caffe_type = "Scale"
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        if message.scale_param.bias_term:
+            raise Declined("bias_term with two inputs")
+        return cls._axis(message.scale_param, in_shapes)
+
+
+@computed_by(registry.SUM_BY_INPUT)
+class BiasByInput(_ByInput):
+    """Of two inputs: the sum with a blob of the same shape, or with a vector of one number for each channel."""
+
+    caffe_type = "Bias"
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return cls._axis(message.bias_param, in_shapes)
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return g.add("Add", *same_axes(g, xs, self))
+
+    def quantize(self, weights: Weights | None, formats: LayerFormats) -> Operands:
+        return self._operands(formats, (False, False))
 
 
 def eltwise(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from q7.kernels.base import AnyKernel
-from q7.layers import activations, affine, along_axis, functions, lrn, merges, moves, windowed
+from q7.layers import activations, affine, along_axis, functions, interp, lrn, merges, moves, normalize, windowed
 from q7.layers.base import Layer, Shape
 from q7.layers.input import Features, Input
 from q7.layers.passthrough import PowersSoftmax
@@ -22,6 +22,7 @@ CLASSES: tuple[type[Layer], ...] = (
     windowed.GlobalAveragePooling,
     lrn.Across,
     lrn.Within,
+    *normalize.CLASSES,
     activations.ReLU,
     activations.LeakyReLU,
     activations.PReLU,
@@ -38,8 +39,10 @@ CLASSES: tuple[type[Layer], ...] = (
     merges.Maximum,
     merges.Product,
     merges.ScaleByInput,
+    merges.BiasByInput,
     merges.Concat,
     *moves.CLASSES,
+    *interp.CLASSES,
     *along_axis.CLASSES,
 )
 _COMPUTED: tuple[type[Layer], ...] = (Input, Features, *CLASSES, PowersSoftmax)
@@ -48,8 +51,11 @@ LAYERS: dict[str, type[Layer] | Callable[[Any, tuple[Shape, ...]], type[Layer]]]
     **{cls.caffe_type: cls for cls in CLASSES},
     **dict.fromkeys(("Convolution", *windowed.DEPTHWISE), windowed.convolution),
     "Pooling": windowed.pooling,
+    "Bias": affine.bias,
     "Eltwise": merges.eltwise,
+    "Interp": interp.Interp,
     "LRN": lrn.lrn,
+    "Normalize": normalize.UnitLength,
     "Reduction": along_axis.reduction,
     "ReLU": activations.relu,
     "Scale": affine.scale,

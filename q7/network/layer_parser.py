@@ -99,6 +99,9 @@ class LayerParser:
     def read(self, message: Any) -> None:
         """Adds the layers that a message stands for, if any; raises Declined."""
         missing = [blob for blob in message.bottom if blob not in self.written]
+        for blob in missing:
+            if source := next((name for name, tops in self.tops.items() if blob in tops), ""):
+                raise Declined(f"its input '{blob}' is another top than the first of layer '{source}': not supported")
         if missing or not message.bottom or not message.top:
             raise Declined(f"no layer writes its input '{', '.join(missing)}'")
         if message.type in IDENTITIES:
@@ -121,7 +124,8 @@ class LayerParser:
                 self.flat[message.top[0]] = layers[0]
             return
         for layer in layers:
-            self._add(layer, message.bottom, message.top if len(layers) == 1 else (layer.blob,))
+            bottoms = message.bottom if layer.inputs == inputs else layer.inputs
+            self._add(layer, bottoms, message.top if len(layers) == 1 else (layer.blob,))
         if stays_flat and flat[0]:
             self.flat[layers[0].blob] = replace(flat[0], inputs=(layers[0].name,))
 

@@ -44,6 +44,16 @@ INLINE void max_q7(const operand_t *operands, int count, int size, int out_rshif
     }
 }
 
+/* Sums of `size` elements with as many others, or again and again with `others` numbers. */
+INLINE void add_channels_q7(const operand_t *operands, int size, int others, int out_rshift, q31_t low, q31_t high,
+                            q7_t *out)
+{
+    for (int i = 0; i < size; i += others) {
+        const operand_t part[] = {{operands[0].data + i, operands[0].factor}, operands[1]};
+        add_q7(part, 2, others, out_rshift, low, high, out + i);
+    }
+}
+
 /* Products of `size` elements with as many others, or again and again with `others` numbers; the output may be the first
  * input, and the second where it is as large. */
 INLINE void multiply_q7(const q7_t *in_1, const q7_t *in_2, int size, int others, int lshift, int rshift, q7_t *out)
@@ -215,6 +225,37 @@ static inline void softmax_q7(const q7_t *in, int size, q7_t *out)
     }
 }
 
+/* The place in one direction that an output's cell has among the input's: the first and the last have the same. */
+typedef struct {
+    int cell, next; /* elements from the image's, or the row's, begin */
+    q31_t part;     /* of the way to the next one, in 2048ths */
+} place_t;
+
+static inline place_t place_among(int out, int outs, int ins, int apart)
+{
+    const int steps = outs > 1 ? outs - 1 : 1, way = outs > 1 ? out * (ins - 1) : 0;
+    const place_t place = {way / steps * apart, (way / steps < ins - 1 ? way / steps + 1 : ins - 1) * apart,
+                           (way % steps * 2048 + steps / 2) / steps};
+    return place;
+}
+
+/* Each element of an enlarged or reduced image on the straight lines between its four neighbours. */
+static inline void interpolate_q7(const q7_t *in, int in_y, int in_x, int channels, int out_y, int out_x, q7_t *out)
+{
+    for (int oy = 0; oy < out_y; oy++) {
+        const place_t y = place_among(oy, out_y, in_y, in_x * channels);
+        for (int ox = 0; ox < out_x; ox++) {
+            const place_t x = place_among(ox, out_x, in_x, channels);
+            for (int c = 0; c < channels; c++) {
+                const q7_t *const above = in + y.cell + c, *const below = in + y.next + c;
+                const q31_t first = above[x.cell] * (2048 - x.part) + above[x.next] * x.part;
+                const q31_t second = below[x.cell] * (2048 - x.part) + below[x.next] * x.part;
+                *out++ = (q7_t)((first * (2048 - y.part) + second * y.part + (1 << 21)) >> 22);
+            }
+        }
+    }
+}
+
 /* exp(x - largest) * 128 / the sum of these along an axis: `count` elements, `distance` from each other, in each of some
  * stretches of memory. The table has exp of 0, -1, ... -255; the output may be the input. */
 static inline void softmax_along_q7(const q7_t *in, int stretches, int count, int distance, const uint32_t *table, q7_t *out)
@@ -235,16 +276,26 @@ static inline void softmax_along_q7(const q7_t *in, int stretches, int count, in
     }
 }
 
-/* The last place of the largest element along an axis. */
-static inline void argmax_along_q7(const q7_t *in, int stretches, int count, int distance, q7_t *out)
+typedef enum { PLACES, VALUES } largest_t;
+
+/* The `most` largest elements along an axis, or their places, the largest first; of equal ones, the last comes first. */
+static inline void largest_along_q7(const q7_t *in, int stretches, int count, int distance, int most, largest_t what,
+                                    q7_t *out)
 {
     for (int i = 0; i < stretches * distance; i++) {
         const q7_t *const line = in + i / distance * count * distance + i % distance;
-        int place = 0;
-        for (int k = 1; k < count; k++) {
-            place = line[k * distance] >= line[place * distance] ? k : place;
+        q7_t *to = out + i / distance * most * distance + i % distance;
+        q31_t last = INT32_MAX;
+        for (int n = 0; n < most; n++) {
+            q31_t next = INT32_MIN; /* value and place as one number */
+            for (int k = 0; k < count; k++) {
+                const q31_t element = line[k * distance] * 65536 + k;
+                next = element > next && element < last ? element : next;
+            }
+            *to = (q7_t)(what == VALUES ? next >> 16 : next & 0xFFFF);
+            to += distance;
+            last = next;
         }
-        out[i] = (q7_t)place;
     }
 }
 
@@ -257,17 +308,24 @@ INLINE q7_t scaled_sum_q7(q31_t sum, int multiplier, int rshift)
 /* What is added up of each element. */
 typedef enum { ELEMENTS, MAGNITUDES, SQUARES } terms_t;
 
-/* Sums over `count` elements, `distance` from each other, times a number; the next output's are `apart` from them. */
-INLINE void reduce_q7(const q7_t *in, int outputs, int apart, int count, int distance, terms_t terms, int multiplier,
-                      int rshift, q7_t *out)
+/* Sums of `count` elements, `distance` from each other; how far apart those of the next group, and of the next sum, are. */
+typedef struct {
+    int groups, sums, count, group_apart, apart, distance;
+    terms_t terms;
+} sums_t;
+
+/* Sums times a number. */
+INLINE void reduce_q7(const q7_t *in, const sums_t *s, int multiplier, int rshift, q7_t *out)
 {
-    for (int o = 0; o < outputs; o++) {
-        q31_t sum = 0;
-        for (int k = 0; k < count; k++) {
-            const q31_t x = in[o * apart + k * distance];
-            sum += terms == SQUARES ? x * x : terms == MAGNITUDES && x < 0 ? -x : x;
+    for (int g = 0; g < s->groups; g++) {
+        for (int i = 0; i < s->sums; i++) {
+            q31_t sum = 0;
+            for (int k = 0; k < s->count; k++) {
+                const q31_t x = in[g * s->group_apart + i * s->apart + k * s->distance];
+                sum += s->terms == SQUARES ? x * x : s->terms == MAGNITUDES && x < 0 ? -x : x;
+            }
+            *out++ = scaled_sum_q7(sum, multiplier, rshift);
         }
-        out[o] = scaled_sum_q7(sum, multiplier, rshift);
     }
 }
 
@@ -375,6 +433,20 @@ static inline void lrn_across_q7(const q7_t *in, int pixels, int channels, int s
         }
         in += channels;
         out += channels;
+    }
+}
+
+/* Each element times a power of the sum of squares of all channels of its pixel. */
+static inline void normalize_q7(const q7_t *in, int pixels, int channels, const powers_t *p, q7_t *out)
+{
+    for (int i = 0; i < pixels; i++) {
+        q31_t sum = 0;
+        for (int c = 0; c < channels; c++) {
+            sum += in[c] * in[c];
+        }
+        for (int c = 0; c < channels; c++) {
+            *out++ = normalized_q7(*in++, p, sum);
+        }
     }
 }
 
