@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes one line at a time where a rule stands, in a copy of the project, and says which changes no test sees.
 
-Run from the project's root: python -m tests.benchmarks.mutants [--count N] [--seed N] [--only TEXT] [--jobs N]
+All tests run once first, to record which of them come to which line of Python: a changed line gets those alone.
+Run from the project's root, with pytest-cov: python -m tests.benchmarks.mutants [--count N] [--seed N] [--only TEXT]
+[--jobs N] [--record FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import re
@@ -20,10 +23,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from xml.etree import ElementTree
+
+from coverage import CoverageData
 
 from tests.support import ROOT, SHARED
 
-# Where rules stand, and the tests that must see them change, the fastest first.
+# Where rules stand, and the tests that must see them change, the fastest first; a line of Python that the record has
+# gets the tests that come to it instead.
 RULES = {
     "q7/qformat.py": "qformat search_device device",
     "q7/target.py": "qformat device device_s8 codegen_golden",
@@ -42,6 +49,7 @@ RULES = {
     "templates/portable_s8/*.c": "device_s8 codegen_random",
 }
 SECONDS = 300  # of a mutant's tests; what takes longer hangs
+MOST_SECONDS = 60  # of the tests that come to a mutant's line, as they were recorded
 SWAPS = [
     (r"<=", "<"),
     (r">=", ">"),
@@ -81,7 +89,7 @@ class Mutant:
     line: int
     before: str
     after: str
-    tests: str
+    tests: list[str]
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.before.strip()}  ->  {self.after.strip()}"
@@ -104,7 +112,44 @@ def _changes(line: str) -> Iterator[str]:
             yield line[: match.start()] + str(int(match.group()) + 1) + line[match.end() :]
 
 
-def mutants() -> list[list[Mutant]]:
+class Record:
+    """Which tests come to which lines, and their seconds."""
+
+    def __init__(self, folder: Path, jobs: int) -> None:
+        coverage, times = folder / "coverage", folder / "times.xml"
+        if not times.exists():
+            modules = [_module(name) for name in dict.fromkeys(" ".join(RULES.values()).split())]
+            command = [sys.executable, "-m", "pytest", "-n", str(jobs), f"--junit-xml={times}", *modules]
+            command += ["--cov=q7", "--cov-context=test", "--cov-report="]
+            subprocess.run(command, cwd=ROOT, env={**os.environ, "COVERAGE_FILE": str(coverage)}, check=False)
+        self._data = CoverageData(str(coverage))
+        self._data.read()
+        self._seconds = {
+            f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}": float(case.get("time", 0))
+            for case in ElementTree.parse(times).iter("testcase")
+            if not len(case)  # one that fails as it is, or is skipped, says nothing
+        }
+
+    def tests(self, file: str, line: int) -> list[str]:
+        """Those that come to the line, or to the one where its statement begins: one of each function first."""
+        lines = self._data.contexts_by_lineno(str(ROOT / file))
+        contexts: list[str] = next((lines[i] for i in range(line, max(line - 6, 0), -1) if any(lines.get(i, ()))), [])
+        by_function: dict[str, list[str]] = {}
+        for test in sorted({c.rpartition("|")[0] for c in contexts} & {*self._seconds}, key=self._seconds.__getitem__):
+            by_function.setdefault(test.partition("[")[0], []).append(test)
+        chosen, seconds = [], 0.0
+        for test in filter(None, itertools.chain(*itertools.zip_longest(*by_function.values()))):
+            seconds += self._seconds[test]
+            if seconds < MOST_SECONDS:
+                chosen.append(test)
+        return chosen
+
+
+def _module(name: str) -> str:
+    return f"tests/test_{name}.py"
+
+
+def mutants(record: Record) -> list[list[Mutant]]:
     """All of them, by lines."""
     found = []
     for pattern, tests in RULES.items():
@@ -116,7 +161,8 @@ def mutants() -> list[list[Mutant]]:
                     text ^= quotes % 2 == 1
                     continue
                 name = str(path.relative_to(ROOT))
-                found.append([Mutant(name, number, line, after, tests) for after in _changes(line)])
+                near = (path.suffix == ".py" and record.tests(name, number)) or [*map(_module, tests.split())]
+                found.append([Mutant(name, number, line, after, near) for after in _changes(line)])
     return [changes for changes in found if changes]
 
 
@@ -140,8 +186,7 @@ def lives(mutant: Mutant, copy: Path) -> bool:
     assert lines[mutant.line - 1] == mutant.before
     lines[mutant.line - 1] = mutant.after
     path.write_text("\n".join(lines))
-    tests = [f"tests/test_{name}.py" for name in mutant.tests.split()]
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
     environment = {**os.environ, "HYPOTHESIS_DATABASE": "none"}
     try:
         ended = subprocess.run(command, cwd=copy, capture_output=True, env=environment, timeout=SECONDS, check=False)
@@ -158,8 +203,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="of the files whose names contain this")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at once, each in a copy of its own")
+    parser.add_argument("--record", type=Path, help="folder that keeps what the first run of all tests says")
     args = parser.parse_args()
-    rng, lines = random.Random(args.seed), [changes for changes in mutants() if args.only in changes[0].file]
+    with tempfile.TemporaryDirectory() as name:
+        record = Record((args.record or Path(name)).resolve(), args.jobs)
+        lines = [changes for changes in mutants(record) if args.only in changes[0].file]
+    rng = random.Random(args.seed)
     chosen = [rng.choice(changes) for changes in rng.sample(lines, min(args.count, len(lines)))]
     survivors = 0
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(args.jobs) as pool:
