@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from q7.caffe_io.prototxt import read_prototxt
@@ -220,6 +221,19 @@ def resnet(last: str = "") -> str:
     return DATA + text + (last or pool("pool5", "res3b", 4, 1, "pool: AVE")) + ip("fc", "pool5", 10) + trained("fc")
 
 
+def nvcaffe() -> str:
+    """What NVIDIA's branch says of how it computes, and gains and offsets of its batch normalisation."""
+    head = "default_forward_type: FLOAT16 default_backward_type: FLOAT16 default_forward_math: FLOAT\n"
+    head += 'global_grad_scale: 1000 default_conv_algos_override: "1,-1,-1" reduce_buckets: 3\n'
+    data = DATA.replace("data_param {", "data_param { threads: 2 parser_threads: 3 cache: true shuffle: false")
+    data = data.replace("TEST }", "TEST } transform_param { use_gpu_transform: true }")
+    text = conv("conv1", "data", 16, 3, "cudnn_convolution_algo_seeker: FINDEX").replace(
+        "layer {", "layer { forward_type: FLOAT forward_math: FLOAT", 1
+    )
+    text += layer("BatchNorm", "bn1", "conv1", "batch_norm_param { scale_bias: true }") + relu("bn1")
+    return head + data + text + ip("fc", "bn1", 10) + trained("fc")
+
+
 def preactivated() -> str:
     text = conv("conv1", "data", 16, 3, "pad: 1") + layer("BatchNorm", "bn1", "conv1") + relu("bn1")
     text += (
@@ -424,6 +438,7 @@ CASES = {
         fully_convolutional, declined=("'prob' has shape (10, 32, 32), allowed is one value for each class",)
     ),
     "segmentation": Case(segmentation, declined=("'c' has shape (4, 32, 32), allowed is one value for each class",)),
+    "NVCaffe": Case(nvcaffe, 4),
     "attention": Case(attention, 5),
     "leaky": Case(leaky, 4),
     "steep": Case(steep, 4),
@@ -472,3 +487,22 @@ def test_parsed_and_placed(name: str, tmp_path: Path) -> None:
     plan = rows.plan(quantized)
     files = emit.render(quantized, plan, Options("host"))
     assert all(integer.kernel.name in files["main.cpp"] for integer in layers)
+
+
+def test_gains_of_a_batch_normalisation_are_those_of_a_scale_behind_it(tmp_path: Path) -> None:
+    """NVCaffe's scale_bias; also where neither can go into weights, and in the blobs that are written."""
+    nv = parse(tmp_path, Case(nvcaffe))
+    blobs = random_weights(nv)
+    one = simplify(attach_weights(nv, blobs))
+    behind = layer("Scale", "s1", "bn1", "scale_param { bias_term: true }", "bn1") + relu("bn1")
+    text = nvcaffe().replace("batch_norm_param { scale_bias: true }", "").replace(relu("bn1"), behind)
+    split = {**blobs, "bn1": blobs["bn1"][:3], "s1": blobs["bn1"][3:]}
+    assert len(split["s1"]) == 2
+    two = simplify(attach_weights(parse(tmp_path, Case(lambda: text)), split))
+    for name in one.weights:
+        for found, expected in zip(one.weights[name], two.weights[name]):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+    (norm,) = (layer for layer in nv.layers if layer.name == "bn1")
+    pair = norm.load(blobs["bn1"])
+    for found, expected in zip(norm.load([*norm.blobs(pair)]), pair):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)

@@ -26,7 +26,8 @@ def _array(blob: Any, where: str) -> np.ndarray:
     if not blob.HasField("shape") and (values.size != 1 or any(map(blob.HasField, old))):
         shape = tuple(getattr(blob, name) for name in old)
     if min(shape, default=1) < 0 or math.prod(shape) != values.size:
-        raise Q7Error(f"{where}: a blob of shape {shape} holds {values.size} values")
+        hint = "" if values.size else ": has NVCaffe written it without store_blobs_in_old_format in its solver?"
+        raise Q7Error(f"{where}: a blob of shape {shape} holds {values.size} values{hint}")
     return values.reshape(shape)
 
 

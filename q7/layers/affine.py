@@ -51,38 +51,45 @@ def _each_channel(param: Any) -> None:
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm(Affine):
-    """(x - mean) / sqrt(variance + eps), from sums that the third blob divides (Caffe's batch_norm_layer.cpp)."""
+    """(x - mean) / sqrt(variance + eps), from sums that the third blob divides (Caffe's batch_norm_layer.cpp).
+
+    With NVCaffe's scale_bias, a trained gain and offset follow.
+    """
 
     caffe_type = "BatchNorm"
 
     eps: float = 1e-5
+    scale_bias: bool = False
 
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.batch_norm_param
         if param.HasField("use_global_stats") and not param.use_global_stats:
             raise Declined("use_global_stats false in the TEST phase: each batch would have its own mean and variance")
-        return {"eps": param.eps}
+        return {"eps": param.eps, "scale_bias": param.scale_bias}
 
     def weight_shapes(self) -> tuple[Shape, ...]:
         channels = self.in_shape[:1]
-        return channels, channels, (1,)
+        return (channels, channels, (1,), *(channels, channels) * self.scale_bias)
 
     def load(self, blobs: Sequence[np.ndarray]) -> Weights:
-        mean, variance, factor = (blob.astype(np.float64) for blob in blobs)
+        mean, variance, factor, *line = (blob.astype(np.float64) for blob in blobs)
         unit = 1 / factor if factor[0] != 0 else 0 * factor
         with np.errstate(all="ignore"):  # what is no number is refused where it is folded
             gain = 1 / np.sqrt(variance * unit + self.eps)
-        return gain, -mean * unit * gain
+        offset = -mean * unit * gain
+        return (gain * line[0], offset * line[0] + line[1]) if line else (gain, offset)
 
     def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
-        return [-offset, np.full_like(offset, 1 - self.eps), np.ones(1)]
+        return self.blobs((np.ones_like(offset), offset))
 
     def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
-        return bool((gain > 0).all())
+        return self.scale_bias or bool((gain > 0).all())
 
     def blobs(self, weights: Weights) -> list[np.ndarray]:
         gain, offset = (values.astype(np.float64) for values in weights)
+        if self.scale_bias:
+            return [np.zeros_like(gain), np.full_like(gain, 1 - self.eps), np.ones(1), gain, offset]
         return [-offset / gain, gain**-2 - self.eps, np.ones(1)]
 
 
