@@ -38,7 +38,7 @@ try:
     for key, value in plyvel.DB(sys.argv[1], create_if_missing=False):
         sys.stdout.buffer.write(struct.pack("<QQ", len(key), len(value)) + key + value)
 except plyvel.Error as error:
-    sys.exit(str(error))
+    sys.exit(error.args[0].decode() if isinstance(error.args[0], bytes) else str(error))
 """
 SIZES = struct.Struct("<QQ")
 
