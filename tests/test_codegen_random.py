@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from q7.codegen import boards, emit, known_answers, lowering, rows
 from q7.codegen.boards import Options
+from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan, Section
 from q7.network.quantized import QuantizedNetwork
 from q7.store import record
@@ -68,6 +69,20 @@ def longest_runs(network: QuantizedNetwork, promised_only: bool) -> RowPlan:
     return planner.plan(sections)
 
 
+def check_on_host(
+    folder: Path, network: QuantizedNetwork, plan: RowPlan, answers: KnownAnswers, kernels: dict[Target, Path]
+) -> None:
+    target = network.target
+    emit.write(folder, emit.render(network, plan, Options("host"), answers))
+    compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
+    objects: list[str | Path] = ["-x", "none", kernels[target]] if target in kernels else []
+    done = run(*compiler, folder / "main.cpp", *objects, "-o", folder / "network")
+    assert done.returncode == 0, done.stderr
+    done = run(folder / "network")
+    assert done.returncode == 0, done.stdout
+    assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in done.stdout
+
+
 @given(
     prototxts(),
     st.sampled_from([*TARGETS, *OWN_TARGETS]),
@@ -114,14 +129,38 @@ def test_program_computes_what_the_model_predicts(
         plan = longest_runs(lowered, promised_only) if ram == "runs" else rows.plan(lowered, promised_only, ram)
         assert ram != "least" or plan.memory.arena_bytes <= rows.plan(lowered, promised_only).memory.arena_bytes
         np.testing.assert_array_equal(results, device_order(plan.lower(lowered), images))
-        emit.write(folder, emit.render(lowered, plan, Options("host"), answers))
-        compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
-        objects: list[str | Path] = ["-x", "none", kernels[target]] if target in kernels else []
-        done = run(*compiler, folder / "main.cpp", *objects, "-o", folder / "network")
-        assert done.returncode == 0, done.stderr
-        done = run(folder / "network")
-        assert done.returncode == 0, done.stdout
-        assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in done.stdout
+        check_on_host(folder, lowered, plan, answers, kernels)
+
+
+ROWS = {  # a network, its images, and what its program must have
+    "zeros below the source": (
+        'layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 4 '
+        'kernel_size: 3 pad: 1 } } layer { name: "p" type: "Pooling" bottom: "c" top: "p" pooling_param { '
+        "kernel_size: 2 stride: 2 } }",
+        (4, 6, 6),
+        "memset(data_rows->data",
+    ),
+    "rows of one byte": (
+        'layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 1 kernel_h: 5 '
+        'kernel_w: 1 } } layer { name: "d" type: "Convolution" bottom: "c" top: "d" convolution_param { num_output: 1 '
+        'kernel_h: 3 kernel_w: 1 stride: 2 } } layer { name: "p" type: "Pooling" bottom: "d" top: "p" pooling_param { '
+        "kernel_h: 3 kernel_w: 1 stride: 2 } }",
+        (1, 33, 1),
+        "rows_add(",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_at_the_limits(kernels: dict[Target, Path], case: str, tmp_path: Path) -> None:
+    text, shape, needed = ROWS[case]
+    text += 'layer { name: "i" type: "InnerProduct" bottom: "p" top: "i" inner_product_param { num_output: 3 } }'
+    target = Target()
+    lowered = lowering.fuse(quantize(tmp_path, text, shape, "i", target, seed=2))  # weights of 8 bits
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
+    answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
+    check_on_host(tmp_path, lowered, longest_runs(lowered, False), answers, kernels)
+    assert needed in (tmp_path / "main.cpp").read_text()
 
 
 @given(
