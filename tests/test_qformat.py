@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from q7.errors import Q7Error
+from q7.layers.base import Layer
 from q7.qformat import LayerFormats, QFormat, Shifts, shifts
 from q7.target import Rounding
 
@@ -60,6 +61,13 @@ def test_integers_survive_the_round_trip(fraction_bits: int, value: int) -> None
     q = QFormat(fraction_bits)
     assert q.integer_bits + q.fraction_bits == 7
     assert q.quantize(q.dequantize(np.array([value], np.int8)))[0] == value
+
+
+def test_most_fraction_bits() -> None:
+    """Of every layer's input and output: more than the smallest float32, 2**-149, has."""
+    layer = Layer("x", ("y",), "x", ((1,),))
+    assert layer.input_limits([QFormat(0)]) == layer.output_limits([QFormat(0)]) == (-200, 200)
+    assert QFormat.covering(2.0**-149).fraction_bits < 200
 
 
 @given(st.floats(2.0**-20, 2.0**20))
