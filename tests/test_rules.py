@@ -8,6 +8,7 @@ import pytest
 
 from q7.codegen.memory import Buffer, _place
 from q7.kernels import exact_onnx, own_loops
+from q7.kernels.along_axis import Ratio
 from q7.kernels.arm_s8 import INT32_MAX, multiplier
 from q7.kernels.base import Integers, stays_ahead
 from q7.layers.windowed import MaxPooling
@@ -39,6 +40,13 @@ def test_multipliers_of_s8_kernels() -> None:
     for shift in (1, 2, 17, 31):
         for total in (-(1 << 31), -(1 << (shift - 1)) - 1, -1, 0, (1 << (shift - 1)) - 1, 1 << (shift - 1), INT32_MAX):
             assert (total * multiplier(shift) + (1 << 30)) >> 31 == (total + (1 << shift >> 1)) >> shift
+
+
+def test_ratios_have_15_bits_and_a_sign() -> None:
+    """The nearest of these, with the largest shift that they can have."""
+    for factor, expected, rshift in ((0.3, 19661, 16), (-0.3, -19661, 16), (1.0, 16384, 14), (0.9999999, 32767, 15)):
+        assert Ratio.fit(factor) == Ratio(expected, rshift)
+    assert (Ratio.fit(0), Ratio.fit(2.0**-60).rshift, Ratio.fit(1e6)) == (Ratio(0, 1), 46, Ratio(32767, 1))
 
 
 def test_rescaling_beyond_8_bits_changes_nothing() -> None:

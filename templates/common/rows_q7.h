@@ -68,10 +68,8 @@ static int rows_lift(const rows_arena_t *a, int image, q7_t *limit, int move)
     while (move && k-- > image) {
         rows_t *const rows = &a->images[k];
         limit -= rows_size(rows);
-        if (rows_size(rows) > 0) {
-            rows_copy(limit, rows->data, rows_size(rows));
-            rows->data = limit;
-        }
+        rows_copy(limit, rows->data, rows_size(rows));
+        rows->data = limit;
     }
     return cost;
 }
@@ -90,11 +88,9 @@ static int rows_sink(const rows_arena_t *a, int image, q7_t *limit, int move)
     }
     while (move && ++k <= image) {
         rows_t *const rows = &a->images[k];
-        if (rows_size(rows) > 0) {
-            rows_copy(limit, rows->data, rows_size(rows));
-            rows->data = limit;
-            limit += rows_size(rows);
-        }
+        rows_copy(limit, rows->data, rows_size(rows));
+        rows->data = limit;
+        limit += rows_size(rows);
     }
     return cost;
 }
