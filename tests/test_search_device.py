@@ -24,7 +24,7 @@ from q7.network.graph import Graph
 from q7.network.quantized import quantize_network
 from q7.pipeline.job import Job, split
 from q7.qformat import LayerFormats, QFormat, shifts
-from q7.search import common, weight_fitting
+from q7.search import common, layer_errors, weight_fitting
 from q7.search.common import Choices, Trial
 from q7.search.device_objective import SAMPLE, STAGES, Judge, _descend, _Finals, _start, device_objective
 from q7.search.verdict import Verdict
@@ -313,7 +313,7 @@ layer { name: "ip1" type: "InnerProduct" bottom: "conv1" top: "ip1" inner_produc
 """
 
 
-@pytest.mark.parametrize("objective", ["device", "caffe"])
+@pytest.mark.parametrize("objective", ["device", "caffe", "device, layer by layer"])
 @pytest.mark.parametrize(
     ("name", "factors", "images", "classes"),
     [
@@ -330,8 +330,17 @@ layer { name: "ip1" type: "InnerProduct" bottom: "conv1" top: "ip1" inner_produc
     ],
 )
 def test_degenerate_networks(
-    tmp_path: Path, objective: str, name: str, factors: tuple[float, ...], images: int, classes: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: str,
+    name: str,
+    factors: tuple[float, ...],
+    images: int,
+    classes: int,
 ) -> None:
+    objective, _, deep = objective.partition(", ")
+    if deep:
+        monkeypatch.setattr(layer_errors, "DEEP", 0)
     rng = np.random.default_rng(1)
     write_dataset(tmp_path, (3, 6, 6), images, classes)
     shapes = [(4, 3, 3, 3), (4,), (classes, 144), (classes,)]

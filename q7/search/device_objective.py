@@ -16,7 +16,7 @@ from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
 from q7.network.quantized import IntegerLayer, Measured, quantize_layer, quantize_network
 from q7.qformat import LayerFormats
-from q7.search import common, weight_bits, weight_fitting
+from q7.search import common, layer_errors, weight_bits, weight_fitting
 from q7.search.common import Candidate, Choices, Found, Search, Tensor, Trial
 from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
 from q7.search.weight_bits import Narrowing
@@ -87,6 +87,8 @@ def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Ch
 def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
     """The tensors in the order in which `device_objective` looks at them, if it needs all passes."""
     first = common.tensors(graph)
+    if layer_errors.is_deep(graph):
+        return first
     return first + (PASSES - 1) * [key for key in first if key[1] is not Tensor.BIAS]
 
 
@@ -163,7 +165,10 @@ def device_objective(
     choices = _start(graph, ranges, target)
     start = common.table(graph, choices)
     judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
-    formats = yield from _descend(judge, choices, tolerance)
+    if layer_errors.is_deep(graph):
+        formats = yield from layer_errors.layer_by_layer(graph, reference, target, choices)
+    else:
+        formats = yield from _descend(judge, choices, tolerance)
     yield "adapting the weights"
     seen = spread(len(images), FIT_SAMPLE)
     most = max(1, reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph))
