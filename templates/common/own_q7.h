@@ -285,9 +285,9 @@ static inline void largest_along_q7(const q7_t *in, int stretches, int count, in
     for (int i = 0; i < stretches * distance; i++) {
         const q7_t *const line = in + i / distance * count * distance + i % distance;
         q7_t *to = out + i / distance * most * distance + i % distance;
-        q31_t last = INT32_MAX;
+        q31_t last = 1 << 30;
         for (int n = 0; n < most; n++) {
-            q31_t next = INT32_MIN; /* value and place as one number */
+            q31_t next = -(1 << 30); /* value and place as one number */
             for (int k = 0; k < count; k++) {
                 const q31_t element = line[k * distance] * 65536 + k;
                 next = element > next && element < last ? element : next;
