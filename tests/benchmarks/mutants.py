@@ -10,11 +10,13 @@ Run from the project's root, with pytest-cov: python -m tests.benchmarks.mutants
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -188,12 +190,16 @@ def lives(mutant: Mutant, copy: Path) -> bool:
     path.write_text("\n".join(lines))
     command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
     environment = {**os.environ, "HYPOTHESIS_DATABASE": "none"}
+    nowhere = subprocess.DEVNULL
+    ended = subprocess.Popen(command, cwd=copy, env=environment, start_new_session=True, stdout=nowhere, stderr=nowhere)
     try:
-        ended = subprocess.run(command, cwd=copy, capture_output=True, env=environment, timeout=SECONDS, check=False)
-        return ended.returncode == 0
+        return ended.wait(SECONDS) == 0
     except subprocess.TimeoutExpired:
         return False
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(ended.pid, signal.SIGKILL)  # also programs that never end with it
+        ended.wait()
         path.write_text(before)
 
 
