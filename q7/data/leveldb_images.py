@@ -35,7 +35,9 @@ except ImportError:
     pass  # Windows writes no core
 import plyvel
 try:
-    for key, value in plyvel.DB(sys.argv[1], create_if_missing=False):
+    database = plyvel.DB(sys.argv[1], create_if_missing=False)
+    keys = ((key, b"") for key in database.iterator(include_value=False))
+    for key, value in database if sys.argv[2] == "values" else keys:
         sys.stdout.buffer.write(struct.pack("<QQ", len(key), len(value)) + key + value)
 except plyvel.Error as error:
     sys.exit(error.args[0].decode() if isinstance(error.args[0], bytes) else str(error))
@@ -55,14 +57,14 @@ def _copied(path: Path) -> Iterator[str]:
         yield name
 
 
-def _entries(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values in the order of the keys."""
+def _entries(path: Path, what: str = "values") -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values in the order of the keys; with `what` "keys", values are not read."""
     if not find_spec("plyvel"):
         raise Q7Error(f"'{path}' is a LevelDB: pip install plyvel, or convert it into an LMDB")
     if not (path / "CURRENT").is_file():
         raise Q7Error(f"'{path}' is not a LevelDB: it has no file CURRENT")
     with files.reading(f"the LevelDB '{path}'"), _copied(path) as name:
-        command = [sys.executable, "-c", PROGRAM, name]
+        command = [sys.executable, "-c", PROGRAM, name, what]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout and process.stderr
             try:
@@ -86,7 +88,7 @@ def _datums(path: Path) -> Generator[tuple[Any, str], None, None]:
 
 def count(path: Path) -> int:
     """Images in the database."""
-    return sum(1 for _ in _entries(path))
+    return sum(1 for _ in _entries(path, "keys"))
 
 
 def holds_features(path: Path) -> bool:
