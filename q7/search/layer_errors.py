@@ -89,11 +89,14 @@ class _Pair:
         off = np.ldexp(self._device[end].astype(np.float64), -y.fraction_bits) - self._wanted
         return float(f"{np.square(off).mean() / self._power:.6g}")
 
-    def leave(self, formats: Mapping[str, LayerFormats]) -> None:
-        """Settles the section's formats."""
-        self.error(formats)
+    def keep(self) -> None:
+        """Settles on the formats that `error` was asked about last."""
+        self._kept = self._device
+
+    def leave(self) -> None:
+        """Goes on behind the section, in the formats kept."""
         names = {layer.name for layer in self._graph.live(self._first + len(self._layers))}
-        both = self._float, self._device
+        both = self._float, self._kept
         self._alive = tuple({name: values for name, values in each.items() if name in names} for each in both)
 
     def _run(self, which: int, settings: Sequence[Any]) -> Values:
@@ -118,6 +121,7 @@ class _Sweep:
         self._settled = self._graph.layers[:first]
         self._pair.enter(first, layers)
         self._error = self._pair.error(self.formats)
+        self._pair.keep()
         keys = [(layers[0].name, tensor) for tensor in Tensor]
         for _ in range(ROUNDS):
             before = dict(self._choices)
@@ -125,7 +129,7 @@ class _Sweep:
                 yield from self._tensor(key)
             if self._choices == before:
                 break
-        self._pair.leave(self.formats)
+        self._pair.leave()
 
     def _tensor(self, key: tuple[str, Tensor]) -> Generator[Trial, None, None]:
         start = self._choices[key]
@@ -147,6 +151,7 @@ class _Sweep:
         scores = [Score(None, error, self._images) for error in (found, before)]
         yield Trial(name, tensor, q, scores[0], scores[1], kept, reason=_reason(found, before))
         if kept:
+            self._pair.keep()
             self._error, self.formats, self._choices[key] = found, tried, q
         return kept
 
