@@ -111,7 +111,7 @@ def test_the_model_computes_the_definition(within: bool, local_size: int) -> Non
 
 
 def test_a_table_of_one_octave_where_little_is_added() -> None:
-    powers = Powers.fit(5, 0.0, 0.75, 1.0, 1.0, 1.0)
+    powers = Powers.fit(5, 0.0, 0.75, 1.0, 0, 0)
     assert len(powers.table) == 2
     assert set(powers.multipliers()) == {1 << powers.rshift}
 

@@ -59,6 +59,10 @@ class LengthView(LayerView, Protocol):
     def across_spatial(self) -> bool:
         """Whether all squares of an image are added up, and not only those of a pixel."""
 
+    @property
+    def cells(self) -> int:
+        """How many are added up."""
+
 
 class WindowedLrnView(LrnView, WindowedView, Protocol):
     """Which adds up cells of an image."""

@@ -46,8 +46,9 @@ class Powers:
     most: int  # the largest sum
 
     @classmethod
-    def fit(cls, cells: int, alpha: float, beta: float, k: float, scale: float, gain: float) -> Powers:
-        """For inputs that are integers times `scale`; `gain` is 2**(n_y - n_x)."""
+    def fit(cls, cells: int, alpha: float, beta: float, k: float, x: int, y: int) -> Powers:
+        """With so many fraction bits of inputs and outputs."""
+        scale, gain = 2.0**-x, 2.0 ** (y - x)
         slope, most = alpha / cells * scale * scale, cells * INT8_MIN**2
         offset = k / slope if slope else math.inf
         octave = int(math.log2(min(max(offset, 1), 1 << MOST_OFFSET_BITS)))
@@ -151,15 +152,18 @@ class Length(_Lrn[LengthView]):
     promises_in_place = True
 
     def _squares(self, g: OnnxGraph, x: str, layer: LengthView) -> str:
-        axes = np.arange(1, 1 + (len(layer.in_shape) if layer.across_spatial else 1))
-        values = g.cast(x, np.float64)
-        return g.add("ReduceSum", g.add("Mul", values, values), axes)
+        return squared_length(g, g.cast(x, np.float64), layer)
 
     def calls(self, layer: LengthView, c: CNames) -> list[Statement]:
-        channels = math.prod(layer.in_shape) if layer.across_spatial else layer.in_shape[0]
-        pixels = c.replaced.get("PIXELS", str(math.prod(layer.in_shape) // channels))
-        arguments = (c.input, pixels, str(channels), f"&{c.variable('out_powers')}", c.output)
+        pixels = c.replaced.get("PIXELS", str(math.prod(layer.in_shape) // layer.cells))
+        arguments = (c.input, pixels, str(layer.cells), f"&{c.variable('out_powers')}", c.output)
         return [self._powers(c), Call(self.name, arguments)]
+
+
+def squared_length(g: OnnxGraph, x: str, layer: LengthView) -> str:
+    """The sum of squares of all that gets the length 1 together."""
+    axes = np.arange(1, 1 + (len(layer.in_shape) if layer.across_spatial else 1))
+    return g.add("ReduceSum", g.add("Mul", x, x), axes)
 
 
 class Within(_Lrn[WindowedLrnView], WindowLoop[WindowedLrnView, Powers]):

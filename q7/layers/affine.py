@@ -41,7 +41,8 @@ class Affine(Layer):
 
     def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
         """Trained blobs with which Caffe's layer computes x + offset; None where it cannot."""
-        raise NotImplementedError
+        gain = np.ones_like(offset)
+        return self.blobs((gain, offset)) if self.holds(gain, offset) else None
 
 
 def _each_channel(param: Any) -> None:
@@ -80,9 +81,6 @@ class BatchNorm(Affine):
         offset = -mean * unit * gain
         return (gain * line[0], offset * line[0] + line[1]) if line else (gain, offset)
 
-    def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
-        return self.blobs((np.ones_like(offset), offset))
-
     def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
         return self.scale_bias or bool((gain > 0).all())
 
@@ -113,10 +111,6 @@ class Scale(Affine):
         gain = blobs[0].astype(np.float64)
         return gain, blobs[1].astype(np.float64) if self.bias_term else np.zeros_like(gain)
 
-    def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
-        gain = np.ones_like(offset)
-        return self.blobs((gain, offset)) if self.holds(gain, offset) else None
-
     def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
         return self.bias_term or not offset.any()
 
@@ -145,9 +139,6 @@ class Bias(Affine):
     def load(self, blobs: Sequence[np.ndarray]) -> Weights:
         offset = blobs[0].astype(np.float64)
         return np.ones_like(offset), offset
-
-    def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
-        return [offset]
 
     def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
         return bool((gain == 1).all())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from q7.kernels import registry
-from q7.kernels.interpolation import matrix, places
+from q7.kernels.interpolation import between
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.layers.moves import LARGEST_OUTPUT, Part
 from q7.layers.windowed import spatial
@@ -79,13 +79,8 @@ class Interp(Layer):
         return 6 * math.prod(self.out_shape)
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        rows, columns = (_weights(*sizes) for sizes in zip(self.in_shape[1:], self.size))
+        rows, columns = (between(*sizes).astype(np.float32) for sizes in zip(self.in_shape[1:], self.size))
         return g.add("MatMul", g.add("MatMul", rows, xs[0]), columns.T)
-
-
-def _weights(size: int, out_size: int) -> np.ndarray:
-    cells, way, steps = places(size, out_size)
-    return matrix(size, cells, way / steps, 1).astype(np.float32)
 
 
 CLASSES = (Cropped, Interp)

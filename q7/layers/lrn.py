@@ -57,8 +57,8 @@ class _Lrn(Layer):
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Powers:
         assert formats.x and formats.y
-        scale, gain = 2.0**-formats.x.fraction_bits, 2.0 ** (formats.y.fraction_bits - formats.x.fraction_bits)
-        return Powers.fit(self.cells, self.alpha, self.beta, self.k, scale, gain)
+        own = self.cells, self.alpha, self.beta, self.k
+        return Powers.fit(*own, formats.x.fraction_bits, formats.y.fraction_bits)
 
     def describe(self) -> str:
         return f"{super().describe()}, local_size {self.local_size}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from q7.kernels import registry
 from q7.kernels.along_axis import MOST_REDUCED
-from q7.kernels.lrn import Powers
+from q7.kernels.lrn import Powers, squared_length
 from q7.layers.affine import Affine
 from q7.layers.base import Declined, Layer, Shape, Weights, computed_by
 from q7.layers.lrn import MOST_FACTOR
@@ -55,14 +55,12 @@ class UnitLength(Layer):
         return math.prod(self.in_shape) if self.across_spatial else self.in_shape[0]
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
-        axes = np.arange(1, 1 + (len(self.in_shape) if self.across_spatial else 1))
-        squares = g.add("ReduceSum", g.add("Mul", xs[0], xs[0]), axes)
+        squares = squared_length(g, xs[0], self)
         return g.add("Div", xs[0], g.add("Sqrt", g.add("Add", squares, np.array(self.eps, np.float32))))
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Powers:
         assert formats.x and formats.y
-        scale, gain = 2.0**-formats.x.fraction_bits, 2.0 ** (formats.y.fraction_bits - formats.x.fraction_bits)
-        return Powers.fit(self.cells, self.cells, 0.5, self.eps, scale, gain)
+        return Powers.fit(self.cells, self.cells, 0.5, self.eps, formats.x.fraction_bits, formats.y.fraction_bits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +86,6 @@ class LengthScale(Affine):
 
     def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
         return not offset.any() and not (self.channel_shared and np.ptp(gain))
-
-    def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
-        ones = np.ones_like(offset)
-        return self.blobs((ones, offset)) if self.holds(ones, offset) else None
 
     def blobs(self, weights: Weights) -> list[np.ndarray]:
         return [weights[0][:1] if self.channel_shared else weights[0]]
