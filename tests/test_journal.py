@@ -18,14 +18,15 @@ import nn_quantizer
 from q7.engines.networks import FloatNetwork
 from q7.pipeline.job import prepare
 from q7.pipeline.quantize import open_journal
-from q7.search import caffe_objective, device_objective, journal, weight_fitting
-from q7.search.journal import Journal, RememberedJudge, RememberedSimulation
+from q7.search import caffe_objective, journal, weight_fitting
+from q7.search.journal import Journal, RememberedErrors, RememberedSimulation
+from q7.search.layer_errors import LayerErrors
 from q7.search.verdict import Verdict
 from q7.store import record
 from tests import tiny
 from tests.support import ROOT
 
-OBJECTIVES = {"device": (device_objective.Judge, "judge"), "caffe": (caffe_objective.ScreenedSimulation, "judge")}
+OBJECTIVES = {"device": (LayerErrors, "errors"), "caffe": (caffe_objective.ScreenedSimulation, "judge")}
 
 
 def ask(opened: Journal, question: Any, answer: Any) -> Any:
@@ -244,5 +245,5 @@ def test_both_searches_take_the_journal(tmp_path: Path) -> None:
     assert RememberedSimulation(Journal(opened.path, opened.key), network, job.labels).largest(
         {}
     ) == remembered.largest({})
-    assert issubclass(RememberedJudge, device_objective.Judge)
+    assert issubclass(RememberedErrors, LayerErrors)
     assert record.FORMAT.encode() in opened.path.read_bytes()

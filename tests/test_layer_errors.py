@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sweep for deep networks, which judges each format by its own layer's output."""
+"""The sweep against the device, which judges each format, and each channel, by its own layer's output."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from q7.engines import engine
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.activations import ReLU
 from q7.layers.merges import Sum
-from q7.layers.windowed import Convolution, InnerProduct
+from q7.layers.windowed import Convolution
 from q7.network.graph import Graph
 from q7.network.quantized import quantize_network
 from q7.pipeline.job import Job
 from q7.qformat import LayerFormats, QFormat
 from q7.search import common, layer_errors
-from q7.search.common import Tensor, Trial
-from q7.search.device_objective import device_objective, schedule
-from q7.search.layer_errors import layer_by_layer, sections
+from q7.search.common import Candidate, Tensor, Trial
+from q7.search.device_objective import device_objective
+from q7.search.layer_errors import LayerErrors, layer_by_layer, sections
 from q7.target import Target
 from tests.support import run_through
 from tests.test_search_device import _graph
@@ -46,19 +46,29 @@ def images(count: int = 200) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
 
 
-def sweep(graph: Graph, middle: int = 4) -> tuple[list[Trial], dict[str, LayerFormats]]:
+def sweep(graph: Graph, middle: int = 4) -> tuple[list[Trial], Candidate]:
     choices = {key: QFormat(middle) for key in common.tensors(graph)}
-    return run_through(layer_by_layer(graph, FloatNetwork(graph, images()), Target(), choices))
+    return run_through(layer_by_layer(LayerErrors(graph, images(), Target()), choices))
 
 
-def error(graph: Graph, formats: Mapping[str, LayerFormats], name: str) -> float:
-    """Of a layer's output after all layers before it, by whole passes."""
-    wanted = FloatNetwork(graph, images()).outputs(as_trained(graph))[name].astype(np.float64)
-    found = DeviceNetwork(graph, images(), Target()).outputs(quantize_network(graph, formats, Target()))[name]
+def on_device(found: Candidate, pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """Every layer's output, in real numbers."""
+    network = DeviceNetwork(found.graph, pictures, Target())
+    outputs = network.outputs(quantize_network(found.graph, found.formats, Target()))
+    return {name: np.ldexp(values.astype(float), -bits(found.formats, name)) for name, values in outputs.items()}
+
+
+def bits(formats: Mapping[str, LayerFormats], name: str) -> int:
     y = formats[name].y
     assert y
-    off = np.ldexp(found.astype(np.float64), -y.fraction_bits) - wanted
-    return float(np.square(off).mean() / np.square(wanted).mean())
+    return y.fraction_bits
+
+
+def error(found: Candidate, name: str, pictures: np.ndarray) -> float:
+    """Of a layer's output after all layers before it, by whole passes."""
+    wanted = FloatNetwork(found.graph, pictures).outputs(as_trained(found.graph))[name].astype(float)
+    y = on_device(found, pictures)[name]
+    return float(np.square(y - wanted).mean() / np.square(wanted).mean())
 
 
 def test_sections() -> None:
@@ -76,14 +86,15 @@ def test_sections() -> None:
 def test_trials_say_what_whole_passes_would() -> None:
     """In network order; what was kept is clearly better, and its error is that of the network with all formats."""
     graph = residual()
-    trials, formats = sweep(graph)
+    trials, found = sweep(graph)
+    assert found.graph is graph  # none of its outputs goes into one layer of weights alone
     names = list(dict.fromkeys(trial.layer for trial in trials))
     assert names == ["data", "conv", "again", "sum", "ip"]
     ends = {layers[0].name: layers[-1].name for _, layers in sections(graph)}
     for name in names:
         own = [trial for trial in trials if trial.layer == name]
         last = own[-1].score if own[-1].kept else own[-1].reference
-        assert last.divergence == pytest.approx(error(graph, formats, ends[name]), rel=1e-5)
+        assert last.divergence == pytest.approx(error(found, ends[name], images()), rel=1e-5)
         for trial in own:
             assert trial.score.divergence is not None and trial.reference.divergence is not None
             assert trial.kept == (trial.score.divergence < 0.995 * trial.reference.divergence)
@@ -95,55 +106,69 @@ def test_no_single_step_is_better() -> None:
     """Of the last layer, whatever its tensors have been moved to."""
     graph = residual()
     choices = {key: QFormat(4) for key in common.tensors(graph)}
-    trials, formats = sweep(graph)
+    trials, found = sweep(graph)
     choices.update({(trial.layer, trial.tensor): trial.format for trial in trials if trial.kept})
-    assert common.table(graph, choices) == formats
-    reached = error(graph, formats, "ip")
+    assert common.table(graph, choices) == found.formats
+    reached = error(found, "ip", images())
     for tensor in Tensor:
         for step in (1, -1):
             tried = common.table(graph, {**choices, ("ip", tensor): choices["ip", tensor].finer(step)})
-            assert error(graph, tried, "ip") >= 0.995 * reached * (1 - 1e-5)
+            assert error(Candidate(graph, tried), "ip", images()) >= 0.995 * reached * (1 - 1e-5)
 
 
-def test_a_trained_network_comes_as_close_as_with_trials_against_its_logits(
-    lenet_job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def find() -> tuple[list[Trial], common.Found]:
-        network = FloatNetwork(lenet_job.graph, lenet_job.images)
-        steps, found = run_through(device_objective(lenet_job.graph, network, lenet_job.labels, Target(), 0.001))
-        return [step for step in steps if isinstance(step, Trial)], found
+def uneven() -> Graph:
+    """The chain, whose convolution's channels have ranges from 1 to 2**7 and are taken back by the inner product."""
+    graph, gains = _graph(), 2.0 ** np.arange(8)
+    w, b = graph.weights["conv"]
+    weights = (w * gains[:, None, None, None] / 16).astype(np.float32), (b * gains / 16).astype(np.float32)
+    taken = (graph.weights["ip"][0].reshape(5, 8, 16) * 16 / gains[:, None]).reshape(5, 128).astype(np.float32)
+    return replace(graph, weights={"conv": weights, "ip": (taken, graph.weights["ip"][1])})
 
-    _, by_logits = find()
-    monkeypatch.setattr(layer_errors, "DEEP", 3)
-    trials, by_layers = find()
-    visited = dict.fromkeys((trial.layer, trial.tensor) for trial in trials)
-    assert [*visited] == [key for key in schedule(lenet_job.graph) if key in visited]
-    first, second = (
-        next(one for one in found.measured if one.candidate == "weights adapted") for found in (by_logits, by_layers)
+
+def test_small_channels_are_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same network in float; on the device, a quarter of the logits' error or less, where ranges are 128 apart."""
+    graph, others = uneven(), images(400)[200:]
+    wanted = FloatNetwork(graph, others).logits(as_trained(graph))
+    _, with_factors = sweep(graph)
+    monkeypatch.setattr(layer_errors, "FACTORS", ((), ()))
+    _, without = sweep(graph)
+    assert without.graph is graph
+    np.testing.assert_allclose(
+        FloatNetwork(with_factors.graph, others).logits(as_trained(with_factors.graph)), wanted, rtol=1e-4, atol=1e-5
     )
-    assert first.accuracy is not None and second.accuracy is not None
-    assert first.divergence is not None and second.divergence is not None
-    assert abs(second.accuracy - first.accuracy) <= 0.05
-    assert second.divergence < 1.2 * first.divergence
+    first, second = (np.square(on_device(found, others)["ip"] - wanted).mean() for found in (with_factors, without))
+    assert first < second / 4
+    factors = with_factors.graph.weights["conv"][1] / graph.weights["conv"][1]
+    assert (factors[:4] >= 4).all() and factors.max() <= 4 * 2**0.5 * (1 + 1e-6)  # at most, of the two rounds
 
 
-def test_the_same_on_any_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = sweep(residual())
+def test_a_trained_network_comes_close(lenet_job: Job) -> None:
+    network = FloatNetwork(lenet_job.graph, lenet_job.images)
+    steps, found = run_through(device_objective(lenet_job.graph, network, lenet_job.labels, Target(), 0.001))
+    trials = [step for step in steps if isinstance(step, Trial)]
+    visited = dict.fromkeys((trial.layer, trial.tensor) for trial in trials)
+    assert [*visited] == [key for key in common.tensors(lenet_job.graph) if key in visited]
+    measured = {one.candidate: one for one in found.measured if one.images == 10_000}
+    adapted, in_float = measured["weights adapted"], measured["float"]
+    assert adapted.accuracy is not None and in_float.accuracy is not None and adapted.divergence is not None
+    assert abs(adapted.accuracy - in_float.accuracy) <= 0.05
+    assert adapted.divergence < 5e-5
+
+
+@pytest.mark.parametrize("graph", [residual(), uneven()])
+def test_the_same_on_any_number_of_cores(monkeypatch: pytest.MonkeyPatch, graph: Graph) -> None:
+    trials, first = sweep(graph)
     monkeypatch.setattr(engine, "BATCH", 7)
     monkeypatch.setattr(engine, "cores", lambda: 5)
-    assert sweep(residual()) == first
+    again, second = sweep(graph)
+    assert (trials, first.formats) == (again, second.formats)
+    for name, (w, b) in first.graph.weights.items():
+        np.testing.assert_array_equal(w, second.graph.weights[name][0])
+        np.testing.assert_array_equal(b, second.graph.weights[name][1])
 
 
-@pytest.mark.parametrize(("most_bytes", "expected"), [(1 << 28, 500), (5 * 1024 * 40, 40), (1, 1)])
+@pytest.mark.parametrize(("most_bytes", "expected"), [(1 << 28, 400), (5 * 1024 * 40, 40), (1, 1)])
 def test_fewer_images_where_they_are_large(monkeypatch: pytest.MonkeyPatch, most_bytes: int, expected: int) -> None:
     """Two outputs of 512 are alive at once, as float32 and as int8."""
     monkeypatch.setattr(layer_errors, "MOST_BYTES", most_bytes)
-    assert layer_errors._images(residual()) == expected
-
-
-def test_how_many_layers_are_deep() -> None:
-    shape = (4,)
-    layers = [InnerProduct(f"ip{i}", (f"ip{i - 1}",), f"ip{i}", (shape,), num_output=4) for i in range(1, 34)]
-    graph = _graph()
-    assert not layer_errors.is_deep(replace(graph, layers=(graph.layers[0], *layers[:32])))
-    assert layer_errors.is_deep(replace(graph, layers=(graph.layers[0], *layers)))
+    assert layer_errors.images_used(residual()) == expected

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ import nn_quantizer
 from q7.pipeline.job import prepare
 from q7.pipeline.quantize import find_formats, open_journal
 from q7.qformat import QFormat
-from q7.search import caffe_objective, device_objective, progress
+from q7.search import caffe_objective, common, progress
 from q7.search.common import Found, Score, Search, Tensor, Trial
 from q7.search.progress import Best, Estimate
 from tests import tiny
 from tests.test_search_device import _graph
 
-SCHEDULE = device_objective.schedule(_graph())
+SCHEDULE = common.tensors(_graph()) * 2  # as of a search that looks at everything twice
+COSTS = [1.0] * len(SCHEDULE)
 
 
 def trial(layer: str, tensor: Tensor, accuracy: float = 50, kept: bool = False, images: int | None = None) -> Trial:
@@ -35,8 +37,8 @@ class Clock:
 
 
 def test_schedules() -> None:
-    """Each pass in network order; the original's by kind."""
-    first = [(name, t.value) for name, t in SCHEDULE[:7]]
+    """In network order; the original's by kind."""
+    first = [(name, t.value) for name, t in common.tensors(_graph())]
     assert first == [
         ("data", "activations"),
         ("conv", "weights"),
@@ -46,8 +48,6 @@ def test_schedules() -> None:
         ("ip", "bias"),
         ("ip", "activations"),
     ]
-    assert [key for key in SCHEDULE[7:] if key[1] is Tensor.BIAS] == []
-    assert len(SCHEDULE) == 7 + 2 * 5
     assert [t.value for _, t in caffe_objective.schedule(_graph())] == ["weights"] * 2 + ["activations"] * 3 + [
         "bias"
     ] * 2
@@ -55,20 +55,19 @@ def test_schedules() -> None:
 
 def test_time_left_is_the_pace_so_far_over_what_can_still_come() -> None:
     clock = Clock()
-    estimate = Estimate(_graph(), SCHEDULE, clock)
-    estimate.costs = [1.0] * len(SCHEDULE)
+    estimate = Estimate(SCHEDULE, COSTS, clock)
     estimate.see(trial(*SCHEDULE[0]), computed=True)
     assert estimate.share == 0 and estimate.seconds_left is None
     clock.now += 10
     for i in range(6):
         estimate.see(trial(*SCHEDULE[i]), computed=True)
         estimate.see(trial(*SCHEDULE[i]), computed=True)
-    assert estimate.share == pytest.approx(5 / 17)
-    assert estimate.seconds_left == pytest.approx(10 / 5 * 12)
+    assert estimate.share == pytest.approx(5 / 14)
+    assert estimate.seconds_left == pytest.approx(10 / 5 * 9)
 
 
 def test_tensors_that_are_not_looked_at_again_are_passed_over() -> None:
-    estimate = Estimate(_graph(), SCHEDULE, Clock())
+    estimate = Estimate(SCHEDULE, COSTS, Clock())
     for key in (SCHEDULE[0], SCHEDULE[6], SCHEDULE[9]):
         estimate.see(trial(*key), computed=True)
     assert estimate.position == 9
@@ -78,20 +77,30 @@ def test_tensors_that_are_not_looked_at_again_are_passed_over() -> None:
 
 def test_what_comes_out_of_a_journal_tells_no_pace() -> None:
     clock = Clock()
-    estimate = Estimate(_graph(), SCHEDULE, clock)
-    estimate.costs = [1.0] * len(SCHEDULE)
+    estimate = Estimate(SCHEDULE, COSTS, clock)
     for key in SCHEDULE[:8]:
         estimate.see(trial(*key), computed=False)
     assert estimate.seconds_left is None
     estimate.see(trial(*SCHEDULE[8]), computed=True)
     clock.now += 3
     estimate.see(trial(*SCHEDULE[9]), computed=True)
-    assert estimate.seconds_left == pytest.approx(3 * 8)
+    assert estimate.seconds_left == pytest.approx(3 * 5)
 
 
-def test_early_layers_cost_more() -> None:
-    costs = dict(zip(SCHEDULE, progress.work(_graph(), SCHEDULE)))
-    assert costs["conv", Tensor.WEIGHTS] > 2 * costs["ip", Tensor.WEIGHTS] > 0
+def test_what_trials_cost() -> None:
+    """8 * 27 * 64 and 5 * 128 MACs, with half the mean of the five layers for each layer: alone, or with all after."""
+    conv, ip = 8 * 27 * 64, 5 * 128
+    overhead = (conv + ip) / 5 / 2
+    keys = [("conv", Tensor.WEIGHTS), ("ip", Tensor.WEIGHTS)]
+    assert progress.work(_graph(), keys, alone=True) == [conv + overhead, ip + overhead]
+    assert progress.work(_graph(), keys, alone=False) == pytest.approx([conv + ip + 4 * overhead, ip + overhead])
+
+
+def test_without_accuracies_the_last_error_is_the_best() -> None:
+    best, other = Best(), Score(None, 0.25, 1000)
+    for images, error, kept in ((1000, 0.5, True), (300, 0.125, True), (300, 0.5, False)):
+        best.see(Trial("conv", Tensor.WEIGHTS, QFormat(3), Score(None, error, images), other, kept))
+    assert best.score is other
 
 
 def test_the_best_is_of_the_formats_kept_on_the_most_images() -> None:
@@ -125,7 +134,7 @@ class Terminal(io.StringIO):
 def test_the_bar_says_what_is_tried_the_best_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    found, trials = progress.follow(_search(), _graph(), SCHEDULE, lambda: True)
+    found, trials = progress.follow(_search(), SCHEDULE, COSTS, lambda: True)
     assert len(trials) == 2 and found.measured == ()
     frames = terminal.getvalue().split("\r")
     assert any("conv weights Q4.3, best " in frame and "of search left" in frame for frame in frames)
@@ -135,7 +144,7 @@ def test_the_bar_says_what_is_tried_the_best_and_the_time_left(monkeypatch: pyte
 def test_no_bar_where_stderr_is_no_terminal_or_nobody_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream, disable in ((io.StringIO(), None), (Terminal(), True)):
         monkeypatch.setattr(sys, "stderr", stream)
-        progress.follow(_search(), _graph(), SCHEDULE, lambda: True, disable=disable)
+        progress.follow(_search(), SCHEDULE, COSTS, lambda: True, disable=disable)
         assert stream.getvalue() == ""
 
 
@@ -144,11 +153,9 @@ def test_the_trials_follow_the_schedule(objective: str, tmp_path: Path) -> None:
     options = nn_quantizer.parse_arguments([*tiny.write(tmp_path), "--objective", objective])
     job = prepare(options)
     answers = open_journal(job, options)
-    module = device_objective if objective == "device" else caffe_objective
-    later = iter(module.schedule(job.graph))
+    later = iter(common.tensors(job.graph) if objective == "device" else caffe_objective.schedule(job.graph))
     _, trials = find_formats(job, options, answers)
-    visits = [(t.layer, t.tensor) for t in trials]
-    changes = [key for i, key in enumerate(visits) if i == 0 or visits[i - 1] != key]
+    changes = dict.fromkeys((t.layer, t.tensor) for t in trials)  # as they come for the first time
     assert len(trials) >= len(changes) > 3
     assert all(key in later for key in changes)  # each after the one before
 
@@ -159,8 +166,7 @@ def test_verbose_prints_every_trial_and_quiet_the_result_alone(
     arguments = tiny.write(tmp_path)
     assert nn_quantizer.main([*arguments, "-v"]) == 0
     out, err = capsys.readouterr()
-    lines = [line for line in out.splitlines() if line.startswith("layer ")][:-1]
-    trials = [line for line in lines if " %" in line and ": " in line]
+    trials = [line for line in out.splitlines() if re.match(r"layer .* images: error .*; before: error ", line)]
     assert trials[0].startswith("layer data: activations Q")
     assert len(trials) > 5 and err == ""
     assert nn_quantizer.main([*arguments, "-q"]) == 0

@@ -169,7 +169,11 @@ class Network:
 
     def logits(self, settings: Settings) -> np.ndarray:
         """The network's outputs (`Graph.join`), (N, classes) of a classifier, in the type that this network stores."""
-        return self._logits(0, self.start(), settings, {})
+        return self.logits_from(0, self.start(), settings)
+
+    def logits_from(self, first: int, inputs: Values, settings: Settings) -> np.ndarray:
+        """The same from layer `first` on, which takes `inputs`."""
+        return self._logits(first, inputs, settings, {})
 
     def trial_logits(self, settings: Settings) -> np.ndarray:
         """The same, going on from what was kept of earlier trials, and keeping what enters a later layer."""

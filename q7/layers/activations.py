@@ -26,6 +26,7 @@ class ReLU(Elementwise):
 
     caffe_type = "ReLU"
     op = "Relu"
+    homogeneous = True
 
 
 @computed_by(registry.LEAKY_RELU)
@@ -36,6 +37,7 @@ class LeakyReLU(Elementwise):
     caffe_type = "ReLU"
     variant = "leaky"
     floors = True
+    homogeneous = True
 
     negative_slope: float = 0.01
 

@@ -49,6 +49,7 @@ class Layer:
     flattens: ClassVar[bool] = False  # takes an image for the vector that it is in Caffe's order
     sums_windows: ClassVar[bool] = False  # with one row of weights for each output, whose input is a window or all
     folds: ClassVar[bool] = False  # goes into the weights of the layer before it
+    homogeneous: ClassVar[bool] = False  # a channel that is so many times as large leaves it so many times as large
     probabilities: ClassVar[bool] = False  # its outputs are a softmax's
     floors: ClassVar[bool] = False  # the original's simulation puts the output on its grid
     any_rank: ClassVar[bool] = False  # takes more than vectors and images

@@ -194,6 +194,7 @@ class Flatten(Reshape):
     """Neighbouring axes as one, in Caffe's order."""
 
     caffe_type = "Flatten"
+    homogeneous = True
 
     @classmethod
     def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:

@@ -310,6 +310,7 @@ class Pooling(_Windowed):
     """What all of Caffe's poolings share."""
 
     caffe_type = "Pooling"
+    homogeneous = True
 
     round_up: bool = True
 

@@ -23,9 +23,9 @@ from q7.network.quantized import Accuracy, IntegerLayer, Outcome, QuantizedNetwo
 from q7.network.to_caffe import caffe_types, quantized_blobs
 from q7.pipeline.job import Job, Options, memory_bytes, note, prepare
 from q7.report import facts, page, statistics, summary
-from q7.search import caffe_objective, device_objective, journal, progress, weight_bits
+from q7.search import caffe_objective, common, device_objective, journal, progress, weight_bits
 from q7.search.common import Found, Trial
-from q7.search.journal import Journal, RememberedJudge, RememberedNarrowing, RememberedSimulation
+from q7.search.journal import Journal, RememberedErrors, RememberedNarrowing, RememberedSimulation
 from q7.store import original, record
 from q7.store.record import Record
 
@@ -82,16 +82,16 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, l
             labels,
             options.target,
             tolerance,
-            functools.partial(RememberedJudge, answers),
+            functools.partial(RememberedErrors, answers),
             options.weight_bits,
             weight_bits.LOSS if options.loss is None else options.loss,
             functools.partial(RememberedNarrowing, answers),
         )
-        schedule = device_objective.schedule(job.graph)
+        schedule = common.tensors(job.graph)
     return progress.follow(
         trials,
-        job.graph,
         schedule,
+        progress.work(job.graph, schedule, alone=options.objective == "device"),
         computed=lambda: answers.computed > 0,
         show=say if options.verbose else None,
         disable=options.quiet or None,
@@ -124,7 +124,8 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
         ]
     else:
         outputs = statistics.output_qualities(chosen, formats, in_float, on_device)
-    measured = statistics.collect(job.graph, layers, formats, statistics.sample(chosen, images), options.target)
+    trained, sample = found.chosen.trained, statistics.sample(chosen, images)
+    measured = statistics.collect(trained, layers, formats, sample, options.target)
     if lmdb_images.version(job.lmdb) != job.version:
         note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
     weights = to_caffemodel(chosen.name, quantized_blobs(chosen, formats), caffe_types(chosen))

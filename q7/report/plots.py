@@ -332,13 +332,14 @@ def draw(values: Mapping[str, Any]) -> dict[str, Any]:
         return places.index((trial["layer"], trial["tensor"]))
 
     sweeps = []
-    for index, trials in groupby(sorted(values["trials"], key=place), place):
+    for index, some in groupby(sorted(values["trials"], key=place), place):
+        trials = [*some]
         name, tensor = places[index]
         bits = layers[name]["fraction_bits"][tensor]
         if tensor == "weights":  # formats are tried with 8 bits
             bits += 8 - layers[name]["weight_bits"]
-        label = f"{'Accuracy' if values['accuracy'] else 'Closeness'} against the format of the {tensor}"
-        figure = _svg((3.6, 1.7), label, _sweep, [*trials], bits, TENSORS[tensor])
+        label = f"{'Closeness' if trials[0]['accuracy'] is None else 'Accuracy'} against the format of the {tensor}"
+        figure = _svg((3.6, 1.7), label, _sweep, trials, bits, TENSORS[tensor])
         sweeps.append({"layer": name, "tensor": tensor, "figure": figure, "bits": bits})
     tensors, steps = values["memory"]["by_rows"]["tensors"], values["flash_and_loss"]
     rows = "Rows in memory at most, against all rows"

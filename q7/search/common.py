@@ -26,8 +26,8 @@ class Tensor(Enum):
 
 @dataclass(frozen=True)
 class Score:
-    """How formats did: accuracy in percent where there are labels, mean divergence from the float network, and on how
-    many images."""
+    """How formats did: accuracy in percent where it was looked at, mean divergence from the float network, and on how
+    many images. Without an accuracy, the divergence is the error of a layer's output (`layer_errors`)."""
 
     accuracy: float | None
     divergence: float | None = None  # where it is looked at
@@ -66,6 +66,12 @@ class Candidate:
 
     graph: Graph
     formats: Mapping[str, LayerFormats]
+    adapted_from: Graph | None = None
+
+    @property
+    def trained(self) -> Graph:
+        """The network in float: each of its outputs is what the device's stands for."""
+        return self.adapted_from or self.graph
 
     def is_same(self, other: Candidate) -> bool:
         return self.graph is other.graph and self.formats == other.formats

@@ -3,74 +3,29 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from q7.data.image_set import Images, pick, spread
 from q7.engines.accuracy import accuracy_caffe
-from q7.engines.engine import MEMORY, MEMORY_SHARES
+from q7.engines.engine import MEMORY_SHARES
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
-from q7.network.quantized import IntegerLayer, Measured, quantize_layer, quantize_network
+from q7.network.quantized import Measured, quantize_network
 from q7.qformat import LayerFormats
-from q7.search import common, layer_errors, weight_bits, weight_fitting
-from q7.search.common import Candidate, Choices, Found, Search, Tensor, Trial
+from q7.search import common, weight_bits, weight_fitting
+from q7.search.common import Candidate, Choices, Found, Search, Tensor
+from q7.search.layer_errors import LayerErrors, layer_by_layer
 from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
 from q7.search.weight_bits import Narrowing
 from q7.search.weight_fitting import Fit
 from q7.target import Target
 
-STAGES = (250, 1000, 2000)  # how many images judge a trial, as long as it does not do worse
-GIVE_UP_STANDARD_ERRORS = 1.0  # of the mean divergence by which it does worse; with fewer, other formats were chosen
-SAMPLE = STAGES[-1]
+SAMPLE = 2000  # images that ranges are from, and what 4 bits cost a layer
 FIT_SAMPLE = 3000  # images that weights are fitted to
-TRIAL_DEVIATIONS = 3.0  # of a lead (`mcnemar`): among many trials, chance makes single images look like a gain
 FIRST_FINAL_IMAGES = 1000  # that candidates are judged by at first, then by twice as many, up to all
-PASSES = 3  # over the tensors, since the best format of one depends on those of others
-
-
-class Judge:
-    """Judges formats against the float network's logits, in stages on more and more images."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        images: np.ndarray,
-        labels: np.ndarray,
-        logits: np.ndarray,
-        target: Target,
-        stages: Sequence[int],
-        memory: int = MEMORY,
-    ) -> None:
-        self.graph = graph
-        # Layers whose formats did not change stay the same objects, so that their results are not computed again.
-        self._quantize = functools.cache(
-            lambda layer, own: quantize_layer(layer, graph.weights.get(layer.name), own, target)
-        )
-        network = DeviceNetwork(graph, images, target, memory)
-        # Shuffled, since the images may lie in some order, and each stage is to have some of every kind.
-        order = np.random.default_rng(0).permutation(len(images))
-        self._stages = [
-            (network.part(images[some]), Expected(graph, labels[some], logits[some]))
-            for some in np.split(order, [count for count in stages if count < len(images)])
-        ]
-
-    def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
-        """On all images; or, once it does worse than `best`, on those of the stages until then."""
-        layers = [self._quantize(layer, formats[layer.name]) for layer in self.graph.layers]
-        return self.judge_layers(layers, formats, best)
-
-    def judge_layers(
-        self, layers: Sequence[IntegerLayer], formats: Mapping[str, LayerFormats], best: Verdict | None = None
-    ) -> Verdict:
-        """The same of layers with whichever weights."""
-        return judge_in_stages(
-            (expected.judge(network.trial_logits(layers), formats) for network, expected in self._stages),
-            lambda verdict: best is not None and verdict.does_worse(best, GIVE_UP_STANDARD_ERRORS),
-        )
 
 
 def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Choices:
@@ -84,56 +39,24 @@ def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Ch
     return choices
 
 
-def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
-    """The tensors in the order in which `device_objective` looks at them, if it needs all passes."""
-    first = common.tensors(graph)
-    if layer_errors.is_deep(graph):
-        return first
-    return first + (PASSES - 1) * [key for key in first if key[1] is not Tensor.BIAS]
+def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expected) -> Mapping[str, LayerFormats]:
+    """The formats, with a classifier's logits as fine as brings them closer, although the largest saturate.
 
-
-def _descend(judge: Judge, choices: Choices, tolerance: float) -> Generator[Trial, None, dict[str, LayerFormats]]:
-    """Moves one format at a time, to finer or else to coarser steps, for as long as the verdict gets better.
-
-    Layers are looked at again where their formats have changed, or those of a layer that they feed. Biases are looked
-    at once: their error is far below the others', and does not depend on them.
+    With weights that are fitted, steps of the logits make most of their error, and ties.
     """
-    source = common.format_sources(judge.graph)
-    formats = common.table(judge.graph, choices)
-    best = judge.judge(formats)
-    visit = list(choices)
-    for _ in range(PASSES):
-        before = formats
-        for name, tensor in visit:
-            for step in (1, -1):
-                moved = False
-                while True:
-                    q = choices[name, tensor].finer(step)
-                    tried = common.table(judge.graph, {**choices, (name, tensor): q})
-                    if tried == formats:  # the kernels cannot carry it
-                        break
-                    verdict = judge.judge(tried, best)
-                    better = best.does_worse(verdict) and verdict.beats(best, tolerance, TRIAL_DEVIATIONS)
-                    yield Trial(
-                        name,
-                        tensor,
-                        q,
-                        verdict.score,
-                        best.first(verdict.images).score,
-                        better,
-                        reason=verdict.against(best),
-                        given_up=verdict.images < best.images,
-                    )
-                    if not better:
-                        break
-                    moved, best, formats = True, verdict, tried
-                    choices[name, tensor] = q
-                if moved:
-                    break
-        changed = [layer for layer in judge.graph.layers if formats[layer.name] != before[layer.name]]
-        near = {layer.name for layer in changed} | {source[name] for layer in changed for name in layer.inputs}
-        visit = [(name, t) for name, t in common.tensors(judge.graph) if name in near and t is not Tensor.BIAS]
-    return formats
+    last = fit.graph.output_layers[-1]
+    if not (fit.graph.classifier and last.weighted):
+        return formats
+    while True:
+        own = formats[last.name]
+        assert own.y
+        finer = common.legal(fit.graph, {**formats, last.name: replace(own, y=own.y.finer(1))})
+        if finer == formats:  # the kernels cannot carry it
+            return formats
+        before, after = (expected.judge(fit.results(table), table) for table in (formats, finer))
+        if not after.is_closer(before):
+            return formats
+        formats = finer
 
 
 def device_objective(
@@ -142,16 +65,16 @@ def device_objective(
     labels: np.ndarray,
     target: Target,
     tolerance: float,
-    make_judge: Callable[..., Judge] = Judge,
+    make_errors: Callable[..., LayerErrors] = LayerErrors,
     bits: str = weight_bits.EIGHT,
     loss: float = weight_bits.LOSS,
     make_narrowing: Callable[..., Narrowing] = Narrowing,
 ) -> Search:
     """Searches formats on a sample of the images, adapts the weights, and lets all images decide what is taken.
 
-    `tolerance` is in percentage points: smaller differences of accuracy than this do not count. `make_judge` and
-    `make_narrowing` take the place of `Judge` and `Narrowing`. `bits` are those of weights (`weight_bits.MODES`); where
-    they are mixed, the device may be worse than the float network by `loss` (percentage points).
+    `tolerance` is in percentage points: smaller differences of accuracy than this do not count. `make_errors` and
+    `make_narrowing` take the place of `LayerErrors` and `Narrowing`. `bits` are those of weights (`weight_bits.MODES`);
+    where they are mixed, the device may be worse than the float network by `loss` (percentage points).
     """
     images = reference.images
     some = spread(len(images), SAMPLE)
@@ -163,19 +86,20 @@ def device_objective(
         logits[others] = reference.part(pick(images, others)).logits(as_trained(graph))
 
     choices = _start(graph, ranges, target)
-    start = common.table(graph, choices)
-    judge = make_judge(graph, images[some], labels[some], logits[some], target, STAGES, reference.memory)
-    if layer_errors.is_deep(graph):
-        formats = yield from layer_errors.layer_by_layer(graph, reference, target, choices)
-    else:
-        formats = yield from _descend(judge, choices, tolerance)
+    searched = yield from layer_by_layer(make_errors(graph, images, target), choices)
     yield "adapting the weights"
     seen = spread(len(images), FIT_SAMPLE)
     most = max(1, reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph))
-    fit = Fit(graph, pick(images, seen), target, most)
+
+    def fit_of(network: Graph) -> Fit:
+        return Fit(network, pick(images, seen), target, most)
+
+    fit = fit_of(searched.graph)
+    as_in_float = Expected(graph, logits[seen].argmax(axis=1), logits[seen])
+    formats = _finer_logits(fit, searched.formats, as_in_float)
     candidates = {
-        "formats from ranges": Candidate(graph, start),
-        "formats searched": Candidate(graph, formats),
+        "formats from ranges": Candidate(graph, common.table(graph, choices)),
+        "formats searched": searched,
         "weights adapted": fit.refine(formats),
     }
     yield "judging the candidates on all images"
@@ -185,18 +109,21 @@ def device_objective(
         return found
     yield "fitting weights of 4 bits"
     if bits == weight_bits.MIXED:
-        narrowing = make_narrowing(fit, found.chosen.formats, lambda one: finals.judge(one)[0], judge.judge_layers)
+        network = DeviceNetwork(graph, pick(images, some), target, reference.memory)
+        expected = Expected(graph, labels[some], logits[some])
+        narrowing = make_narrowing(
+            fit if found.chosen.trained is fit.graph else fit_of(found.chosen.trained),
+            found.chosen.formats,
+            lambda one: finals.judge(one)[0],
+            lambda layers, formats: expected.judge(network.trial_logits(layers), formats),
+        )
         in_float = found.measured[0].accuracy
         assert in_float is not None
         chosen = yield from weight_bits.mixed(narrowing, in_float - loss)
         narrow = {"weights of 8 and 4 bits": narrowing.candidate(chosen)}
     else:
-        names = weight_bits.able(graph, target)
-        tables = {"formats from ranges": start, "formats searched": formats}
-        narrow = {
-            f"weights of 4 bits, {name}": fit.refine(weight_bits.narrowed(graph, table, names))
-            for name, table in tables.items()
-        }
+        table = weight_bits.narrowed(searched.graph, formats, weight_bits.able(graph, target))
+        narrow = {"weights of 4 bits": fit.refine(table)}
     narrow_found = finals.choose(narrow, tolerance)
     before = tuple(replace(one, chosen=False) for one in found.measured)
     return replace(narrow_found, measured=before + narrow_found.measured[1:])

@@ -24,7 +24,7 @@ from q7.data.image_set import Images
 from q7.errors import Q7Error
 from q7.qformat import LayerFormats
 from q7.search.caffe_objective import Grids, Judged, ScreenedSimulation
-from q7.search.device_objective import Judge
+from q7.search.layer_errors import LayerErrors
 from q7.search.verdict import Verdict
 from q7.search.weight_bits import Narrowing
 
@@ -155,16 +155,29 @@ def _bits(formats: Mapping[str, LayerFormats]) -> dict[str, Any]:
     return {name: [q and q.fraction_bits for q in (own.w, own.b, own.y)] for name, own in formats.items()}
 
 
-class RememberedJudge(Judge):
+class RememberedErrors(LayerErrors):
     """Looks into the journal before it computes."""
 
     def __init__(self, journal: Journal, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.journal = journal
+        self._behind = ""  # what was settled on so far
 
-    def judge(self, formats: Mapping[str, LayerFormats], best: Verdict | None = None) -> Verdict:
-        compute = functools.partial(super().judge, formats, best)
-        return self.journal.remember([_bits(formats), best and _plain(best)], compute, _plain, _verdict)
+    def _question(self, formats: Mapping[str, LayerFormats], factors: np.ndarray) -> list[Any]:
+        own = {layer.name: formats[layer.name] for layer in self._layers}
+        return ["errors", self._behind, _bits(own), factors.tolist()]
+
+    def errors(self, formats: Mapping[str, LayerFormats], factors: np.ndarray) -> np.ndarray:
+        return self.journal.remember(
+            self._question(formats, factors),
+            functools.partial(super().errors, formats, factors),
+            np.ndarray.tolist,
+            lambda values: np.array([float(value) for value in values]).reshape(self.channels),
+        )
+
+    def leave(self, formats: Mapping[str, LayerFormats], factors: np.ndarray) -> None:
+        self._behind = _digest(self._question(formats, factors))
+        super().leave(formats, factors)
 
 
 class RememberedNarrowing(Narrowing):

@@ -18,9 +18,9 @@ BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
 
 
 def _measured(score: Score, short: bool = False) -> str:
-    """Divergences of classifiers are in nats, others have no unit."""
+    """Without an accuracy, the divergence is the error of a layer's output."""
     if score.accuracy is None:
-        return f"divergence {score.divergence:.4g}"
+        return f"error {score.divergence:.4g}"
     return f"{score.accuracy:.2f} %" + ("" if short or score.divergence is None else f", {score.divergence:.4g} nats")
 
 
@@ -34,12 +34,16 @@ def line(trial: Trial) -> str:
     )
 
 
-def work(graph: Graph, schedule: Sequence[tuple[str, Tensor]]) -> list[float]:
-    """What looking at each tensor costs (MACs): its layer and all after it run again, each with some overhead."""
+def work(graph: Graph, schedule: Sequence[tuple[str, Tensor]], alone: bool) -> list[float]:
+    """What looking at each tensor costs (MACs): its layer runs again, `alone` or with all after it.
+
+    Each has some overhead.
+    """
     macs = [layer.macs for layer in graph.layers]
     overhead = sum(macs) / len(macs) / 2
-    from_here = {layer.name: sum(macs[i:]) + overhead * (len(macs) - i) for i, layer in enumerate(graph.layers)}
-    return [from_here[name] for name, _ in schedule]
+    each = [own + overhead for own in macs]
+    costs = {layer.name: each[i] if alone else sum(each[i:]) for i, layer in enumerate(graph.layers)}
+    return [costs[name] for name, _ in schedule]
 
 
 class Estimate:
@@ -49,9 +53,11 @@ class Estimate:
     out of a journal takes no time, and tells nothing about the time that is left.
     """
 
-    def __init__(self, graph: Graph, schedule: Sequence[tuple[str, Tensor]], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, schedule: Sequence[tuple[str, Tensor]], costs: Sequence[float], clock: Callable[[], float]
+    ) -> None:
         self.schedule = schedule
-        self.costs = work(graph, schedule)
+        self.costs = costs
         self.clock = clock
         self.position = -1
         self._start: tuple[float, float] | None = None  # time and share of the work when computing began
@@ -79,7 +85,7 @@ class Estimate:
 
 
 class Best:
-    """The accuracy of the formats kept so far, on the most images that any trial was judged by."""
+    """How the formats kept so far do: their accuracy on the most images that judged, or the last layer's error."""
 
     def __init__(self) -> None:
         self.score: Score | None = None
@@ -87,25 +93,30 @@ class Best:
     def see(self, trial: Trial) -> None:
         score = trial.score if trial.kept else trial.reference
         all_images = float("inf")
-        if self.score is None or (score.images or all_images) >= (self.score.images or all_images):
+        if (
+            self.score is None
+            or score.accuracy is None
+            or (score.images or all_images) >= (self.score.images or all_images)
+        ):
             self.score = score
 
 
 def follow(
     search: Search,
-    graph: Graph,
     schedule: Sequence[tuple[str, Tensor]],
+    costs: Sequence[float],
     computed: Callable[[], bool],
     show: Callable[[str], None] | None = None,
     disable: bool | None = None,
 ) -> tuple[Found, list[Trial]]:
     """Runs a search under a progress bar; returns what it found, and its trials.
 
+    `schedule` are the tensors in the order in which it looks at them, if it looks at all, with their `costs` (`work`).
     `computed` says whether trials are computed by now or still come from a journal, `show` gets each trial as a line.
     There is no bar with `disable`, and, where that is None, none where stderr is not a terminal.
     """
     trials: list[Trial] = []
-    estimate, best = Estimate(graph, schedule, time.monotonic), Best()
+    estimate, best = Estimate(schedule, costs, time.monotonic), Best()
     disable = disable or (True if sys.stderr is None else None)
     bar: Any = tqdm(total=1.0, bar_format=BAR, disable=disable, leave=False, dynamic_ncols=True)
     with bar:

@@ -76,9 +76,13 @@ class Verdict:
         lead, deviation = mcnemar(self.right, other.right)
         if abs(lead) > max(deviations * deviation, tolerance / 100 * len(self.right)):
             return lead > 0
+        return self.is_closer(other)
+
+    def is_closer(self, other: Verdict) -> bool:
+        """Clearly closer logits; where neither's are, more images right."""
         if other.does_worse(self):
             return True
-        return lead > 0 and not self.does_worse(other)
+        return mcnemar(self.right, other.right)[0] > 0 and not self.does_worse(other)
 
     def does_worse(self, other: Verdict, standard_errors: float = CLEAR_STANDARD_ERRORS) -> bool:
         """Whether the mean divergence is larger by more than so many standard errors of the differences.
@@ -88,17 +92,6 @@ class Verdict:
         count = min(len(self.divergences), len(other.divergences))
         worse = self.divergences[:count] - other.divergences[:count]
         return float(worse.mean()) > standard_errors * float(worse.std()) / math.sqrt(count)
-
-    def against(self, other: Verdict) -> str:
-        """How it did next to the other, in words; of the images that both have seen."""
-        lead, _ = mcnemar(self.right, other.right)
-        count = min(len(self.divergences), len(other.divergences))
-        further = self.divergences[:count] - other.divergences[:count]
-        mean, error = float(further.mean()), float(further.std()) / math.sqrt(count)
-        how_many = f"{abs(lead)} {'more' if lead > 0 else 'fewer'}" if lead else "as many"
-        images = f"{how_many} image{'s' * (abs(lead) != 1)} right, " if len(self.right) else ""
-        by = f"{abs(mean) / error:.1f} standard errors " if error else ""
-        return f"{images}divergence {by}{'higher' if mean > 0 else 'lower'}" if mean else f"{images}same divergence"
 
     def cannot_beat(self, other: Verdict) -> bool:
         """Clearly further off so far, and not likely to end clearly closer than the other or with more images right.

@@ -91,13 +91,22 @@ class _Part:
 
         `layers` are those before it.
         """
-        if [*layers[: len(self._before)]] != self._before:
-            self._before, self._x = [], self._device.start()
-        done = len(self._before)
+        done = self._known(layers)
         x = self._device.advance(done, self._x, layers[done:]) if done < len(layers) else self._x
         if self._keep:
             self._before, self._x = [*layers], x
         return x[layer.inputs[0]], self._places[layer.name], self._trained_outputs(layer.name)
+
+    def _known(self, layers: Sequence[IntegerLayer]) -> int:
+        """Of how many of these layers what comes after them is known."""
+        if [*layers[: len(self._before)]] != self._before:
+            self._before, self._x = [], self._device.start()
+        return len(self._before)
+
+    def results(self, layers: Sequence[IntegerLayer]) -> np.ndarray:
+        """The network's outputs (N, result_size) on the device."""
+        done = self._known(layers)
+        return self._device.logits_from(done, self._x, layers[done:])
 
     def _trained_outputs(self, name: str) -> np.ndarray:
         if name not in self._wanted:
@@ -291,12 +300,17 @@ class Fit:
             own = min(_choices(own), key=functools.partial(_rounding_error, weights[0]))
         return Fitted(weights, own, quantize_layer(layer, weights, own, self.target))
 
+    def results(self, formats: Mapping[str, LayerFormats]) -> np.ndarray:
+        """The outputs (N, result_size) that the images seen have on the device with weights fitted."""
+        integers = [known.integers for known in self.layers(formats)]
+        return np.concatenate([part.results(integers) for part in self._parts])
+
     def refine(self, formats: Mapping[str, LayerFormats]) -> Candidate:
         """The network with weights that lie on their formats' grids, and formats with what the fit chose."""
         fitted = dict(zip((layer.name for layer in self.graph.layers), self.layers(formats)))
         weights = {name: known.weights for name, known in fitted.items() if known.weights}
         graph = replace(self.graph, weights=weights) if self._places else self.graph
-        return Candidate(graph, {name: known.formats for name, known in fitted.items()})
+        return Candidate(graph, {name: known.formats for name, known in fitted.items()}, self.graph)
 
 
 def _rounding_error(weights: np.ndarray, own: LayerFormats) -> float:

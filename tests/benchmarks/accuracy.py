@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What each step of the search is worth: device accuracy (dsp core, nearest rounding), and loss on held-out images.
+"""Device accuracy (dsp core, nearest rounding) of the original's formats and of ours, for both libraries.
 
 The columns are for the q7 kernels, except for the one that says s8.
 
@@ -17,9 +17,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
-
-import numpy as np
 
 import nn_quantizer
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
@@ -27,7 +24,6 @@ from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.quantized import quantize_network
 from q7.pipeline.job import Job, prepare
 from q7.pipeline.quantize import find_formats, open_journal
-from q7.search import device_objective
 from q7.search.common import Candidate, Found
 from q7.target import S8 as S8_LIBRARY
 from q7.target import Target
@@ -106,23 +102,9 @@ def all_images(name: str, case: Case, folder: Path) -> str:
     return f"| {name} | {reference:.2f} | {theirs} | {accuracy:.2f} | {loss} | {seconds:.0f} | {s8:.2f} |"
 
 
-def held_out(name: str, case: Case, folder: Path, splits: int) -> str:
-    """A row: mean loss on held-out halves over the splits, of each of the search's steps and of its choice."""
-    losses: dict[str, list[float]] = {}
-    for seed in range(splits):
-        choose = device_objective._Finals.choose
-        with mock.patch.object(device_objective._Finals, "choose", autospec=True, side_effect=choose) as finals:
-            job, found, _ = search(case, folder, "--holdout", "0.5", "--seed", str(seed))
-        reference = in_float(job)
-        for step, candidate in {**finals.call_args.args[1], "chosen": found.chosen}.items():
-            losses.setdefault(step, []).append(reference - on_device(job, candidate))
-    return f"| {name} | " + " | ".join(f"{np.mean(values):+.2f}" for values in losses.values()) + " |"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", nargs="*", help="names (default: all that are here)")
-    parser.add_argument("--splits", type=int, default=5, help="held-out halves to report on")
     args = parser.parse_args()
     names = args.network
     chosen = {name: case for name, case in cases().items() if not names or name in names}
@@ -132,12 +114,6 @@ def main() -> int:
         )
         for name, case in chosen.items():
             print(all_images(name, case, Path(folder)), flush=True)
-        if not args.splits:
-            return 0
-        print(f"\nMean loss in percentage points on held-out halves, over {args.splits} splits:\n")
-        print("| network | formats from ranges | formats searched | weights adapted | chosen |\n|---|---|---|---|---|")
-        for name, case in chosen.items():
-            print(held_out(name, case, Path(folder), args.splits), flush=True)
     return 0
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What the default search costs for residual networks of some depths, judged layer by layer and by the logits.
+"""What the default search costs for residual networks of some depths.
 
 Weights and images are random, since it is the time that is measured; a pass is the float network's over all images.
 
-Run from the project's root: python -m tests.benchmarks.depth [--depths N ...] [--images N] [--ways layers logits]
+Run from the project's root: python -m tests.benchmarks.depth [--depths N ...] [--images N]
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from q7.engines.networks import FloatNetwork, as_trained
 from q7.network.folding import simplify
 from q7.network.from_caffe import attach_weights
 from q7.network.graph import Graph
-from q7.search import layer_errors
 from q7.search.device_objective import device_objective
 from q7.target import Target
 from tests.benchmarks.load import peak
 from tests.public_networks import cifar_resnet, graph
 
 CLASSES = 10
-LAYERS_BEYOND = {"layers": 0, "logits": sys.maxsize}  # with weights, that are judged layer by layer
 
 
 def _network(depth: int) -> Graph:
@@ -50,9 +48,8 @@ def _network(depth: int) -> Graph:
     return simplify(attach_weights(network, {name: [b.astype(np.float32) for b in own] for name, own in blobs.items()}))
 
 
-def _measure(pipe: Connection, depth: int, count: int, way: str) -> None:
+def _measure(pipe: Connection, depth: int, count: int) -> None:
     """In a process of its own: peak memory does not go down again."""
-    layer_errors.DEEP = LAYERS_BEYOND[way]
     network, rng = _network(depth), np.random.default_rng(0)
     images = rng.integers(0, 256, (count, *network.input.out_shape), dtype=np.uint8)
     reference, labels = FloatNetwork(network, images), rng.integers(0, CLASSES, count).astype(np.int32)
@@ -67,20 +64,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 56, 110])
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--ways", nargs="+", choices=LAYERS_BEYOND, default=["layers"])
     args = parser.parse_args()
-    print("| depth | judged by | one pass (s) | search (s) | passes | memory (MB) |\n|---|---|---|---|---|---|")
+    print("| depth | one pass (s) | search (s) | passes | memory (MB) |\n|---|---|---|---|---|")
     for depth in args.depths:
-        for way in args.ways:
-            ours, childs = multiprocessing.Pipe(duplex=False)
-            child = multiprocessing.get_context("spawn").Process(
-                target=_measure, args=(childs, depth, args.images, way)
-            )
-            child.start()
-            childs.close()
-            one, search, megabytes = ours.recv()
-            child.join()
-            print(f"| {depth} | {way} | {one:.1f} | {search:.1f} | {search / one:.1f} | {megabytes:.0f} |", flush=True)
+        ours, childs = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("spawn").Process(target=_measure, args=(childs, depth, args.images))
+        child.start()
+        childs.close()
+        one, search, megabytes = ours.recv()
+        child.join()
+        print(f"| {depth} | {one:.1f} | {search:.1f} | {search / one:.1f} | {megabytes:.0f} |", flush=True)
     return 0
 
 
