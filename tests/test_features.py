@@ -74,7 +74,7 @@ def test_onnx_takes_features(pickle: Path, features: np.ndarray) -> None:
     (logits,) = session.run(None, {"features": features})
     (integers,) = onnxruntime.InferenceSession(pickle.parent / "device.onnx").run(None, {"features": features})
     np.testing.assert_array_equal(integers, predicted(network(pickle), features))
-    assert (logits.argmax(axis=1) == integers.argmax(axis=1)).mean() > 0.99
+    assert (logits.argmax(axis=1) == integers.argmax(axis=1)).mean() > 0.98
 
 
 @pytest.mark.parametrize("kernels", [("--api", "q7"), ("--api", "s8"), ("--kernels", "own", "--ram", "least")])
