@@ -47,16 +47,17 @@ def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expec
     last = fit.graph.output_layers[-1]
     if not (fit.graph.classifier and last.weighted):
         return formats
+    best = expected.judge(fit.results(formats), formats)
     while True:
         own = formats[last.name]
         assert own.y
         finer = common.legal(fit.graph, {**formats, last.name: replace(own, y=own.y.finer(1))})
         if finer == formats:  # the kernels cannot carry it
             return formats
-        before, after = (expected.judge(fit.results(table), table) for table in (formats, finer))
-        if not after.is_closer(before):
+        verdict = expected.judge(fit.results(finer), finer)
+        if not verdict.is_closer(best):
             return formats
-        formats = finer
+        formats, best = finer, verdict
 
 
 def device_objective(

@@ -110,22 +110,26 @@ CASES = {
 }
 
 
-def enlarged(folder: Path) -> None:
+def enlarged(folder: Path, count: int) -> None:
     """CIFAR-10 pictures of 96x96 pixels in two classes: their bits count, not the accuracy."""
-    images, labels = lmdb_images.read(CIFAR, range(300))
+    images, labels = lmdb_images.read(CIFAR, range(count))
     large = [pictures.resize(np.ascontiguousarray(image.transpose(1, 2, 0)), 96, 96) for image in images]
     lmdb_images.write(folder / "vww_lmdb", [image.transpose(2, 0, 1) for image in large], labels % 2)
 
 
-def quantize(case: Case, folder: Path, *options: str) -> Path:
-    """The network's pickle; the weights are copied first, since something is written beside them."""
+def arguments(case: Case, folder: Path, pictures: int = 300) -> list[str]:
+    """nn_quantizer's; the weights are copied first, since something is written beside them."""
     weights = Path(shutil.copy(case.weights, folder))
     flags = [str(folder / flag) if flag == "vww_lmdb" else flag for flag in case.flags]
     if "vww_lmdb" in case.flags:
-        enlarged(folder)
-    arguments = ["--model", case.model, "--weights", weights, "--save", folder / "net.pkl", *flags, *QUICK, *options]
+        enlarged(folder, pictures)
+    return ["--model", str(case.model), "--weights", str(weights), "--save", str(folder / "net.pkl"), *flags]
+
+
+def quantize(case: Case, folder: Path, *options: str) -> Path:
+    """The network's pickle."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        assert nn_quantizer.main([str(argument) for argument in arguments]) == 0
+        assert nn_quantizer.main([*arguments(case, folder), *QUICK, *options]) == 0
     return folder / "net.pkl"
 
 

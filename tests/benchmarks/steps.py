@@ -27,7 +27,7 @@ from q7.search.layer_errors import LayerErrors, layer_by_layer
 from q7.search.verdict import Expected
 from q7.search.weight_fitting import Fit
 from q7.target import LIBRARIES, Target
-from tests.benchmarks.whole_runs import FLAGS, arguments, parsed
+from tests.benchmarks.whole_runs import NETWORKS, arguments, parsed
 from tests.support import run_through
 
 STEPS = ("ranges", "searched, no factors", "searched", "no factors, fitted", "fitted")
@@ -67,7 +67,7 @@ def quality(candidate: Candidate, logits: np.ndarray, images: np.ndarray, target
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", nargs="*", default=[*FLAGS], help="names (default: all)")
+    parser.add_argument("network", nargs="*", default=[*NETWORKS], help="names (default: all)")
     parser.add_argument("--api", choices=LIBRARIES, default="q7", help="kernel library")
     args = parser.parse_args()
     target = Target(library=LIBRARIES[args.api])
@@ -75,7 +75,7 @@ def main() -> int:
     for name in args.network:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            job = prepare(parsed(arguments(name, folder), folder))
+            job = prepare(parsed(arguments(name, folder)))
             reference = FloatNetwork(job.graph, job.images)
             logits = reference.logits(as_trained(job.graph))
             found = steps(reference, target)
