@@ -49,9 +49,9 @@ def _windows(layer: Windows) -> list[tuple[int, ...]]:
     return list(zip(layer.in_shape[1:], layer.out_shape[1:], reach(layer), layer.stride, layer.pad))
 
 
-def window_attributes(layer: Windows, axes: tuple[int, ...] = (0, 1)) -> dict[str, list[int]]:
-    """ONNX attributes of a layer's windows along y (0) and x (1); the padding at the end follows from the output."""
-    windows = [window if axis in axes else (1, 1, 1, 1, 0) for axis, window in enumerate(_windows(layer))]
+def window_attributes(layer: Windows) -> dict[str, list[int]]:
+    """ONNX attributes of a layer's windows; the padding at the end follows from the output."""
+    windows = _windows(layer)
     lengths, stride, pad = ([window[i] for window in windows] for i in (2, 3, 4))
     return {"kernel_shape": lengths, "strides": stride, "pads": [*pad, *(end_padding(*window) for window in windows)]}
 
@@ -66,12 +66,12 @@ def deconvolution_attributes(layer: Windows) -> dict[str, list[int]]:
     return {"kernel_shape": [*layer.window], "strides": [*layer.stride], "pads": [*layer.pad] * 2}
 
 
-def crop(g: OnnxGraph, y: str, layer: Windows, axes: tuple[int, ...] = (0, 1)) -> str:
-    """Drops rows (0) and columns (1) beyond the layer's output, where the windows allow more than it asks for."""
-    for axis in axes:
-        d, o, k, s, p = window = _windows(layer)[axis]
+def crop(g: OnnxGraph, y: str, layer: Windows) -> str:
+    """Drops rows and columns beyond the layer's output, where the windows allow more than it asks for."""
+    for axis, window in enumerate(_windows(layer), 2):
+        d, o, k, s, p = window
         if (d + p + end_padding(*window) - k) // s + 1 > o:
-            y = g.slice(y, axis + 2, 0, o)
+            y = g.slice(y, axis, 0, o)
     return y
 
 
@@ -80,11 +80,9 @@ def max_pool(g: OnnxGraph, x: str, layer: Windows) -> str:
     return crop(g, g.max_pool(x, **window_attributes(layer)), layer)
 
 
-def image_cells(layer: Windows, axes: tuple[int, ...] = (0, 1)) -> np.ndarray:
-    """(rows, columns) cells of the image in each of a layer's windows, along both axes or one."""
-    rows, columns = (
-        window_cells(*window) if axis in axes else np.ones(1, int) for axis, window in enumerate(_windows(layer))
-    )
+def image_cells(layer: Windows) -> np.ndarray:
+    """(rows, columns) cells of the image in each of a layer's windows."""
+    rows, columns = (window_cells(*window) for window in _windows(layer))
     return rows[:, None] * columns
 
 

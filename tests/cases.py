@@ -124,7 +124,7 @@ ACCEPTED = [
         "inner product", ip("num_output: 4 transpose: true"), "arm_fully_connected_q7_opt", "arm_fully_connected_s8"
     ),
     Accepted("maximum", pool("kernel_size: 2 stride: 2"), "arm_maxpool_q7_HWC", "arm_max_pool_s8"),
-    Accepted("mean", pool("pool: AVE kernel_size: 2 stride: 2"), "arm_avepool_q7_HWC", "arm_avgpool_s8"),
+    Accepted("mean", pool("pool: AVE kernel_size: 2 stride: 2"), "avepool_q7", "arm_avgpool_s8"),
     Accepted("mean of all", pool("pool: AVE global_pooling: true"), "avepool_q7", "avepool_q7"),
     Accepted(
         "rounded down", pool("kernel_size: 3 stride: 2 round_mode: FLOOR"), "arm_maxpool_q7_HWC", "arm_max_pool_s8"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ from q7.data.source import data_source
 from q7.engines.accuracy import accuracy_first
 from q7.engines.networks import DeviceNetwork
 from q7.kernels import exact_onnx, registry
-from q7.kernels.arm_q7 import Pool
-from q7.kernels.base import AnyKernel, Integers, WeightedKernel
-from q7.kernels.constraints import padding_below_stride, short_window
+from q7.kernels.arm_q7 import MaxPool
+from q7.kernels.base import AnyKernel, Integers, Kernel, WeightedKernel
+from q7.kernels.constraints import padding_below_stride
 from q7.kernels.own_loops import Pixels
 from q7.layers.activations import IntWidth
 from q7.layers.registry import ALL_KERNELS
+from q7.layers.windowed import AveragePooling
 from q7.network.from_caffe import parse_network
 from q7.network.quantized import IntegerLayer
 from q7.onnx_graph import OnnxGraph
+from q7.onnx_windows import end_padding, window_cells
 from q7.qformat import Shifts
 from q7.target import Core, Rounding, Target
 from tests.support import ROOT, run, shared, tool
@@ -141,7 +143,7 @@ def vectors() -> list[Vector]:
                     {core: case["return"][tag] for core, tag in CORES.items()},
                 )
             )
-    assert len(result) >= 255
+    assert len(result) >= 230
     return result
 
 
@@ -150,10 +152,9 @@ def _target(vector: Vector, core: Core) -> Target:
 
 
 def _refused(vector: Vector, core: Core) -> bool:
-    """Whether the kernel reports an error, or is a pooling that reads what it overwrote or overflows 16 bits."""
-    constraints = (padding_below_stride, short_window) if isinstance(vector.kernel, Pool) else ()
-    target = _target(vector, core)
-    return bool(vector.status[core]) or not all(holds(vector.layer, target) for holds in constraints)
+    """Whether the kernel reports an error, or is a pooling that reads what it overwrote."""
+    overwritten = isinstance(vector.kernel, MaxPool) and not padding_below_stride(vector.layer, _target(vector, core))
+    return bool(vector.status[core]) or overwritten
 
 
 def modelled(vector: Vector, core: Core) -> np.ndarray:
@@ -176,7 +177,7 @@ def test_device_model_equals_the_kernels(vectors: list[Vector], core: Core) -> N
 @pytest.mark.parametrize("core", Core)
 def test_a_mismatch_on_the_device_is_declined(vectors: list[Vector], core: Core) -> None:
     refused = [vector for vector in vectors if _refused(vector, core)]
-    assert len(refused) >= (20 if core is Core.DSP else 11)
+    assert len(refused) >= (15 if core is Core.DSP else 11)
     for vector in refused:
         assert vector.kernel.objection(vector.layer, _target(vector, core)), vector.layer.name
 
@@ -253,6 +254,21 @@ def test_sums_that_float32_cannot_hold_stay_exact(rows: int, out_rshift: int) ->
     np.testing.assert_array_equal(result, np.clip((sums + ((1 << out_rshift) >> 1)) >> out_rshift, -128, 127))
 
 
+class ArmAveragePool(Kernel[Any, Any]):
+    """arm_avepool_q7_HWC, which the tool does not call: sums / cells, truncated; with DSP along x and then along y."""
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Any, integers: Any, target: Target) -> str:
+        x = xs[0]
+        windows = list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.window, layer.stride, layer.pad))
+        for axes in [(1,), (0,)] if target.core is Core.DSP else [(0, 1)]:
+            own = [window if axis in axes else (1, 1, 1, 1, 0) for axis, window in enumerate(windows)]
+            (_, _, sizes, strides, begin), end = map(list, zip(*own)), [end_padding(*window) for window in own]
+            total = exact_onnx.window_sum(g, x, kernel_shape=sizes, strides=strides, pads=[*begin, *end])
+            rows, columns = (window_cells(*window) for window in own)
+            x = exact_onnx.divide(g, total, rows[:, None] * columns)
+        return x
+
+
 @pytest.mark.parametrize(
     ("target", "file", "percent"),
     [
@@ -273,6 +289,7 @@ def test_arm_m4_as_published(arm_m4: Path, target: Target, file: str, percent: f
     layers = []
     for layer in network.layers:
         kernel, macro = layer.kernel_for(target), layer.name.upper()
+        kernel = ArmAveragePool("arm_avepool_q7_HWC") if isinstance(layer, AveragePooling) else kernel
         integers: Any = None
         if layer is network.input:
             mean = arrays["MEAN_DATA"].reshape(32, 32, 3).transpose(2, 0, 1)

@@ -169,7 +169,7 @@ def in_flash(found: dict[str, int]) -> int:
 def test_arms_network_is_small(flags: list[str], most_ram: int, arm_m4_pickle: Path, tmp_path: Path) -> None:
     found = built(arm_m4_pickle, tmp_path, *flags)
     assert in_ram(found) <= most_ram
-    assert in_flash(found) <= 36_750
+    assert in_flash(found) <= 37_100
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-inplace-pooling"], ["--weights_in", "ram"]], ids=str)

@@ -28,7 +28,6 @@ ALL: list[Any] = [
     registry.CONVOLUTION,
     registry.FULLY_CONNECTED,
     registry.MAX_POOL,
-    registry.AVERAGE_POOL,
     registry.RELU,
 ]
 ALL += [registry.SIGMOID, registry.TANH, registry.POWERS_SOFTMAX]
@@ -102,11 +101,11 @@ def _narrow(vector: Vector, core: Core) -> Vector:
 
 
 def _function(number: int, vector: Vector, core: Core, bits: int) -> str | None:
-    """A C function that computes a vector with our kernel, and compares; None where our kernels compute other bits."""
+    """A C function that computes a vector with our kernel, and compares; None where we have no such kernel."""
     kernels = next(kernels for kernels in ALL if vector.kernel in kernels)
     target = Target(core, _target(vector, core).rounding, OWN)
     kernel: Any = consider(kernels, vector.layer, target, bits)[0]
-    if kernel is None or kernel.name == "avepool_q7":  # Arm's average where Caffe's differs
+    if kernel is None:
         return None
     c = CNames("V", ("in",), "out", "scratch", "wt", "bias", square=False)
     held = IntegerLayer(kernel, vector.integers, Bounds())

@@ -120,7 +120,7 @@ def test_pickles_of_the_original_under_python_3(tmp_path: Path, protocol: int) -
 def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None:
     found = content(tiny_pickle)
     network = found["network"]
-    assert found["version"] == 5
+    assert found["version"] == 6
     assert [*network] == [
         *(
             "name",
@@ -156,6 +156,7 @@ def test_nothing_is_stored_that_follows_from_the_rest(tiny_pickle: Path) -> None
 def test_version_3_is_read(tiny_pickle: Path, tmp_path: Path) -> None:
     """All networks were classifiers, and the last layer their output."""
     now = content(tiny_pickle)
+    now["network"]["layers"][3]["variant"] = "MAX"  # else what was predicted is dropped
     before = {**now, "version": 3, "network": {**now["network"], "outcome": {**now["network"]["outcome"]}}}
     for name in ("outputs", "classifier", "top_k", "scale"):
         del before["network"][name]
@@ -170,13 +171,10 @@ def test_version_3_is_read(tiny_pickle: Path, tmp_path: Path) -> None:
 def test_version_1_is_read(tmp_path: Path) -> None:
     """Its attributes stay, and the same code comes of it as of a pickle of today."""
     loaded = record.load(VERSION_1)
-    assert loaded.network and loaded.network.outcome
+    assert loaded.network
     record.save(tmp_path / "now.pkl", loaded)
-    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 5)
+    assert (content(VERSION_1)["version"], content(tmp_path / "now.pkl")["version"]) == (1, 6)
     assert content(tmp_path / "now.pkl")["attributes"] == content(VERSION_1)["attributes"] == loaded.attributes
-    outcome = loaded.network.outcome
-    assert (outcome.objective, outcome.images_read, outcome.images, outcome.seed) == ("device", 20, 8, 3)
-    assert (outcome.known.in_float, outcome.known.on_device) == (25, 25)
     assert [str(loaded.network.formats[name].y) for name in ("data", "conv1", "pool1", "ip1")] == [
         *("Q7.0", "Q7.0", "Q7.0", "Q4.3")
     ]
@@ -187,6 +185,22 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     ]
     assert generated[0] == generated[1]
     assert b"#define CONV1_OUT_RSHIFT 9" in generated[0]["parameter.h"]
+
+
+def test_what_was_predicted_for_truncated_averages_is_dropped(tmp_path: Path) -> None:
+    before = content(VERSION_1)
+    (pool,) = (layer for layer in before["network"]["layers"] if layer["type"] == "Pooling")
+    found = []
+    for pool["average"] in (True, False):
+        (tmp_path / "before.pkl").write_bytes(pickle.dumps(before))
+        network = record.load(tmp_path / "before.pkl").network
+        assert network
+        found.append(network.outcome)
+    dropped, outcome = found
+    assert dropped is None
+    assert outcome
+    assert (outcome.objective, outcome.images_read, outcome.images, outcome.seed) == ("device", 20, 8, 3)
+    assert (outcome.known.in_float, outcome.known.on_device) == (25, 25)
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------
@@ -338,7 +352,7 @@ def drop(*path: Any) -> Callable[[Any], None]:
 NET = "network"
 DATA, CONV, RELU, POOL, IP = ((NET, "layers", i) for i in range(5))
 TAMPERED = [  # pickles of any version
-    change("version", to=6),
+    change("version", to=7),
     change("version", to=0),
     change("version", to="1"),
     change("version", to=True),

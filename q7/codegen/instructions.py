@@ -113,7 +113,6 @@ def _(kernel: own_q7.InnerProduct, layer: Any) -> Work:
     return {"instruction": fours * steps, "inner product block": fours}
 
 
-@work.register(own_q7.TruncatedAveragePool)
 @work.register(own_loops.OwnAveragePool)
 def _(kernel: AnyKernel, layer: Any) -> Work:
     return {"averaged cell": _elements(layer) * _cells(layer), "average": _elements(layer)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,14 +41,19 @@ class BatchRunner:
     def run(self, run: Run, inputs: Values, images: int, bytes_per_image: int, use: Use) -> None:
         """Has `use` take what `run` gives for each batch of so many images, in the worker's thread."""
         size = max(1, min(self.most, BATCH_BYTES // bytes_per_image))
+        starts = iter(range(0, images, size))
 
-        def work(start: int) -> None:
-            some = slice(start, start + size)
-            use(some, run({name: values[some] for name, values in inputs.items()}))
+        def work() -> None:
+            for start in starts:
+                some = slice(start, start + size)
+                use(some, run({name: values[some] for name, values in inputs.items()}))
 
-        starts = range(0, images, size)
         if self.workers == 1:  # in this thread, which Caffe has been told to compute on the GPU in
-            deque(map(work, starts), maxlen=0)
+            work()
             return
         with ThreadPoolExecutor(self.workers) as pool:
-            deque(pool.map(work, starts), maxlen=0)
+            try:
+                for worker in as_completed([pool.submit(work) for _ in range(self.workers)]):
+                    worker.result()
+            finally:
+                deque(starts, maxlen=0)  # where one has failed, or a signal has come, the others stop

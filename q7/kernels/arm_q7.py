@@ -13,7 +13,7 @@ from q7.kernels import weight_layouts
 from q7.kernels.base import Bounds, Integers, IntWidth, Kernel, ShiftingKernel, stays_ahead
 from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.contract import ConvolutionView, I_contra, LayerView, WindowedView
-from q7.kernels.exact_onnx import convolution, inner_product, truncated_mean
+from q7.kernels.exact_onnx import convolution, inner_product
 from q7.kernels.own_loops import sigmoid_table
 from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import max_pool
@@ -169,36 +169,23 @@ class Softmax(Kernel[LayerView, object]):
         return [Call(self.name, (c.input, c.macro("OUT_DIM"), c.output))]
 
 
-class Pool(Kernel[WindowedView, object]):
-    """Pooling; the DSP path reduces along x, in place in its input, and then along y."""
+class MaxPool(Kernel[WindowedView, object]):
+    """The DSP path takes the maximum along x, in place in its input, and then along y.
+
+    arm_avepool_q7_HWC, beside it in the file, is not called: it truncates, on the DSP path twice, which costs accuracy.
+    """
 
     source = "NN/Source/PoolingFunctions/arm_pool_q7_HWC.c"
     libraries = (Q7,)
+    selects = True
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
         """Not promised."""
         return not promised_only and stays_ahead(layer)
 
-    def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
-        width, *sizes = (pair.x for pair in c.extents)
-        scratch = c.scratch if self.scratch_bytes(layer, Target()) else "NULL"
-        return [Call(self.name, (c.input, width, c.macro("IN_CH"), *sizes, scratch, c.output))]
-
-
-class MaxPool(Pool):
-    selects = True
-
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)
 
-
-class AveragePool(Pool):
-    """Plain: sum / cells. DSP: two divisions, along x and then along y. All of them truncate toward zero."""
-
-    def scratch_bytes(self, layer: WindowedView, target: Target) -> int:
-        return 2 * layer.out_shape[2] * layer.in_shape[0] if target.core is Core.DSP else 0
-
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
-        if target.core is not Core.DSP:
-            return truncated_mean(g, xs[0], layer)
-        return truncated_mean(g, truncated_mean(g, xs[0], layer, axes=(1,)), layer, axes=(0,))
+    def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
+        width, *sizes = (pair.x for pair in c.extents)
+        return [Call(self.name, (c.input, width, c.macro("IN_CH"), *sizes, "NULL", c.output))]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How kernels compute one row of an output at a time, from the rows that it reads, with the same constants and bits.
 
-The nonsquare kernels take heights apart from widths, so that one call can compute one row; the library's poolings of
-the q7 kernels are for squares, and have loops of our own here (CMSIS-NN 5.9.0, read and measured).
+The nonsquare kernels take heights apart from widths, so that one call can compute one row; the library's maximum of
+the q7 kernels is for squares, and has a loop of our own here (CMSIS-NN 5.9.0, read and measured).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from q7.kernels import along_axis, arm_q7, arm_s8, channelwise, lrn, own_loops, 
 from q7.kernels.base import AnyKernel
 from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.contract import AverageView
-from q7.target import Core, Target
+from q7.target import Target
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,6 @@ def _(kernel: arm_q7.Convolution, layer: Any, target: Target) -> RowForm | None:
 @row_form.register(arm_q7.MaxPool)
 def _(kernel: arm_q7.MaxPool, layer: Any, target: Target) -> RowForm | None:
     return RowForm(own_loops.OwnMaxPool("maxpool_q7"))
-
-
-@row_form.register(arm_q7.AveragePool)
-def _(kernel: arm_q7.AveragePool, layer: Any, target: Target) -> RowForm | None:
-    """The DSP path averages along x and then along y, and truncates both; the plain one divides once."""
-    name = "avepool_x_then_y_q7" if target.core is Core.DSP else "avepool_truncated_q7"
-    return RowForm(own_q7.TruncatedAveragePool(name))
 
 
 @row_form.register(own_loops.OwnAveragePool)

@@ -129,21 +129,6 @@ def padding_below_stride(layer: WindowedView, target: Target) -> bool:
     )
 
 
-def dsp(layer: LayerView, target: Target) -> bool:
-    """a core with the DSP extension"""
-    return target.core is Core.DSP
-
-
-def no_dsp(layer: LayerView, target: Target) -> bool:
-    """a core without the DSP extension"""
-    return target.core is not Core.DSP
-
-
-def short_window(layer: WindowedView, target: Target) -> bool:
-    """windows of at most 256 cells along an axis (DSP: longer ones overflow 16 bits)"""
-    return target.core is not Core.DSP or max(layer.window) <= 256
-
-
 def input_may_be_lost(layer: LayerView, target: Target) -> bool:
     """no other layer that reads its input later (DSP: the kernel overwrites it)"""
     return target.core is not Core.DSP or not layer.shared_input

@@ -16,14 +16,7 @@ from q7.kernels.base import Integers, Operands
 from q7.kernels.contract import ConvolutionView, LayerView
 from q7.kernels.weight_layouts import exchanged
 from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import (
-    Windows,
-    convolution_attributes,
-    crop,
-    deconvolution_attributes,
-    image_cells,
-    window_attributes,
-)
+from q7.onnx_windows import convolution_attributes, crop, deconvolution_attributes
 from q7.qformat import INT8_MAX, INT8_MIN
 from q7.target import Target
 
@@ -130,23 +123,3 @@ def window_sum(g: OnnxGraph, x: str, **windows: list[int]) -> str:
     cells = float(np.prod(windows["kernel_shape"]))
     mean = g.add("AveragePool", x, count_include_pad=1, **windows)
     return g.add("Round", g.add("Mul", mean, np.array(cells, np.float32)))
-
-
-NUDGE = 2.0**-20  # far above the four roundings of 2**-24 that it makes good
-MOST_NUDGED_CELLS = 4096  # quotients up to 128 are 2**-12 apart from the next integer, and are moved by 2**-13 at most
-
-
-def truncated_mean(g: OnnxGraph, x: str, layer: Windows, axes: tuple[int, ...] = (0, 1)) -> str:
-    """C's sum / cells over each window, along both axes, or along x (1) and then y (0); the cells are the image's.
-
-    The float quotient may miss an integer by its rounding; a nudge away from zero makes that good.
-    """
-    cells, windows = image_cells(layer, axes), window_attributes(layer, axes)
-    if cells.max() > MOST_NUDGED_CELLS:
-        return divide(g, crop(g, window_sum(g, x, **windows), layer, axes), cells)
-    mean = crop(g, g.add("AveragePool", x, count_include_pad=1, **windows), layer, axes)
-    factor = np.prod(windows["kernel_shape"]) / cells * (1 + NUDGE)
-    height = layer.out_shape[1] if 0 in axes else layer.in_shape[1]
-    # In full, since onnxruntime is slow where it has to repeat short rows.
-    factor = np.broadcast_to(factor, (layer.in_shape[0], height, layer.out_shape[2]))
-    return g.cast(g.cast(g.add("Mul", mean, factor.astype(np.float32)), np.int32), np.float32)

@@ -17,8 +17,8 @@ import numpy as np
 from q7.kernels import arm_q7, exact_onnx, weight_layouts
 from q7.kernels.base import Array, Integers, ShiftingKernel
 from q7.kernels.call import Call, CNames, Declaration, Statement
-from q7.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedView
-from q7.kernels.own_loops import Clamp, PoolLoop, WindowLoop
+from q7.kernels.contract import ConvolutionView, L_contra, LayerView
+from q7.kernels.own_loops import Clamp, WindowLoop
 from q7.onnx_graph import OnnxGraph
 from q7.qformat import INT8_MAX
 from q7.target import OWN, Q7, Library, Target
@@ -206,15 +206,6 @@ class Deconvolution(ShiftingKernel[ConvolutionView], WindowLoop[ConvolutionView,
         groups = c.macro("GROUPS") if layer.group > 1 else "1"
         scaling = map(c.macro, ("OUT_RSHIFT", "ACT_MIN", "ACT_MAX"))
         return [c.macro("IN_CH"), groups, c.macro("OUT_CH"), c.weights, c.bias, *scaling]
-
-
-class TruncatedAveragePool(PoolLoop[WindowedView, object]):
-    """What arm_avepool_q7_HWC computes, for windows of any shape."""
-
-    libraries = (OWN,)
-
-    def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
-        return arm_q7.AveragePool("arm_avepool_q7_HWC").build(g, xs, layer, integers, target)
 
 
 class Relu(arm_q7.Relu):

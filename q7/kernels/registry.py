@@ -94,11 +94,7 @@ MAX_POOL: Kernels[WindowedView, object] = (
 OWN_AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
     own_loops.OwnAveragePool("avepool_q7", (*_WINDOWS, needs.countable)),
 )
-_TRUNCATED = (needs.unpadded, *_POOL, needs.short_window)  # else Caffe's averages are rounded, with any kernels
 AVERAGE_POOL: Kernels[AverageView, LeftShift] = (
-    arm_q7.AveragePool("arm_avepool_q7_HWC", _TRUNCATED),
-    own_q7.TruncatedAveragePool("avepool_x_then_y_q7", (needs.dsp, *_TRUNCATED)),
-    own_q7.TruncatedAveragePool("avepool_truncated_q7", (needs.no_dsp, *_TRUNCATED)),
     arm_s8.AveragePool("arm_avgpool_s8", (needs.unpadded, *_WINDOWS, needs.countable)),
     *OWN_AVERAGE_POOL,
 )

@@ -40,9 +40,10 @@ def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Ch
 
 
 def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expected) -> Mapping[str, LayerFormats]:
-    """The formats, with a classifier's logits as fine as brings them closer, although the largest saturate.
+    """The formats, with a classifier's logits finer for as long as that is better, although the largest saturate.
 
-    With weights that are fitted, steps of the logits make most of their error, and ties.
+    With weights that are fitted, steps of the logits make most of their error, and ties. `expected` has the float
+    network's classes for labels.
     """
     last = fit.graph.output_layers[-1]
     if not (fit.graph.classifier and last.weighted):
@@ -55,7 +56,7 @@ def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expec
         if finer == formats:  # the kernels cannot carry it
             return formats
         verdict = expected.judge(fit.results(finer), finer)
-        if not verdict.is_closer(best):
+        if not verdict.beats(best, 0.0, FINAL_DEVIATIONS):
             return formats
         formats, best = finer, verdict
 

@@ -76,13 +76,7 @@ class Verdict:
         lead, deviation = mcnemar(self.right, other.right)
         if abs(lead) > max(deviations * deviation, tolerance / 100 * len(self.right)):
             return lead > 0
-        return self.is_closer(other)
-
-    def is_closer(self, other: Verdict) -> bool:
-        """Clearly closer logits; where neither's are, more images right."""
-        if other.does_worse(self):
-            return True
-        return mcnemar(self.right, other.right)[0] > 0 and not self.does_worse(other)
+        return other.does_worse(self) or (lead > 0 and not self.does_worse(other))
 
     def does_worse(self, other: Verdict, standard_errors: float = CLEAR_STANDARD_ERRORS) -> bool:
         """Whether the mean divergence is larger by more than so many standard errors of the differences.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -26,7 +26,7 @@ from q7.kernels.base import Integers
 from q7.layers.base import Layer, Shape, Weights
 from q7.layers.input import Features, Input
 from q7.layers.registry import CLASSES
-from q7.layers.windowed import covers_image
+from q7.layers.windowed import AveragePooling, covers_image
 from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, WEIGHT_BITS, LayerFormats, QFormat, shifts
@@ -34,7 +34,7 @@ from q7.store import plain_pickle
 from q7.store.plain_pickle import Instance
 from q7.target import Q7, Target
 
-FORMAT, VERSION = "caffe-to-cmsis-nn", 5
+FORMAT, VERSION = "caffe-to-cmsis-nn", 6
 LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
 _LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
     (Input.caffe_type, Input.variant): Input,
@@ -335,6 +335,11 @@ def _from_version_4(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "layers": layers, "reader": reader}
 
 
+def _averages_were_truncated(network: QuantizedNetwork) -> bool:
+    """By a q7 kernel that versions up to 5 called."""
+    return network.target.library is Q7 and any(type(layer) is AveragePooling for layer in network.graph.layers)
+
+
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
     """The network of a pickle of version 1 as one of today; what follows from the rest there is not looked at."""
     layers = [_layer_of_version_1(layer) for layer in value["layers"]]
@@ -413,4 +418,7 @@ def load(path: Path) -> Record:
             network = _from_version_3(network)
         if network and version < 5:
             network = _from_version_4(network)
-        return Record(_attributes(value["attributes"]), None if network is None else _unpack(network))
+        restored = None if network is None else _unpack(network)
+        if restored and version < 6 and _averages_were_truncated(restored):
+            restored = replace(restored, outcome=None)  # what was predicted is not what is computed now
+        return Record(_attributes(value["attributes"]), restored)

@@ -350,48 +350,6 @@ static inline void avepool_q7(const q7_t *in, const window_t *w, int channels, i
     }
 }
 
-/* Averages along x and then along y, both truncated toward zero. */
-static inline void avepool_x_then_y_q7(const q7_t *in, const window_t *w, int channels, q7_t *out)
-{
-    for (int oy = 0; oy < w->out_y; oy++) {
-        const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
-        for (int ox = 0; ox < w->out_x; ox++) {
-            const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
-            for (int c = 0; c < channels; c++) {
-                q31_t sum = 0;
-                for (int y = rows.begin; y < rows.end; y++) {
-                    q31_t row = 0;
-                    for (int x = columns.begin; x < columns.end; x++) {
-                        row += in[(y * w->in_x + x) * channels + c];
-                    }
-                    sum += row / (columns.end - columns.begin);
-                }
-                *out++ = (q7_t)(sum / (rows.end - rows.begin));
-            }
-        }
-    }
-}
-
-/* Averages, truncated toward zero. */
-static inline void avepool_truncated_q7(const q7_t *in, const window_t *w, int channels, q7_t *out)
-{
-    for (int oy = 0; oy < w->out_y; oy++) {
-        const span_t rows = window_span(oy, w->in_y, w->kernel_y, w->padding_y, w->stride_y);
-        for (int ox = 0; ox < w->out_x; ox++) {
-            const span_t columns = window_span(ox, w->in_x, w->kernel_x, w->padding_x, w->stride_x);
-            for (int c = 0; c < channels; c++) {
-                q31_t sum = 0;
-                for (int y = rows.begin; y < rows.end; y++) {
-                    for (int x = columns.begin; x < columns.end; x++) {
-                        sum += in[(y * w->in_x + x) * channels + c];
-                    }
-                }
-                *out++ = (q7_t)(sum / ((rows.end - rows.begin) * (columns.end - columns.begin)));
-            }
-        }
-    }
-}
-
 /* Powers of sums: table entries at the ends of 2**steps pieces of each octave of sum + 2**octave. */
 typedef struct {
     const uint16_t *table;

@@ -270,32 +270,22 @@ void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out)
 
 #if defined(ARM_MATH_DSP) && !defined(ARM_MATH_MVEI)
 
-/* Sums of the DSP path are 16 bits wide: whole groups of four lanes saturate, the left-over lanes wrap. */
-static int add_lane(int sum, int value, int lane, int lanes)
-{
-    sum += value;
-    if (lane >= lanes / 4 * 4) {
-        return (int16_t)sum;
-    }
-    return sum > 32767 ? 32767 : sum < -32768 ? -32768 : sum;
-}
-
-/* Reduces the cells [first, end) of an axis, `lanes` bytes each and `pitch` apart, into out, which may be a cell. */
-static void reduce(const q7_t *cells, int pitch, int first, int end, int lanes, int average, q7_t *out)
+/* The largest of the cells [first, end) of an axis, `lanes` bytes each and `pitch` apart, into out, which may be a cell. */
+static void largest(const q7_t *cells, int pitch, int first, int end, int lanes, q7_t *out)
 {
     for (int lane = 0; lane < lanes; lane++) {
-        int result = cells[first * pitch + lane];
+        q7_t most = cells[first * pitch + lane];
         for (int i = first + 1; i < end; i++) {
-            const int value = cells[i * pitch + lane];
-            result = average ? add_lane(result, value, lane, lanes) : value > result ? value : result;
+            const q7_t value = cells[i * pitch + lane];
+            most = value > most ? value : most;
         }
-        out[lane] = (q7_t)(average && end > first ? result / (end - first) : result);
+        out[lane] = most;
     }
 }
 
 /* Along x in place in the image, then along y. A window that starts before the image starts at column i of the
  * i-th output instead of at 0, as in the library: exact while the padding is below the stride. */
-static void pool(q7_t *image, const axis_t *axis, int channels, int average, q7_t *out)
+static void max_pool(q7_t *image, const axis_t *axis, int channels, q7_t *out)
 {
     const int row_bytes = axis->in * channels, out_bytes = axis->out * channels;
     int begin, end;
@@ -303,18 +293,18 @@ static void pool(q7_t *image, const axis_t *axis, int channels, int average, q7_
         q7_t *const cells = image + row * row_bytes;
         for (int i = 0; i < axis->out; i++) {
             const int origin = clip_window(axis, i, &begin, &end);
-            reduce(cells, channels, origin < 0 ? i : origin, origin + end, channels, average, cells + i * channels);
+            largest(cells, channels, origin < 0 ? i : origin, origin + end, channels, cells + i * channels);
         }
     }
     for (int i = 0; i < axis->out; i++) {
         const int origin = clip_window(axis, i, &begin, &end);
-        reduce(image, row_bytes, origin + begin, origin + end, out_bytes, average, out + i * out_bytes);
+        largest(image, row_bytes, origin + begin, origin + end, out_bytes, out + i * out_bytes);
     }
 }
 
 #else
 
-static void pool(q7_t *image, const axis_t *axis, int channels, int average, q7_t *out)
+static void max_pool(q7_t *image, const axis_t *axis, int channels, q7_t *out)
 {
     for (int oy = 0; oy < axis->out; oy++) {
         int ky_begin, ky_end;
@@ -323,15 +313,14 @@ static void pool(q7_t *image, const axis_t *axis, int channels, int average, q7_
             int kx_begin, kx_end;
             const int column = clip_window(axis, ox, &kx_begin, &kx_end);
             for (int c = 0; c < channels; c++) {
-                int sum = 0, most = -129, cells = 0;
+                q7_t most = -128;
                 for (int ky = ky_begin; ky < ky_end; ky++) {
-                    for (int kx = kx_begin; kx < kx_end; kx++, cells++) {
-                        const int value = image[((row + ky) * axis->in + column + kx) * channels + c];
-                        sum += value;
+                    for (int kx = kx_begin; kx < kx_end; kx++) {
+                        const q7_t value = image[((row + ky) * axis->in + column + kx) * channels + c];
                         most = value > most ? value : most;
                     }
                 }
-                *out++ = (q7_t)(average ? sum / cells : most);
+                *out++ = most;
             }
         }
     }
@@ -345,14 +334,5 @@ void arm_maxpool_q7_HWC(q7_t *Im_in, const uint16_t dim_im_in, const uint16_t ch
 {
     const axis_t axis = {dim_im_in, dim_im_out, dim_kernel, padding, stride};
     (void)bufferA;
-    pool(Im_in, &axis, ch_im_in, 0, Im_out);
-}
-
-void arm_avepool_q7_HWC(q7_t *Im_in, const uint16_t dim_im_in, const uint16_t ch_im_in, const uint16_t dim_kernel,
-                        const uint16_t padding, const uint16_t stride, const uint16_t dim_im_out, q7_t *bufferA,
-                        q7_t *Im_out)
-{
-    const axis_t axis = {dim_im_in, dim_im_out, dim_kernel, padding, stride};
-    (void)bufferA;
-    pool(Im_in, &axis, ch_im_in, 1, Im_out);
+    max_pool(Im_in, &axis, ch_im_in, Im_out);
 }

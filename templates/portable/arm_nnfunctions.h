@@ -55,9 +55,6 @@ void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out);
 void arm_maxpool_q7_HWC(q7_t *Im_in, const uint16_t dim_im_in, const uint16_t ch_im_in, const uint16_t dim_kernel,
                         const uint16_t padding, const uint16_t stride, const uint16_t dim_im_out, q7_t *bufferA,
                         q7_t *Im_out);
-void arm_avepool_q7_HWC(q7_t *Im_in, const uint16_t dim_im_in, const uint16_t ch_im_in, const uint16_t dim_kernel,
-                        const uint16_t padding, const uint16_t stride, const uint16_t dim_im_out, q7_t *bufferA,
-                        q7_t *Im_out);
 
 #ifdef __cplusplus
 }

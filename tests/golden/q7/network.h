@@ -19,7 +19,7 @@
 
 #include <stdint.h>
 
-#define NETWORK_FINGERPRINT 0x609f2ad8u
+#define NETWORK_FINGERPRINT 0x27678c84u
 #define NN_INPUT_BYTES 243
 #define NN_CLASSES 6
 #define NN_LAYERS 12

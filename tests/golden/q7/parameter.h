@@ -17,7 +17,7 @@
 #ifndef PARAMETER_H
 #define PARAMETER_H
 
-#define PARAMETER_FINGERPRINT 0x609f2ad8u
+#define PARAMETER_FINGERPRINT 0x27678c84u
 
 /* data: Data, 3x9x9, Q7.0 */
 #define DATA_OUT_CH 3
@@ -118,8 +118,9 @@
 #define POOL2_PAD 0
 #define POOL2_STRIDE 2
 #define POOL2_OUT_DIM 2
+#define POOL2_MULTIPLIER 1
+#define POOL2_DIVISOR 1
 #define POOL2_OFFSET 64
-#define POOL2_SCRATCH 0
 
 /* ip1: InnerProduct, 10, Q8.-1 */
 #define IP1_IN_DIM 24
@@ -158,7 +159,6 @@
  * fast                         7-8      64      56  |    ####                                                        |
  * fast scratch                 7-7       0      64  |#####                                                           |
  * pool2                        8-9      64      24  |    ##                                                          |
- * pool2 scratch                8-8       0      24  |##                                                              |
  * ip1                         9-10      48      12  |   #                                                            |
  * ip1 scratch                  9-9       0      48  |####                                                            |
  * relu2                      10-11      48      12  |   #                                                            |
