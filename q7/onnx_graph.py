@@ -108,6 +108,8 @@ class OnnxGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # callers run batches side by side, in threads of their own
         options.log_severity_level = 3
+        # In the order in which they were added: what is seen of an output is not put off to the end.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         if not fused:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return onnxruntime.InferenceSession(self.model().SerializeToString(), options, providers=list(providers))

@@ -17,6 +17,7 @@ WEIGHT_BITS = (8, 4)  # that kernels take
 MAX_BIAS_LSHIFT = 22
 LARGEST_BIAS = 1 << 29  # of 32-bit biases, for the same reason
 MOST_FRACTION_BITS = 200  # either way: more than any float32 needs
+FLOAT32_EXPONENTS = 126  # either way: powers of two that are normal numbers
 # At 31 the rounding term of CMSIS 5.9.0 overflows.
 MAX_OUT_RSHIFT = 30
 
@@ -72,7 +73,11 @@ class QFormat:
 
     def quantize(self, values: np.ndarray) -> np.ndarray:
         """Rounds half to even and saturates: int8."""
-        return np.clip(np.rint(self.scaled(values)), self.least, self.most).astype(np.int8)
+        if values.dtype == np.float32 and abs(self.fraction_bits) <= FLOAT32_EXPONENTS:  # as exact, in half the memory
+            scaled = values * np.float32(2.0**self.fraction_bits)
+        else:
+            scaled = self.scaled(values)
+        return np.clip(np.rint(scaled), self.least, self.most).astype(np.int8)
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
         """The real numbers that integers stand for, float32."""

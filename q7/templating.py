@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
+if TYPE_CHECKING:
+    import jinja2
 
 _HERE = Path(__file__).resolve().parent
 # Within the package once it is installed, else beside it.
@@ -16,6 +17,8 @@ TEMPLATES = next(folder for folder in (_HERE / "templates", _HERE.parent / "temp
 
 def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> jinja2.Environment:
     """What renders a folder's templates."""
+    import jinja2  # which a run without a report has no use for
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,

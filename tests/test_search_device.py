@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,23 +156,40 @@ def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(first.chosen, second.chosen)
 
 
-def test_the_fit_has_as_many_images_at_once_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the largest output, 8x8x8, as int8; and of 8 places of 8 channels and of 5 outputs, float32."""
+def test_the_fit_holds_what_the_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the largest output, 8x8x8, as int8; and of 8 places of 8 channels and of 5 outputs, float32.
+
+    All images at once with all trained outputs, with those of one layer after the other, and some images at a time.
+    """
     graph, seen, found = _graph(), [], []
-    assert weight_fitting.bytes_per_image(graph) == 2 * 512 + 8 * 8 * 4 + 5 * 4
-    advance = DeviceNetwork.advance
+    assert weight_fitting.bytes_on_device(graph) == 2 * 512
+    sizes = [4 * 8 * 8] * sum(layer.caffe_type == "Convolution" for layer in graph.layers) + [4 * 5]
+    advance, run_trained = DeviceNetwork.advance, weight_fitting._Part._run_trained
 
     def watched(network: DeviceNetwork, *arguments: Any) -> Any:
         seen.append(len(network.images))
         return advance(network, *arguments)
 
+    def passed(part: Any, names: Sequence[str]) -> Any:
+        windows.append([*names])
+        return run_trained(part, names)
+
     monkeypatch.setattr(DeviceNetwork, "advance", watched)
+    monkeypatch.setattr(weight_fitting._Part, "_run_trained", passed)
+    monkeypatch.setattr(weight_fitting, "KEPT", 1.0)
     images = np.random.default_rng(5).integers(0, 256, (300, 3, 8, 8), dtype=np.uint8)
     formats = common.table(graph, {key: QFormat(4) for key in common.tensors(graph)})
-    for most in (300, 137, 1):
+    whole = 300 * (1024 + sum(sizes))
+    for memory, most, passes in (
+        (1 << 30, 300, 1),
+        (whole, 300, 1),
+        (whole - 1, 300, 2),
+        (2 * 1024, 1, 300 * len(sizes)),
+    ):
+        windows: list[list[str]] = []
         seen.clear()
-        found.append(weight_fitting.Fit(graph, images, Target(), most).refine(formats))
-        assert max(seen) == most
+        found.append(weight_fitting.Fit(graph, images, Target(), memory).refine(formats))
+        assert max(seen) == most and len(windows) == passes
         assert_same(found[-1], found[0])
 
 
@@ -198,7 +215,7 @@ def test_adapted_weights_come_closer_to_the_float_network(mode: Rounding) -> Non
     graph, target = _graph(), Target(rounding=mode)
     images = np.random.default_rng(3).integers(0, 256, (1200, 3, 8, 8), dtype=np.uint8)
     formats = common.table(graph, {key: QFormat(4) for key in common.tensors(graph)})
-    adapted = weight_fitting.Fit(graph, images[:800], target, 800).refine(formats)
+    adapted = weight_fitting.Fit(graph, images[:800], target).refine(formats)
     expected = FloatNetwork(graph, images[800:]).logits(as_trained(graph))
 
     def error(network: Graph, table: Mapping[str, LayerFormats]) -> float:
@@ -225,7 +242,7 @@ def test_a_network_without_layers_that_can_be_fitted(monkeypatch: pytest.MonkeyP
     network = Graph("net", layers, {"conv": weights}, "accuracy")
     found = _search(network)
     images = np.zeros((10, 3, 8, 8), np.uint8)
-    adapted = weight_fitting.Fit(network, images, Target(), 10).refine(found.chosen.formats)
+    adapted = weight_fitting.Fit(network, images, Target()).refine(found.chosen.formats)
     assert adapted.is_same(found.chosen) and found.chosen.graph is network
     np.testing.assert_array_equal(found.chosen.graph.weights["conv"][0], weights[0])
     assert found.on_device is not None and len(np.unique(found.on_device)) > 10

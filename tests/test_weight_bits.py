@@ -106,7 +106,7 @@ def test_fitted_weights_of_4_bits_are_closer_to_the_float_network_than_rounded_o
     names = weight_bits.able(graph, TARGET)
     assert names == ["conv", *["groups"] * (group == 8), "ip"]
     narrow = weight_bits.narrowed(graph, formats, names)
-    fitted = Fit(graph, images[:800], TARGET, 800).refine(narrow)
+    fitted = Fit(graph, images[:800], TARGET).refine(narrow)
     expected = FloatNetwork(graph, images[800:]).logits(as_trained(graph))
 
     def error(candidate: Candidate) -> float:
@@ -151,7 +151,7 @@ def test_layers_are_narrowed_one_after_the_other(
     formats = common.table(
         graph, {(name, tensor): QFormat(4) for name, tensor in common.tensors(graph) if tensor is not Tensor.BIAS}
     )
-    narrowing = FakeNarrowing(Fit(graph, _images(50), TARGET, 50), formats, costs)
+    narrowing = FakeNarrowing(Fit(graph, _images(50), TARGET), formats, costs)
     trials, found = run_through(weight_bits.mixed(narrowing, least))
     assert (found, narrowing.judged) == (chosen, judged)
     assert [trial.kept for trial in trials] == [name in chosen for name in ("ip", "conv")]
@@ -171,7 +171,7 @@ def test_the_order_is_that_of_bytes_saved_for_divergence_added() -> None:
             cost = 0.001 * (table["conv"].weight_bits == 4) + ip * (table["ip"].weight_bits == 4)
             return Verdict(np.ones(10, bool), np.full(10, 0.5 + cost))
 
-        fit = Fit(graph, _images(50), TARGET, 50)
+        fit = Fit(graph, _images(50), TARGET)
         return Narrowing(fit, formats, lambda candidate: sample([], formats), sample).by_cost(["conv", "ip"])[0]
 
     assert (order(0.001), order(1.0), order(-1.0)) == (["ip", "conv"], ["conv", "ip"], ["ip", "conv"])
@@ -258,14 +258,14 @@ def test_groups_are_fitted_as_layers_of_their_own() -> None:
     formats = common.table(
         graph, {(name, tensor): QFormat(4) for name, tensor in common.tensors(graph) if tensor is not Tensor.BIAS}
     )
-    fitted = Fit(graph, images, TARGET, 300).refine(formats).graph.weights["groups"][0]
+    fitted = Fit(graph, images, TARGET).refine(formats).graph.weights["groups"][0]
     layers = tuple(replace(x, group=1) if isinstance(x, Convolution) else x for x in graph.layers)
     w, b = graph.weights["groups"]
     for group in (slice(0, 4), slice(4, 8)):
         alone = np.zeros((8, 8, 3, 3), np.float32)
         alone[group, group] = w[group]
         one = replace(graph, layers=layers, weights={**graph.weights, "groups": (alone, b)})
-        found = Fit(one, images, TARGET, 300).refine(formats).graph.weights["groups"][0]
+        found = Fit(one, images, TARGET).refine(formats).graph.weights["groups"][0]
         np.testing.assert_array_equal(found[group, group], fitted[group])
 
 

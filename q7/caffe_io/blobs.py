@@ -132,7 +132,7 @@ def to_caffemodel(name: str, weights: Blobs, types: dict[str, str]) -> bytes:
     for layer, blobs in weights.items():
         message = network.layer.add(name=layer, type=types[layer])
         for blob in blobs:
-            entry = message.blobs.add(data=blob.ravel().astype(np.float32))
+            entry = message.blobs.add(data=blob.ravel().astype(np.float32).tolist())
             entry.shape.dim.extend(blob.shape)
     return bytes(network.SerializeToString(deterministic=True))
 

@@ -81,7 +81,7 @@ class Network:
         g = OnnxGraph()
         data = self.graph.input
         what = g.input("features" if data.features else "pixels", data.stored, data.out_shape)
-        names = self._add_layers(g, 0, settings, {data.name: g.cast(what, np.float32)})
+        names, _ = self._add_layers(g, 0, settings, {data.name: g.cast(what, np.float32)})
         for layer in self.graph.layers:
             g.label(names[layer.name], layer.name)
         outputs = self.graph.output_layers
@@ -97,21 +97,30 @@ class Network:
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString(deterministic=True))
 
-    def _add_layers(self, g: OnnxGraph, first: int, settings: Settings, known: Mapping[str, str]) -> dict[str, str]:
-        """The values of layers' outputs: of those that are known, and of those that come from index `first` on.
+    def _add_layers(
+        self, g: OnnxGraph, first: int, settings: Settings, known: Mapping[str, str], watched: Layers = ()
+    ) -> tuple[dict[str, str], list[str]]:
+        """The values of layers' outputs, of those that are known and of those that come from index `first` on.
 
-        Of the input layer, the pixels are known.
+        Of the input layer, the pixels are known. And what is seen of those watched, right after they come, so that
+        onnxruntime need not keep them for it.
         """
-        names = dict(known)
+        names, seen = dict(known), []
         for layer, setting in zip(self.graph.layers[first:], settings):
             xs = [names[name] for name in layer.inputs] or [names[layer.name]]
             names[layer.name] = self.build(g, layer, xs, setting)
-        return names
+            if layer in watched:
+                seen += self.watch(g, layer, names[layer.name])
+        return names, seen
+
+    def watch(self, g: OnnxGraph, layer: Layer, value: str) -> list[str]:
+        """What is seen of an output that is watched: its smallest and its largest value."""
+        return [g.add(op, value, keepdims=0) for op in ("ReduceMin", "ReduceMax")]
 
     def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
         """What runs a layer for each setting, from index `first` on: takes what is live there, gives `outputs`'.
 
-        And then, for each of `watched`, the smallest and the largest value of its output.
+        And then what is seen of each of `watched` (`watch`).
         """
         g = OnnxGraph()
         known = {
@@ -121,12 +130,9 @@ class Network:
         if first == 0:
             data = self.graph.input
             known[data.name] = g.cast(g.input(f"in_{data.name}", data.stored, data.out_shape), np.float32)
-        names = self._add_layers(g, first, settings, known)
-        for layer in outputs:
-            g.output(g.cast(names[layer.name], self.stored))
-        for layer in watched:
-            for op in ("ReduceMin", "ReduceMax"):
-                g.output(g.add(op, names[layer.name], keepdims=0))
+        names, seen = self._add_layers(g, first, settings, known, watched)
+        for value in [*(g.cast(names[layer.name], self.stored) for layer in outputs), *seen]:
+            g.output(value)
         session = g.session(self.providers, fused=self.exact)
         return lambda batch: session.run(None, {f"in_{name}": values for name, values in batch.items()})
 
@@ -140,8 +146,7 @@ class Network:
             self._runners[key] = self.runner(*key)
         layers = self.graph.layers[first : first + len(settings)]
         at_work = max(layer.out_size + sum(math.prod(shape) for shape in layer.in_shapes) for layer in layers)
-        # Where ranges are asked for, onnxruntime keeps every output alive.
-        alive = sum(layer.out_size for layer in (layers if watched else outputs))
+        alive = sum(layer.out_size for layer in outputs)
         self.batches.run(self._runners[key], inputs, len(self.images), 4 * max(at_work, alive), use)
 
     def start(self) -> Values:

@@ -44,13 +44,13 @@ def weighted_sum(
     overflow: at most 65535 * 2**14 of products, 2**29 of bias and 2**29 of rounding stay below 2**31.
     """
     shift = integers.shifts
-    weights = integers.weights.astype(np.float64)
+    weights = integers.weights
     constants = (integers.bias.astype(np.int64) << shift.bias_lshift) + target.rounding.term(shift.out_rshift)
-    sums = np.abs(weights.reshape(len(weights), -1)).sum(axis=1) * -INT8_MIN
+    sums = np.abs(weights.reshape(len(weights), -1).astype(np.int16)).sum(axis=1, dtype=np.int64) * -INT8_MIN
     bound = int((sums + np.abs(constants)).max())
     scale = 2.0**-shift.out_rshift
     if bound < EXACT_FLOAT32:
-        total = product((weights * scale).astype(np.float32), (constants * scale).astype(np.float32))
+        total = product(weights * np.float32(scale), (constants * scale).astype(np.float32))
         return saturate(g, g.add("Floor", total))
     none = np.zeros(len(weights), np.float32)
     parts = [

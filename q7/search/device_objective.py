@@ -15,7 +15,7 @@ from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.network.graph import Graph
 from q7.network.quantized import Measured, quantize_network
 from q7.qformat import LayerFormats
-from q7.search import common, weight_bits, weight_fitting
+from q7.search import common, weight_bits
 from q7.search.common import Candidate, Choices, Found, Search, Tensor
 from q7.search.layer_errors import LayerErrors, layer_by_layer
 from q7.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
@@ -25,6 +25,8 @@ from q7.target import Target
 
 SAMPLE = 2000  # images that ranges are from, and what 4 bits cost a layer
 FIT_SAMPLE = 3000  # images that weights are fitted to
+Known = tuple[np.ndarray, np.ndarray]  # indices of images, and their logits on the device
+NOTHING: Known = np.empty(0, np.intp), np.empty((0, 1), np.int8)
 FIRST_FINAL_IMAGES = 1000  # that candidates are judged by at first, then by twice as many, up to all
 
 
@@ -91,10 +93,9 @@ def device_objective(
     searched = yield from layer_by_layer(make_errors(graph, images, target), choices)
     yield "adapting the weights"
     seen = spread(len(images), FIT_SAMPLE)
-    most = max(1, reference.memory // MEMORY_SHARES // weight_fitting.bytes_per_image(graph))
 
     def fit_of(network: Graph) -> Fit:
-        return Fit(network, pick(images, seen), target, most)
+        return Fit(network, pick(images, seen), target, reference.memory // MEMORY_SHARES)
 
     fit = fit_of(searched.graph)
     as_in_float = Expected(graph, logits[seen].argmax(axis=1), logits[seen])
@@ -106,7 +107,7 @@ def device_objective(
     }
     yield "judging the candidates on all images"
     finals = _Finals(images, labels, logits, target, np.union1d(some, seen))
-    found = finals.choose(candidates, tolerance)
+    found = finals.choose(candidates, tolerance, (seen, fit.results(formats)))
     if bits == weight_bits.EIGHT:
         return found
     yield "fitting weights of 4 bits"
@@ -144,27 +145,38 @@ class _Finals:
         ends = [FIRST_FINAL_IMAGES << i for i in range(len(order).bit_length())]
         self._stages = [np.sort(part) for part in np.split(order, [end for end in ends if end < len(order)])]
 
-    def judge(self, candidate: Candidate, best: Verdict | None = None) -> tuple[Verdict, np.ndarray]:
-        """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then."""
+    def judge(
+        self, candidate: Candidate, best: Verdict | None = None, known: Known = NOTHING
+    ) -> tuple[Verdict, np.ndarray]:
+        """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then.
+
+        Those that are `known` are not computed again.
+        """
         graph, formats = candidate.graph, candidate.formats
         network, layers = DeviceNetwork(graph, self.images, self.target), quantize_network(graph, formats, self.target)
         logits = np.empty((len(self.images), graph.result_size), np.int8)
+        logits[known[0]] = known[1]
 
         def verdicts() -> Iterator[Verdict]:
             for stage in self._stages:
-                logits[stage] = network.part(pick(self.images, stage)).logits(layers)
+                new = np.setdiff1d(stage, known[0])
+                if new.size:
+                    logits[new] = network.part(pick(self.images, new)).logits(layers)
                 expected = Expected(graph, self.labels[stage], self.logits[stage])
                 yield expected.judge(logits[stage], formats)
 
         return judge_in_stages(verdicts(), lambda verdict: best is not None and verdict.cannot_beat(best)), logits
 
-    def choose(self, candidates: Mapping[str, Candidate], tolerance: float) -> Found:
-        """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear."""
+    def choose(self, candidates: Mapping[str, Candidate], tolerance: float, known: Known = NOTHING) -> Found:
+        """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear.
+
+        `known` of the last one.
+        """
         *others, best_name = candidates
         classifier = candidates[best_name].graph.classifier
         accuracy = accuracy_caffe(self.logits, self.labels) if classifier else None
         measured = [Measured("float", len(self.labels), accuracy)]
-        best, logits = self.judge(candidates[best_name])
+        best, logits = self.judge(candidates[best_name], known=known)
         measured.append(best.measured(best_name))
         for name in reversed(others):
             if candidates[name].is_same(candidates[best_name]):

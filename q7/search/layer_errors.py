@@ -33,6 +33,7 @@ IMAGES = 400
 MOST_BYTES = 1 << 28  # of outputs that are alive: fewer images where these are large
 CLEARLY = 0.995  # of the squared error, which a format, or a channel's factor, must come below
 FACTORS = (-1, -0.5, 0.5, 1, 1.5, 2), (-0.5, -0.25, 0.25, 0.5)  # in each round, of channels: powers of two
+STEPS = (1,), (1, -1)  # bits finer, in each round: nothing is coarser than what covers all values, with which it begins
 Table = Mapping[str, LayerFormats]
 
 
@@ -139,10 +140,10 @@ class _Sweep:
         self._factors = np.ones(self.errors.channels)
         self._by_channel = self.errors.errors(self.formats, self._factors)
         keys = [(layers[0].name, tensor) for tensor in Tensor if (layers[0].name, tensor) in self._choices]
-        for factors in FACTORS:  # twice, since the best format of a tensor depends on the others
+        for factors, steps in zip(FACTORS, STEPS):  # twice, since the best format of a tensor depends on the others
             before = dict(self._choices), self._factors
             for key in keys:
-                yield from self._tensor(key)
+                yield from self._tensor(key, steps)
             if self.errors.taker:
                 self._scale_channels([2.0**power for power in factors])
             if before[0] == self._choices and before[1] is self._factors:
@@ -156,9 +157,9 @@ class _Sweep:
         """To 6 digits, as all records."""
         return float(f"{self._by_channel.mean():.6g}")
 
-    def _tensor(self, key: tuple[str, Tensor]) -> Generator[Trial, None, None]:
+    def _tensor(self, key: tuple[str, Tensor], steps: Sequence[int]) -> Generator[Trial, None, None]:
         start = self._choices[key]
-        for step in (1, -1):
+        for step in steps:
             while (yield from self._step(key, step)):
                 pass
             if self._choices[key] != start:
@@ -212,7 +213,7 @@ class _Sweep:
 
 
 def layer_by_layer(errors: LayerErrors, choices: Choices) -> Generator[Trial, None, Candidate]:
-    """Moves one format of a layer at a time, finer or else coarser, for as long as its output gets clearly closer.
+    """Moves one format of a layer at a time, finer or later coarser, for as long as its output gets clearly closer.
 
     `choices` are the formats to start from. Costs about as much as one pass of the float network over 10,000 images,
     at any depth.

@@ -24,10 +24,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from q7.data.image_set import Images, pick
+from q7.engines.engine import MEMORY, MEMORY_SHARES
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.base import Layer, Weights
 from q7.network.graph import Graph
 from q7.network.quantized import IntegerLayer, quantize_layer
+from q7.onnx_graph import OnnxGraph
 from q7.onnx_windows import reach
 from q7.qformat import MAX_OUT_RSHIFT, LayerFormats, QFormat
 from q7.search.common import Candidate, carried_bias, largest
@@ -38,6 +40,7 @@ CHUNK = 1024  # samples that are added up at once, of int8: 1024 * 128 * 128 is 
 FINER_BITS = 16  # of the outputs that are fitted to, below the steps of their formats
 LARGEST_OUTPUT = 1 << 31  # in these units; 2**15 samples of an int8 and such an output are 2**53: float64 is exact
 BLOCK_COLUMNS = 64  # whose errors go into the later ones together (the lazy batch updates of GPTQ)
+KEPT = 0.75  # of the memory, at most for what enters a layer: the rest is for trained outputs
 MOST_CLIPPED_BITS = 2  # by which a format of few bits may be finer than the one that covers all weights
 MOST_INPUTS = 4096  # of one output; beyond, the normal equations take too much memory
 RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
@@ -48,17 +51,33 @@ def _can_fit(graph: Graph, layer: Layer) -> bool:
     return layer.sums_windows and graph.weights[layer.name][0][0].size <= MOST_INPUTS
 
 
-def bytes_per_image(graph: Graph) -> int:
-    """What the fit holds of each image: what enters and what leaves a layer on the device, and what it is fitted to."""
-    on_device = 2 * max(sum(x.out_size for x in graph.live(position)) for position in range(len(graph.layers)))
-    fitted = (layer.out_shape for layer in graph.layers if _can_fit(graph, layer))
-    return max(1, on_device) + sum(4 * shape[0] * min(PLACES, math.prod(shape[1:])) for shape in fitted)
+def bytes_on_device(graph: Graph) -> int:
+    """Of each image, what enters and what leaves a layer on the device."""
+    return 2 * max(sum(x.out_size for x in graph.live(position)) for position in range(len(graph.layers)))
+
+
+def _area(layer: Layer) -> int:
+    return math.prod(layer.out_shape[1:])
 
 
 def _places(layer: Layer, count: int) -> np.ndarray:
     """(N, P) random places in a layer's output, row-major."""
-    area = math.prod(layer.out_shape[1:])
-    return np.random.default_rng(0).integers(0, area, (count, min(PLACES, area)))
+    return np.random.default_rng(0).integers(0, _area(layer), (count, min(PLACES, _area(layer))))
+
+
+def _windows(layers: Sequence[Layer], images: int, room: int) -> dict[str, list[str]]:
+    """By layer, those whose trained outputs are computed in one pass with its own: all that have room (bytes)."""
+    windows: dict[str, list[str]] = {}
+    window: list[str] = []
+    used = 0
+    for layer in layers:
+        own = 4 * images * layer.out_shape[0] * min(PLACES, _area(layer))
+        if used + own > room:
+            window, used = [], 0
+        window.append(layer.name)
+        used += own
+        windows[layer.name] = window
+    return windows
 
 
 def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
@@ -74,14 +93,39 @@ def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
     return picked.reshape(places.size, -1)
 
 
+class _SampledNetwork(FloatNetwork):
+    """The float network, of whose watched outputs samples (N, P, O) are seen.
+
+    Beside the images, it takes their places (N, P) in each of these, which `places_of` names.
+    """
+
+    @staticmethod
+    def places_of(name: str) -> str:
+        return f"places in {name}"
+
+    def watch(self, g: OnnxGraph, layer: Layer, value: str) -> list[str]:
+        channels = layer.out_shape[0]
+        places = g.input(f"in_{self.places_of(layer.name)}", np.int64, [min(PLACES, _area(layer))])
+        places = g.add("Unsqueeze", places, np.array([1], np.int64))
+        places = g.add("Expand", places, np.array([1, channels, 1], np.int64))
+        flat = g.add("Reshape", value, np.array([0, channels, -1], np.int64))
+        return [g.add("Transpose", g.add("GatherElements", flat, places, axis=2), perm=[0, 2, 1])]
+
+
 class _Part:
     """Some of the images: what the device has before each layer, and what the float network gives after it."""
 
     def __init__(
-        self, in_float: FloatNetwork, device: DeviceNetwork, places: Mapping[str, np.ndarray], keep: bool
+        self,
+        in_float: _SampledNetwork,
+        device: DeviceNetwork,
+        places: Mapping[str, np.ndarray],
+        windows: Mapping[str, Sequence[str]],
+        keep: bool,
     ) -> None:
-        """`keep` what enters the last layer, and the trained outputs. Without it, all is computed anew each time."""
-        self._in_float, self._device, self._places, self._keep = in_float, device, places, keep
+        """`keep` what enters the last layer. Without it, that is computed anew each time."""
+        self._in_float, self._device, self._keep = in_float, device, keep
+        self._places, self._windows = places, windows
         self._before: list[IntegerLayer] = []
         self._x = device.start()
         self._wanted: dict[str, np.ndarray] = {}
@@ -110,21 +154,22 @@ class _Part:
 
     def _trained_outputs(self, name: str) -> np.ndarray:
         if name not in self._wanted:
-            self._wanted = self._run_trained(self._places if self._keep else {name: self._places[name]})
+            self._wanted = self._run_trained(self._windows[name])
         return self._wanted[name]
 
-    def _run_trained(self, places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        graph = self._in_float.graph
-        layers = [layer for layer in graph.layers if layer.name in places]
-        found = {name: np.empty((*at.shape, len(graph.weights[name][0])), np.float32) for name, at in places.items()}
+    def _run_trained(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        network = self._in_float
+        layers = [layer for layer in network.graph.layers if layer.name in names]
+        places = {network.places_of(name): self._places[name] for name in names}
+        found = {
+            layer.name: np.empty((*self._places[layer.name].shape, layer.out_shape[0]), np.float32) for layer in layers
+        }
 
-        def take(some: slice, outputs: Sequence[np.ndarray]) -> None:
-            for layer, values in zip(layers, outputs):
-                flat = values.reshape(*values.shape[:2], -1)
-                taken = np.take_along_axis(flat, places[layer.name][some, None], axis=2)
-                found[layer.name][some] = taken.transpose(0, 2, 1)
+        def take(some: slice, samples: Sequence[np.ndarray]) -> None:
+            for into, values in zip(found.values(), samples):
+                into[some] = values
 
-        self._in_float.run(0, self._in_float.start(), as_trained(graph), layers, take)
+        network.run(0, {**network.start(), **places}, as_trained(network.graph), [], take, layers)
         return found
 
 
@@ -164,24 +209,26 @@ def _add_up(
 def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> np.ndarray:
     """GPTQ: (O, K + 1) weights on their grids, the last column being the bias; `power` is the inputs' X'X.
 
-    Columns of a block make good each other's errors one by one, and those of all later blocks at once.
+    With `power` = M'M, M lower triangular, the squared error is that of M times the columns' errors, where row k has
+    columns up to k alone: each column makes good what those before it leave in its row (the nearest plane algorithm,
+    Babai 1986, which GPTQ is: Chen et al. 2025, https://arxiv.org/abs/2507.18553). Those of earlier blocks are added
+    up for a whole block at once.
     """
     assert formats.w
-    w, rounded = w.copy(), np.empty_like(w)
-    count = w.shape[1]
-    factor = np.linalg.cholesky(np.linalg.inv(power)).T
+    m = np.linalg.cholesky(power[::-1, ::-1])[::-1, ::-1].T
+    m = m / m.diagonal()[:, None]
+    w = np.ascontiguousarray(w.T)
+    errors, rounded, count = np.empty_like(w), np.empty_like(w), len(w)
     for first in range(0, count, BLOCK_COLUMNS):
-        block = slice(first, min(first + BLOCK_COLUMNS, count))
-        errors = np.empty_like(w[:, block])
-        for k in range(block.start, block.stop):
+        block = slice(first, first + BLOCK_COLUMNS)
+        for k, start in enumerate(w[block] + m[block, :first] @ errors[:first], first):
+            column = start + m[k, first:k] @ errors[first:k]
             if k < count - 1:
-                rounded[:, k] = formats.w.dequantize(formats.w.quantize(w[:, k]))
+                rounded[k] = formats.w.dequantize(formats.w.quantize(column))
             else:
-                rounded[:, k] = formats.bias_grid.dequantize(formats.quantize_bias(w[:, k]))
-            errors[:, k - first] = (w[:, k] - rounded[:, k]) / factor[k, k]
-            w[:, k + 1 : block.stop] -= np.outer(errors[:, k - first], factor[k, k + 1 : block.stop])
-        w[:, block.stop :] -= errors @ factor[block, block.stop :]
-    return rounded
+                rounded[k] = formats.bias_grid.dequantize(formats.quantize_bias(column))
+            errors[k] = w[k] - rounded[k]
+    return rounded.T
 
 
 def _choices(own: LayerFormats) -> list[LayerFormats]:
@@ -257,16 +304,21 @@ class Fit:
     A layer that has the formats of an earlier table, as all layers before it have, is not fitted again.
     """
 
-    def __init__(self, graph: Graph, images: Images, target: Target, most: int) -> None:
-        """`images` (N, C, H, W) uint8 are what the fit sees, `most` of them at once."""
+    def __init__(self, graph: Graph, images: Images, target: Target, memory: int = MEMORY // MEMORY_SHARES) -> None:
+        """`images` (N, C, H, W) uint8 are what the fit sees, `memory` (bytes) bounds what it holds of them."""
         self.graph, self.target = graph, target
-        self._places = {layer.name: _places(layer, len(images)) for layer in graph.layers if _can_fit(graph, layer)}
+        layers = [layer for layer in graph.layers if _can_fit(graph, layer)]
+        self._places = {layer.name: _places(layer, len(images)) for layer in layers}
         self._known: dict[tuple[LayerFormats, ...], Fitted] = {}
-        in_float, device, self._parts = FloatNetwork(graph, images), DeviceNetwork(graph, images, target), []
+        size = bytes_on_device(graph)
+        keep = len(images) * size <= KEPT * memory
+        most = len(images) if keep else max(1, memory // 2 // size)
+        windows = _windows(layers, len(images), memory - len(images) * size if keep else memory // 2)
+        in_float, device, self._parts = _SampledNetwork(graph, images), DeviceNetwork(graph, images, target), []
         for which in np.split(np.arange(len(images)), range(most, len(images), most)):
             some = pick(images, which)
             places = {name: at[which] for name, at in self._places.items()}
-            self._parts.append(_Part(in_float.part(some), device.part(some), places, keep=len(images) <= most))
+            self._parts.append(_Part(in_float.part(some), device.part(some), places, windows, keep))
 
     def layers(self, formats: Mapping[str, LayerFormats]) -> list[Fitted]:
         """Each layer, fitted to what those before it became.

@@ -47,7 +47,7 @@ def steps(reference: FloatNetwork, target: Target) -> dict[str, Candidate]:
         with mock.patch.object(layer_errors, "FACTORS", factors):
             _, found[searched] = run_through(layer_by_layer(LayerErrors(graph, images, target), choices))
         seen = pick(images, spread(len(images), device_objective.FIT_SAMPLE))
-        found[fitted] = Fit(found[searched].graph, seen, target, len(seen)).refine(found[searched].formats)
+        found[fitted] = Fit(found[searched].graph, seen, target).refine(found[searched].formats)
     return found
 
 
