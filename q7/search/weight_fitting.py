@@ -44,7 +44,7 @@ KEPT = 0.75  # of the memory, at most for what enters a layer: the rest is for t
 MOST_CLIPPED_BITS = 2  # by which a format of few bits may be finer than the one that covers all weights
 MOST_INPUTS = 4096  # of one output; beyond, the normal equations take too much memory
 RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
-DAMPING = 1e-4  # of the mean input power, for a stable inverse (GPTQ takes 0.01)
+DAMPING = 1e-4  # of the mean input power, for a stable factor (GPTQ takes 0.01)
 
 
 def _can_fit(graph: Graph, layer: Layer) -> bool:
