@@ -104,7 +104,7 @@ def test_names_of_a_network(
     assert nn_quantizer.main([*arguments, "--report", "r.html", "--json", "r.json"]) == 0
     assert nn_quantizer.main(["--eval", "\udce9.pkl"]) == 0
     out, err = capsys.readouterr()
-    assert "layer ip?[31m: weights" in out
+    assert out.count("layer ip?[31m: ") > 1
     assert (out + err).replace("\n", "").isprintable()
     assert b"\x1b" not in Path("r.html").read_bytes() + Path("r.json").read_bytes()
 

@@ -18,6 +18,7 @@ from q7.caffe_io.blobs import write_weights
 from q7.engines import engine
 from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from q7.layers.activations import ReLU
+from q7.layers.base import Layer
 from q7.layers.input import Input
 from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
 from q7.network.graph import Graph
@@ -173,16 +174,16 @@ def test_the_fit_holds_what_the_memory_has_room_for(monkeypatch: pytest.MonkeyPa
     """
     graph, seen, found = _graph(), [], []
     assert weight_fitting.bytes_on_device(graph) == 2 * 512
-    sizes = [4 * 8 * 8] * sum(layer.caffe_type == "Convolution" for layer in graph.layers) + [4 * 5]
+    sizes = 4 * 8 * 8, 4 * 5
     advance, run_trained = DeviceNetwork.advance, weight_fitting._Part._run_trained
 
     def watched(network: DeviceNetwork, *arguments: Any) -> Any:
         seen.append(len(network.images))
         return advance(network, *arguments)
 
-    def passed(part: Any, names: Sequence[str]) -> Any:
-        windows.append([*names])
-        return run_trained(part, names)
+    def passed(part: Any, layers: Sequence[Layer]) -> Any:
+        windows.append(layers)
+        return run_trained(part, layers)
 
     monkeypatch.setattr(DeviceNetwork, "advance", watched)
     monkeypatch.setattr(weight_fitting._Part, "_run_trained", passed)
@@ -194,9 +195,10 @@ def test_the_fit_holds_what_the_memory_has_room_for(monkeypatch: pytest.MonkeyPa
         (1 << 30, 300, 1),
         (whole, 300, 1),
         (whole - 1, 300, 2),
+        (2 * 1024 * 137, 137, 3),
         (2 * 1024, 1, 300 * len(sizes)),
     ):
-        windows: list[list[str]] = []
+        windows: list[Sequence[Layer]] = []
         seen.clear()
         found.append(weight_fitting.Fit(graph, images, Target(), memory).refine(formats))
         assert max(seen) == most and len(windows) == passes

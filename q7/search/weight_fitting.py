@@ -65,16 +65,16 @@ def _places(layer: Layer, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, _area(layer), (count, min(PLACES, _area(layer))))
 
 
-def _windows(layers: Sequence[Layer], images: int, room: int) -> dict[str, list[str]]:
-    """By layer, those whose trained outputs are computed in one pass with its own: all that have room (bytes)."""
-    windows: dict[str, list[str]] = {}
-    window: list[str] = []
+def _windows(layers: Sequence[Layer], images: int, room: int) -> dict[str, list[Layer]]:
+    """By name, the layers whose trained outputs are computed in one pass with its own: all that have room (bytes)."""
+    windows: dict[str, list[Layer]] = {}
+    window: list[Layer] = []
     used = 0
     for layer in layers:
         own = 4 * images * layer.out_shape[0] * min(PLACES, _area(layer))
         if used + own > room:
             window, used = [], 0
-        window.append(layer.name)
+        window.append(layer)
         used += own
         windows[layer.name] = window
     return windows
@@ -120,7 +120,7 @@ class _Part:
         in_float: _SampledNetwork,
         device: DeviceNetwork,
         places: Mapping[str, np.ndarray],
-        windows: Mapping[str, Sequence[str]],
+        windows: Mapping[str, Sequence[Layer]],
         keep: bool,
     ) -> None:
         """`keep` what enters the last layer. Without it, that is computed anew each time."""
@@ -157,13 +157,10 @@ class _Part:
             self._wanted = self._run_trained(self._windows[name])
         return self._wanted[name]
 
-    def _run_trained(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        network = self._in_float
-        layers = [layer for layer in network.graph.layers if layer.name in names]
-        places = {network.places_of(name): self._places[name] for name in names}
-        found = {
-            layer.name: np.empty((*self._places[layer.name].shape, layer.out_shape[0]), np.float32) for layer in layers
-        }
+    def _run_trained(self, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        network, at = self._in_float, {layer.name: self._places[layer.name] for layer in layers}
+        places = {network.places_of(name): own for name, own in at.items()}
+        found = {layer.name: np.empty((*at[layer.name].shape, layer.out_shape[0]), np.float32) for layer in layers}
 
         def take(some: slice, samples: Sequence[np.ndarray]) -> None:
             for into, values in zip(found.values(), samples):
