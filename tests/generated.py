@@ -15,7 +15,6 @@ from q7.codegen import known_answers
 from q7.engines.networks import DeviceNetwork
 from q7.network.quantized import QuantizedNetwork
 from q7.store import record
-from q7.target import Q7, S8, Library
 from tests.support import ROOT, run, tool
 
 PORTABLE = ROOT / "templates" / "portable"
@@ -110,19 +109,6 @@ def sections(binary: Path) -> dict[str, int]:
     """Bytes of each section of a built object."""
     lines = run(tool("arm-none-eabi-size"), "-A", binary).stdout.splitlines()
     return {words[0]: int(words[1]) for words in map(str.split, lines) if len(words) == 3 and words[1].isdigit()}
-
-
-def fake_library(folder: Path, library: Library, kernels: list[str]) -> None:
-    """A tree of CMSIS-NN with our portable kernels in it, behind the names of these files."""
-    root = {Q7: "CMSIS/NN/", S8: ""}[library]
-    portable = {Q7: PORTABLE, S8: PORTABLE_S8}[library]
-    contents = {f"{root}Source/Kernels/{name}.c": "/* calls arm_nn_helper */\n" for name in kernels}
-    contents[f"{root}Source/NNSupportFunctions/arm_nn_helper.c"] = (portable / "arm_nnfunctions.c").read_text()
-    contents[f"{root}Source/Kernels/arm_convolve_f16.c"] = "#error is never built\n"
-    contents.update({f"{root}Include/{path.name}": path.read_text() for path in portable.glob("*.h")})
-    for name, text in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
 
 
 def arm_compilers() -> dict[str, list[str]]:

@@ -29,7 +29,8 @@ from q7.target import S8, Core, Rounding, Target
 from tests.support import prototxt
 
 CLASSES = 3
-ZERO_EDGES = 0.2  # of convolutions
+ZERO_EDGES = 0.3  # of convolutions
+BEFORE_LAST = -1  # the networks' last layer is an inner product
 TARGETS = [
     *(Target(core, rounding) for core in Core for rounding in Rounding),
     *(Target(core, library=S8) for core in Core),
@@ -74,10 +75,13 @@ class Builder:
 
     # What may follow a blob:
 
-    def window(self) -> str:
-        kernels, strides = st.sampled_from([2, 3, 1]), st.sampled_from([1, 1, 2, 3])
+    def window(self, most_beyond: int = 0) -> str:
+        """A kernel with a padding below its size, or, rarely, up to so much beyond."""
+        kernels, strides = st.sampled_from([2, 3, 1, 5]), st.sampled_from([1, 1, 2, 3])
+        beyond = 1 + most_beyond if most_beyond and self.integer(0, 7) == 0 else 0
         sizes = {what: (self.draw(s), self.draw(s)) for what, s in (("kernel", kernels), ("stride", strides))}
-        sizes["pad"] = (self.integer(0, sizes["kernel"][0] - 1), self.integer(0, sizes["kernel"][1] - 1))
+        most = [size - 1 + beyond for size in sizes["kernel"]]
+        sizes["pad"] = (self.integer(0, most[0]), self.integer(0, most[1]))
         if self.integer(0, 3):
             return " ".join(f"{what if what != 'kernel' else 'kernel_size'}: {pair[0]}" for what, pair in sizes.items())
         return " ".join(f"{what}_h: {pair[0]} {what}_w: {pair[1]}" for what, pair in sizes.items())
@@ -90,7 +94,7 @@ class Builder:
         dilation = self.draw(
             st.sampled_from(["", "", "dilation: 2", "dilation: 1 dilation: 3", "dilation: 2 dilation: 1"])
         )
-        param = f"num_output: {count} group: {group} bias_term: {bias} {self.window()} {dilation}"
+        param = f"num_output: {count} group: {group} bias_term: {bias} {self.window(1)} {dilation}"
         self.affine(self.add("Convolution", [blob], f"convolution_param {{ {param} }}"))
 
     def deconvolution(self, blob: str) -> None:
@@ -225,7 +229,8 @@ class Builder:
 @st.composite
 def prototxts(draw: st.DrawFn, without: Collection[str] = ()) -> tuple[str, tuple[int, int, int], str]:
     """Layers as text, but none of some types, the images' shape, and the blob of the logits."""
-    shape = (draw(st.sampled_from([3, 4, 1, 2])), draw(st.integers(3, 9)), draw(st.integers(3, 9)))
+    sides = st.one_of(st.integers(3, 9), st.integers(3, 9), st.integers(20, 39), st.just(1))
+    shape = (draw(st.sampled_from([3, 4, 1, 2])), draw(sides), draw(sides))
     if draw(st.booleans()):
         shape = (shape[0], shape[1], shape[1])  # most kernels of the library are for squares
     builder = Builder(draw, {"data": shape}, without)
@@ -282,13 +287,17 @@ def quantize(
     """The network with random weights in random formats that the kernels can carry.
 
     Weights have 4 bits in no, some or all layers; for s8, biases have 32. With `outputs`, so many layers' outputs are
-    the network's besides the logits, and it is no classifier.
+    the network's besides the logits, and it is no classifier; with BEFORE_LAST, only what the last layer reads is.
     """
     rng = np.random.default_rng(seed)
     definition = read_prototxt(prototxt(folder, text, top, "mean_value: 120"))
     network = parse_network(definition, "accuracy", data_source(definition), shape, target)
     network = simplify(attach_weights(network, random_blobs(network, rng)))
-    if outputs:
+    if outputs == BEFORE_LAST:
+        *kept, last = network.layers
+        marked = graph.mark_shared(tuple(kept), last.inputs)
+        network = replace(network, layers=marked, outputs=last.inputs, classifier=False)
+    elif outputs:
         names = [layer.name for layer in network.layers[1:]]
         also = tuple(dict.fromkeys([*rng.choice(names, outputs).tolist(), *network.outputs]))
         marked = graph.mark_shared(network.layers, also)

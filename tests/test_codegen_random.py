@@ -22,7 +22,7 @@ from q7.store import record
 from q7.store.record import Record
 from q7.target import LIBRARIES, OWN, Q7, S8, Core, Library, Rounding, Target
 from tests.generated import PORTABLE, PORTABLE_S8, STRICT, make, predicted
-from tests.networks import TARGETS, prototxts, quantize
+from tests.networks import BEFORE_LAST, TARGETS, prototxts, quantize
 from tests.support import run, tool
 
 IMAGES = 3
@@ -88,7 +88,7 @@ def check_on_host(
     st.booleans(),
     st.sampled_from(["fast", "least", "runs"]),
     st.integers(0, 1 << 30),
-    st.sampled_from([0, 0, 1, 3]),
+    st.sampled_from([0, 0, 1, 3, BEFORE_LAST]),
 )
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_program_computes_what_the_model_predicts(
@@ -167,7 +167,7 @@ def test_rows_at_the_limits(kernels: dict[Target, Path], case: str, tmp_path: Pa
     st.sampled_from([*CORES]),
     st.sampled_from([*LIBRARIES.values(), OWN]),
     st.integers(0, 1 << 30),
-    st.sampled_from([0, 0, 2]),
+    st.sampled_from([0, 0, 2, BEFORE_LAST]),
 )
 @settings(max_examples=EMULATED, deadline=None)
 def test_boards_compute_row_by_row_what_the_model_predicts(

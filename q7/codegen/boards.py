@@ -18,15 +18,17 @@ class Project:
     split: bool = False  # the network stands in a file of its own, whether it has a name or not
     portable: bool = False  # our portable kernels come along
     libraries: tuple[Library, ...] = (Q7, S8)  # that can be had there
+    has_core: bool = False  # CMSIS-Core's headers, for all files
+    checked: bool = False  # the code checks that nothing is written outside of its place
 
 
 TARGETS = {
-    "mbed": Project(),
+    "mbed": Project(has_core=True),
     "keil": Project(split=True),
     "zephyr": Project(split=True, libraries=(S8,)),
     "cmake": Project(split=True, portable=True),
     "mps2": Project(portable=True),
-    "host": Project(portable=True),
+    "host": Project(portable=True, checked=True),
 }
 
 

@@ -61,8 +61,8 @@ def render(
     served, network = network, plan.lower(network)
     program = build(network, plan, options)
     portable = TARGETS[options.target].portable and bool(network.target.library.portable)
-    sources = [Path(layer.kernel.source_file) for layer in network.layers]
-    sources = sorted({source for source in sources if source.suffix == ".c"})
+    sources = {Path(name) for layer in network.layers for name in (layer.kernel.source_file, layer.kernel.tables)}
+    library_files = sorted(source for source in sources if source.suffix == ".c")
     context: dict[str, Any] = {
         "origin": _origin(network),
         "memory": memory_lines(network, plan),
@@ -71,6 +71,7 @@ def render(
         "runs": [section for section in program.sections if isinstance(section, RunStep)],
         "arena_bytes": plan.memory.arena_bytes,
         "input_bytes": network.graph.input.out_size,
+        "input_offset": program.steps[0].defines["OFFSET"],
         "classifier": network.graph.classifier,
         "classes": network.graph.result_size,
         "outputs": program.outputs,
@@ -91,9 +92,11 @@ def render(
         "definitions": definitions(network.target),
         "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
         "own_loops": any(layer.kernel.own_loop for layer in network.layers),
-        "library_files": [source.stem for source in sources],
-        "library_groups": sorted({source.parent.name.removesuffix("Functions").upper() for source in sources}),
+        "library_files": [source.stem for source in library_files],
+        "library_groups": sorted({source.parent.name.removesuffix("Functions").upper() for source in library_files}),
         "portable": portable,
+        "has_core": TARGETS[options.target].has_core,
+        "checked": TARGETS[options.target].checked,
         "own": network.target.library is OWN,
         "weighted_loops": any(isinstance(layer.kernel, WeightedLoop) for layer in network.layers),
         "library": options.name or "nn",

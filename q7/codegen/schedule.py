@@ -30,6 +30,7 @@ class Run:
     source: int
     windows: tuple[Window, ...]
     bytes: int  # that are alive at most, the source included
+    slack: int  # bytes beside scratch memory, which must be aligned where rows are not
     most_rows: tuple[int, ...]  # that each window holds at most
 
 
@@ -60,7 +61,7 @@ class Schedule:
         self._held = self._in_memory()
 
     def _zeros(self) -> tuple[list[int], list[int]]:
-        """Rows of zeros above and below each column; the source lies at the arena's end without any above."""
+        """Rows of zeros above and below each column."""
         above, below = [0] * len(self._own), [0] * len(self._own)
         for column, readers in enumerate(self._readers):
             for reader, r in readers:
@@ -69,7 +70,7 @@ class Schedule:
                     overlap = r.first(stage.rows - 1) + r.window - self._own[column].rows
                     above[column] = max(above[column], r.pad if r.pad > 1 else 0)
                     below[column] = max(below[column], overlap)
-        return [*above[:-1], 0], below
+        return above, below
 
     def _go(self) -> None:
         """As the loop does: each member in turn makes its next row, if it can."""
@@ -122,11 +123,21 @@ class Schedule:
     def _in_memory(self) -> np.ndarray:
         """(steps, columns) the rows in memory while a step is done."""
         held = np.zeros((len(self._steps) + 1, len(self._own)), int)
-        held[0] = [*self.above[:-1], self._total[-1]]
+        held[0] = [*self.above[:-1], self.above[-1] + self._total[-1]]
         steps, columns, rows = zip(*self._changes)
         np.add.at(held, (steps, columns), rows)
         rows_held: np.ndarray = held.cumsum(axis=0)[:-1]
         return rows_held
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """Bytes of a row of each column."""
+        return np.array([*(stage.held_bytes for stage in self._own[:-1]), self._own[-1].row_bytes])
+
+    @property
+    def slack(self) -> int:
+        """Bytes that scratch memory may have to be moved by, to be aligned after rows of any length."""
+        return ALIGNMENT - 1 if (self._sizes % ALIGNMENT).any() else 0
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
@@ -135,11 +146,9 @@ class Schedule:
         A run whose members have rows that nobody reads takes 0 bytes: its loop would end before they are computed.
         """
         count = len(self.members)
-        sizes = np.array([stage.held_bytes for stage in self._own])
-        sizes[-1] = self._own[-1].row_bytes
+        sizes = self._sizes
         alive = self._held * sizes
-        odd = (sizes % ALIGNMENT).any()
-        scratch = [stage.scratch_bytes + (ALIGNMENT - 1) * odd * (stage.scratch_bytes > 0) for stage in self._own]
+        scratch = [stage.scratch_bytes + self.slack * (stage.scratch_bytes > 0) for stage in self._own]
         steps, finished = np.array(self._steps), np.array(self._finished)
         own_scratch = np.where(steps >= 0, np.array(scratch)[steps], 0)
         inner = alive[:, -1:] + np.cumsum(alive[:, :count], axis=1) - alive[:, :count]
@@ -159,4 +168,5 @@ class Schedule:
         most[count - 1] = self._own[count - 1].rows
         windows = [Window((*self.members, self.source)[c], self.above[c], self.below[c]) for c in columns]
         windows[count - 1] = Window(windows[count - 1].stage)
-        return Run(tuple(self.members[:count]), self.source, tuple(windows), aligned(size), tuple(map(int, most)))
+        stages = tuple(self.members[:count])
+        return Run(stages, self.source, tuple(windows), aligned(size), self.slack, tuple(map(int, most)))

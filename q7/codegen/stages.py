@@ -8,10 +8,12 @@ from typing import Any
 
 from q7.codegen.memory import aligned
 from q7.codegen.trimming import trimmed
+from q7.kernels.base import AnyKernel
 from q7.kernels.by_rows import RowForm, row_form
 from q7.layers.base import Layer
 from q7.network.quantized import QuantizedNetwork
 from q7.onnx_windows import reach
+from q7.target import Target
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,23 @@ def _geometry(layer: Any) -> tuple[int, int, int]:
     return (reach(layer)[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
 
 
+def _reaches_rows(layer: Any) -> bool:
+    """Whether every window has a row of the image: a kernel is not called for rows that only consist of padding."""
+    rows, out = layer.in_shape[1] if len(layer.in_shape) == 3 else 1, _shape(layer)[0]
+    window, stride, pad = _geometry(layer)
+    return pad < window and (out - 1) * stride - pad < rows
+
+
+def _by_rows(kernel: AnyKernel, layer: Layer, integers: Any, target: Target) -> tuple[RowForm | None, Layer, Any]:
+    """What computes a layer row by row, with as few zeros around its windows as its kernel can do without."""
+    form = row_form(kernel, layer, target)
+    for rows, columns in ((True, True), (True, False), (False, True), (False, False)):
+        smaller, held = trimmed(layer, integers, rows, columns)
+        if form and _reaches_rows(smaller) and form.kernel.objection(smaller, target) is None:
+            return form, smaller, held
+    return None, layer, integers
+
+
 class _Stages:
     """Stages in an order in which each comes after those that it reads."""
 
@@ -109,10 +128,9 @@ class _Stages:
             return
         rows, row_bytes = _shape(layer)
         target = self.network.target
-        form = row_form(kernel, layer, target) if rows > 1 or len(layer.in_shape) == 3 else None
-        integers = self.network.layers[i].integers
-        if form:
-            layer, integers = trimmed(layer, integers)
+        form, integers = None, self.network.layers[i].integers
+        if rows > 1 or len(layer.in_shape) == 3:
+            form, layer, integers = _by_rows(kernel, layer, integers, target)
         window, stride, pad = _geometry(layer)
         self.stages[i] = Stage(
             (i,),

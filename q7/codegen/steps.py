@@ -69,8 +69,10 @@ class RunStep:
     source_output: str  # and the last
     source_rows: int
     source_row_bytes: int
+    source_above: int  # rows of zeros
     source_below: int
     source_in_place: bool  # it lies at the arena's end already
+    slack: int  # bytes that scratch memory may have to be moved by, to be aligned
     lines: Sequence[str]  # that say what the run holds
 
     @property
@@ -240,8 +242,10 @@ class _Builder:
             self.ids[source.layers[-1]],
             source.rows,
             source.row_bytes,
+            last.above,
             last.below,
             in_place,
+            run.slack,
             run_lines(self.network, self.plan, run),
         )
 

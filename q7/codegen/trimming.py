@@ -32,16 +32,18 @@ def _used(nonzero: np.ndarray, pad: int) -> slice:
     return slice(min(int(used[0]), pad), int(used[-1]) + 1) if used.size else slice(0, len(nonzero))
 
 
-def trimmed(layer: Layer, integers: Any) -> tuple[Layer, Any]:
-    """The layer and what it holds, the same where there is nothing to trim."""
+def trimmed(layer: Layer, integers: Any, rows: bool = True, columns: bool = True) -> tuple[Layer, Any]:
+    """The layer and what it holds without zeros above and below, left and right; the same where there are none."""
     if type(layer) is not Convolution:  # a dilated one has cells between those of its windows
         return layer, integers
     weights = integers.weights
-    rows = _used(weights.any(axis=(0, 1, 3)), layer.pad[0])
-    columns = _used(weights.any(axis=(0, 1, 2)), layer.pad[1])
-    weights = weights[:, :, rows, columns]
+    every = slice(None)
+    used_rows = _used(weights.any(axis=(0, 1, 3)), layer.pad[0]) if rows else every
+    used_columns = _used(weights.any(axis=(0, 1, 2)), layer.pad[1]) if columns else every
+    weights = weights[:, :, used_rows, used_columns]
     if weights.shape[2:] == layer.window:
         return layer, integers
     known = {field.name: getattr(layer, field.name) for field in fields(Convolution)}
-    known.update(window=weights.shape[2:], pad=(layer.pad[0] - rows.start, layer.pad[1] - columns.start))
+    pad = layer.pad[0] - (used_rows.start or 0), layer.pad[1] - (used_columns.start or 0)
+    known.update(window=weights.shape[2:], pad=pad)
     return _Trimmed(**known, full_shape=layer.out_shape), replace(integers, weights=weights)

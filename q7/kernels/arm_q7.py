@@ -123,6 +123,7 @@ class Activation(InPlace[IntWidth]):
     """table[x >> (3 - int_width)], in Q0.7: the last bits of inputs finer than Q3.4 are dropped."""
 
     source = "NN/Source/ActivationFunctions/arm_nn_activations_q7.c"
+    tables = "NN/Source/NNSupportFunctions/arm_nntables.c"
     libraries = (Q7,)
 
     c_type: str = ""

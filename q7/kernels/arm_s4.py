@@ -36,9 +36,8 @@ class Convolution(_Packed[ConvolutionView], arm_s8.Convolution):
         """im2col columns."""
         if (layer.window, layer.pad) == ((1, 1), (0, 0)):
             return 0
-        column = layer.in_shape[0] * layer.window[0] * layer.window[1]
         whole = 16 if target.core is Core.MVE else 1
-        return 4 * whole * -(-column // whole)
+        return 4 * whole * -(-arm_s8.column_elements(layer) // whole)
 
 
 class Depthwise(_Packed[ConvolutionView], arm_s8.Depthwise):

@@ -73,6 +73,18 @@ class Weighted(WeightedKernel[L_contra]):
         return Array(f"{c.prefix}_{what}", c.variable(what.lower()), "int32_t", values.astype(np.int32), spare)
 
 
+def _needs_a_tap(layer: ConvolutionView) -> bool:
+    """Whether MVE code would take one row of outputs, where padding gives more, since image and kernel have one row."""
+    one_row = layer.in_shape[1] == layer.window[0] == 1 and layer.pad[0] > 0
+    one_column = layer.in_shape[2] == 1 and layer.window == (1, 1) and layer.pad[1] > 0
+    return one_row or one_column
+
+
+def column_elements(layer: ConvolutionView) -> int:
+    """Of all channels in a window, as the kernel has it."""
+    return layer.in_shape[0] * (layer.window[0] + int(_needs_a_tap(layer))) * layer.window[1]
+
+
 class Convolution(Weighted[ConvolutionView]):
     """Convolutions in groups; the multiplier and the shift are arrays, although all outputs have the same."""
 
@@ -80,7 +92,8 @@ class Convolution(Weighted[ConvolutionView]):
     params: ClassVar[str] = "conv_params"
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
-        return weight_layouts.ohwi(weights)
+        """O,KH,KW,C; a row of zeros follows each window where MVE code would take the geometry for another."""
+        return weight_layouts.ohwi(np.pad(weights, ((0, 0), (0, 0), (0, int(_needs_a_tap(layer))), (0, 0))))
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
         return exact_onnx.convolution(g, xs[0], layer, integers, target)
@@ -89,9 +102,8 @@ class Convolution(Weighted[ConvolutionView]):
         """im2col columns; a grouped 1x1 convolution refuses to run without them, whatever it says it needs."""
         if (layer.window, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
             return 4 * layer.in_shape[0] if target.core is Core.DSP else 0  # as built with Arm's compiler
-        column = layer.in_shape[0] * layer.window[0] * layer.window[1]
         whole = 16 if target.core is Core.MVE else 4
-        return 4 * whole * -(-column // whole)
+        return 4 * whole * -(-column_elements(layer) // whole)
 
     def least_version(self, layer: ConvolutionView) -> int:
         """Older ones take all groups for one, and report success."""
@@ -111,9 +123,12 @@ class Convolution(Weighted[ConvolutionView]):
 
     def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
         """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
-        extents = self._extents(layer, c)
-        row = layer.window[0] == 1 and (layer.in_shape[1] == 1 or c.output_extent.y == "1")
-        return [Extent(pair.y, pair.x) for pair in extents] if row else extents
+        inputs, window, padding, *others = self._extents(layer, c)
+        if _needs_a_tap(layer):
+            window = Extent(window.x, f"{window.y} + 1")
+        extents = [inputs, window, padding, *others]
+        row = layer.window[0] == 1 and layer.pad[0] == 0 and (layer.in_shape[1] == 1 or c.output_extent.y == "1")
+        return [Extent(pair.y, pair.x) for pair in extents] if row and not _needs_a_tap(layer) else extents
 
     def _channels(self, layer: ConvolutionView, c: CNames) -> tuple[tuple[str, ...], str, str]:
         """What goes before the strides in the parameters, and the filter's dimensions n and c."""
@@ -160,6 +175,13 @@ class Depthwise(Convolution):
 
     def _channels(self, layer: ConvolutionView, c: CNames) -> tuple[tuple[str, ...], str, str]:
         return ("0", "0", f"{c.macro('OUT_CH')} / {c.macro('IN_CH')}"), "1", c.macro("OUT_CH")
+
+
+class PlainDepthwise(Depthwise):
+    """The generic code, which is plain C on all cores, has no scratch memory and checks every cell."""
+
+    def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
+        return 0
 
 
 class FullyConnected(Weighted[LayerView]):

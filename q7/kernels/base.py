@@ -101,6 +101,7 @@ class Kernel(Generic[L_contra, I_contra]):
     """A C function: the kernel library's, or our own. It takes a kind of layer, and what that holds as integers."""
 
     source: ClassVar[str]  # its file: in CMSIS 5.9.0's CMSIS/, in CMSIS-NN 7, or here; {} stands for its name
+    tables: ClassVar[str] = ""  # another file of the library, which no function there is named after
     own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
     libraries: ClassVar[tuple[Library, ...]] = (Q7, S8, OWN)  # it is of, or can be used beside
     promises_in_place: ClassVar[bool] = False  # its output may take the input's memory, whatever the layer

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
-from q7.kernels import along_axis, arm_q7, arm_s8, channelwise, lrn, own_loops, own_q7
+from q7.kernels import along_axis, arm_q7, arm_s8, channelwise, constraints, lrn, own_loops, own_q7
 from q7.kernels.base import AnyKernel
 from q7.kernels.call import Call, CNames, Statement
 from q7.kernels.contract import AverageView
-from q7.target import Target
+from q7.target import Core, Target
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,19 @@ def row_form(kernel: AnyKernel, layer: Any, target: Target) -> RowForm | None:
 
 @row_form.register(arm_q7.Convolution)
 def _(kernel: arm_q7.Convolution, layer: Any, target: Target) -> RowForm | None:
-    """arm_convolve_HWC_q7_fast_nonsquare checks rows above the image for as many outputs as padding_y says only."""
+    """On DSP cores, the fast ones check rows above the image for as many outputs as padding_y says only.
+
+    arm_convolve_HWC_q7_RGB is for squares, and its nonsquare sibling takes half as many instructions again: our own
+    convolution takes its place.
+    """
+    if constraints.three_channels in kernel.constraints:
+        return RowForm(own_q7.Convolution("convolve_q7"))
+    checks_rows = target.core is not Core.DSP or constraints.output_covers_padding not in kernel.constraints
     if kernel.nonsquare:
-        return RowForm(kernel, checks_rows="fast" not in kernel.name)
-    name = kernel.name.replace("RGB", "basic") + "_nonsquare"
-    return RowForm(replace(kernel, name=name, nonsquare=True, overread=0), checks_rows="fast" not in name)
+        return RowForm(kernel, checks_rows)
+    needed = tuple(one for one in kernel.constraints if one is not constraints.square)
+    nonsquare = replace(kernel, name=f"{kernel.name}_nonsquare", nonsquare=True, constraints=needed)
+    return RowForm(nonsquare, checks_rows)
 
 
 @row_form.register(arm_q7.MaxPool)

@@ -43,6 +43,33 @@ def output_covers_padding(layer: WindowedView, target: Target) -> bool:
     return all(o >= p for o, p in zip(layer.out_shape[1:], layer.pad))
 
 
+def windows_within_padding(layer: WindowedView, target: Target) -> bool:
+    """windows that stick out on the right by no more than the padding (DSP: the code checks no more columns)"""
+    pad, stride, window = layer.pad[1], layer.stride[1], layer.window[1]
+    last_unchecked = (layer.out_shape[2] - pad - 1) * stride - pad
+    return target.core is not Core.DSP or last_unchecked + window <= layer.in_shape[2]
+
+
+def pixels_within_image(layer: ConvolutionView, target: Target) -> bool:
+    """outputs that all lie in the image where the kernel is 1x1 without padding (else the code reads beyond it)"""
+    if (layer.window, layer.pad, layer.dilation) != ((1, 1), (0, 0), (1, 1)):
+        return True
+    sizes = list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.stride))
+    return all((o - 1) * s < d for d, o, s in sizes) and (layer.stride != (1, 1) or all(o == d for d, o, _ in sizes))
+
+
+def padding_within_kernel(layer: ConvolutionView, target: Target) -> bool:
+    """no more rows of padding than the kernel has (without MVE: the code clears so many rows of scratch memory)"""
+    (rows, out), pad = (layer.in_shape[1], layer.out_shape[1]), layer.pad[0]
+    return target.core is Core.MVE or (pad <= layer.window[0] and (out - 1) * layer.stride[0] - pad <= rows)
+
+
+def second_columns_within_image(layer: ConvolutionView, target: Target) -> bool:
+    """the second column of every 3x3 window in the image (without MVE: the code does not check it)"""
+    last = (layer.out_shape[2] - 1) * layer.stride[1] - layer.pad[1]
+    return target.core is Core.MVE or layer.window != (3, 3) or layer.pad[1] > 1 or last <= layer.in_shape[2] - 2
+
+
 def one_channel_groups(layer: ConvolutionView, target: Target) -> bool:
     """as many groups as input channels"""
     return layer.group == layer.in_shape[0]

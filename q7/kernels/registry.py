@@ -25,7 +25,15 @@ from q7.kernels.lrn import Powers
 from q7.kernels.own_loops import LeftShift, Pixels, RealInput, Rescalings, Shift, Slope
 
 _CONVOLUTION = (needs.indexable, needs.short_column)
-_FAST = (needs.one_group, needs.channels_of_four_and_two, needs.output_covers_padding, *_CONVOLUTION)
+_FAST = (
+    needs.one_group,
+    needs.channels_of_four_and_two,
+    needs.output_covers_padding,
+    needs.windows_within_padding,
+    *_CONVOLUTION,
+)
+_WRAPPED = (needs.pixels_within_image, needs.indexable, needs.short_image_column)
+_COLUMNS = (needs.one_channel_groups, needs.padding_within_kernel, *_CONVOLUTION)  # a depthwise window at a time
 CONVOLUTION: Kernels[ConvolutionView, Integers] = (
     own_q7.PackedDepthwise("depthwise_q7", (needs.depthwise, *_CONVOLUTION)),
     own_q7.PackedConvolution("convolve_q7", _CONVOLUTION),
@@ -39,21 +47,20 @@ CONVOLUTION: Kernels[ConvolutionView, Integers] = (
     arm_q7.Depthwise("arm_depthwise_separable_conv_HWC_q7_nonsquare", (needs.depthwise, *_CONVOLUTION), nonsquare=True),
     arm_q7.Convolution("arm_convolve_HWC_q7_basic", (needs.one_group, needs.square, *_CONVOLUTION)),
     arm_q7.Convolution("arm_convolve_HWC_q7_basic_nonsquare", (needs.one_group, *_CONVOLUTION), nonsquare=True),
-    arm_s4.Convolution("arm_convolve_wrapper_s4", (needs.one_group, needs.indexable, needs.short_image_column)),
-    arm_s4.Depthwise(
-        "arm_depthwise_conv_wrapper_s4", (needs.one_channel_groups, needs.single_or_even, needs.no_mve, *_CONVOLUTION)
-    ),
+    arm_s4.Convolution("arm_convolve_wrapper_s4", (needs.one_group, *_WRAPPED)),
+    arm_s4.Depthwise("arm_depthwise_conv_wrapper_s4", (needs.single_or_even, needs.no_mve, *_COLUMNS)),
     arm_s4.PlainDepthwise("arm_depthwise_conv_s4", (needs.one_channel_groups, needs.even_channels, *_CONVOLUTION)),
     own_q7.Depthwise("depthwise_q7", (needs.depthwise, *_CONVOLUTION)),
     own_q7.Convolution("convolve_q7", _CONVOLUTION),
-    arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, needs.indexable, needs.short_image_column)),
-    arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.one_channel_groups, *_CONVOLUTION)),
+    arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, *_WRAPPED)),
+    arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.second_columns_within_image, *_COLUMNS)),
+    arm_s8.PlainDepthwise("arm_depthwise_conv_s8", (needs.one_channel_groups, *_CONVOLUTION)),
 )
 DILATED_CONVOLUTION: Kernels[ConvolutionView, Integers] = (
     own_q7.PackedDilatedConvolution("convolve_dilated_q7", _CONVOLUTION),
-    arm_s4.Convolution("arm_convolve_wrapper_s4", (needs.one_group, needs.indexable, needs.short_image_column)),
+    arm_s4.Convolution("arm_convolve_wrapper_s4", (needs.one_group, *_WRAPPED)),
     own_q7.DilatedConvolution("convolve_dilated_q7", _CONVOLUTION),
-    arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, needs.indexable, needs.short_image_column)),
+    arm_s8.Convolution("arm_convolve_wrapper_s8", (needs.wide_groups, *_WRAPPED)),
     arm_s8.Depthwise("arm_depthwise_conv_wrapper_s8", (needs.one_channel_groups, *_CONVOLUTION)),
 )
 DECONVOLUTION: Kernels[ConvolutionView, Integers] = (

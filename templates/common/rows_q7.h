@@ -23,6 +23,28 @@ static inline int rows_size(const rows_t *rows)
     return (rows->end - rows->first) * rows->bytes;
 }
 
+/* That no image's rows lie in another's, nor `bytes` of scratch memory; on a computer, where it costs nothing. */
+#ifdef ROWS_CHECKED
+#include <assert.h>
+
+static void rows_check(const rows_arena_t *a, const q7_t *scratch, int bytes)
+{
+    const q7_t *end = a->arena;
+    for (int k = 0; k <= a->last; k++) {
+        if (k == a->last && scratch != NULL) {
+            assert(scratch >= end && (size_t)scratch % sizeof(q31_t) == 0);
+            end = scratch + bytes;
+        }
+        if (rows_size(&a->images[k]) > 0) {
+            assert(a->images[k].data >= end);
+            end = a->images[k].data + rows_size(&a->images[k]);
+        }
+    }
+}
+#else
+#define rows_check(a, scratch, bytes) ((void)0)
+#endif
+
 /* From `from` to `to`, which may overlap; in words where that is possible. */
 static void rows_copy(q7_t *to, const q7_t *from, int bytes)
 {
@@ -129,6 +151,7 @@ static inline void rows_add(const rows_arena_t *a, int image)
         rows->data = room;
     }
     rows->end++;
+    rows_check(a, NULL, 0);
 }
 
 /* A row of zeros, which stands for padding. */
@@ -139,11 +162,13 @@ static inline void rows_add_zeros(const rows_arena_t *a, int image)
     memset(rows->data + rows_size(rows) - rows->bytes, 0, (size_t)rows->bytes);
 }
 
-/* Scratch memory for a kernel, after all rows. */
-static inline q7_t *rows_scratch(const rows_arena_t *a, int bytes)
+/* Scratch memory for a kernel, after all rows: aligned, which may take up to `slack` bytes more. */
+static inline q7_t *rows_scratch(const rows_arena_t *a, int bytes, int slack)
 {
-    q7_t *const room = rows_room(a, a->last - 1, bytes);
-    return room + (size_t)(a->arena - room) % sizeof(q31_t);
+    q7_t *const room = rows_room(a, a->last - 1, bytes + slack);
+    q7_t *const scratch = room + (size_t)(a->arena - room) % sizeof(q31_t);
+    rows_check(a, scratch, bytes);
+    return scratch;
 }
 
 static inline q7_t *rows_at(const rows_t *rows, int row)

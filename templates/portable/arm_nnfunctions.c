@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The q7 kernels of CMSIS-NN 5.9.0 in portable C. */
+ * The q7 kernels of CMSIS-NN 5.9.0 in portable C, as exact as Arm's and as dangerous: they check no more, read and
+ * write what Arm's read and write, beyond their arrays too, and leave scratch memory filled with garbage. */
 #include "arm_nnfunctions.h"
+
+#include <assert.h>
+#include <string.h>
+
+#if defined(ARM_MATH_DSP) && !defined(ARM_MATH_MVEI)
+#define DSP_PATH 1
+#else
+#define DSP_PATH 0
+#endif
 
 /* Accumulators are unsigned here, since the kernels' 32-bit sums wrap and C leaves that open for signed ones. */
 
@@ -20,18 +30,22 @@ static q7_t finish(uint32_t sum, uint16_t out_shift)
     return (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
 }
 
-static uint32_t dot(const q7_t *a, const q7_t *b, int length)
+/* All scratch memory is written before and after it is used; the kernels need it aligned to words. */
+static void spoil(void *scratch, int bytes)
 {
-    q31_t sum = 0;
-    for (int i = 0; i < length; i++) {
-        sum += a[i] * b[i];
-    }
-    return (uint32_t)sum;
+    assert(scratch != NULL && (size_t)scratch % sizeof(q31_t) == 0);
+    memset(scratch, 0x5b, (size_t)bytes);
 }
 
 typedef struct {
     int in, out, kernel, padding, stride; /* cells along one axis */
 } axis_t;
+
+/* How sums become outputs. */
+typedef struct {
+    const q7_t *bias;
+    uint16_t bias_shift, out_shift;
+} scaling_t;
 
 /* The part of the window of output o that lies in the image: cells [*begin, *end) of the kernel. */
 static int clip_window(const axis_t *axis, int o, int *begin, int *end)
@@ -42,10 +56,91 @@ static int clip_window(const axis_t *axis, int o, int *begin, int *end)
     return origin;
 }
 
-/* Weights O,KH,KW,C. */
-static void convolve(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, const q7_t *bias,
-                     uint16_t bias_shift, uint16_t out_shift, q7_t *out)
+#if DSP_PATH
+
+static int is_outside(const axis_t *axis, int cell)
 {
+    return cell < 0 || cell >= axis->in;
+}
+
+/* The fast kernels check windows of the first and the last `padding` outputs along each axis, and no others. */
+static int is_checked(const axis_t *axis, int o)
+{
+    return o < axis->padding || o >= axis->out - axis->padding;
+}
+
+static int larger(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+/* Windows as columns of 16 bits in scratch memory, which are multiplied two at a time. Weights O,KH,KW,C. */
+static void convolve(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, scaling_t s,
+                     int fast, q15_t *scratch, q7_t *out)
+{
+    const int size = channels * y.kernel * x.kernel, scratch_bytes = (x.out * y.out == 1 ? 2 : 4) * size;
+    q15_t *column = scratch;
+    spoil(scratch, scratch_bytes);
+    const int rows = fast ? larger(y.out, y.padding) : y.out;
+    for (int oy = 0; oy < rows; oy++) {
+        const int check_y = !fast || is_checked(&y, oy), columns = check_y ? x.out : larger(x.out, x.padding);
+        for (int ox = 0; ox < columns; ox++) {
+            const int check_x = check_y || is_checked(&x, ox);
+            for (int ky = 0; ky < y.kernel; ky++) {
+                for (int kx = 0; kx < x.kernel; kx++) {
+                    const int row = oy * y.stride - y.padding + ky, at = ox * x.stride - x.padding + kx;
+                    const int zero = (check_y && is_outside(&y, row)) || (check_x && is_outside(&x, at));
+                    const q7_t *const cell = image + (row * x.in + at) * channels;
+                    for (int c = 0; c < channels; c++) {
+                        *column++ = zero ? 0 : cell[c];
+                    }
+                }
+            }
+            const int last = oy == rows - 1 && ox == columns - 1, held = (int)(column - scratch) / size;
+            if (held < 2 && !last) {
+                continue;
+            }
+            for (int o = 0; o < outputs; o++) {
+                for (int i = 0; i < held; i++) {
+                    uint32_t sum = start(s.bias[o], s.bias_shift, s.out_shift);
+                    for (int k = 0; k < size; k++) {
+                        sum += (uint32_t)(scratch[i * size + k] * wt[o * size + k]);
+                    }
+                    out[i * outputs + o] = finish(sum, s.out_shift);
+                }
+            }
+            out += held * outputs;
+            column = scratch;
+        }
+    }
+    spoil(scratch, scratch_bytes);
+}
+
+/* Each pixel as a column, rows of the input as they come: its height is not looked at. */
+static void convolve_1x1(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, scaling_t s,
+                         q15_t *scratch, q7_t *out)
+{
+    const axis_t pixels = {x.in, x.out, 1, 0, 1}, rows = {y.out, y.out, 1, 0, 1};
+    convolve(image, pixels, rows, channels, wt, outputs, s, 1, scratch, out);
+}
+
+#else
+
+static uint32_t dot(const q7_t *a, const q7_t *b, int length)
+{
+    q31_t sum = 0;
+    for (int i = 0; i < length; i++) {
+        sum += a[i] * b[i];
+    }
+    return (uint32_t)sum;
+}
+
+/* Weights O,KH,KW,C. Needs no scratch memory, and checks every window. */
+static void convolve(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, scaling_t s,
+                     int fast, q15_t *scratch, q7_t *out)
+{
+    (void)fast;
+    (void)scratch;
     for (int oy = 0; oy < y.out; oy++) {
         int ky_begin, ky_end;
         const int row = clip_window(&y, oy, &ky_begin, &ky_end);
@@ -53,22 +148,33 @@ static void convolve(const q7_t *image, axis_t x, axis_t y, int channels, const 
             int kx_begin, kx_end;
             const int column = clip_window(&x, ox, &kx_begin, &kx_end);
             for (int o = 0; o < outputs; o++) {
-                uint32_t sum = start(bias[o], bias_shift, out_shift);
+                uint32_t sum = start(s.bias[o], s.bias_shift, s.out_shift);
                 for (int ky = ky_begin; ky < ky_end && kx_begin < kx_end; ky++) {
                     sum += dot(image + ((row + ky) * x.in + column + kx_begin) * channels,
                                wt + ((o * y.kernel + ky) * x.kernel + kx_begin) * channels,
                                (kx_end - kx_begin) * channels);
                 }
-                *out++ = finish(sum, out_shift);
+                *out++ = finish(sum, s.out_shift);
             }
         }
     }
 }
 
-/* Weights KH,KW,C. */
-static void convolve_depthwise(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, const q7_t *bias,
-                               uint16_t bias_shift, uint16_t out_shift, q7_t *out)
+static void convolve_1x1(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, scaling_t s,
+                         q15_t *scratch, q7_t *out)
 {
+    convolve(image, x, y, channels, wt, outputs, s, 1, scratch, out);
+}
+
+#endif
+
+/* Weights KH,KW,C. */
+static void convolve_depthwise(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, scaling_t s,
+                               q15_t *scratch, q7_t *out)
+{
+    if (DSP_PATH) {
+        spoil(scratch, channels * y.kernel * x.kernel);
+    }
     for (int oy = 0; oy < y.out; oy++) {
         int ky_begin, ky_end;
         const int row = clip_window(&y, oy, &ky_begin, &ky_end);
@@ -76,60 +182,66 @@ static void convolve_depthwise(const q7_t *image, axis_t x, axis_t y, int channe
             int kx_begin, kx_end;
             const int column = clip_window(&x, ox, &kx_begin, &kx_end);
             for (int c = 0; c < channels; c++) {
-                uint32_t sum = start(bias[c], bias_shift, out_shift);
+                uint32_t sum = start(s.bias[c], s.bias_shift, s.out_shift);
                 for (int ky = ky_begin; ky < ky_end; ky++) {
                     for (int kx = kx_begin; kx < kx_end; kx++) {
                         sum += (uint32_t)(image[((row + ky) * x.in + column + kx) * channels + c] *
                                           wt[(ky * x.kernel + kx) * channels + c]);
                     }
                 }
-                *out++ = finish(sum, out_shift);
+                *out++ = finish(sum, s.out_shift);
             }
         }
+    }
+    if (DSP_PATH) {
+        spoil(scratch, channels * y.kernel * x.kernel);
     }
 }
 
 #define AXES_SQUARE()                                                                                                  \
     const axis_t x = {dim_im_in, dim_im_out, dim_kernel, padding, stride}, y = x;                                      \
-    (void)bufferA;                                                                                                     \
+    const scaling_t s = {bias, bias_shift, out_shift};                                                                 \
     (void)bufferB
 
 #define AXES_NONSQUARE()                                                                                               \
     const axis_t x = {dim_im_in_x, dim_im_out_x, dim_kernel_x, padding_x, stride_x};                                   \
     const axis_t y = {dim_im_in_y, dim_im_out_y, dim_kernel_y, padding_y, stride_y};                                   \
-    (void)bufferA;                                                                                                     \
+    const scaling_t s = {bias, bias_shift, out_shift};                                                                 \
     (void)bufferB
 
-#define CONVOLVE(condition)                                                                                            \
+#define CONVOLVE(condition, fast)                                                                                      \
     if (!(condition)) {                                                                                                \
         return ARM_MATH_SIZE_MISMATCH;                                                                                 \
     }                                                                                                                  \
-    convolve(Im_in, x, y, ch_im_in, wt, ch_im_out, bias, bias_shift, out_shift, Im_out);                               \
+    convolve(Im_in, x, y, ch_im_in, wt, ch_im_out, s, fast, bufferA, Im_out);                                          \
     return ARM_MATH_SUCCESS
 
 #define CONVOLVE_DEPTHWISE()                                                                                           \
     if (ch_im_in != ch_im_out) {                                                                                       \
         return ARM_MATH_SIZE_MISMATCH;                                                                                 \
     }                                                                                                                  \
-    convolve_depthwise(Im_in, x, y, ch_im_in, wt, bias, bias_shift, out_shift, Im_out);                                \
+    convolve_depthwise(Im_in, x, y, ch_im_in, wt, s, bufferA, Im_out);                                                 \
     return ARM_MATH_SUCCESS
 
 ARM_Q7_CONVOLVE_SQUARE(arm_convolve_HWC_q7_basic)
 {
     AXES_SQUARE();
-    CONVOLVE(1);
+    CONVOLVE(1, 0);
 }
 
 ARM_Q7_CONVOLVE_SQUARE(arm_convolve_HWC_q7_RGB)
 {
     AXES_SQUARE();
-    CONVOLVE(ch_im_in == 3);
+    if (DSP_PATH) { /* it reads three bytes as four */
+        (void)*(const volatile q7_t *)(Im_in + dim_im_in * dim_im_in * 3);
+    }
+    CONVOLVE(ch_im_in == 3, 0);
 }
 
 ARM_Q7_CONVOLVE_SQUARE(arm_convolve_HWC_q7_fast)
 {
     AXES_SQUARE();
-    CONVOLVE(ch_im_in % 4 == 0 && ch_im_out % 2 == 0);
+    CONVOLVE(ch_im_in % 4 == 0 && ch_im_out % 2 == 0, 1);
 }
 
 ARM_Q7_CONVOLVE_SQUARE(arm_depthwise_separable_conv_HWC_q7)
@@ -141,20 +253,24 @@ ARM_Q7_CONVOLVE_SQUARE(arm_depthwise_separable_conv_HWC_q7)
 ARM_Q7_CONVOLVE_NONSQUARE(arm_convolve_HWC_q7_basic_nonsquare)
 {
     AXES_NONSQUARE();
-    CONVOLVE(1);
+    CONVOLVE(1, 0);
 }
 
 ARM_Q7_CONVOLVE_NONSQUARE(arm_convolve_HWC_q7_fast_nonsquare)
 {
     AXES_NONSQUARE();
-    CONVOLVE(ch_im_in % 4 == 0 && ch_im_out % 2 == 0);
+    CONVOLVE(ch_im_in % 4 == 0 && ch_im_out % 2 == 0, 1);
 }
 
 ARM_Q7_CONVOLVE_NONSQUARE(arm_convolve_1x1_HWC_q7_fast_nonsquare)
 {
     AXES_NONSQUARE();
-    CONVOLVE(ch_im_in % 4 == 0 && ch_im_out % 2 == 0 && x.kernel == 1 && y.kernel == 1 && x.padding == 0 &&
-             y.padding == 0 && x.stride == 1 && y.stride == 1);
+    if (ch_im_in % 4 != 0 || ch_im_out % 2 != 0 || x.kernel != 1 || y.kernel != 1 || x.padding != 0 || y.padding != 0 ||
+        x.stride != 1 || y.stride != 1) {
+        return ARM_MATH_SIZE_MISMATCH;
+    }
+    convolve_1x1(Im_in, x, y, ch_im_in, wt, ch_im_out, s, bufferA, Im_out);
+    return ARM_MATH_SUCCESS;
 }
 
 ARM_Q7_CONVOLVE_NONSQUARE(arm_depthwise_separable_conv_HWC_q7_nonsquare)
@@ -163,15 +279,59 @@ ARM_Q7_CONVOLVE_NONSQUARE(arm_depthwise_separable_conv_HWC_q7_nonsquare)
     CONVOLVE_DEPTHWISE();
 }
 
+#if DSP_PATH
+
+/* The DSP path widens the vector into scratch memory first, so that its output may lie where the vector lay. */
+typedef q15_t element_t;
+
+static const element_t *prepare(const q7_t *vector, int size, q15_t *scratch)
+{
+    spoil(scratch, size * (int)sizeof(q15_t));
+    for (int i = 0; i < size; i++) {
+        scratch[i] = vector[i];
+    }
+    return scratch;
+}
+
+#else
+
+typedef q7_t element_t;
+
+static const element_t *prepare(const q7_t *vector, int size, q15_t *scratch)
+{
+    (void)size;
+    (void)scratch;
+    return vector;
+}
+
+#endif
+
+static void multiply(const element_t *vector, const q7_t *wt, int columns, int rows, scaling_t s, q7_t *out)
+{
+    for (int row = 0; row < rows; row++) {
+        uint32_t sum = start(s.bias[row], s.bias_shift, s.out_shift);
+        for (int column = 0; column < columns; column++) {
+            sum += (uint32_t)(vector[column] * wt[row * columns + column]);
+        }
+        out[row] = finish(sum, s.out_shift);
+    }
+}
+
+static arm_status end_product(int size, q15_t *scratch)
+{
+    if (DSP_PATH) {
+        spoil(scratch, size * (int)sizeof(q15_t));
+    }
+    return ARM_MATH_SUCCESS;
+}
+
 arm_status arm_fully_connected_q7(const q7_t *pV, const q7_t *pM, const uint16_t dim_vec, const uint16_t num_of_rows,
                                   const uint16_t bias_shift, const uint16_t out_shift, const q7_t *bias, q7_t *pOut,
                                   q15_t *vec_buffer)
 {
-    (void)vec_buffer;
-    for (int row = 0; row < num_of_rows; row++) {
-        pOut[row] = finish(start(bias[row], bias_shift, out_shift) + dot(pV, pM + row * dim_vec, dim_vec), out_shift);
-    }
-    return ARM_MATH_SUCCESS;
+    const scaling_t s = {bias, bias_shift, out_shift};
+    multiply(prepare(pV, dim_vec, vec_buffer), pM, dim_vec, num_of_rows, s, pOut);
+    return end_product(dim_vec, vec_buffer);
 }
 
 /* Weights as a stream of 4x4 blocks: (row, column) in the order (0,0)(1,0)(0,2)(1,2) (2,0)(3,0)(2,2)(3,2)
@@ -180,6 +340,7 @@ arm_status arm_fully_connected_q7_opt(const q7_t *pV, const q7_t *pM, const uint
                                       const uint16_t num_of_rows, const uint16_t bias_shift, const uint16_t out_shift,
                                       const q7_t *bias, q7_t *pOut, q15_t *vec_buffer)
 {
+    const element_t *const vector = prepare(pV, dim_vec, vec_buffer);
     const int grouped = num_of_rows & ~3, blocked = dim_vec & ~3;
     for (int row = 0; row < grouped; row += 4) {
         uint32_t sums[4];
@@ -189,20 +350,21 @@ arm_status arm_fully_connected_q7_opt(const q7_t *pV, const q7_t *pM, const uint
         for (int column = 0; column < blocked; column += 4) {
             for (int t = 0; t < 16; t++) {
                 const int r = 2 * ((t >> 2) & 1) + (t & 1), c = 2 * ((t >> 1) & 1) + (t >> 3);
-                sums[r] += (uint32_t)(pV[column + c] * *pM++);
+                sums[r] += (uint32_t)(vector[column + c] * *pM++);
             }
         }
         for (int column = blocked; column < dim_vec; column++) {
             for (int r = 0; r < 4; r++) {
-                sums[r] += (uint32_t)(pV[column] * *pM++);
+                sums[r] += (uint32_t)(vector[column] * *pM++);
             }
         }
         for (int r = 0; r < 4; r++) {
             pOut[row + r] = finish(sums[r], out_shift);
         }
     }
-    return arm_fully_connected_q7(pV, pM, dim_vec, (uint16_t)(num_of_rows - grouped), bias_shift, out_shift,
-                                  bias + grouped, pOut + grouped, vec_buffer);
+    const scaling_t s = {bias + grouped, bias_shift, out_shift};
+    multiply(vector, pM, dim_vec, num_of_rows - grouped, s, pOut + grouped);
+    return end_product(dim_vec, vec_buffer);
 }
 
 void arm_relu_q7(q7_t *data, uint16_t size)
@@ -268,7 +430,7 @@ void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out)
     }
 }
 
-#if defined(ARM_MATH_DSP) && !defined(ARM_MATH_MVEI)
+#if DSP_PATH
 
 /* The largest of the cells [first, end) of an axis, `lanes` bytes each and `pitch` apart, into out, which may be a cell. */
 static void largest(const q7_t *cells, int pitch, int first, int end, int lanes, q7_t *out)
@@ -313,14 +475,14 @@ static void max_pool(q7_t *image, const axis_t *axis, int channels, q7_t *out)
             int kx_begin, kx_end;
             const int column = clip_window(axis, ox, &kx_begin, &kx_end);
             for (int c = 0; c < channels; c++) {
-                q7_t most = -128;
+                int most = -129; /* a window without any cell becomes 127 */
                 for (int ky = ky_begin; ky < ky_end; ky++) {
                     for (int kx = kx_begin; kx < kx_end; kx++) {
                         const q7_t value = image[((row + ky) * axis->in + column + kx) * channels + c];
                         most = value > most ? value : most;
                     }
                 }
-                *out++ = most;
+                *out++ = (q7_t)most;
             }
         }
     }

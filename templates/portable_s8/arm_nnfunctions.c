@@ -1,8 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The s8 and s4 kernels of CMSIS-NN 7 in portable C. */
+ * The s8 and s4 kernels of CMSIS-NN 7 in portable C, as exact as Arm's and as dangerous: they check no more, read and
+ * write what Arm's read and write, beyond their arrays too, and leave scratch memory filled with garbage. */
 #include "arm_nnfunctions.h"
 
+#include <assert.h>
+#include <string.h>
+
 #include "arm_nnsupportfunctions.h"
+
+#if defined(ARM_MATH_MVEI)
+enum { MVE_PATH = 1, DSP_PATH = 0 };
+#elif defined(ARM_MATH_DSP)
+enum { MVE_PATH = 0, DSP_PATH = 1 };
+#else
+enum { MVE_PATH = 0, DSP_PATH = 0 };
+#endif
+
+/* All scratch memory is written before and after it is used; the kernels need it aligned to words. */
+static void spoil(const cmsis_nn_context *ctx)
+{
+    if (ctx->buf != NULL) {
+        assert((size_t)ctx->buf % sizeof(int32_t) == 0);
+        memset(ctx->buf, 0x5b, (size_t)ctx->size);
+    }
+}
 
 /* Sums are unsigned here, since the kernels' 32-bit sums wrap and C leaves that open for signed ones. */
 
@@ -57,11 +78,36 @@ static window_t clip_window(int32_t output, int32_t stride, int32_t padding, int
     return window;
 }
 
-static inline void convolve(const cmsis_nn_conv_params *conv_params,
-                            const cmsis_nn_per_channel_quant_params *quant_params, const cmsis_nn_dims *input_dims,
-                            const int8_t *input_data, const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
-                            const int32_t *bias_data, const cmsis_nn_dims *output_dims, int8_t *output_data,
-                            weight_t *weight)
+/* What a layer with weights takes beside its geometry. */
+typedef struct {
+    const cmsis_nn_per_channel_quant_params *quant;
+    int32_t input_offset, output_offset;
+    const cmsis_nn_activation *range;
+    const int8_t *weights;
+    const int32_t *bias;
+    weight_t *weight;
+} scaling_t;
+
+static int8_t scaled(const scaling_t *s, uint32_t sum, int32_t o)
+{
+    return finish(sum, s->quant->multiplier[o], s->quant->shift[o], s->output_offset, s->range);
+}
+
+/* `count` outputs for each of the windows from `input` on, of `size` bytes and `pitch` bytes apart. */
+static inline void convolve_windows(const scaling_t *s, const int8_t *input, int32_t pitch, int32_t size,
+                                    int32_t windows, int32_t count, int8_t *output)
+{
+    for (int32_t i = 0; i < windows; i++) {
+        for (int32_t o = 0; o < count; o++) {
+            const uint32_t sum = dot(input + i * pitch, s->input_offset, s->weights, o * size, size, s->weight);
+            *output++ = scaled(s, (uint32_t)s->bias[o] + sum, o);
+        }
+    }
+}
+
+static inline void convolve(const cmsis_nn_conv_params *conv_params, const scaling_t *s,
+                            const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                            const cmsis_nn_dims *filter_dims, const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
     const cmsis_nn_conv_params p = *conv_params;
     const cmsis_nn_dims in = *input_dims, k = *filter_dims;
@@ -74,19 +120,78 @@ static inline void convolve(const cmsis_nn_conv_params *conv_params,
             const int32_t run = contiguous ? columns.end - columns.begin : 1;
             for (int32_t o = 0; o < output_dims->c; o++) {
                 const int8_t *const group = input_data + o / group_outputs * k.c;
-                uint32_t sum = (uint32_t)bias_data[o];
+                uint32_t sum = (uint32_t)s->bias[o];
                 for (int32_t ky = rows.begin; ky < rows.end; ky++) {
                     for (int32_t kx = columns.begin; kx < columns.end; kx += run) {
                         const int32_t y = rows.origin + ky * p.dilation.h, x = columns.origin + kx * p.dilation.w;
-                        sum += dot(group + (y * in.w + x) * in.c, p.input_offset, filter_data,
-                                   ((o * k.h + ky) * k.w + kx) * k.c, run * k.c, weight);
+                        sum += dot(group + (y * in.w + x) * in.c, s->input_offset, s->weights,
+                                   ((o * k.h + ky) * k.w + kx) * k.c, run * k.c, s->weight);
                     }
                 }
-                *output_data++ = finish(sum, quant_params->multiplier[o], quant_params->shift[o], p.output_offset,
-                                        &p.activation);
+                *output_data++ = scaled(s, sum, o);
             }
         }
     }
+}
+
+/* 1x1 without padding: with strides of 1 all pixels of the input, however large the output is; else whatever pixels
+ * the output's size asks for, in the input or not. */
+static inline void convolve_1x1(const cmsis_nn_conv_params *p, const scaling_t *s, const cmsis_nn_dims *in,
+                                const int8_t *input, const cmsis_nn_dims *out, int8_t *output)
+{
+    if (p->stride.w == 1 && p->stride.h == 1) {
+        convolve_windows(s, input, in->c, in->c, in->w * in->h, out->c, output);
+        return;
+    }
+    for (int32_t oy = 0; oy < out->h; oy++) {
+        convolve_windows(s, input + oy * p->stride.h * in->w * in->c, p->stride.w * in->c, in->c, out->w, out->c,
+                         output + oy * out->w * out->c);
+    }
+}
+
+/* An image of one row, on MVE: one row of outputs, however many the output's size asks for. Windows at the left are
+ * checked at the left alone, those at the right at the right alone; what the geometry leaves over is refused. */
+static inline arm_cmsis_nn_status convolve_row(const cmsis_nn_conv_params *p, const scaling_t *s,
+                                               const cmsis_nn_dims *in, const int8_t *input, const cmsis_nn_dims *k,
+                                               const cmsis_nn_dims *out, int8_t *output)
+{
+    const int32_t stride = p->stride.w, pad = p->padding.w, total = (out->w - 1) * stride + k->w - in->w;
+    if (2 * pad + total % 2 != total) {
+        return ARM_CMSIS_NN_FAILURE;
+    }
+    for (int32_t ox = 0; ox < out->w; ox++) {
+        const int32_t origin = ox * stride - pad;
+        for (int32_t o = 0; o < out->c; o++) {
+            uint32_t sum = (uint32_t)s->bias[o];
+            for (int32_t kx = origin < 0 ? -origin : 0; kx < k->w && (origin < 0 || origin + kx < in->w); kx++) {
+                sum += dot(input + (origin + kx) * in->c, s->input_offset, s->weights, (o * k->w + kx) * in->c, in->c,
+                           s->weight);
+            }
+            *output++ = scaled(s, sum, o);
+        }
+    }
+    return ARM_CMSIS_NN_SUCCESS;
+}
+
+static inline arm_cmsis_nn_status convolve_any(const cmsis_nn_context *ctx, const cmsis_nn_conv_params *p,
+                                               const scaling_t *s, const cmsis_nn_dims *in, const int8_t *input,
+                                               const cmsis_nn_dims *k, const cmsis_nn_dims *out, int8_t *output)
+{
+    const int undilated = p->dilation.w == 1 && p->dilation.h == 1, one_group = in->c == k->c;
+    const int unpadded = p->padding.w == 0 && p->padding.h == 0;
+    arm_cmsis_nn_status status = ARM_CMSIS_NN_SUCCESS;
+    spoil(ctx);
+    if (unpadded && k->w == 1 && k->h == 1 && undilated && one_group) {
+        convolve_1x1(p, s, in, input, out, output);
+    } else if (ctx->buf == NULL) {
+        status = ARM_CMSIS_NN_ARG_ERROR;
+    } else if (MVE_PATH && in->h == 1 && k->h == 1 && p->dilation.w == 1 && p->stride.w * in->c % 4 == 0 && one_group) {
+        status = convolve_row(p, s, in, input, k, out, output);
+    } else {
+        convolve(p, s, in, input, k, out, output);
+    }
+    spoil(ctx);
+    return status;
 }
 
 arm_cmsis_nn_status arm_convolve_wrapper_s8(const cmsis_nn_context *ctx, const cmsis_nn_conv_params *conv_params,
@@ -96,11 +201,10 @@ arm_cmsis_nn_status arm_convolve_wrapper_s8(const cmsis_nn_context *ctx, const c
                                             const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
                                             const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
-    (void)ctx;
+    const scaling_t s = {quant_params, conv_params->input_offset, conv_params->output_offset, &conv_params->activation,
+                         filter_data, bias_data, byte_at};
     (void)bias_dims;
-    convolve(conv_params, quant_params, input_dims, input_data, filter_dims, filter_data, bias_data,
-             output_dims, output_data, byte_at);
-    return ARM_CMSIS_NN_SUCCESS;
+    return convolve_any(ctx, conv_params, &s, input_dims, input_data, filter_dims, output_dims, output_data);
 }
 
 arm_cmsis_nn_status arm_convolve_wrapper_s4(const cmsis_nn_context *ctx, const cmsis_nn_conv_params *conv_params,
@@ -110,18 +214,15 @@ arm_cmsis_nn_status arm_convolve_wrapper_s4(const cmsis_nn_context *ctx, const c
                                             const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
                                             const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
-    (void)ctx;
+    const scaling_t s = {quant_params, conv_params->input_offset, conv_params->output_offset, &conv_params->activation,
+                         filter_data, bias_data, nibble_at};
     (void)bias_dims;
-    convolve(conv_params, quant_params, input_dims, input_data, filter_dims, filter_data, bias_data,
-             output_dims, output_data, nibble_at);
-    return ARM_CMSIS_NN_SUCCESS;
+    return convolve_any(ctx, conv_params, &s, input_dims, input_data, filter_dims, output_dims, output_data);
 }
 
-static inline void depthwise(const cmsis_nn_dw_conv_params *dw_conv_params,
-                             const cmsis_nn_per_channel_quant_params *quant_params, const cmsis_nn_dims *input_dims,
-                             const int8_t *input_data, const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
-                             const int32_t *bias_data, const cmsis_nn_dims *output_dims, int8_t *output_data,
-                             weight_t *weight)
+static inline void depthwise(const cmsis_nn_dw_conv_params *dw_conv_params, const scaling_t *s,
+                             const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                             const cmsis_nn_dims *filter_dims, const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
     const cmsis_nn_dw_conv_params p = *dw_conv_params;
     const cmsis_nn_dims in = *input_dims, k = *filter_dims;
@@ -131,19 +232,109 @@ static inline void depthwise(const cmsis_nn_dw_conv_params *dw_conv_params,
         for (int32_t ox = 0; ox < output_dims->w; ox++) {
             const window_t columns = clip_window(ox, p.stride.w, p.padding.w, p.dilation.w, k.w, in.w);
             for (int32_t o = 0; o < outputs; o++) {
-                uint32_t sum = (uint32_t)bias_data[o];
+                uint32_t sum = (uint32_t)s->bias[o];
                 for (int32_t ky = rows.begin; ky < rows.end; ky++) {
                     for (int32_t kx = columns.begin; kx < columns.end; kx++) {
                         const int32_t y = rows.origin + ky * p.dilation.h, x = columns.origin + kx * p.dilation.w;
-                        const int32_t value = input_data[(y * in.w + x) * in.c + o / p.ch_mult] + p.input_offset;
-                        sum += (uint32_t)(value * weight(filter_data, (ky * k.w + kx) * outputs + o));
+                        const int32_t value = input_data[(y * in.w + x) * in.c + o / p.ch_mult] + s->input_offset;
+                        sum += (uint32_t)(value * s->weight(s->weights, (ky * k.w + kx) * outputs + o));
                     }
                 }
-                *output_data++ = finish(sum, quant_params->multiplier[o], quant_params->shift[o], p.output_offset,
-                                        &p.activation);
+                *output_data++ = scaled(s, sum, o);
             }
         }
     }
+}
+
+/* 3x3 with a padding of at most 1, without MVE: a window's second column is read wherever it lies, and its first one
+ * where that is not left of the image. */
+static void depthwise_3x3(const cmsis_nn_dw_conv_params *p, const scaling_t *s, const cmsis_nn_dims *in,
+                          const int8_t *input, const cmsis_nn_dims *out, int8_t *output)
+{
+    for (int32_t oy = 0; oy < out->h; oy++) {
+        const window_t rows = clip_window(oy, p->stride.h, p->padding.h, 1, 3, in->h);
+        for (int32_t ox = 0; ox < out->w; ox++) {
+            const int32_t left = ox * p->stride.w - p->padding.w;
+            const int32_t begin = left < 0 ? -left : 0, end = in->w - left >= 3 ? 3 : 2;
+            for (int32_t c = 0; c < in->c; c++) {
+                uint32_t sum = (uint32_t)s->bias[c];
+                for (int32_t ky = rows.begin; ky < rows.end; ky++) {
+                    for (int32_t kx = begin; kx < end; kx++) {
+                        const int32_t value = input[((rows.origin + ky) * in->w + left + kx) * in->c + c];
+                        sum += (uint32_t)((value + s->input_offset) * s->weight(s->weights, (ky * 3 + kx) * in->c + c));
+                    }
+                }
+                *output++ = scaled(s, sum, c);
+            }
+        }
+    }
+}
+
+/* One output for each channel: a window's cells as 16-bit numbers in scratch memory. The rows of zeros above and below
+ * the image are as many as the geometry says, whether the window has so many or not. */
+static void depthwise_columns(const cmsis_nn_context *ctx, const cmsis_nn_dw_conv_params *p, const scaling_t *s,
+                              const cmsis_nn_dims *in, const int8_t *input, const cmsis_nn_dims *k,
+                              const cmsis_nn_dims *out, int8_t *output)
+{
+    const int32_t row = k->w * in->c;
+    for (int32_t oy = 0; oy < out->h; oy++) {
+        const int32_t top = oy * p->stride.h - p->padding.h;
+        const int32_t above = top < 0 ? -top : 0, end = in->h - top < k->h ? in->h - top : k->h;
+        for (int32_t ox = 0; ox < out->w; ox++) {
+            const int32_t left = ox * p->stride.w - p->padding.w;
+            int16_t *column = ctx->buf;
+            memset(column, 0, (size_t)(row * above) * sizeof(int16_t));
+            column += row * above;
+            for (int32_t ky = above; ky < end; ky++) {
+                for (int32_t x = left; x < left + k->w; x++) {
+                    const int8_t *const cell = input + ((top + ky) * in->w + x) * in->c;
+                    for (int32_t c = 0; c < in->c; c++) {
+                        *column++ = (int16_t)(x < 0 || x >= in->w ? 0 : cell[c] + s->input_offset);
+                    }
+                }
+            }
+            memset(column, 0, (size_t)(row * (k->h - end)) * sizeof(int16_t));
+            column = ctx->buf;
+            for (int32_t c = 0; c < in->c; c++) {
+                uint32_t sum = (uint32_t)s->bias[c];
+                for (int32_t i = 0; i < k->h * k->w; i++) {
+                    sum += (uint32_t)(column[i * in->c + c] * s->weight(s->weights, i * in->c + c));
+                }
+                *output++ = scaled(s, sum, c);
+            }
+        }
+    }
+}
+
+/* Where the library's generic code for weights of 4 bits is right. */
+static int is_right(const cmsis_nn_dw_conv_params *p, const cmsis_nn_dims *in, const cmsis_nn_dims *k)
+{
+    const int unpadded = p->padding.w == 0 && p->padding.h == 0;
+    return in->c % 2 == 0 || (k->w == 1 && k->h == 1) || (p->ch_mult == 1 && unpadded);
+}
+
+static arm_cmsis_nn_status depthwise_any(const cmsis_nn_context *ctx, const cmsis_nn_dw_conv_params *p,
+                                         const scaling_t *s, const cmsis_nn_dims *in, const int8_t *input,
+                                         const cmsis_nn_dims *k, const cmsis_nn_dims *out, int8_t *output)
+{
+    const int simple = p->ch_mult == 1 && p->dilation.w == 1 && p->dilation.h == 1, packed = s->weight != byte_at;
+    spoil(ctx);
+    if (!simple) {
+        assert(!packed || is_right(p, in, k));
+        depthwise(p, s, in, input, k, out, output);
+    } else if (!packed && !MVE_PATH && k->w == 3 && k->h == 3 && p->padding.h <= 1 && p->padding.w <= 1) {
+        depthwise_3x3(p, s, in, input, out, output);
+    } else if (!packed && !MVE_PATH && !DSP_PATH) {
+        depthwise(p, s, in, input, k, out, output);
+    } else if (ctx->buf == NULL) {
+        return ARM_CMSIS_NN_ARG_ERROR;
+    } else if (MVE_PATH) {
+        depthwise(p, s, in, input, k, out, output);
+    } else {
+        depthwise_columns(ctx, p, s, in, input, k, out, output);
+    }
+    spoil(ctx);
+    return ARM_CMSIS_NN_SUCCESS;
 }
 
 arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(const cmsis_nn_context *ctx,
@@ -154,24 +345,25 @@ arm_cmsis_nn_status arm_depthwise_conv_wrapper_s8(const cmsis_nn_context *ctx,
                                                   const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
                                                   const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
-    (void)ctx;
+    const scaling_t s = {quant_params, dw_conv_params->input_offset, dw_conv_params->output_offset,
+                         &dw_conv_params->activation, filter_data, bias_data, byte_at};
     (void)bias_dims;
-    depthwise(dw_conv_params, quant_params, input_dims, input_data, filter_dims, filter_data, bias_data,
-              output_dims, output_data, byte_at);
-    return ARM_CMSIS_NN_SUCCESS;
+    return depthwise_any(ctx, dw_conv_params, &s, input_dims, input_data, filter_dims, output_dims, output_data);
 }
 
-arm_cmsis_nn_status arm_depthwise_conv_s4(const cmsis_nn_context *ctx, const cmsis_nn_dw_conv_params *dw_conv_params,
+arm_cmsis_nn_status arm_depthwise_conv_s8(const cmsis_nn_context *ctx,
+                                          const cmsis_nn_dw_conv_params *dw_conv_params,
                                           const cmsis_nn_per_channel_quant_params *quant_params,
                                           const cmsis_nn_dims *input_dims, const int8_t *input_data,
                                           const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
                                           const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
                                           const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
-    (void)ctx;
+    const scaling_t s = {quant_params, dw_conv_params->input_offset, dw_conv_params->output_offset,
+                         &dw_conv_params->activation, filter_data, bias_data, byte_at};
     (void)bias_dims;
-    depthwise(dw_conv_params, quant_params, input_dims, input_data, filter_dims, filter_data, bias_data,
-              output_dims, output_data, nibble_at);
+    (void)ctx;
+    depthwise(dw_conv_params, &s, input_dims, input_data, filter_dims, output_dims, output_data);
     return ARM_CMSIS_NN_SUCCESS;
 }
 
@@ -183,8 +375,27 @@ arm_cmsis_nn_status arm_depthwise_conv_wrapper_s4(const cmsis_nn_context *ctx,
                                                   const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
                                                   const cmsis_nn_dims *output_dims, int8_t *output_data)
 {
-    return arm_depthwise_conv_s4(ctx, dw_conv_params, quant_params, input_dims, input_data, filter_dims, filter_data,
-                                 bias_dims, bias_data, output_dims, output_data);
+    const scaling_t s = {quant_params, dw_conv_params->input_offset, dw_conv_params->output_offset,
+                         &dw_conv_params->activation, filter_data, bias_data, nibble_at};
+    (void)bias_dims;
+    return depthwise_any(ctx, dw_conv_params, &s, input_dims, input_data, filter_dims, output_dims, output_data);
+}
+
+arm_cmsis_nn_status arm_depthwise_conv_s4(const cmsis_nn_context *ctx,
+                                          const cmsis_nn_dw_conv_params *dw_conv_params,
+                                          const cmsis_nn_per_channel_quant_params *quant_params,
+                                          const cmsis_nn_dims *input_dims, const int8_t *input_data,
+                                          const cmsis_nn_dims *filter_dims, const int8_t *filter_data,
+                                          const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
+                                          const cmsis_nn_dims *output_dims, int8_t *output_data)
+{
+    const scaling_t s = {quant_params, dw_conv_params->input_offset, dw_conv_params->output_offset,
+                         &dw_conv_params->activation, filter_data, bias_data, nibble_at};
+    (void)bias_dims;
+    (void)ctx;
+    assert(is_right(dw_conv_params, input_dims, filter_dims));
+    depthwise(dw_conv_params, &s, input_dims, input_data, filter_dims, output_dims, output_data);
+    return ARM_CMSIS_NN_SUCCESS;
 }
 
 static inline void multiply(const cmsis_nn_fc_params *params, const cmsis_nn_per_tensor_quant_params *quantization,
@@ -229,16 +440,21 @@ arm_cmsis_nn_status arm_fully_connected_s4(const cmsis_nn_context *ctx, const cm
     return ARM_CMSIS_NN_SUCCESS;
 }
 
-static arm_cmsis_nn_status pool(const cmsis_nn_pool_params *p, const cmsis_nn_dims *in, const int8_t *image,
+static arm_cmsis_nn_status pool(const cmsis_nn_context *ctx, const cmsis_nn_pool_params *p, const cmsis_nn_dims *in, const int8_t *image,
                                 const cmsis_nn_dims *k, const cmsis_nn_dims *out, int average, int8_t *output)
 {
+    spoil(ctx);
     for (int32_t oy = 0; oy < out->h; oy++) {
         const window_t rows = clip_window(oy, p->stride.h, p->padding.h, 1, k->h, in->h);
         for (int32_t ox = 0; ox < out->w; ox++) {
             const window_t columns = clip_window(ox, p->stride.w, p->padding.w, 1, k->w, in->w);
             const int32_t cells = (rows.end - rows.begin) * (columns.end - columns.begin);
-            if (cells == 0) {
+            if (cells == 0 && average) {
                 return ARM_CMSIS_NN_ARG_ERROR;
+            }
+            if (cells == 0) { /* the maximum of nothing is not written */
+                output += in->c;
+                continue;
             }
             for (int32_t c = 0; c < in->c; c++) {
                 int32_t sum = 0, most = -128;
@@ -254,6 +470,7 @@ static arm_cmsis_nn_status pool(const cmsis_nn_pool_params *p, const cmsis_nn_di
             }
         }
     }
+    spoil(ctx);
     return ARM_CMSIS_NN_SUCCESS;
 }
 
@@ -262,8 +479,7 @@ arm_cmsis_nn_status arm_max_pool_s8(const cmsis_nn_context *ctx, const cmsis_nn_
                                     const cmsis_nn_dims *filter_dims, const cmsis_nn_dims *output_dims,
                                     int8_t *output_data)
 {
-    (void)ctx;
-    return pool(pool_params, input_dims, input_data, filter_dims, output_dims, 0, output_data);
+    return pool(ctx, pool_params, input_dims, input_data, filter_dims, output_dims, 0, output_data);
 }
 
 /* Rounds to the nearest, ties away from zero. */
@@ -272,8 +488,7 @@ arm_cmsis_nn_status arm_avgpool_s8(const cmsis_nn_context *ctx, const cmsis_nn_p
                                    const cmsis_nn_dims *filter_dims, const cmsis_nn_dims *output_dims,
                                    int8_t *output_data)
 {
-    (void)ctx;
-    return pool(pool_params, input_dims, input_data, filter_dims, output_dims, 1, output_data);
+    return pool(ctx, pool_params, input_dims, input_data, filter_dims, output_dims, 1, output_data);
 }
 
 arm_cmsis_nn_status arm_elementwise_add_s8(const int8_t *input_1_vect, const int8_t *input_2_vect,

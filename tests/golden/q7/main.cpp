@@ -46,9 +46,9 @@
 #include "parameter.h"
 #include "weights.h"
 
-#if NETWORK_FINGERPRINT != 0x27678c84u || \
-    PARAMETER_FINGERPRINT != 0x27678c84u || \
-    WEIGHTS_FINGERPRINT != 0x27678c84u
+#if NETWORK_FINGERPRINT != 0xe39db083u || \
+    PARAMETER_FINGERPRINT != 0xe39db083u || \
+    WEIGHTS_FINGERPRINT != 0xe39db083u
 #error "This file and its headers were written by different runs of code_gen.py: run it again"
 #endif
 
@@ -281,7 +281,15 @@ static void take_checksum(void *context, int layer, const int8_t *output, int by
     checksums[layer] = crc32(checksums[layer], output, bytes);
 }
 
-/* The first layer whose checksum differs from the predicted one, or NN_LAYERS; with NN_PRINT_CHECKSUMS, prints all. */
+/* What a test image gives, whatever was in the arena before. */
+static const int8_t *run_image(int image)
+{
+    memset(checksums, 0, sizeof(checksums));
+    memset(nn_input - NN_INPUT_OFFSET, 0x55, NN_ARENA_BYTES);
+    return run_nn_observed(test_pixels + image * NN_INPUT_BYTES, take_checksum, NULL);
+}
+
+/* The first layer whose checksum differs from the predicted one, or NN_LAYERS. */
 static int first_difference(int image)
 {
     int differs = NN_LAYERS;
@@ -290,6 +298,13 @@ static int first_difference(int image)
             differs = layer;
         }
     }
+    return differs;
+}
+
+/* Of every layer, where NN_PRINT_CHECKSUMS is defined. */
+static void print_checksums(int image)
+{
+    (void)image;
 #ifdef NN_PRINT_CHECKSUMS
     for (int layer = 0; layer < NN_LAYERS; layer++) {
         printf("image %d: layer %s: checksum ", (int)test_positions[image], layer_names[layer]);
@@ -299,17 +314,18 @@ static int first_difference(int image)
         printf("\n");
     }
 #endif
-    return differs;
 }
 
 /* Runs the test images; returns how many of them this device computes differently than predicted. */
 static int known_answer_test(void)
 {
     int failures = 0;
+    run_image(0); /* the first image runs twice, since memory is different then */
+    const int before = first_difference(0);
     for (int i = 0; i < TEST_IMAGES; i++) {
-        memset(checksums, 0, sizeof(checksums));
-        const int8_t *const logits = run_nn_observed(test_pixels + i * NN_INPUT_BYTES, take_checksum, NULL);
-        const int differs = first_difference(i);
+        const int8_t *const logits = run_image(i);
+        const int now = first_difference(i), differs = i == 0 && before < now ? before : now;
+        print_checksums(i);
         printf("image %d: label %d, ", (int)test_positions[i], (int)test_labels[i]);
         print_result(logits);
         if (differs < NN_LAYERS) {

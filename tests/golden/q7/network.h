@@ -19,11 +19,12 @@
 
 #include <stdint.h>
 
-#define NETWORK_FINGERPRINT 0x27678c84u
+#define NETWORK_FINGERPRINT 0xe39db083u
 #define NN_INPUT_BYTES 243
 #define NN_CLASSES 6
 #define NN_LAYERS 12
 #define NN_ARENA_BYTES 1000
+#define NN_INPUT_OFFSET 648 /* of nn_input in the arena, in bytes */
 
 #ifdef __cplusplus
 extern "C" {

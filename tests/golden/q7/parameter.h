@@ -17,7 +17,7 @@
 #ifndef PARAMETER_H
 #define PARAMETER_H
 
-#define PARAMETER_FINGERPRINT 0x27678c84u
+#define PARAMETER_FINGERPRINT 0xe39db083u
 
 /* data: Data, 3x9x9, Q7.0 */
 #define DATA_OUT_CH 3

@@ -23,7 +23,7 @@
 
 #include "network.h"
 
-#define TEST_IMAGES_FINGERPRINT 0x27678c84u
+#define TEST_IMAGES_FINGERPRINT 0xe39db083u
 #define TEST_IMAGES 1
 
 /* Where they are in the test data, from 0. */

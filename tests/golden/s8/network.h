@@ -17,11 +17,12 @@
 
 #include <stdint.h>
 
-#define NETWORK_FINGERPRINT 0x6baef04cu
+#define NETWORK_FINGERPRINT 0x9b3bcbfeu
 #define NN_INPUT_BYTES 243
 #define NN_CLASSES 6
 #define NN_LAYERS 10
 #define NN_ARENA_BYTES 1004
+#define NN_INPUT_OFFSET 648 /* of nn_input in the arena, in bytes */
 
 #ifdef __cplusplus
 extern "C" {

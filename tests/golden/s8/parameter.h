@@ -15,7 +15,7 @@
 #ifndef PARAMETER_H
 #define PARAMETER_H
 
-#define PARAMETER_FINGERPRINT 0x6baef04cu
+#define PARAMETER_FINGERPRINT 0x9b3bcbfeu
 
 /* data: Data, 3x9x9, Q7.0 */
 #define DATA_OUT_CH 3

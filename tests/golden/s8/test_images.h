@@ -21,7 +21,7 @@
 
 #include "network.h"
 
-#define TEST_IMAGES_FINGERPRINT 0x6baef04cu
+#define TEST_IMAGES_FINGERPRINT 0x9b3bcbfeu
 #define TEST_IMAGES 1
 
 /* Where they are in the test data, from 0. */

@@ -15,7 +15,7 @@
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
 
-#define WEIGHTS_FINGERPRINT 0x6baef04cu
+#define WEIGHTS_FINGERPRINT 0x9b3bcbfeu
 
 /* data: Data, 3x9x9, Q7.0 */
 #define MEAN_DATA { \

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small networks, each of which a plan or a list of files once got wrong: whole, row by row and with every library.
+
+The portable kernels are as dangerous as Arm's, and every image finds the arena as no image left it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from q7.codegen import emit, known_answers, lowering, rows
+from q7.codegen.boards import Options
+from q7.codegen.known_answers import KnownAnswers
+from q7.codegen.rows import RowPlan
+from q7.network.quantized import QuantizedNetwork
+from q7.target import OWN, Q7, S8, Core, Target
+from tests.generated import make
+from tests.networks import BEFORE_LAST, quantize
+from tests.support import tool
+from tests.test_codegen_random import check_on_host, kernels, longest_runs  # noqa: F401
+
+IMAGES = 3
+# Kernels that differ on a computer; whole layers, where s8 kernels alone went wrong, are run for these alone.
+S8_TARGETS = [Target(core, library=S8) for core in Core]
+BY_ROWS = [*S8_TARGETS, Target(Core.DSP), Target(Core.PLAIN), Target(library=OWN)]
+CASES = [*((target, "fast") for target in S8_TARGETS), *((target, "runs") for target in BY_ROWS)]
+CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
+
+
+def convolution(name: str, bottom: str, param: str) -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{name}" '
+        f"convolution_param {{ {param} }} }}\n"
+    )
+
+
+def pooling(name: str, bottom: str, param: str) -> str:
+    return f'layer {{ name: "{name}" type: "Pooling" bottom: "{bottom}" top: "{name}" pooling_param {{ {param} }} }}\n'
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Layers before an inner product, the images' shape, and the blob that the inner product reads."""
+
+    layers: str
+    shape: tuple[int, int, int]
+    top: str
+    outputs: int = 0
+    zero: tuple[str, int, int] | None = None  # a layer, an axis of its windows, and where these are zero along it
+
+
+DEFECTS = {
+    "scratch memory after rows of odd length": Defect(
+        convolution("a", "data", "num_output: 6 kernel_size: 5 pad: 2")
+        + convolution("b", "data", "num_output: 7 kernel_size: 3 pad: 1")
+        + 'layer { name: "c" type: "Concat" bottom: "a" bottom: "b" top: "c" }\n'
+        + pooling("p", "c", "pool: MAX kernel_size: 4 stride: 3")
+        + convolution("d", "p", "num_output: 13 group: 13 kernel_size: 4 stride: 3 pad: 2"),
+        (3, 39, 39),
+        "d",
+    ),
+    "scratch memory after a picture of odd rows": Defect(
+        convolution("a", "data", "num_output: 20 kernel_size: 3")
+        + pooling("p", "a", "pool: MAX kernel_size: 3 stride: 2")
+        + convolution("b", "p", "num_output: 6 kernel_size: 3 pad: 1")
+        + pooling("q", "b", "pool: MAX kernel_size: 3 stride: 2"),
+        (1, 23, 23),
+        "q",
+    ),
+    "zero columns at the left, then an overhang at the right": Defect(
+        convolution("a", "data", "num_output: 4 kernel_size: 1")
+        + convolution("b", "a", "num_output: 8 kernel_size: 4 stride: 2 pad: 1"),
+        (3, 12, 12),
+        "b",
+        BEFORE_LAST,
+        ("b", 3, 0),
+    ),
+    "zero rows at the top, then an overhang at the bottom": Defect(
+        convolution("a", "data", "num_output: 4 kernel_size: 1")
+        + convolution("b", "a", "num_output: 8 kernel_size: 4 stride: 2 pad: 1"),
+        (3, 12, 12),
+        "b",
+        BEFORE_LAST,
+        ("b", 2, 0),
+    ),
+    "padding of 2 in front of a run": Defect(
+        pooling("p", "data", "pool: MAX kernel_size: 2 stride: 2")
+        + convolution("a", "p", "num_output: 4 kernel_size: 5 pad: 2")
+        + 'layer { name: "e" type: "Eltwise" bottom: "p" bottom: "a" top: "e" }\n',
+        (4, 16, 16),
+        "e",
+    ),
+    "rows that only consist of padding": Defect(
+        convolution("a", "data", "num_output: 8 kernel_size: 3 pad: 1")
+        + convolution("b", "a", "num_output: 8 kernel_size: 1 pad: 2")
+        + convolution("c", "b", "num_output: 4 kernel_size: 3 stride: 2"),
+        (3, 8, 8),
+        "c",
+    ),
+    "a run makes the only output": Defect(
+        convolution("a", "data", "num_output: 8 kernel_size: 3 pad: 1")
+        + convolution("b", "a", "num_output: 2 kernel_size: 3 pad: 1"),
+        (3, 12, 12),
+        "b",
+        BEFORE_LAST,
+    ),
+    "one row with padding above and below": Defect(
+        convolution("a", "data", "num_output: 4 kernel_size: 1 pad: 1"), (4, 1, 9), "a"
+    ),
+    "one row, a wide kernel, padding above and below": Defect(
+        convolution("a", "data", "num_output: 4 kernel_h: 1 kernel_w: 3 pad: 1"), (4, 1, 9), "a"
+    ),
+    "one cell with padding": Defect(
+        convolution("a", "data", "num_output: 4 kernel_size: 1 stride: 3 pad: 1"), (4, 1, 1), "a"
+    ),
+    "one cell with padding at the sides": Defect(
+        convolution("a", "data", "num_output: 4 kernel_size: 1 pad_h: 0 pad_w: 2"), (4, 1, 1), "a"
+    ),
+    "depthwise with more padding than kernel": Defect(
+        convolution("a", "data", "num_output: 5 kernel_size: 3 pad: 1")
+        + convolution("b", "a", "num_output: 5 group: 5 kernel_h: 1 kernel_w: 2 stride: 3 pad: 3"),
+        (3, 8, 8),
+        "b",
+    ),
+    "no kernel of the library": Defect(
+        convolution("a", "data", "num_output: 6 group: 3 kernel_size: 3")
+        + pooling("p", "a", "pool: AVE kernel_size: 2 stride: 2"),
+        (3, 8, 8),
+        "p",
+        BEFORE_LAST,
+    ),
+}
+
+
+def _with_zeros(network: QuantizedNetwork, name: str, axis: int, where: int) -> QuantizedNetwork:
+    """The network where a layer's windows are zero at one place along an axis."""
+    layers = list(network.layers)
+    index = next(i for i, layer in enumerate(network.graph.layers) if layer.name == name)
+    weights = np.moveaxis(layers[index].integers.weights.copy(), axis, 0)
+    weights[where] = 0
+    changed = replace(layers[index].integers, weights=np.moveaxis(weights, 0, axis))
+    layers[index] = replace(layers[index], integers=changed)
+    return replace(network, layers=tuple(layers))
+
+
+def lowered(
+    defect: Defect, target: Target, plan: str, folder: Path, seed: int = 3
+) -> tuple[QuantizedNetwork, RowPlan, KnownAnswers]:
+    """The network with its plan, and what the device model predicts."""
+    last = (
+        f'layer {{ name: "last" type: "InnerProduct" bottom: "{defect.top}" top: "last" '
+        "inner_product_param { num_output: 3 } }"
+    )
+    origin = replace(target, library=Q7) if target.library is OWN else target
+    quantized = quantize(folder, defect.layers + last, defect.shape, "last", origin, seed, defect.outputs)
+    if defect.zero:
+        quantized = _with_zeros(quantized, *defect.zero)
+    network = lowering.fuse(lowering.retarget(quantized, target))
+    images = np.random.default_rng(seed).integers(0, 256, (IMAGES, *defect.shape), dtype=np.uint8)
+    answers = known_answers.compute(network, images, np.zeros(IMAGES, np.int32))
+    return network, longest_runs(network, False) if plan == "runs" else rows.plan(network, ram=plan), answers
+
+
+@pytest.mark.parametrize(("target", "plan"), CASES, ids=str)
+@pytest.mark.parametrize("name", DEFECTS)
+def test_programs_compute_what_is_predicted(
+    kernels: dict[Target, Path], name: str, target: Target, plan: str, tmp_path: Path
+) -> None:
+    check_on_host(tmp_path, *lowered(DEFECTS[name], target, plan, tmp_path), kernels)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("name", ["a run makes the only output", "scratch memory after a picture of odd rows"])
+def test_boards_compute_what_is_predicted(name: str, core: str, tmp_path: Path) -> None:
+    tool("arm-none-eabi-g++")
+    tool("qemu-system-arm")
+    network, plan, answers = lowered(DEFECTS[name], Target(CORES[core], library=S8), "least", tmp_path)
+    emit.write(tmp_path, emit.render(network, plan, Options("mps2"), answers))
+    assert "PASS" in make(tmp_path, "run", f"CORE={core}", "OPTIMIZE=-O1")

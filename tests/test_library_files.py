@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Projects compile every file of Arm's library that a network needs, whichever release it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from q7.layers.registry import ALL_KERNELS
+from q7.target import Q7, S8, Target
+from tests import small, standin_library
+from tests.generated import generate, make
+from tests.standin_library import RELEASES, library_of
+from tests.support import run, tool
+
+CURVES = """
+layer { name: "scaled" type: "Power" bottom: "ip2" top: "scaled" power_param { scale: 0.001 } }
+layer { name: "curve" type: "Sigmoid" bottom: "scaled" top: "curve" }
+layer { name: "logits" type: "InnerProduct" bottom: "curve" top: "logits" inner_product_param { num_output: 6 } }
+"""
+# Layers beside the small network's that a release can compute, and the bits of its weights.
+KINDS = {
+    "8 bits": (small.LAYERS + CURVES, 8),
+    "groups": (small.LAYERS.replace("kernel_size: 2 }", "kernel_size: 2 group: 2 }") + CURVES, 8),
+    "4 bits": (small.LAYERS + CURVES, 4),
+}
+LEAST = {"8 bits": "4", "groups": "6", "4 bits": "5"}
+
+
+def _fits(release: str, kind: str) -> bool:
+    return library_of(release) is Q7 or release.removeprefix("CMSIS-NN ") >= LEAST[kind]
+
+
+CASES = [(release, kind) for release in RELEASES for kind in KINDS if _fits(release, kind)]
+
+
+def code(release: str, kind: str, folder: Path, target: str, *flags: str) -> Path:
+    layers, bits = KINDS[kind]
+    quantized = small.quantized(folder, Target(library=library_of(release)), layers, "logits", weight_bits=bits)
+    pickle = small.save(quantized, folder / "small.pkl")
+    return generate(pickle, folder / "code", "--target", target, *flags)
+
+
+@pytest.mark.parametrize(("release", "kind"), CASES)
+def test_the_makefile_compiles_what_is_needed(release: str, kind: str, tmp_path: Path) -> None:
+    """And no other files."""
+    for name in ("make", "arm-none-eabi-g++", "qemu-system-arm"):
+        tool(name)
+    folder = code(release, kind, tmp_path, "mps2", "--softmax" if library_of(release) is Q7 else "--profile")
+    for path in (folder / "portable").iterdir():
+        path.unlink()
+    library = standin_library.write(tmp_path / "library", release)
+    assert "PASS" in make(folder, "run", f"CMSIS_PATH={library}", f"CMSIS_CORE_PATH={library}", "OPTIMIZE=-O1")
+    (build,) = folder.glob("build-*")
+    objects = [path for path in build.glob("*.o") if path.name not in ("main.o", "startup.o")]
+    assert standin_library.undefined(objects) & _all_symbols(release) == set()
+
+
+def _all_symbols(release: str) -> set[str]:
+    return {name for file in RELEASES[release] for name in file.defines}
+
+
+@pytest.mark.parametrize(("release", "kind"), CASES)
+def test_cmake_compiles_what_is_needed(release: str, kind: str, tmp_path: Path) -> None:
+    """The list is the same for Mbed; on a computer, the linker finds what is missing."""
+    folder = code(release, kind, tmp_path, "cmake")
+    library = standin_library.write(tmp_path / "library", release)
+    (folder / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.19)\nproject(list C)\ninclude(cmsis_nn.cmake)\n"
+        'list(JOIN NN_SOURCES "\\n" lines)\nfile(WRITE list.txt "${lines}")\n'
+    )
+    done = run(tool("cmake"), "-S", ".", "-B", "build", f"-DCMSIS_NN_PATH={library}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    listed = (folder / "list.txt").read_text().splitlines() if (folder / "list.txt").exists() else []
+    objects = []
+    for source in listed or (folder / "build" / "list.txt").read_text().splitlines():
+        objects.append(folder / f"{Path(source).stem}.o")
+        flags: list[str | Path] = [
+            "-w",
+            "-c",
+            source,
+            "-o",
+            objects[-1],
+            *(f"-I{path}" for path in library.rglob("Include")),
+        ]
+        done = run(tool("gcc"), *flags)
+        assert done.returncode == 0, done.stderr
+    assert standin_library.undefined(objects) & _all_symbols(release) == set()
+
+
+def test_the_table_has_every_kernel() -> None:
+    """That generated code calls."""
+    for library, release in ((Q7, "CMSIS 5.9.0"), (S8, "CMSIS-NN 7.0.0"), (S8, "CMSIS-NN main")):
+        names = {k.name for k in ALL_KERNELS if library in k.libraries and k.name.startswith("arm_")}
+        assert names <= _all_symbols(release) | ({"arm_relu_q7"} if library is Q7 else set())
