@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,19 @@ import pytest
 
 import code_gen
 from q7 import files
-from q7.codegen import known_answers
+from q7.codegen import boards, emit, known_answers, rows
+from q7.codegen.known_answers import KnownAnswers
+from q7.codegen.rows import RowPlan, Section
 from q7.engines.networks import DeviceNetwork
 from q7.network.quantized import QuantizedNetwork
 from q7.store import record
+from q7.target import Q7, Target
 from tests.support import ROOT, run, tool
 
 PORTABLE = ROOT / "templates" / "portable"
 PORTABLE_S8 = ROOT / "templates" / "portable_s8"
+# Undefined behaviour stops the program.
+CHECKED = ("-O0", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 
@@ -117,3 +124,51 @@ def arm_compilers() -> dict[str, list[str]]:
     library = Path(run(gcc, "-print-sysroot").stdout.strip() or "/nowhere") / "include"
     library = library if library.is_dir() else Path("/usr/include/newlib")
     return {"gcc": [gcc], "clang": [tool("clang"), "--target=arm-none-eabi", "-isystem", str(library)]}
+
+
+# --- programs for this computer, beside portable kernels that are built once ------------------------------------------
+
+
+def longest_runs(quantized: QuantizedNetwork, promised_only: bool = False) -> RowPlan:
+    """A plan that computes as much row by row as can be, whether that takes less memory or not."""
+    planner = rows.Planner(quantized, promised_only)
+    found: list[Section] = []
+    start = 0
+    while start < len(planner.cuts) - 1:
+        stop, one = max(planner.runs(start), default=(start + 1, None), key=lambda found: found[0])
+        found.append(Section(tuple(range(planner.cuts[start], planner.cuts[stop])), one))
+        start = stop
+    return planner.plan(found)
+
+
+def _flags(target: Target) -> list[str]:
+    folder = PORTABLE if target.library is Q7 else PORTABLE_S8
+    return [f"-I{folder}", *(f"-D{name}" for name in boards.definitions(target))]
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def portable_kernels(target: Target) -> Path:
+    """An object file with the portable kernels for a target."""
+    built = Path(_folder().name, f"{'-'.join(target.names().values())}.o")
+    source = (PORTABLE if target.library is Q7 else PORTABLE_S8) / "arm_nnfunctions.c"
+    done = run(tool("gcc", "cc"), "-O1", *_flags(target), "-c", source, "-o", built)
+    assert done.returncode == 0, done.stderr
+    return built
+
+
+def check_on_host(folder: Path, quantized: QuantizedNetwork, plan: RowPlan, answers: KnownAnswers) -> None:
+    """Builds a program and runs its known-answer test, which must pass."""
+    target, count = quantized.target, len(answers.labels)
+    emit.write(folder, emit.render(quantized, plan, boards.Options("host"), answers))
+    compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
+    objects: list[str | Path] = ["-x", "none", portable_kernels(target)] if target.library.portable else []
+    done = run(*compiler, folder / "main.cpp", *objects, "-o", folder / "network")
+    assert done.returncode == 0, done.stderr
+    done = run(folder / "network")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"PASS: every layer as predicted for {count} of {count} images" in done.stdout

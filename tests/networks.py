@@ -276,8 +276,9 @@ def random_blobs(network: graph.Graph, rng: np.random.Generator) -> Blobs:
         if layer.weight_shapes()
     }
     for weights in (blob for layer in blobs.values() for blob in layer if blob.ndim == 4):
-        if rng.random() < ZERO_EDGES:
-            np.moveaxis(weights, rng.integers(2, 4), 0)[rng.choice([0, -1])] = 0
+        along = np.moveaxis(weights, rng.integers(2, 4), 0)
+        if len(along) > 1 and rng.random() < ZERO_EDGES:
+            along[rng.choice([0, -1])] = 0
     return blobs
 
 

@@ -13,73 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7.codegen import boards, emit, known_answers, lowering, rows
+from q7.codegen import emit, known_answers, lowering, rows
 from q7.codegen.boards import Options
-from q7.codegen.known_answers import KnownAnswers
-from q7.codegen.rows import RowPlan, Section
 from q7.network.quantized import QuantizedNetwork
 from q7.store import record
 from q7.store.record import Record
 from q7.target import LIBRARIES, OWN, Q7, S8, Core, Library, Rounding, Target
-from tests.generated import PORTABLE, PORTABLE_S8, STRICT, make, predicted
+from tests.generated import check_on_host, longest_runs, make, predicted
 from tests.networks import BEFORE_LAST, TARGETS, prototxts, quantize
-from tests.support import run, tool
+from tests.support import tool
 
 IMAGES = 3
 EXAMPLES = int(os.environ.get("RANDOM_NETWORKS", "120"))
 EMULATED = max(1, EXAMPLES // 12)
 OWN_TARGETS = [Target(core, rounding, OWN) for core in Core for rounding in Rounding]
 CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
-# Undefined behaviour stops the program.
-CHECKED = ("-O0", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
-
-
-def _flags(target: Target) -> list[str]:
-    folder = PORTABLE if target.library is Q7 else PORTABLE_S8
-    return [f"-I{folder}", *(f"-D{name}" for name in boards.definitions(target))]
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
-    """Our portable kernels, built for each target."""
-    built = {}
-    for target in TARGETS:
-        built[target] = tmp_path_factory.mktemp("kernels") / "kernels.o"
-        source = (PORTABLE if target.library is Q7 else PORTABLE_S8) / "arm_nnfunctions.c"
-        done = run(tool("gcc", "cc"), "-O1", *_flags(target), "-c", source, "-o", built[target])
-        assert done.returncode == 0, done.stderr
-    return built
 
 
 def device_order(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
     """What the device model gives, as it lies in the device's memory."""
     return known_answers.device_order(network.graph, predicted(network, images))
-
-
-def longest_runs(network: QuantizedNetwork, promised_only: bool) -> RowPlan:
-    """A plan that computes as much row by row as can be, whether that takes less memory or not."""
-    planner = rows.Planner(network, promised_only)
-    sections: list[Section] = []
-    start = 0
-    while start < len(planner.cuts) - 1:
-        stop, run = max(planner.runs(start), default=(start + 1, None), key=lambda found: found[0])
-        sections.append(Section(tuple(range(planner.cuts[start], planner.cuts[stop])), run))
-        start = stop
-    return planner.plan(sections)
-
-
-def check_on_host(
-    folder: Path, network: QuantizedNetwork, plan: RowPlan, answers: KnownAnswers, kernels: dict[Target, Path]
-) -> None:
-    target = network.target
-    emit.write(folder, emit.render(network, plan, Options("host"), answers))
-    compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
-    objects: list[str | Path] = ["-x", "none", kernels[target]] if target in kernels else []
-    done = run(*compiler, folder / "main.cpp", *objects, "-o", folder / "network")
-    assert done.returncode == 0, done.stderr
-    done = run(folder / "network")
-    assert done.returncode == 0, done.stdout
-    assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in done.stdout
 
 
 @given(
@@ -92,7 +45,6 @@ def check_on_host(
 )
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_program_computes_what_the_model_predicts(
-    kernels: dict[Target, Path],
     network: tuple[str, tuple[int, int, int], str],
     target: Target,
     promised_only: bool,
@@ -128,7 +80,7 @@ def test_program_computes_what_the_model_predicts(
         plan = longest_runs(lowered, promised_only) if ram == "runs" else rows.plan(lowered, promised_only, ram)
         assert ram != "least" or plan.memory.arena_bytes <= rows.plan(lowered, promised_only).memory.arena_bytes
         np.testing.assert_array_equal(results, device_order(plan.lower(lowered), images))
-        check_on_host(folder, lowered, plan, answers, kernels)
+        check_on_host(folder, lowered, plan, answers)
 
 
 ROWS = {  # a network, its images, and what its program must have
@@ -151,14 +103,14 @@ ROWS = {  # a network, its images, and what its program must have
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_rows_at_the_limits(kernels: dict[Target, Path], case: str, tmp_path: Path) -> None:
+def test_rows_at_the_limits(case: str, tmp_path: Path) -> None:
     text, shape, needed = ROWS[case]
     text += 'layer { name: "i" type: "InnerProduct" bottom: "p" top: "i" inner_product_param { num_output: 3 } }'
     target = Target()
     lowered = lowering.fuse(quantize(tmp_path, text, shape, "i", target, seed=2))  # weights of 8 bits
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
     answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
-    check_on_host(tmp_path, lowered, longest_runs(lowered, False), answers, kernels)
+    check_on_host(tmp_path, lowered, longest_runs(lowered), answers)
     assert needed in (tmp_path / "main.cpp").read_text()
 
 

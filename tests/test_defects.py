@@ -16,18 +16,19 @@ from q7.codegen import emit, known_answers, lowering, rows
 from q7.codegen.boards import Options
 from q7.codegen.known_answers import KnownAnswers
 from q7.codegen.rows import RowPlan
+from q7.network.graph import mark_shared
 from q7.network.quantized import QuantizedNetwork
 from q7.target import OWN, Q7, S8, Core, Target
-from tests.generated import make
-from tests.networks import BEFORE_LAST, quantize
+from tests import small
+from tests.generated import check_on_host, longest_runs, make
 from tests.support import tool
-from tests.test_codegen_random import check_on_host, kernels, longest_runs  # noqa: F401
 
 IMAGES = 3
 # Kernels that differ on a computer; whole layers, where s8 kernels alone went wrong, are run for these alone.
 S8_TARGETS = [Target(core, library=S8) for core in Core]
 BY_ROWS = [*S8_TARGETS, Target(Core.DSP), Target(Core.PLAIN), Target(library=OWN)]
-CASES = [*((target, "fast") for target in S8_TARGETS), *((target, "runs") for target in BY_ROWS)]
+CASES = [(target, "fast", bits) for target in S8_TARGETS for bits in (4, 8)]
+CASES += [(target, "runs", 8) for target in BY_ROWS]
 CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
@@ -49,7 +50,7 @@ class Defect:
     layers: str
     shape: tuple[int, int, int]
     top: str
-    outputs: int = 0
+    cut: bool = False  # the network ends with the blob, and is no classifier
     zero: tuple[str, int, int] | None = None  # a layer, an axis of its windows, and where these are zero along it
 
 
@@ -76,7 +77,7 @@ DEFECTS = {
         + convolution("b", "a", "num_output: 8 kernel_size: 4 stride: 2 pad: 1"),
         (3, 12, 12),
         "b",
-        BEFORE_LAST,
+        True,
         ("b", 3, 0),
     ),
     "zero rows at the top, then an overhang at the bottom": Defect(
@@ -84,15 +85,16 @@ DEFECTS = {
         + convolution("b", "a", "num_output: 8 kernel_size: 4 stride: 2 pad: 1"),
         (3, 12, 12),
         "b",
-        BEFORE_LAST,
+        True,
         ("b", 2, 0),
     ),
     "padding of 2 in front of a run": Defect(
-        pooling("p", "data", "pool: MAX kernel_size: 2 stride: 2")
-        + convolution("a", "p", "num_output: 4 kernel_size: 5 pad: 2")
-        + 'layer { name: "e" type: "Eltwise" bottom: "p" bottom: "a" top: "e" }\n',
+        convolution("a", "data", "num_output: 4 kernel_size: 1")
+        + convolution("b", "data", "num_output: 4 kernel_size: 5 pad: 2")
+        + 'layer { name: "e" type: "Eltwise" bottom: "a" bottom: "b" top: "e" }\n'
+        + pooling("p", "e", "pool: MAX kernel_size: 2 stride: 2"),
         (4, 16, 16),
-        "e",
+        "p",
     ),
     "rows that only consist of padding": Defect(
         convolution("a", "data", "num_output: 8 kernel_size: 3 pad: 1")
@@ -106,7 +108,7 @@ DEFECTS = {
         + convolution("b", "a", "num_output: 2 kernel_size: 3 pad: 1"),
         (3, 12, 12),
         "b",
-        BEFORE_LAST,
+        True,
     ),
     "one row with padding above and below": Defect(
         convolution("a", "data", "num_output: 4 kernel_size: 1 pad: 1"), (4, 1, 9), "a"
@@ -114,9 +116,7 @@ DEFECTS = {
     "one row, a wide kernel, padding above and below": Defect(
         convolution("a", "data", "num_output: 4 kernel_h: 1 kernel_w: 3 pad: 1"), (4, 1, 9), "a"
     ),
-    "one cell with padding": Defect(
-        convolution("a", "data", "num_output: 4 kernel_size: 1 stride: 3 pad: 1"), (4, 1, 1), "a"
-    ),
+    "one cell with padding": Defect(convolution("a", "data", "num_output: 4 kernel_size: 1 pad: 1"), (4, 1, 1), "a"),
     "one cell with padding at the sides": Defect(
         convolution("a", "data", "num_output: 4 kernel_size: 1 pad_h: 0 pad_w: 2"), (4, 1, 1), "a"
     ),
@@ -131,7 +131,7 @@ DEFECTS = {
         + pooling("p", "a", "pool: AVE kernel_size: 2 stride: 2"),
         (3, 8, 8),
         "p",
-        BEFORE_LAST,
+        True,
     ),
 }
 
@@ -147,8 +147,16 @@ def _with_zeros(network: QuantizedNetwork, name: str, axis: int, where: int) -> 
     return replace(network, layers=tuple(layers))
 
 
+def without_last(network: QuantizedNetwork) -> QuantizedNetwork:
+    """The network that ends with what its last layer reads."""
+    *kept, last = network.graph.layers
+    layers = mark_shared(kept, last.inputs)
+    graph = replace(network.graph, layers=layers, outputs=last.inputs, classifier=False)
+    return replace(network, graph=graph, layers=network.layers[:-1])
+
+
 def lowered(
-    defect: Defect, target: Target, plan: str, folder: Path, seed: int = 3
+    defect: Defect, target: Target, plan: str, bits: int, folder: Path
 ) -> tuple[QuantizedNetwork, RowPlan, KnownAnswers]:
     """The network with its plan, and what the device model predicts."""
     last = (
@@ -156,21 +164,21 @@ def lowered(
         "inner_product_param { num_output: 3 } }"
     )
     origin = replace(target, library=Q7) if target.library is OWN else target
-    quantized = quantize(folder, defect.layers + last, defect.shape, "last", origin, seed, defect.outputs)
+    quantized = small.quantized(folder, origin, defect.layers + last, "last", defect.shape, bits)
+    if defect.cut:
+        quantized = without_last(quantized)
     if defect.zero:
         quantized = _with_zeros(quantized, *defect.zero)
     network = lowering.fuse(lowering.retarget(quantized, target))
-    images = np.random.default_rng(seed).integers(0, 256, (IMAGES, *defect.shape), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *defect.shape), dtype=np.uint8)
     answers = known_answers.compute(network, images, np.zeros(IMAGES, np.int32))
-    return network, longest_runs(network, False) if plan == "runs" else rows.plan(network, ram=plan), answers
+    return network, longest_runs(network) if plan == "runs" else rows.plan(network, ram=plan), answers
 
 
-@pytest.mark.parametrize(("target", "plan"), CASES, ids=str)
+@pytest.mark.parametrize(("target", "plan", "bits"), CASES, ids=str)
 @pytest.mark.parametrize("name", DEFECTS)
-def test_programs_compute_what_is_predicted(
-    kernels: dict[Target, Path], name: str, target: Target, plan: str, tmp_path: Path
-) -> None:
-    check_on_host(tmp_path, *lowered(DEFECTS[name], target, plan, tmp_path), kernels)
+def test_programs_compute_what_is_predicted(name: str, target: Target, plan: str, bits: int, tmp_path: Path) -> None:
+    check_on_host(tmp_path, *lowered(DEFECTS[name], target, plan, bits, tmp_path))
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -178,6 +186,6 @@ def test_programs_compute_what_is_predicted(
 def test_boards_compute_what_is_predicted(name: str, core: str, tmp_path: Path) -> None:
     tool("arm-none-eabi-g++")
     tool("qemu-system-arm")
-    network, plan, answers = lowered(DEFECTS[name], Target(CORES[core], library=S8), "least", tmp_path)
+    network, plan, answers = lowered(DEFECTS[name], Target(CORES[core], library=S8), "least", 8, tmp_path)
     emit.write(tmp_path, emit.render(network, plan, Options("mps2"), answers))
     assert "PASS" in make(tmp_path, "run", f"CORE={core}", "OPTIMIZE=-O1")
