@@ -7,7 +7,7 @@ CMSIS/DSP and CMSIS/Core) and any releases of CMSIS-NN. Networks are the project
 random ones. Every program runs several images, one after the other. The exit code is 1 where any program failed.
 
 Run from the project's root:
-python -m tests.real_library --cmsis-5 DIR --cmsis-nn DIR [DIR ...] [--random N] [--only TEXT ...] [--jobs N]
+python -m tests.real_library --cmsis-5 DIR --cmsis-nn DIR [DIR ...] [--random N] [--only TEXT ...] [--instructions]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from q7.codegen.boards import Options
 from q7.errors import Q7Error
 from q7.target import OWN, Q7, S8, Core, Library, Target
 from tests.benchmarks.rows import CASES, CIFAR_FLAGS, DATA, Case, quantize
+from tests.generated import printed_ticks
 from tests.networks import BEFORE_LAST, prototxts
 from tests.networks import quantize as quantize_random
 from tests.support import SHARED
@@ -67,6 +68,17 @@ NETWORKS = {
     "KWS": _features("kws"),
     "AD": _features("ad"),
 }
+
+
+# What it is called, the library, flags of nn_quantizer.py, and flags of code_gen.py.
+KINDS: list[tuple[str, Library, tuple[str, ...], tuple[str, ...]]] = [
+    ("", Q7, (), ()),
+    ("", S8, ("--api", "s8"), ()),
+    ("truncate", Q7, ("--rounding", "truncate"), ()),
+    ("softmax", Q7, (), ("--softmax",)),
+    ("4 bits", S8, ("--api", "s8", "--weight_bits", "4"), ()),
+]
+WITH_ALL_KINDS = ("LeNet", "arm_m4")
 
 
 def _minimal() -> dict[str, Case]:
@@ -105,8 +117,8 @@ class Program:
     release: Release | None  # none for kernels that come with the code
     core: str
     ram: str = "fast"
-    flags: tuple[str, ...] = ()
-    truncate: bool = False
+    flags: tuple[str, ...] = ()  # of code_gen.py
+    kind: str = ""  # what it was quantized with, or ends in
     seed: int = 0
 
     @property
@@ -115,7 +127,7 @@ class Program:
 
     def __str__(self) -> str:
         release = self.release.name if self.release else "own kernels"
-        return " | ".join([self.network, release, self.core, self.ram, " ".join(self.flags)])
+        return " | ".join([self.network, release, self.core, self.ram, self.kind])
 
 
 @dataclass
@@ -123,12 +135,13 @@ class Results:
     """Programs by what became of them."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
+    instructions: dict[tuple[str, str], int] = field(default_factory=dict)  # of one image, by core and plan
 
     def add(self, program: Program, ended: str, text: str) -> None:
         self.counts[ended] += 1
-        if ended not in ("pass", "refused"):
-            self.failures.append(f"{program}: {ended}: {text}")
+        ticks = printed_ticks(text)
+        if ended == "pass" and "all" in ticks:
+            self.instructions[program.core, program.ram] = ticks["all"]
 
 
 # --- one program ------------------------------------------------------------------------------------------------------
@@ -165,7 +178,7 @@ def _generate(program: Program, folder: Path) -> None:
 def _objects(program: Program, cache: Path) -> Path:
     """Where objects of one library and core are kept for all programs of this process."""
     release = program.release.name if program.release else "own"
-    objects = cache / str(os.getpid()) / f"{release}-{program.core}-{program.truncate}"
+    objects = cache / str(os.getpid()) / f"{release}-{program.core}-{'truncate' in program.kind}"
     for name in ("main.o", "startup.o", "network.elf"):
         (objects / name).unlink(missing_ok=True)
     return objects
@@ -206,27 +219,21 @@ def run(program: Program, cache: Path) -> tuple[str, str]:
 
 
 def _network(
-    name: str, case: Case, releases: Sequence[Release], cores: Sequence[str], cache: Path
+    name: str, case: Case, releases: Sequence[Release], cores: Sequence[str], profile: bool, cache: Path
 ) -> Iterator[Program]:
     """Programs of one network: each library with each release, core and plan."""
     plans = list(itertools.product(cores, ("fast", "least")))
-    by_flags: list[tuple[Library, list[str], list[str]]] = [(Q7, [], []), (S8, ["--api", "s8"], [])]
-    if name in ("LeNet", "arm_m4"):
-        by_flags += [
-            (Q7, ["--rounding", "truncate"], []),
-            (Q7, [], ["--softmax"]),
-            (S8, ["--api", "s8", "--weight_bits", "4"], []),
-        ]
-    for number, (library, options, flags) in enumerate(by_flags):
+    for number, (kind, library, options, flags) in enumerate(KINDS):
+        if kind and name not in WITH_ALL_KINDS:
+            continue
         folder = cache / f"{name}-{number}"
         folder.mkdir()
         pickle = quantize(case, folder, *options)
-        for release in [r for r in releases if r.library is library]:
+        given = (*flags, "--profile") if profile else flags
+        own = [None] if not kind and library is Q7 else []
+        for release in [*(r for r in releases if r.library is library), *own]:
             for core, ram in plans:
-                yield Program(name, pickle, release, core, ram, (*options, *flags), "truncate" in options)
-        if not (options or flags):
-            for core, ram in plans:
-                yield Program(name, pickle, None, core, ram)
+                yield Program(name, pickle, release, core, ram, given, kind)
 
 
 def random_networks(count: int, seed: int) -> list[tuple[tuple[str, tuple[int, int, int], str], int]]:
@@ -259,9 +266,19 @@ def _programs(args: argparse.Namespace, cache: Path) -> Iterator[Program]:
         if args.only and not any(text in name for text in args.only):
             continue
         if case.model.exists():
-            yield from _network(name, case, releases, args.cores, cache)
+            yield from _network(name, case, releases, args.cores, args.instructions, cache)
     if args.random:
         yield from _random(args.random, args.seed, releases, args.cores)
+
+
+def print_instructions(table: Mapping[str, Results]) -> None:
+    """Of one image, whole and row by row, and how many times as many these are."""
+    print("\n| network | kernels | core | whole | row by row | ratio |\n|---|---|---|---|---|---|")
+    for key, results in table.items():
+        for core in CORES:
+            counts = [results.instructions.get((core, ram)) for ram in ("fast", "least")]
+            if counts[0] and counts[1]:
+                print(f"| {key} | {core} | {counts[0]:,} | {counts[1]:,} | {counts[1] / counts[0]:.2f} |")
 
 
 def main() -> int:
@@ -272,6 +289,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random networks")
     parser.add_argument("--only", nargs="*", help="networks whose names contain one of these")
     parser.add_argument("--cores", nargs="*", default=["cortex-m3", "cortex-m4", "cortex-m55"], choices=[*CORES])
+    parser.add_argument("--instructions", action="store_true", help="count those of one image, by QEMU")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs at once")
     args = parser.parse_args()
     table: dict[str, Results] = {}
@@ -281,8 +299,8 @@ def main() -> int:
         for program, future in waiting:
             ended, text = future.result()
             release = program.release.name if program.release else "own kernels"
-            kind = "random" if program.network.startswith("random") else program.network
-            results = table.setdefault(f"{kind} | {release}", Results())
+            network = "random" if program.network.startswith("random") else f"{program.network} {program.kind}".strip()
+            results = table.setdefault(f"{network} | {release}", Results())
             results.add(program, ended, text)
             if ended not in ("pass", "refused"):
                 print(f"{program}: {ended}\n{text[-1500:]}", file=sys.stderr, flush=True)
@@ -293,6 +311,8 @@ def main() -> int:
         total += results.counts
         print(f"| {key} | {' | '.join(str(results.counts[word]) for word in words)} |")
     print(f"| all | | {' | '.join(str(total[word]) for word in words)} |")
+    if args.instructions:
+        print_instructions(table)
     return 0 if total["pass"] + total["refused"] == sum(total.values()) else 1
 
 
