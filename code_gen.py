@@ -73,7 +73,7 @@ def build_parser() -> Parser:
         "--kernels",
         generate.KERNELS,
         "cmsis: calls of Arm's library; own: kernels that come with the code and give the results of its q7 kernels "
-        "in half of the instructions; auto: for each layer what takes fewer, as far as is known",
+        "in half of the instructions",
     )
     add_choice(device, "--core", (core.value for core in Core), CORES, "; the pickle's if left out")
     code = parser.add_argument_group("the network's code")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import HealthCheck, settings
 
 import nn_quantizer
 from q7.pipeline.job import Job, prepare
-from tests.support import MODELS, shared
+from tests import tiny
+from tests.support import FULL_SIZE, MODELS, shared
 
 # HYPOTHESIS_PROFILE=long tries many more; --hypothesis-show-statistics says how they ended. Hypothesis's own deadline
 # counts the time that other processes take.
@@ -30,17 +33,56 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew from what is generated now")
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, and no others")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """With -n, a process that has nothing left takes tests of another one."""
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "worksteal"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run when they are asked for; FULL_SIZE=1 has all tests try as much as they can."""
+    slow = bool(config.getoption("--slow"))
+    left_out = [item for item in items if bool(item.get_closest_marker("slow")) != slow]
+    if not (FULL_SIZE and not slow):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first process to need it fills for all processes of the run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "whole").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "whole").touch()
+    return folder
+
+
+def _quantize_lenet(folder: Path) -> None:
+    (weights,) = MODELS.glob("lenet_iter_*.caffemodel.h5")
+    shutil.copy(weights, folder)
+    arguments = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--weights", str(folder / weights.name)]
+    assert nn_quantizer.main([*arguments, "--save", str(folder / "lenet.pkl")]) == 0
 
 
 @pytest.fixture(scope="session")
 def lenet_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our LeNet, quantized over all test images."""
-    folder = tmp_path_factory.mktemp("lenet")
-    (weights,) = MODELS.glob("lenet_iter_*.caffemodel.h5")
-    shutil.copy(weights, folder)
-    arguments = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--weights", str(folder / weights.name)]
-    assert nn_quantizer.main([*arguments, "--save", str(folder / "lenet.pkl")]) == 0
-    return folder / "lenet.pkl"
+    return _once(tmp_path_factory, "lenet", _quantize_lenet) / "lenet.pkl"
+
+
+@pytest.fixture(scope="session")
+def tiny_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of a few hundred weights."""
+    return tiny.quantize(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -59,10 +101,14 @@ def arm_m4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def arm_m4_pickle(arm_m4: Path) -> Path:
-    """Arm's network, quantized over all test images with the original's procedure."""
-    arguments = ["--model", arm_m4 / "cifar10_m4_train_test.prototxt", "--save", arm_m4 / "ours.pkl"]
-    arguments += ["--weights", arm_m4 / "cifar10_m4_iter_70000.caffemodel.h5", "--objective", "caffe"]
+def _quantize_arm_m4(folder: Path) -> None:
+    shutil.copytree(shared("data", "arm_m4"), folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    arguments = ["--model", folder / "cifar10_m4_train_test.prototxt", "--save", folder / "ours.pkl"]
+    arguments += ["--weights", folder / "cifar10_m4_iter_70000.caffemodel.h5", "--objective", "caffe"]
     assert nn_quantizer.main([str(argument) for argument in arguments]) == 0
-    return arm_m4 / "ours.pkl"
+
+
+@pytest.fixture(scope="session")
+def arm_m4_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Arm's network, quantized over all test images with the original's procedure."""
+    return _once(tmp_path_factory, "arm_m4", _quantize_arm_m4) / "ours.pkl"

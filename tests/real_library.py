@@ -94,13 +94,21 @@ def _minimal() -> dict[str, Case]:
 class Release:
     """A folder with Arm's kernels, and what make is told of it."""
 
-    library: Library
     folder: Path
     core_folder: Path | None = None  # CMSIS 5, for releases of CMSIS-NN that need its Core
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def library(self) -> Library:
+        return Q7 if (self.folder / "CMSIS" / "NN").is_dir() else S8
+
+    @property
+    def has_4_bits(self) -> bool:
+        """CMSIS-NN has kernels for such weights from version 5 on."""
+        return any(self.folder.glob("Source/*/arm_convolve_wrapper_s4.c"))
 
     @property
     def arguments(self) -> list[str]:
@@ -231,7 +239,8 @@ def _network(
         pickle = quantize(case, folder, *options)
         given = (*flags, "--profile") if profile else flags
         own = [None] if not kind and library is Q7 else []
-        for release in [*(r for r in releases if r.library is library), *own]:
+        able = [r for r in releases if r.library is library and (kind != "4 bits" or r.has_4_bits)]
+        for release in [*able, *own]:
             for core, ram in plans:
                 yield Program(name, pickle, release, core, ram, given, kind)
 
@@ -259,8 +268,8 @@ def _random(count: int, seed: int, releases: Sequence[Release], cores: Sequence[
 
 
 def _programs(args: argparse.Namespace, cache: Path) -> Iterator[Program]:
-    releases = [Release(Q7, args.cmsis_5)] if args.cmsis_5 else []
-    releases += [Release(S8, folder, args.cmsis_5) for folder in args.cmsis_nn]
+    releases = [Release(args.cmsis_5)] if args.cmsis_5 else []
+    releases += [Release(folder, args.cmsis_5) for folder in args.cmsis_nn]
     cases = {**_minimal(), **NETWORKS}
     for name, case in cases.items():
         if args.only and not any(text in name for text in args.only):

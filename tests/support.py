@@ -19,6 +19,7 @@ from q7.data import lmdb_images
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 MODELS = ROOT / "models"
+FULL_SIZE = bool(os.environ.get("FULL_SIZE"))  # tests try as much as they can, and not what is likely to find something
 T = TypeVar("T")
 
 

@@ -40,7 +40,14 @@ def test_float_accuracy_is_caffes_to_the_image() -> None:
     assert accuracy_caffe(logits, labels) / 100 * len(images) == pytest.approx(RIGHT, abs=0.01)
 
 
-@pytest.mark.parametrize(("objective", "api"), [("device", "q7"), ("device", "s8"), ("caffe", "q7")])
+@pytest.mark.parametrize(
+    ("objective", "api"),
+    [
+        ("device", "s8"),
+        pytest.param("device", "q7", marks=pytest.mark.slow),
+        pytest.param("caffe", "q7", marks=pytest.mark.slow),
+    ],
+)
 def test_from_files_to_programs(objective: str, api: str, tmp_path: Path) -> None:
     """Formats searched on 2,000 images lose at most 0.3 points on all 10,000; programs compute what is predicted."""
     for file in shared("data", "breadth").glob(f"{NAME}*"):

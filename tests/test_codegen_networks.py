@@ -182,7 +182,7 @@ def test_a_kernel_that_refuses_is_named(pickles: dict[str, Path], tmp_path: Path
     """s8 kernels say so where an argument is wrong; the layers after them are not run."""
     folder = generate(pickles["first"], tmp_path, "--target", "host", "--api", "s8")
     kernels = folder / "portable" / "arm_nnfunctions.c"
-    call = "return pool(pool_params, input_dims, input_data, filter_dims, output_dims, 0, output_data);"
+    call = "return pool(ctx, pool_params, input_dims, input_data, filter_dims, output_dims, 0, output_data);"
     assert call in kernels.read_text()
     refused = call.replace("return ", "") + " return ARM_CMSIS_NN_ARG_ERROR;"
     kernels.write_text(kernels.read_text().replace(call, refused))

@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from q7.errors import Q7Error, finish, note, say
 from tests.support import ROOT, prototxt, run, write_dataset
 
 HOSTILE = "a\x1b[31m\udc80\u202eé"
-PICKLE = Path(__file__).parent / "data" / "version_1.pkl"
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_a_sentence_has_an_end() -> None:
     assert str(Q7Error("a" * (errors.MOST_CHARACTERS + 1))) == "a" * errors.MOST_CHARACTERS + " ..."
 
 
-def _hostile_pickle(folder: Path) -> Path:
+def _hostile_pickle(source: Path, folder: Path) -> Path:
     """Every text of a pickle with what no terminal should get."""
 
     def spoil(value: Any) -> Any:
@@ -59,20 +59,21 @@ def _hostile_pickle(folder: Path) -> Path:
             return {k: f"{v}{HOSTILE}" if k in texts and type(v) is str else spoil(v) for k, v in value.items()}
         return value
 
-    content = pickle.loads(PICKLE.read_bytes())
-    content["network"] = spoil(content["network"])
-    for layer in content["network"]["layers"]:
+    content = pickle.loads(source.read_bytes())
+    network = content["network"] = spoil(content["network"])
+    for layer in network["layers"]:
         layer["inputs"] = [f"{name}{HOSTILE}" for name in layer["inputs"]]
-    formats = content["network"]["formats"]
-    content["network"]["formats"] = {f"{name}{HOSTILE}": own for name, own in formats.items()}
-    content["network"]["summary"]["search"] = {HOSTILE: 1.0}
-    content["network"]["summary"].pop("layers", None)
+    network["outputs"] = [f"{name}{HOSTILE}" for name in network["outputs"]]
+    for owner, table in ((network, "formats"), (network, "weights"), (network["outcome"], "layers")):
+        owner[table] = {f"{name}{HOSTILE}": own for name, own in owner[table].items()}
+    for one in network["outcome"]["search"]:
+        one["candidate"] += HOSTILE
     (folder / "hostile.pkl").write_bytes(pickle.dumps(content, 4))
     return folder / "hostile.pkl"
 
 
-def test_names_of_a_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = _hostile_pickle(tmp_path)
+def test_names_of_a_pickle(tiny_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _hostile_pickle(tiny_pickle, tmp_path)
     assert code_gen.main(["--describe", str(path)]) == 0
     assert code_gen.main(["--model", str(path), "--out_dir", str(tmp_path / "code")]) == 0
     out, err = capsys.readouterr()
@@ -128,6 +129,21 @@ def test_a_layer_name_that_has_no_end(tmp_path: Path) -> None:
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """As a terminal has them, whatever the tests were started with: nohup and background jobs ignore some."""
+    usual: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("script", ["nn_quantizer", "code_gen"])
 def test_ctrl_c_during_the_imports(tmp_path: Path, script: str) -> None:
     (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
@@ -135,6 +151,7 @@ def test_ctrl_c_during_the_imports(tmp_path: Path, script: str) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_that_end_a_run(capsys: pytest.CaptureFixture[str], name: str) -> None:
     """All as Ctrl-C, which keeps the journal; what was set before holds again afterwards."""
@@ -167,10 +184,12 @@ def test_without_a_standard_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--save", "--report", "--json", "--out_dir"])
-def test_names_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+def test_names_that_are_too_long(
+    tiny_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
     name = str(tmp_path / ("a" * 300))
     if flag == "--out_dir":
-        code = code_gen.main(["--model", str(PICKLE), "--test_images", "0", flag, name])
+        code = code_gen.main(["--model", str(tiny_pickle), "--test_images", "0", flag, name])
     else:
         model = ["--model", "models/lenet_train_test.prototxt", "--weights", "models/lenet_iter_12000.caffemodel.h5"]
         code = nn_quantizer.main([*model, "--save", str(tmp_path / "p"), flag, name])
@@ -181,9 +200,11 @@ def test_names_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_folder_that_leads_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_leads_to_itself(
+    tiny_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    assert code_gen.main(["--model", str(PICKLE), "--test_images", "0", "--out_dir", str(tmp_path / "loop")]) == 2
+    assert code_gen.main(["--model", str(tiny_pickle), "--test_images", "0", "--out_dir", str(tmp_path / "loop")]) == 2
     assert capsys.readouterr().err == f"code_gen: cannot write '{tmp_path}/loop': File exists\n"
 
 

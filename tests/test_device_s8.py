@@ -326,6 +326,10 @@ def test_portable_kernels_equal_the_kernels(vectors: list[Vector], core: Core, t
         per_channel = len(np.unique(vector.arrays.get("multiplier", np.zeros(1)))) > 1
         if vector.kernel.own_loop or core in vector.bad or (per_channel and "accum_depth" in vector.args):
             continue
+        row = core is Core.MVE and vector.layer.in_shape[1:2] == (1,)
+        other = vector.function != vector.kernel.name
+        if other and (row or vector.kernel.objection(vector.layer, Target(core, library=S8))):
+            continue  # a wrapper takes another function there, which is wrong
         expected = vector.outputs[core]
         output = vector.arrays["input"].copy() if "size" in vector.args else np.zeros(expected.size + ROOM, np.int8)
         scratch_bytes = vector.kernel.scratch_bytes(vector.layer, Target(core, library=S8))

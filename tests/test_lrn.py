@@ -70,7 +70,7 @@ def test_less_than_half_a_step_for_every_sum(
         *((layer(5, 1e-4), 240, x) for x in range(-3, 8)),  # AlexNet, CaffeNet, GoogLeNet
         *((layer(3, 5e-5, within=True), 240, x) for x in range(-3, 8)),  # cifar10_full
         *((layer(5, 1.0), 650, x) for x in range(-3, 8)),  # Caffe's defaults
-        *((layer(31, 1.0, within=True), 850, x) for x in (-3, 2, 7)),  # ten seconds each
+        *(pytest.param(layer(31, 1.0, within=True), 850, x, marks=pytest.mark.slow) for x in (-3, 2, 7)),
     ],
 )
 def test_layers_of_known_networks(norm: Across | Within, most_bytes: int, x: int) -> None:

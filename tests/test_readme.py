@@ -23,7 +23,9 @@ def _rows(header: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-@pytest.mark.parametrize(("name", "model"), [("LeNet", "lenet"), ("m4", "cifar10_m4")])
+@pytest.mark.parametrize(
+    ("name", "model"), [("LeNet", "lenet"), pytest.param("m4", "cifar10_m4", marks=pytest.mark.slow)]
+)
 def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, model: str) -> None:
     """Accuracies, memory and MACs of the networks that come with the project."""
     weights = next(MODELS.glob(f"{model}_iter_*.caffemodel.h5"))

@@ -43,6 +43,7 @@ def resnet20() -> tuple[Graph, DataSource, np.ndarray, np.ndarray]:
     return simplify(attach_weights(network, blobs)), source, images, labels
 
 
+@pytest.mark.slow
 def test_float_accuracy_is_caffes(resnet20: tuple[Graph, DataSource, np.ndarray, np.ndarray]) -> None:
     network, _, images, labels = resnet20
     logits = FloatNetwork(network, images).logits([Simulation()] * len(network.layers))

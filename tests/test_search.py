@@ -139,6 +139,7 @@ def test_a_layer_that_computes_new_values_joins_when_its_turn_comes(name: str, j
     assert set(seen[1:]) == {joins}
 
 
+@pytest.mark.slow
 def test_screening_chooses_the_same_and_tells_the_same_accuracies(lenet_job: Job) -> None:
     """On a trained network, against all images for every trial; what was given up was far from being taken."""
     images, labels = lenet_job.images[:4000], lenet_job.labels[:4000]

@@ -111,6 +111,7 @@ def test_candidates_are_judged_on_what_is_new_to_them_first() -> None:
     assert all((np.diff(stage) > 0).all() for stage in finals._stages)
 
 
+@pytest.mark.slow
 def test_candidates_given_up_early_would_not_have_been_chosen(lenet_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a trained network: the same choice as where all images judge every candidate."""
     job = lenet_job

@@ -28,9 +28,9 @@ from q7.errors import Q7Error
 from q7.target import OWN, Core, Library, Rounding, Target
 from tests import small
 from tests.generated import arm_compilers, flip_first_value, generate, make, network, predicted, stored_images
-from tests.support import run, tool
+from tests.support import FULL_SIZE, run, tool
 
-LENET_IMAGES, FAULTY_IMAGES = 250, 100
+LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (40, 20, 8)
 BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
@@ -248,9 +248,9 @@ def test_emulated_boards_on_a_bad_line(
     folder = generate(small_pickle, tmp_path, "--target", "mps2", "--serve", "--profile", *flags)
     with emulated(folder, core) as port, bad_line(port, Faults(0.01, 0.005)) as bad:
         capsys.readouterr()
-        assert evaluate(small_pickle, bad, small.IMAGES) == 0
+        assert evaluate(small_pickle, bad, SMALL_IMAGES) == 0
     out = capsys.readouterr().out
-    assert f"; {small.IMAGES} images with every logit as predicted" in out
+    assert f"; {SMALL_IMAGES} images with every logit as predicted" in out
     assert {line.split()[0] for line in out.splitlines()} >= {"data", "conv1", "ip2"}
 
 

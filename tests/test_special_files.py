@@ -86,7 +86,7 @@ def _old_pickle(key: str) -> Callable[[Path, Path], int]:
 
 
 def _dataset(folder: Path, bad: Path) -> int:
-    content: dict[str, Any] = pickle.loads(Path(__file__).with_name("data").joinpath("version_1.pkl").read_bytes())
+    content: dict[str, Any] = pickle.loads(tiny.quantize(folder).read_bytes())
     content["network"]["dataset"] = str(bad)
     (folder / "net.pkl").write_bytes(pickle.dumps(content, 4))
     return nn_quantizer.main(["--eval", str(folder / "net.pkl")])

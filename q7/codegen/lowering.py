@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from q7.codegen import instructions
 from q7.codegen.trimming import trimmed
 from q7.errors import Q7Error
 from q7.kernels import own_q7
@@ -45,23 +44,6 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
         held_layers.append(IntegerLayer(kernel, integers))
     graph = replace(network.graph, layers=tuple(layers))
     return replace(network, graph=graph, target=target, layers=tuple(held_layers))
-
-
-def cheapest(network: QuantizedNetwork, own: QuantizedNetwork) -> QuantizedNetwork:
-    """Each layer with our own kernel, unless Arm's takes fewer instructions as far as is known.
-
-    `network` has Arm's kernels, `own` is the same network with ours.
-    """
-
-    def better(i: int) -> QuantizedNetwork:
-        theirs, ours = (instructions.estimate(n.layers[i].kernel, n.graph.layers[i]) for n in (network, own))
-        return network if theirs is not None and ours is not None and theirs < ours else own
-
-    chosen = [better(i) for i in range(len(own.layers))]
-    if all(n is own for n in chosen):
-        return own
-    graph = replace(network.graph, layers=tuple(n.graph.layers[i] for i, n in enumerate(chosen)))
-    return replace(network, graph=graph, layers=tuple(n.layers[i] for i, n in enumerate(chosen)))
 
 
 def _truncating(integers: Integers) -> Integers:

@@ -25,8 +25,7 @@ from q7.target import OWN, Q7, Core, Library, Target
 
 note = functools.partial(errors.note, "code_gen")
 
-CMSIS, OWN_KERNELS, AUTO = "cmsis", "own", "auto"
-KERNELS = (CMSIS, OWN_KERNELS, AUTO)
+CMSIS, OWN_KERNELS = KERNELS = ("cmsis", "own")
 TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
 
@@ -75,10 +74,7 @@ def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     """The pickle's network for the kernel library and the core that are asked for."""
     network = original.open_network(Path(options.model), note, options.weights, options.mean)
     target = _target(options, network.target)
-    lowered = lowering.retarget(network, target)
-    if options.kernels == AUTO and target.library is Q7:
-        lowered = lowering.cheapest(lowered, lowering.retarget(network, replace(target, library=OWN)))
-    network = lowering.fuse(lowered)
+    network = lowering.fuse(lowering.retarget(network, target))
     if options.softmax:
         network = lowering.add_softmax(network)
     return network, rows.plan(network, options.no_inplace_pooling, options.ram)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -20,19 +20,18 @@ import numpy as np
 import q7
 from q7 import files
 from q7.caffe_io.prototxt import is_prototxt
-from q7.data.readers import READERS, Hdf5List, Lmdb
+from q7.data.readers import READERS
 from q7.errors import Q7Error
 from q7.kernels.base import Integers
 from q7.layers.base import Layer, Shape, Weights
 from q7.layers.input import Features, Input
 from q7.layers.registry import CLASSES
-from q7.layers.windowed import AveragePooling, covers_image
 from q7.network.graph import Graph, mark_shared
 from q7.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
 from q7.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, WEIGHT_BITS, LayerFormats, QFormat, shifts
 from q7.store import plain_pickle
 from q7.store.plain_pickle import Instance
-from q7.target import Q7, Target
+from q7.target import Target
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 6
 LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
@@ -135,9 +134,13 @@ def _restore(value: Any, hint: Any, largest: int = LARGEST_SIZE) -> Any:
 
 
 def _restore_fields(cls: Any, value: Any, largest: int = LARGEST_SIZE, **known: Any) -> Any:
-    """A dataclass from its fields as plain values, all but those that are `known`."""
+    """A dataclass from its fields as plain values, all but those that are `known`; what has a default may be missing.
+
+    So a field with a default can be added, and pickles that were written before are still read.
+    """
     names = {f.name for f in fields(cls)} - {*known}
-    if type(value) is not dict or set(value) != names:
+    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING} & names
+    if type(value) is not dict or not needed <= set(value) <= names:
         raise ValueError(f"a {cls.__name__} with other fields")
     hints = get_type_hints(cls)
     return cls(**known, **{name: _restore(entry, hints[name], largest) for name, entry in value.items()})
@@ -175,7 +178,7 @@ def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     return layer
 
 
-def _unpack_layers(values: list[dict[str, Any]], outputs: Sequence[str] = ()) -> tuple[Layer, ...]:
+def _unpack_layers(values: list[dict[str, Any]], outputs: Sequence[str]) -> tuple[Layer, ...]:
     known: dict[str, Layer] = {}
     for value in values:
         layer = _unpack_layer(value, known)
@@ -272,96 +275,6 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     )
 
 
-# --- older versions ---------------------------------------------------------------------------------------------------
-
-
-def _layer_of_version_1(layer: dict[str, Any]) -> dict[str, Any]:
-    own = {"window" if name == "kernel" else name: value for name, value in layer.items() if name not in _DERIVED}
-    own["variant"] = ""
-    if layer["type"] == "Pooling":
-        average = "global AVE" if covers_image(layer["in_shapes"][0], layer["kernel"], layer["pad"]) else "AVE"
-        own["variant"] = average if own.pop("average") else "MAX"
-    if layer["type"] == "Eltwise":
-        own["variant"] = "MAX" if own.pop("maximum") else "SUM"
-        if own["variant"] == "MAX":
-            del own["negative"]
-    if layer["type"] == Input.caffe_type:
-        own.update(shape=layer["in_shapes"][0], mean=layer["mean"]["data"])
-    return own
-
-
-def _outcome_of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "objective": summary["objective"],
-        "images_read": summary.get("images read", summary["images"]),
-        "holdout": float(summary.get("holdout", 0)),
-        "seed": summary.get("seed", 0),
-        "accuracy": {"in_float": summary["accuracy"]["float"], "on_device": summary["accuracy"]["device"]},
-        "search": summary["search"],
-        "layers": summary.get("layers", {}),
-    }
-
-
-def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
-    """All weights had 8 bits, and of the search, accuracies alone were kept."""
-    weights = {name: {**own, "bits": 8} for name, own in value["weights"].items()}
-    outcome = value["outcome"]
-    if outcome:
-        known = {"images": outcome["images_read"], "divergence": None, "chosen": False}
-        search = [{"candidate": name, "accuracy": percent, **known} for name, percent in outcome["search"].items()]
-        outcome = {**outcome, "weight_bits": "8", "search": search}
-    return {**value, "weights": weights, "outcome": outcome}
-
-
-def _from_version_3(value: dict[str, Any]) -> dict[str, Any]:
-    """All networks were classifiers, and their last layer the output."""
-    outcome = value["outcome"]
-    if outcome:
-        accuracy = {**outcome["accuracy"], "top_k": 1}
-        outcome = {**outcome, "accuracy": accuracy, "other_accuracies": [], "outputs": {}}
-    outputs = [value["layers"][-1]["name"]]
-    new = {"outputs": outputs, "classifier": True, "top_k": [1], "scale": 1.0, "constants": {}}
-    return {**value, **new, "outcome": outcome}
-
-
-def _from_version_4(value: dict[str, Any]) -> dict[str, Any]:
-    """All concatenations were of channels, and all data pixels."""
-    layers = [{**layer, "axis": 0} if layer["type"] == "Concat" else layer for layer in value["layers"]]
-    new: dict[str, dict[str, Any]] = {
-        Lmdb.caffe_type: {"features": False, "height": 0, "width": 0},
-        Hdf5List.caffe_type: {"features": False},
-    }
-    reader = {**value["reader"], **new.get(value["reader"]["type"], {})}
-    return {**value, "layers": layers, "reader": reader}
-
-
-def _averages_were_truncated(network: QuantizedNetwork) -> bool:
-    """By a q7 kernel that versions up to 5 called."""
-    return network.target.library is Q7 and any(type(layer) is AveragePooling for layer in network.graph.layers)
-
-
-def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
-    """The network of a pickle of version 1 as one of today; what follows from the rest there is not looked at."""
-    layers = [_layer_of_version_1(layer) for layer in value["layers"]]
-    known = _unpack_layers(_from_version_4({"layers": layers, "reader": {"type": Lmdb.caffe_type}})["layers"])
-    return {
-        "name": value["name"],
-        "layers": layers,
-        "formats": _own_formats(known, value["formats"]),
-        "weights": {
-            layer["name"]: {"weights": own["weights"]["data"], "bias": own["bias"]["data"]}
-            for layer, own in zip(layers, value["integers"])
-            if type(own) is dict and "weights" in own
-        },
-        "target": {"core": value["core"], "rounding": value["rounding"], "api": value.get("api", Q7.name)},
-        "sources": value["sources"],
-        "dataset": value["dataset"],
-        "crop": value["crop"],
-        "reader": value.get("reader", {"type": Lmdb.caffe_type}),
-        "outcome": _outcome_of_version_1(value["summary"]) if value["summary"] else None,
-    }
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -408,17 +321,9 @@ def load(path: Path) -> Record:
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError("it is not a network of this tool")
         version, network = value["version"], value["network"]
-        if type(version) is not int or not 1 <= version <= VERSION:
-            raise Q7Error(f"the pickle '{path}' has version {version!r}, this tool reads 1 to {VERSION}")
-        if network and version == 1:
-            network = _from_version_1(network)
-        if network and version < 3:
-            network = _from_version_2(network)
-        if network and version < 4:
-            network = _from_version_3(network)
-        if network and version < 5:
-            network = _from_version_4(network)
+        if type(version) is not int or version != VERSION:
+            raise Q7Error(
+                f"the pickle '{path}' has version {version!r}, this tool reads {VERSION}: quantize the network again"
+            )
         restored = None if network is None else _unpack(network)
-        if restored and version < 6 and _averages_were_truncated(restored):
-            restored = replace(restored, outcome=None)  # what was predicted is not what is computed now
         return Record(_attributes(value["attributes"]), restored)

@@ -44,7 +44,7 @@ RULES = {
     "q7/codegen/[lmrs][!e]*.py": "rules codegen_golden memory rows lowering passes codegen_networks codegen_random",
     "q7/search/[cdvw]*.py": "rules search weight_bits search_device",
     "q7/engines/[ben]*.py": "engines search_device same_bytes",
-    "q7/store/*.py": "record old_versions console",
+    "q7/store/*.py": "record console",
     "q7/data/*.py": "images lmdb_images datasets special_files sizes graph prototxts caffe_files bad_input",
     "templates/common/*_q7.h": "device_s8 device own_q7 rows codegen_random",
     "templates/portable/*.c": "device codegen_random",
