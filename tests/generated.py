@@ -55,10 +55,11 @@ def predicted(quantized: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
 def make(folder: Path, *arguments: str) -> str:
     """Runs make, which must succeed, and gives what it printed.
 
-    Programs for boards are built with -O1, which takes a third of the time of -O3, unless `arguments` say otherwise;
+    Programs are built with -O1, which takes a third of the time of -O3, unless `arguments` say otherwise;
     test_codegen_run.py builds with -O3 and -Os for each core.
     """
-    level = ["OPTIMIZE=-O1"] if (folder / "mps2.ld").exists() and not any("OPTIMIZE" in a for a in arguments) else []
+    names = ["OPTIMIZE"] if (folder / "mps2.ld").exists() else ["CFLAGS", "CXXFLAGS"]
+    level = [f"{name}=-O1" for name in names if not any(argument.startswith(name) for argument in arguments)]
     done = run(tool("make"), "-s", "-C", folder, *level, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

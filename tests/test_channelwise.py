@@ -176,7 +176,14 @@ def test_those_that_follow_each_other_become_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("api", "kernels"), [("q7", "cmsis"), ("q7", "own"), ("s8", "cmsis")])
+@pytest.mark.parametrize(
+    ("api", "kernels"),
+    [
+        ("q7", "own"),
+        pytest.param("q7", "cmsis", marks=pytest.mark.slow),
+        pytest.param("s8", "cmsis", marks=pytest.mark.slow),
+    ],
+)
 def test_quantized_stored_and_run(api: str, kernels: str, tmp_path: Path) -> None:
     _, blobs = trained(tmp_path, DENSE, "ip")
     write_dataset(tmp_path, (3, 8, 8), 60, 4)

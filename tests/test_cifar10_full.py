@@ -28,6 +28,7 @@ def data(*parts: str) -> str:
     return str(shared("data", "cifar10", *parts))
 
 
+@pytest.mark.slow
 def test_float_accuracy_is_caffes_to_the_image() -> None:
     folder = shared("data", "breadth")
     prototxt = read_prototxt(folder / f"{NAME}_train_test.prototxt")
@@ -40,13 +41,10 @@ def test_float_accuracy_is_caffes_to_the_image() -> None:
     assert accuracy_caffe(logits, labels) / 100 * len(images) == pytest.approx(RIGHT, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "api"),
-    [
-        ("device", "s8"),
-        pytest.param("device", "q7", marks=pytest.mark.slow),
-        pytest.param("caffe", "q7", marks=pytest.mark.slow),
-    ],
+    [("device", "s8"), ("device", "q7"), ("caffe", "q7")],
 )
 def test_from_files_to_programs(objective: str, api: str, tmp_path: Path) -> None:
     """Formats searched on 2,000 images lose at most 0.3 points on all 10,000; programs compute what is predicted."""

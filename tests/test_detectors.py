@@ -71,6 +71,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return detector(folder, "slim_320", stacked, "--mean", "127", *outputs)
 
 
+@pytest.mark.slow
 def test_the_face_detectors_outputs_come_close(faces: Path) -> None:
     """Scores within 25 dB; boxes are small numbers at the end of 30 layers with one format for all channels of each."""
     found, shapes = outcome(faces), [layer.out_shape for layer in network(faces).graph.output_layers]
@@ -82,6 +83,7 @@ def test_the_face_detectors_outputs_come_close(faces: Path) -> None:
     assert min(own.sqnr for own in found.layers.values() if own.sqnr) > 8
 
 
+@pytest.mark.slow
 def test_the_face_detectors_programs_give_every_output(faces: Path, tmp_path: Path) -> None:
     programs_give_every_output(faces, tmp_path)
 

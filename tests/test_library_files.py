@@ -32,7 +32,13 @@ def _fits(release: str, kind: str) -> bool:
     return library_of(release) is Q7 or release.removeprefix("CMSIS-NN ") >= LEAST[kind]
 
 
-CASES = [(release, kind) for release in RELEASES for kind in KINDS if _fits(release, kind)]
+# Each release with the newest kind that it can compute; the others are slow.
+KINDS_OF = {release: [kind for kind in KINDS if _fits(release, kind)] for release in RELEASES}
+CASES = [
+    (release, kind) if kind == kinds[-1] else pytest.param(release, kind, marks=pytest.mark.slow)
+    for release, kinds in KINDS_OF.items()
+    for kind in kinds
+]
 
 
 def code(release: str, kind: str, folder: Path, target: str, *flags: str) -> Path:

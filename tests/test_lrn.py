@@ -145,7 +145,9 @@ def test_lengths_less_than_half_a_step_off_for_every_sum(channels: int, eps: flo
     assert error_of(norm.quantize(None, LayerFormats(x=QFormat(x), y=QFormat(y))), sums, real) < 0.5
 
 
-@pytest.mark.parametrize("channels", [5, 300])  # multipliers from a list, and computed in the graph
+@pytest.mark.parametrize(
+    "channels", [5, pytest.param(300, marks=pytest.mark.slow)]
+)  # multipliers from a list, and computed in the graph
 @pytest.mark.parametrize("across_spatial", [False, True])
 def test_the_model_gives_vectors_the_length_one(channels: int, across_spatial: bool) -> None:
     norm = unit(channels, across_spatial=across_spatial)

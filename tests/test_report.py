@@ -64,7 +64,9 @@ def quantize(folder: Path, *options: str) -> Reported:
 MIXED = "device --api s8 --weight_bits mixed --loss 100"
 
 
-@pytest.fixture(scope="module", params=["device", "caffe", MIXED])
+@pytest.fixture(
+    scope="module", params=["device", *(pytest.param(one, marks=pytest.mark.slow) for one in ("caffe", MIXED))]
+)
 def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reported:
     return quantize(tmp_path_factory.mktemp("reported"), "--objective", *request.param.split())
 

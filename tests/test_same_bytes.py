@@ -47,14 +47,8 @@ def _lenet(folder: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors cannot be taken away from a process")
-@pytest.mark.parametrize(
-    ("network", "objective"),
-    [
-        pytest.param(_lenet, "device", marks=pytest.mark.slow),
-        (_residual, "device"),
-        (_residual, "caffe"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("network", "objective"), [(_lenet, "device"), (_residual, "device"), (_residual, "caffe")])
 def test_same_bytes(tmp_path: Path, network: Callable[[Path], list[str]], objective: str) -> None:
     """Processors of the process, threads of OpenBLAS, and GB of memory: what is kept, and what is cut in parts."""
     fixed = [*network(tmp_path), "--objective", objective, "--save", str(tmp_path / "net.pkl"), "-q"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import nn_quantizer
 from q7.engines.accuracy import accuracy_caffe, accuracy_first
 from q7.engines.networks import FloatNetwork
 from q7.layers.activations import LeakyReLU, ReLU, Sigmoid
@@ -195,8 +196,13 @@ def test_a_tie_is_wrong_for_caffe_and_goes_to_the_first_on_the_device() -> None:
     assert accuracy_first(logits, labels) == 75.0
 
 
-def test_the_original_s_formats_on_arm_m4(arm_m4_pickle: Path) -> None:
-    network = record.load(arm_m4_pickle).network
+@pytest.mark.slow
+def test_the_original_s_formats_on_arm_m4(arm_m4: Path) -> None:
+    """With the original's procedure, over all test images."""
+    arguments = ["--model", arm_m4 / "cifar10_m4_train_test.prototxt", "--save", arm_m4 / "ours.pkl"]
+    arguments += ["--weights", arm_m4 / "cifar10_m4_iter_70000.caffemodel.h5", "--objective", "caffe"]
+    assert nn_quantizer.main([str(argument) for argument in arguments]) == 0
+    network = record.load(arm_m4 / "ours.pkl").network
     assert network is not None
     table = {
         layer.name: " ".join(str(q) for q in (f.w, f.y, f.b) if q)

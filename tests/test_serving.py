@@ -25,12 +25,12 @@ from q7 import files
 from q7.codegen import known_answers, serving
 from q7.codegen.serving import stuff, unstuff
 from q7.errors import Q7Error
-from q7.target import OWN, Core, Library, Rounding, Target
+from q7.target import OWN, Q7, S8, Core, Library, Rounding, Target
 from tests import small
 from tests.generated import arm_compilers, flip_first_value, generate, make, network, predicted, stored_images
 from tests.support import FULL_SIZE, run, tool
 
-LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (40, 20, 8)
+LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (20, 8, 8)
 BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
@@ -237,8 +237,16 @@ def test_a_bad_line_changes_nothing(lenet_pickle: Path, tmp_path: Path, capsys: 
     assert "requests repeated" in out
 
 
-@pytest.mark.parametrize("core", BOARDS)
-@pytest.mark.parametrize("library", serving.LIBRARIES, ids=str)
+@pytest.mark.parametrize(
+    ("core", "library"),
+    [
+        ("cortex-m4", Q7),
+        ("cortex-m55", S8),
+        *(pytest.param("cortex-m4", library, marks=pytest.mark.slow) for library in (S8, OWN)),
+        *(pytest.param("cortex-m55", library, marks=pytest.mark.slow) for library in (Q7, OWN)),
+    ],
+    ids=str,
+)
 def test_emulated_boards_on_a_bad_line(
     core: str, library: Library, small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
