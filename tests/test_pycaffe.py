@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import nn_quantizer
@@ -301,6 +301,17 @@ def random_blobs_for(caffe: Any, model: Path, weights: Path, seed: int) -> None:
 BVLC_LACKS = ("ReLU6", "Clip", "ShuffleChannel", "Upsample", "Normalize", "Interp")
 
 
+# An image that becomes a vector, once for each of two readers.
+FLAT_TWICE = """
+layer { name: "e" type: "Eltwise" bottom: "data" bottom: "data" top: "e" eltwise_param { operation: MAX } }
+layer { name: "r" type: "Reshape" bottom: "e" top: "r" reshape_param { shape { dim: 0 dim: -1 } } }
+layer { name: "relu" type: "ReLU" bottom: "r" top: "relu" }
+layer { name: "c" type: "Concat" bottom: "relu" bottom: "r" top: "c" concat_param { axis: 1 } }
+layer { name: "i" type: "InnerProduct" bottom: "c" top: "i" inner_product_param { num_output: 3 } }
+"""
+
+
+@example((FLAT_TWICE, (3, 20, 1), "i"), 0)
 @given(networks.prototxts(without=BVLC_LACKS), st.integers(0, 1 << 30))
 @settings(max_examples=RANDOM_NETWORKS, deadline=None)
 def test_random_networks_of_all_layers(network: tuple[str, tuple[int, int, int], str], seed: int) -> None:

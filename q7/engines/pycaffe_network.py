@@ -72,7 +72,8 @@ def load(gpu: bool = False) -> Any:
 def _message(prototxt: Prototxt, layer: Layer) -> Any:
     """The layer's message with the graph's names, and without what is for training or for another build of Caffe."""
     types = (layer.caffe_type, *layer.other_types)
-    own = next((m for m in prototxt.layers if m.name == layer.name and m.type in types), None)
+    names = (layer.name, layer.name.removesuffix(f"/{layer.blob}"))  # a layer that stands in the graph more than once
+    own = next((m for name in names for m in prototxt.layers if m.name == name and m.type in types), None)
     if own is None:
         raise Q7Error(f"layer '{layer.name}' ({layer.caffe_type}): --engine caffe does not find it in the prototxt")
     message = pb.LayerParameter(name=layer.name, type=layer.caffe_type, bottom=layer.inputs, top=[layer.name])
