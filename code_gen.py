@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from q7 import start
+from caffe_to_cmsis_nn import start
 
 if start.is_run("code_gen"):
     start.die_quietly()
@@ -14,12 +14,14 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-import q7
-from q7.codegen import boards, known_answers, rows
-from q7.errors import finish
-from q7.flags import CORES, KERNELS, Parser, add_choice
-from q7.pipeline import generate
-from q7.target import LIBRARIES, Core
+import caffe_to_cmsis_nn
+from caffe_to_cmsis_nn.emit import projects
+from caffe_to_cmsis_nn.errors import finish
+from caffe_to_cmsis_nn.flags import CORES, KERNELS, Parser, add_choice
+from caffe_to_cmsis_nn.network import test_images
+from caffe_to_cmsis_nn.pipeline import generate
+from caffe_to_cmsis_nn.plan import rows
+from caffe_to_cmsis_nn.target import LIBRARIES, Core
 
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
@@ -66,7 +68,7 @@ def build_parser() -> Parser:
     paths.add_argument("--weights", metavar="FILE", help="of an old pickle, in place of the caffemodel that it names")
     paths.add_argument("--mean", metavar="FILE", help="of an old pickle, in place of the mean file that it names")
     device = parser.add_argument_group("what the code is for")
-    add_choice(device, "--target", boards.TARGETS, "board or project")
+    add_choice(device, "--target", projects.PROJECTS, "board or project")
     add_choice(device, "--api", LIBRARIES, KERNELS, "; the pickle's if left out")
     add_choice(
         device,
@@ -119,7 +121,7 @@ def build_parser() -> Parser:
     )
     images.add_argument("--image", metavar="FILE", help="a picture (PNG, JPEG) instead, cut and resized to fit")
     order = "order of the channels of --image: that of the images that the network was trained with"
-    add_choice(test, "--channel_order", known_answers.CHANNEL_ORDERS, order)
+    add_choice(test, "--channel_order", test_images.CHANNEL_ORDERS, order)
     test.add_argument("--dump", metavar="DIR", help="write what every layer computes for these images, as .npy")
     also = parser.add_argument_group("output options")
     also.add_argument(
@@ -127,7 +129,7 @@ def build_parser() -> Parser:
     )
     instead = parser.add_argument_group("in place of all that")
     instead.add_argument("--describe", metavar="PICKLE", help="print what is in a pickle")
-    instead.add_argument("--version", action="version", version=q7.__version__)
+    instead.add_argument("--version", action="version", version=caffe_to_cmsis_nn.__version__)
     return parser
 
 
@@ -148,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = generate.describe if args.describe else generate.generate
 
     def work() -> None:
-        code = boards.Options(args.target, args.profile, args.weights_in == "ram", args.name, args.serve)
+        code = projects.Options(args.target, args.profile, args.weights_in == "ram", args.name, args.serve)
         run(generate.Options(**{**given, "code": code}))
 
     return finish("code_gen", work)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from q7 import start
+from caffe_to_cmsis_nn import start
 
 if start.is_run("nn_quantizer"):
     start.die_quietly()
@@ -16,18 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import q7
-from q7.codegen import known_answers
-from q7.engines import engine
-from q7.errors import Q7Error, finish
-from q7.flags import CORES, KERNELS, Parser, Size, add_choice
-from q7.network.from_caffe import ACCURACY
-from q7.network.quantized import QuantizedNetwork
-from q7.pipeline import board, evaluate, job, quantize
-from q7.search import weight_bits
-from q7.store import record
-from q7.store.record import Record
-from q7.target import LIBRARIES, Core, Rounding, Target
+import caffe_to_cmsis_nn
+from caffe_to_cmsis_nn.engines import engine
+from caffe_to_cmsis_nn.errors import UserError, finish
+from caffe_to_cmsis_nn.flags import CORES, KERNELS, Parser, Size, add_choice
+from caffe_to_cmsis_nn.network import test_images
+from caffe_to_cmsis_nn.network.from_caffe import ACCURACY
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.pipeline import board, evaluate, job, quantize
+from caffe_to_cmsis_nn.search import weight_bits
+from caffe_to_cmsis_nn.store import record
+from caffe_to_cmsis_nn.store.record import Record
+from caffe_to_cmsis_nn.target import LIBRARIES, Core, Rounding, Target
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
@@ -55,7 +55,7 @@ class Caffe_Quantizer:
         self._network: QuantizedNetwork | None = None
 
     def load_quant_params(self, model_file_name: str) -> None:
-        """Raises Q7Error where the file is not such a pickle."""
+        """Raises UserError where the file is not such a pickle."""
         loaded = record.load(Path(model_file_name))
         self._network = loaded.network
         self.__dict__.update(loaded.attributes)
@@ -141,7 +141,7 @@ def build_parser() -> Parser:
     )
     output.add_argument("--classes", metavar="FILE", help="the classes' names for --report, one on each line")
     order = "order of the images' channels, for the pictures in --report"
-    add_choice(output, "--channel_order", known_answers.CHANNEL_ORDERS, order)
+    add_choice(output, "--channel_order", test_images.CHANNEL_ORDERS, order)
     instead = parser.add_argument_group("in place of all that")
     instead.add_argument("--eval", metavar="PICKLE", help="measure an existing pickle")
     instead.add_argument(
@@ -151,7 +151,7 @@ def build_parser() -> Parser:
         "or rfc2217://HOST:PORT",
     )
     instead.add_argument("--board_images", metavar="N", type=int, help="run the first N images there; all if left out")
-    instead.add_argument("--version", action="version", version=q7.__version__)
+    instead.add_argument("--version", action="version", version=caffe_to_cmsis_nn.__version__)
     return parser
 
 
@@ -176,7 +176,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     given["full_command"] = shlex.join([*script, *parser.spell_out(args)])
     try:
         given["target"] = Target.named(args.core, args.rounding, args.api)
-    except Q7Error as error:
+    except UserError as error:
         parser.error(str(error))
     return job.Options(**given)
 

@@ -27,8 +27,8 @@ import numpy as np
 from pictures import list_folders, read_pictures, shuffled, write
 from tqdm import tqdm
 
-from q7 import files
-from q7.errors import Q7Error, finish, say
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.errors import UserError, finish, say
 
 HERE = Path(__file__).resolve().parent
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -63,22 +63,22 @@ def _fetch(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is missing
             return
-        raise Q7Error(f"cannot download '{url}': {error}") from None
+        raise UserError(f"cannot download '{url}': {error}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise Q7Error(f"cannot download '{url}' (the next run resumes): {error}") from None
+        raise UserError(f"cannot download '{url}' (the next run resumes): {error}") from None
     if part.stat().st_size < total:
-        raise Q7Error(f"the download of '{url}' stopped after {part.stat().st_size} of {total} bytes: run again")
+        raise UserError(f"the download of '{url}' stopped after {part.stat().st_size} of {total} bytes: run again")
 
 
 def download(url: str, path: Path, md5: str) -> None:
-    """Puts the file at `url` to `path`, by way of a .part file that a later run resumes; raises Q7Error otherwise."""
+    """Puts the file at `url` to `path`, by way of a .part file that a later run resumes; raises UserError otherwise."""
     part = path.with_name(f"{path.name}.part")
     with files.locked(path.parent):
         _fetch(url, part)
         found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
         if found != md5:
             part.unlink()
-            raise Q7Error(f"what came from '{url}' has md5 {found}, not {md5}, and was deleted")
+            raise UserError(f"what came from '{url}' has md5 {found}, not {md5}, and was deleted")
         os.replace(part, path)
 
 
@@ -115,7 +115,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
-            raise Q7Error(f"it asks for '{module}.{name}', which no batch of CIFAR-10 needs: refused")
+            raise UserError(f"it asks for '{module}.{name}', which no batch of CIFAR-10 needs: refused")
         return _STAND_INS[module, name]
 
 
@@ -126,19 +126,19 @@ def _parse_python(data: bytes) -> Examples:
         batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in loaded.items()}
         _, shape, dtype, fortran, pixels = batch["data"].state
         if dtype.arguments[0] not in ("u1", b"u1"):
-            raise Q7Error("its pixels are not uint8")
+            raise UserError("its pixels are not uint8")
         images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
         return images, np.fromiter(batch["labels"], np.int64)
-    except Q7Error:
+    except UserError:
         raise
     except Exception as error:  # whatever a damaged pickle leads to
-        raise Q7Error(f"not a pickled batch of CIFAR-10 ({type(error).__name__})") from None
+        raise UserError(f"not a pickled batch of CIFAR-10 ({type(error).__name__})") from None
 
 
 def _parse_binary(data: bytes) -> Examples:
     """A batch of the binary version: one byte for the label and then the pixels, image by image."""
     if len(data) % (1 + PIXELS):
-        raise Q7Error(f"its {len(data)} bytes are not a whole number of {1 + PIXELS}-byte images")
+        raise UserError(f"its {len(data)} bytes are not a whole number of {1 + PIXELS}-byte images")
     rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + PIXELS)
     return rows[:, 1:], rows[:, 0].astype(np.int64)
 
@@ -147,18 +147,18 @@ def _parse(name: str, data: bytes) -> Examples:
     try:
         images, labels = _parse_binary(data) if name.endswith(".bin") else _parse_python(data)
         if not len(labels) or images.shape != (len(labels), PIXELS) or labels.shape != (len(labels),):
-            raise Q7Error(f"images of shape {images.shape} and labels of shape {labels.shape}")
+            raise UserError(f"images of shape {images.shape} and labels of shape {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(CLASSES):
-            raise Q7Error(f"labels from {labels.min()} to {labels.max()}, not 0 to {len(CLASSES) - 1}")
-    except Q7Error as error:
-        raise Q7Error(f"batch '{name}': {error}") from None
+            raise UserError(f"labels from {labels.min()} to {labels.max()}, not 0 to {len(CLASSES) - 1}")
+    except UserError as error:
+        raise UserError(f"batch '{name}': {error}") from None
     return images.reshape(-1, *SHAPE), labels
 
 
 def read_archive(path: Path) -> dict[str, Examples]:
     """The training and the test images of cifar-10-binary.tar.gz or cifar-10-python.tar.gz, told by their contents.
 
-    Raises Q7Error where it is neither, or damaged; no code that a pickle names is run.
+    Raises UserError where it is neither, or damaged; no code that a pickle names is run.
     """
     wanted = {name for names in BATCHES.values() for name in names}
     found = {}
@@ -169,14 +169,14 @@ def read_archive(path: Path) -> dict[str, Examples]:
                 if name.removesuffix(".bin") not in wanted or not member.isreg():
                     continue
                 if member.size > MAX_BATCH_BYTES:
-                    raise Q7Error(f"'{path}', batch '{name}': {member.size} bytes are more than {MAX_BATCH_BYTES}")
+                    raise UserError(f"'{path}', batch '{name}': {member.size} bytes are more than {MAX_BATCH_BYTES}")
                 stream = archive.extractfile(member)
                 found[name.removesuffix(".bin")] = _parse(name, stream.read() if stream else b"")
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise Q7Error(f"the archive '{path}' cannot be read: {error}") from None
+        raise UserError(f"the archive '{path}' cannot be read: {error}") from None
     missing = sorted(wanted - found.keys())
     if missing:
-        raise Q7Error(f"'{path}' is not a whole archive of CIFAR-10: {', '.join(missing)} missing")
+        raise UserError(f"'{path}' is not a whole archive of CIFAR-10: {', '.join(missing)} missing")
     return {
         split: (np.concatenate([found[n][0] for n in names]), np.concatenate([found[n][1] for n in names]))
         for split, names in BATCHES.items()
@@ -189,10 +189,10 @@ def read_archive(path: Path) -> dict[str, Examples]:
 def _read_split(folder: Path) -> Examples:
     pairs, classes = list_folders(folder)
     if classes != CLASSES:
-        raise Q7Error(f"the folders in '{folder}' are {', '.join(classes)}, not {', '.join(CLASSES)}")
+        raise UserError(f"the folders in '{folder}' are {', '.join(classes)}, not {', '.join(CLASSES)}")
     images = np.stack(list(read_pictures([path for path, _ in pairs])))
     if images.shape[1:] != SHAPE:
-        raise Q7Error(f"the pictures in '{folder}' have shape {images.shape[1:]}, not {SHAPE}")
+        raise UserError(f"the pictures in '{folder}' have shape {images.shape[1:]}, not {SHAPE}")
     return images, np.array([label for _, label in pairs])
 
 
@@ -200,7 +200,7 @@ def read_folders(folder: Path) -> dict[str, Examples]:
     """The training and the test images of FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, whichever there are."""
     splits = {split: _read_split(folder / split) for split in BATCHES if (folder / split).is_dir()}
     if not splits:
-        raise Q7Error(f"'{folder}' has no folder 'train' or 'test'")
+        raise UserError(f"'{folder}' has no folder 'train' or 'test'")
     return splits
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pictures import list_folders, read_pictures, shuffled, write
 
-from q7.errors import Q7Error, finish, say
-from q7.flags import Size
+from caffe_to_cmsis_nn.errors import UserError, finish, say
+from caffe_to_cmsis_nn.flags import Size
 
 
 def list_csv(path: Path) -> list[tuple[Path, int]]:
@@ -25,12 +25,12 @@ def list_csv(path: Path) -> list[tuple[Path, int]]:
                 if not row:
                     continue
                 if len(row) != 2 or not re.fullmatch(r"\s*[0-9]{1,9}\s*", row[1]):
-                    raise Q7Error(f"'{path}', line {number}: '{','.join(row)}' is not 'path,label'")
+                    raise UserError(f"'{path}', line {number}: '{','.join(row)}' is not 'path,label'")
                 pairs.append((path.parent / row[0].strip(), int(row[1])))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise Q7Error(f"'{path}' is not a CSV of 'path,label': {error}") from None
+        raise UserError(f"'{path}' is not a CSV of 'path,label': {error}") from None
     if not pairs:
-        raise Q7Error(f"'{path}' names no pictures")
+        raise UserError(f"'{path}' names no pictures")
     return pairs
 
 
@@ -39,7 +39,7 @@ def list_pictures(source: Path) -> list[tuple[Path, int]]:
     if source.is_file():
         return list_csv(source)
     if not source.is_dir():
-        raise Q7Error(f"'{source}' is neither a folder nor a CSV file")
+        raise UserError(f"'{source}' is neither a folder nor a CSV file")
     pairs, classes = list_folders(source)
     for label, name in enumerate(classes):
         say(f"{label} {name}")

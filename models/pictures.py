@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from q7 import files
-from q7.caffe_io.blobs import write_mean
-from q7.data import lmdb_images, pictures
-from q7.errors import Q7Error
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.caffe_io.blobs import write_mean
+from caffe_to_cmsis_nn.data import lmdb_images, pictures
+from caffe_to_cmsis_nn.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
@@ -34,7 +34,7 @@ def list_folders(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         if file.suffix.lower() in SUFFIXES and file.name[0] != "."
     ]
     if not pairs:
-        raise Q7Error(f"'{folder}' has no class folders with pictures ({', '.join(sorted(SUFFIXES))}) in them")
+        raise UserError(f"'{folder}' has no class folders with pictures ({', '.join(sorted(SUFFIXES))}) in them")
     return pairs, classes
 
 
@@ -58,14 +58,14 @@ def read_pictures(
 ) -> Iterator[np.ndarray]:
     """The pictures as uint8 CHW, one by one, resized to `size` (height, width) where given.
 
-    Raises Q7Error where one cannot be read or differs in shape from the first.
+    Raises UserError where one cannot be read or differs in shape from the first.
     """
     shape = None
     for path in tqdm(paths, unit=" pictures", disable=None):
         pixels = _read(path, size, gray, order)
         shape = shape or pixels.shape
         if pixels.shape != shape:
-            raise Q7Error(f"'{path}' has shape {pixels.shape}, the first picture {shape}")
+            raise UserError(f"'{path}' has shape {pixels.shape}, the first picture {shape}")
         yield pixels
 
 
@@ -78,7 +78,7 @@ def write(
 ) -> None:
     """Writes CHW images of one shape and their labels as an LMDB to `out`, and their mean to `mean` where given.
 
-    Raises Q7Error where that would overwrite one of `sources`.
+    Raises UserError where that would overwrite one of `sources`.
     """
     files.refuse_overwriting([out / "data.mdb", *([mean] if mean else [])], sources)
     total = np.zeros(())

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from training import train
 
-from q7.caffe_io.blobs import read_mean
-from q7.data import lmdb_images
-from q7.errors import finish
+from caffe_to_cmsis_nn.caffe_io.blobs import read_mean
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.errors import finish
 
 HERE = Path(__file__).resolve().parent
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from training import train
 
-from q7.data import lmdb_images
-from q7.errors import Q7Error, finish
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.errors import UserError, finish
 
 HERE = Path(__file__).resolve().parent
 
@@ -26,7 +26,7 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     try:
         data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise Q7Error(f"cannot read MNIST's '{name}' or '{name}.gz' in '{folder}': {error}") from None
+        raise UserError(f"cannot read MNIST's '{name}' or '{name}.gz' in '{folder}': {error}") from None
     axes = data[3]
     shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)

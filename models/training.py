@@ -13,9 +13,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from q7 import files
-from q7.caffe_io.blobs import Blobs, write_weights
-from q7.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs, write_weights
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 
 
 def build(path: Path, shape: tuple[int, ...]) -> tuple[nn.Sequential, float]:

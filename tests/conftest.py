@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import nn_quantizer
-from q7.pipeline.job import Job, prepare
+from caffe_to_cmsis_nn.pipeline.job import Job, prepare
 from tests import tiny
 from tests.support import FULL_SIZE, MODELS, shared
 

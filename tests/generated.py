@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 import code_gen
-from q7 import files
-from q7.codegen import boards, emit, known_answers, rows
-from q7.codegen.known_answers import KnownAnswers
-from q7.codegen.rows import RowPlan, Section
-from q7.engines.networks import DeviceNetwork
-from q7.network.quantized import QuantizedNetwork
-from q7.store import record
-from q7.target import Q7, Target
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.emit import projects, render
+from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
+from caffe_to_cmsis_nn.network import test_images
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.plan import rows
+from caffe_to_cmsis_nn.plan.rows import RowPlan, Section
+from caffe_to_cmsis_nn.store import record
+from caffe_to_cmsis_nn.target import Q7, Target
 from tests.support import ROOT, run, tool
 
 PORTABLE = ROOT / "templates" / "portable"
@@ -44,7 +46,7 @@ def network(pickle: Path) -> QuantizedNetwork:
 def stored_images(quantized: QuantizedNetwork, pickle: Path, count: int) -> np.ndarray:
     """The first images (N, C, H, W) of the network's LMDB."""
     lmdb = files.find(quantized.dataset, pickle.parent, "the LMDB")
-    return known_answers.open_images(quantized, lmdb, count)[0]
+    return test_images.open_images(quantized, lmdb, count)[0]
 
 
 def predicted(quantized: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
@@ -149,7 +151,7 @@ def longest_runs(quantized: QuantizedNetwork, promised_only: bool = False) -> Ro
 
 def _flags(target: Target) -> list[str]:
     folder = PORTABLE if target.library is Q7 else PORTABLE_S8
-    return [f"-I{folder}", *(f"-D{name}" for name in boards.definitions(target))]
+    return [f"-I{folder}", *(f"-D{name}" for name in projects.definitions(target))]
 
 
 @functools.cache
@@ -170,7 +172,7 @@ def portable_kernels(target: Target) -> Path:
 def check_on_host(folder: Path, quantized: QuantizedNetwork, plan: RowPlan, answers: KnownAnswers) -> None:
     """Builds a program and runs its known-answer test, which must pass."""
     target, count = quantized.target, len(answers.labels)
-    emit.write(folder, emit.render(quantized, plan, boards.Options("host"), answers))
+    render.write(folder, render.render(quantized, plan, projects.Options("host"), answers))
     compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
     objects: list[str | Path] = ["-x", "none", portable_kernels(target)] if target.library.portable else []
     done = run(*compiler, folder / "main.cpp", *objects, "-o", folder / "network")

@@ -13,19 +13,19 @@ from google.protobuf import text_format
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from q7.caffe_io import caffe_pb2 as pb
-from q7.caffe_io.blobs import Blobs
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data.source import data_source
-from q7.errors import Q7Error
-from q7.layers.registry import layer_class
-from q7.network import graph
-from q7.network.folding import simplify
-from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
-from q7.qformat import QFormat
-from q7.search import common
-from q7.target import S8, Core, Rounding, Target
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.layers.registry import layer_class
+from caffe_to_cmsis_nn.network import graph
+from caffe_to_cmsis_nn.network.folding import simplify
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, SourceFile, quantize_network
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search import common
+from caffe_to_cmsis_nn.target import S8, Core, Rounding, Target
 from tests.support import prototxt
 
 CLASSES = 3
@@ -66,7 +66,7 @@ class Builder:
             layers = layer_class(message, in_shapes).parse_all(message, tuple(bottoms), in_shapes)
             for layer in layers:
                 layer.kernel_for(Target())
-        except Q7Error:
+        except UserError:
             return None
         self.text.append(f"layer {{ {text} }}")
         self.read.update(bottom for bottom in bottoms if bottom != top)
@@ -316,7 +316,7 @@ def quantize(
     choices[network.input.name, common.Tensor.ACTIVATIONS] = QFormat(int(rng.integers(-2, 2)))
     try:
         formats = common.table(network, choices)
-    except Q7Error as error:
+    except UserError as error:
         assert str(error) == "no Q-formats fit all layers at once"
         reject()  # a Sigmoid's input has at least four fraction bits, and the places that ArgMax gives have none
     layers = tuple(quantize_network(network, formats, target))

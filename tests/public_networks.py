@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data.source import data_source
-from q7.errors import Q7Error
-from q7.network.from_caffe import parse_network
-from q7.network.graph import Graph
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.from_caffe import parse_network
+from caffe_to_cmsis_nn.network.graph import Graph
 
 Shape = tuple[int, int, int]
 BIAS_TERM = "scale_param { bias_term: true }"
@@ -117,7 +117,7 @@ def declined(net: Net) -> str:
     """Why it is not computed, if so."""
     try:
         graph(net)
-    except Q7Error as error:
+    except UserError as error:
         return str(error)
     return ""
 

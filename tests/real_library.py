@@ -33,10 +33,12 @@ from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 
 import code_gen
-from q7.codegen import emit, known_answers, lowering, rows
-from q7.codegen.boards import Options
-from q7.errors import Q7Error
-from q7.target import OWN, Q7, S8, Core, Library, Target
+from caffe_to_cmsis_nn.emit import render
+from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.engines import known_answers
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.plan import lowering, rows
+from caffe_to_cmsis_nn.target import OWN, Q7, S8, Core, Library, Target
 from tests.benchmarks.rows import CASES, CIFAR_FLAGS, DATA, Case, quantize
 from tests.generated import printed_ticks
 from tests.networks import BEFORE_LAST, prototxts
@@ -166,7 +168,7 @@ def _random_network(program: Program, folder: Path) -> None:
     images = np.random.default_rng(program.seed).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
     answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
     plan = rows.plan(lowered, ram=program.ram)
-    emit.write(folder, emit.render(lowered, plan, Options("mps2"), answers))
+    render.write(folder, render.render(lowered, plan, Options("mps2"), answers))
 
 
 def _generate(program: Program, folder: Path) -> None:
@@ -180,7 +182,7 @@ def _generate(program: Program, folder: Path) -> None:
     errors = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         if code_gen.main(arguments):
-            raise Q7Error(errors.getvalue())
+            raise UserError(errors.getvalue())
 
 
 def _objects(program: Program, cache: Path) -> Path:
@@ -200,7 +202,7 @@ def run(program: Program, cache: Path) -> tuple[str, str]:
             _generate(program, folder)
         except UnsatisfiedAssumption:
             return "refused", "no formats"
-        except Q7Error as error:
+        except UserError as error:
             return "refused", str(error)
         os.utime(folder / "Makefile", (1, 1))  # which all objects depend on
         objects = _objects(program, cache)

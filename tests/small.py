@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from q7.caffe_io.blobs import Blobs
-from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import lowering
-from q7.data import lmdb_images
-from q7.data.source import data_source
-from q7.engines.networks import FloatNetwork, Simulation
-from q7.network import graph
-from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
-from q7.qformat import LayerFormats, QFormat
-from q7.store import record
-from q7.store.record import Record
-from q7.target import Q7, Target
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Simulation
+from caffe_to_cmsis_nn.network import graph
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, SourceFile, quantize_network
+from caffe_to_cmsis_nn.plan import lowering
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.store import record
+from caffe_to_cmsis_nn.store.record import Record
+from caffe_to_cmsis_nn.target import Q7, Target
 from tests.support import prototxt, write_dataset
 
 SHAPE, CLASSES, IMAGES = (3, 9, 9), 6, 40

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from q7.target import Q7, S8, Library
+from caffe_to_cmsis_nn.target import Q7, S8, Library
 from tests.support import ROOT, run, tool
 
 TABLE = ROOT / "tests" / "data" / "library_files.txt"

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import pytest
 
-from q7.caffe_io import caffe_pb2 as pb
-from q7.data import lmdb_images
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.data import lmdb_images
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

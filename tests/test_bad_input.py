@@ -14,8 +14,8 @@ import pytest
 
 import code_gen
 import nn_quantizer
-from q7.caffe_io.blobs import write_weights
-from q7.data import lmdb_images
+from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
+from caffe_to_cmsis_nn.data import lmdb_images
 from tests import tiny
 from tests.support import write_dataset
 from tests.test_fuzz import OLD_PICKLE

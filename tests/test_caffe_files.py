@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from q7 import files
-from q7.caffe_io import caffe_pb2 as pb
-from q7.caffe_io.blobs import Blobs, read_mean, read_weights, write_mean, write_weights
-from q7.caffe_io.prototxt import Prototxt, read_prototxt
-from q7.data.source import data_source
-from q7.errors import Q7Error
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs, read_mean, read_weights, write_mean, write_weights
+from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt, read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.errors import UserError
 from tests import tiny
 from tests.support import prototxt
 
@@ -143,7 +143,7 @@ def test_spellings_of_the_text_format(tmp_path: Path, text: str, unknown: str) -
 def test_lists_of_layers(tmp_path: Path) -> None:
     assert names(read(tmp_path, 'layer: [ { name: "a" }, { name: "b" } ]')) == ["a", "b"]
     for text in ('layer: [ { name: "a" gain: 1 } ]', 'layer { name: "a" gain: 1 } layer: [ { name: "b" } ]'):
-        with pytest.raises(Q7Error, match="has a field that this tool does not know"):
+        with pytest.raises(UserError, match="has a field that this tool does not know"):
             read(tmp_path, text)
 
 
@@ -181,7 +181,7 @@ def test_unknown_fields_are_reported_with_their_place(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_network(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         read(tmp_path, text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -189,9 +189,9 @@ def test_what_is_no_network(tmp_path: Path, text: str, message: str) -> None:
 
 def test_binary_is_no_network(tmp_path: Path) -> None:
     (tmp_path / "net").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Q7Error, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
+    with pytest.raises(UserError, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
         read_prototxt(tmp_path / "net")
-    with pytest.raises(Q7Error, match=r"cannot read the network definition '.*none': No such file or directory"):
+    with pytest.raises(UserError, match=r"cannot read the network definition '.*none': No such file or directory"):
         read_prototxt(tmp_path / "none")
 
 
@@ -199,7 +199,7 @@ def test_comments_in_any_encoding(tmp_path: Path) -> None:
     (tmp_path / "net").write_bytes(b'\xef\xbb\xbf# \xd6\xd0\xce\xc4 {\nlayer { name: "a" # \xff }\n gain: 1 }')
     assert names(read_prototxt(tmp_path / "net")) == ["a"]
     (tmp_path / "net").write_bytes(b'layer { name: "\xd6\xd0" }')
-    with pytest.raises(Q7Error, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
+    with pytest.raises(UserError, match=r"the network definition '.*net' is truncated, damaged or of another kind"):
         read_prototxt(tmp_path / "net")
 
 
@@ -266,9 +266,9 @@ def test_blobs_that_contradict_their_shape(tmp_path: Path, shape: list[int], cou
     network = pb.NetParameter(layer=[pb.LayerParameter(name="ip", blobs=[blob])])
     (tmp_path / "w").write_bytes(network.SerializeToString())
     (tmp_path / "m").write_bytes(blob.SerializeToString())
-    with pytest.raises(Q7Error, match="w'"):
+    with pytest.raises(UserError, match="w'"):
         read_weights(tmp_path / "w")
-    with pytest.raises(Q7Error, match="m'"):
+    with pytest.raises(UserError, match="m'"):
         read_mean(tmp_path / "m")
 
 
@@ -292,11 +292,11 @@ def test_blobs_of_hdf5_are_ordered_by_number(tmp_path: Path) -> None:
 
 
 def test_hdf5_that_caffe_did_not_write(tmp_path: Path) -> None:
-    with pytest.raises(Q7Error, match="has no group 'data': Caffe did not write it"):
+    with pytest.raises(UserError, match="has no group 'data': Caffe did not write it"):
         read_weights(_h5(tmp_path / "a.h5", weights__ip__0=np.ones(3)))
-    with pytest.raises(Q7Error, match="has no group 'data'"):
+    with pytest.raises(UserError, match="has no group 'data'"):
         read_weights(_h5(tmp_path / "b.h5", data=np.ones(3)))
-    with pytest.raises(Q7Error, match="data set 'ip/0' holds no numbers but object"):
+    with pytest.raises(UserError, match="data set 'ip/0' holds no numbers but object"):
         read_weights(_h5(tmp_path / "c.h5", data__ip__0="text"))
 
 
@@ -304,11 +304,11 @@ def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
     _h5(tmp_path / "other.h5", data__ip__0=np.ones(3))
     with h5py.File(tmp_path / "link.h5", "w") as file:
         file["data"] = h5py.ExternalLink("other.h5", "data")
-    with pytest.raises(Q7Error, match="has no group 'data'"):
+    with pytest.raises(UserError, match="has no group 'data'"):
         read_weights(tmp_path / "link.h5")
     with h5py.File(tmp_path / "raw.h5", "w") as file:
         file.create_dataset("data/ip/0", (3,), np.float32, external=[(str(tmp_path / "other.h5"), 0, 12)])
-    with pytest.raises(Q7Error, match="data set 'ip/0' lies in other files"):
+    with pytest.raises(UserError, match="data set 'ip/0' lies in other files"):
         read_weights(tmp_path / "raw.h5")
 
 
@@ -316,14 +316,14 @@ def test_hdf5_bomb_of_many_pieces(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         for i in range(20):
             file.create_dataset(f"data/ip/{i}", (50_000,), np.float32, chunks=(50_000,), compression="gzip")
-    with pytest.raises(Q7Error, match=r"data set 'ip/\d+' says that it has 200000 bytes"):
+    with pytest.raises(UserError, match=r"data set 'ip/\d+' says that it has 200000 bytes"):
         read_weights(tmp_path / "w.h5")
 
 
 def test_hdf5_bomb(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.create_dataset("data/ip/0", (1 << 32,), np.float32, chunks=(1 << 20,), compression="gzip")
-    with pytest.raises(Q7Error, match="data set 'ip/0' says that it has 17179869184 bytes"):
+    with pytest.raises(UserError, match="data set 'ip/0' says that it has 17179869184 bytes"):
         read_weights(tmp_path / "w.h5")
 
 
@@ -334,9 +334,9 @@ def test_truncated_weights(tmp_path: Path, name: str) -> None:
     whole = path.read_bytes()
     for size in (len(whole) - 1, len(whole) // 2, 9):
         path.write_bytes(whole[:size])
-        with pytest.raises(Q7Error, match=r"the weights file '.*' is truncated, damaged or of another kind"):
+        with pytest.raises(UserError, match=r"the weights file '.*' is truncated, damaged or of another kind"):
             read_weights(path)
-    with pytest.raises(Q7Error, match="cannot read the weights file"):
+    with pytest.raises(UserError, match="cannot read the weights file"):
         read_weights(tmp_path / "none")
 
 
@@ -365,7 +365,7 @@ def test_mean_in_the_new_form(tmp_path: Path) -> None:
 )
 def test_what_is_no_mean(tmp_path: Path, blob: Any) -> None:
     (tmp_path / "m").write_bytes(blob.SerializeToString())
-    with pytest.raises(Q7Error, match=r"the mean file '.*m' holds no finite image"):
+    with pytest.raises(UserError, match=r"the mean file '.*m' holds no finite image"):
         read_mean(tmp_path / "m")
 
 
@@ -414,7 +414,7 @@ def test_long_prototxts_end_soon(tmp_path: Path, text: str, message: str) -> Non
     """The parser takes time that is linear in them, and so must we."""
     (tmp_path / "net").write_text(text)
     start = time.process_time()
-    with pytest.raises(Q7Error, match=message):
+    with pytest.raises(UserError, match=message):
         network = read_prototxt(tmp_path / "net")
         network.check_known(3999)
     assert time.process_time() - start < 8
@@ -424,6 +424,7 @@ def test_lines_of_fields_that_are_not_known(tmp_path: Path) -> None:
     """They are counted from the file's beginning, in whichever block they are."""
     (tmp_path / "net").write_text('layer { name: "a" }\n# {\nlayer {\n  name: "b"\n  bogus: 1 }\n')
     with pytest.raises(
-        Q7Error, match="layer 'b' has a field that this tool does not know: line 5: LayerParameter has no field 'bogus'"
+        UserError,
+        match="layer 'b' has a field that this tool does not know: line 5: LayerParameter has no field 'bogus'",
     ):
         read_prototxt(tmp_path / "net").check_known(1)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import nn_quantizer
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data.source import data_source
-from q7.errors import Q7Error
-from q7.network.folding import fold_affine
-from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.graph import Graph
-from q7.target import LIBRARIES, Core, Target
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.folding import fold_affine
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.target import LIBRARIES, Core, Target
 from tests import cases
 from tests.cases import ACCEPTED, DECLINED, Accepted, Declined
 from tests.support import prototxt, write_dataset
@@ -63,7 +63,7 @@ def test_kernels_for_weights_of_4_bits(tmp_path: Path, case: Accepted, others: s
 
 @pytest.mark.parametrize("case", DECLINED, ids=lambda case: case.name)
 def test_declined(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: Declined) -> None:
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         parse(tmp_path, case)
     assert case.message in str(caught.value)
     write_dataset(tmp_path, case.shape, 2, 3)

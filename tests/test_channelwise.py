@@ -13,24 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nn_quantizer
-from q7.caffe_io.blobs import Blobs, read_weights, to_caffemodel
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data.source import data_source
-from q7.engines.networks import FloatNetwork, as_trained
-from q7.errors import Q7Error
-from q7.kernels import channelwise, registry
-from q7.kernels.channelwise import Gains, Slopes
-from q7.layers import functions
-from q7.layers.activations import PReLU
-from q7.layers.affine import Bias
-from q7.layers.functions import Function
-from q7.network.folding import fold_affine
-from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.graph import Graph
-from q7.onnx_graph import OnnxGraph
-from q7.qformat import LayerFormats, QFormat
-from q7.store import record
-from q7.target import Target
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs, read_weights, to_caffemodel
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.kernels import channelwise, registry
+from caffe_to_cmsis_nn.kernels.channelwise import Gains, Slopes
+from caffe_to_cmsis_nn.layers import functions
+from caffe_to_cmsis_nn.layers.activations import PReLU
+from caffe_to_cmsis_nn.layers.affine import Bias
+from caffe_to_cmsis_nn.layers.functions import Function
+from caffe_to_cmsis_nn.network.folding import fold_affine
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.store import record
+from caffe_to_cmsis_nn.target import Target
 from tests.generated import generate, make, network, on_host, predicted, stored_images
 from tests.support import prototxt, write_dataset
 
@@ -200,7 +200,7 @@ def test_quantized_stored_and_run(api: str, kernels: str, tmp_path: Path) -> Non
     content = plain.loads(pickle.read_bytes())
     content["network"]["constants"]["p1"][0] = np.full(6, np.nan, np.float32).tobytes()
     (tmp_path / "bad.pkl").write_bytes(plain.dumps(content, 4))
-    with pytest.raises(Q7Error, match="layer 'p1': a constant is not finite"):
+    with pytest.raises(UserError, match="layer 'p1': a constant is not finite"):
         record.load(tmp_path / "bad.pkl")
     written = read_weights(tmp_path / "quantized_net.caffemodel")
     assert written.keys() == blobs.keys()

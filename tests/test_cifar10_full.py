@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7.caffe_io.blobs import read_weights
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data import lmdb_images
-from q7.data.source import data_source, override
-from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from q7.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.caffe_io.blobs import read_weights
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.data.source import data_source, override
+from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
 from tests.generated import generate, make, network, on_host, predicted, printed_logits, stored_images
 from tests.support import shared, tool
 

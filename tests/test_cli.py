@@ -15,11 +15,11 @@ import pytest
 
 import code_gen
 import nn_quantizer
+from caffe_to_cmsis_nn.caffe_io.blobs import read_weights, write_weights
+from caffe_to_cmsis_nn.data.image_set import StoredImages
+from caffe_to_cmsis_nn.network import test_images
+from caffe_to_cmsis_nn.store import record
 from nn_quantizer import Caffe_Quantizer
-from q7.caffe_io.blobs import read_weights, write_weights
-from q7.codegen import known_answers
-from q7.data.image_set import StoredImages
-from q7.store import record
 from tests.support import MODELS, prototxt, write_dataset
 
 NET = """
@@ -209,13 +209,13 @@ def test_eval_keeps_within_the_memory(
     net: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert nn_quantizer.main([*net, "--holdout", "0.4"]) == 0
-    open_images, opened = known_answers.open_images, []
+    open_images, opened = test_images.open_images, []
 
     def spy(*arguments: Any) -> Any:
         opened.append(open_images(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr(known_answers, "open_images", spy)
+    monkeypatch.setattr(test_images, "open_images", spy)
     said = []
     for flags in ([], ["--memory", "0.000002"]):
         capsys.readouterr()

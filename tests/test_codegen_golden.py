@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from q7.codegen import boards
-from q7.target import LIBRARIES, Target
-from q7.templating import TEMPLATES
+from caffe_to_cmsis_nn.emit import projects
+from caffe_to_cmsis_nn.target import LIBRARIES, Target
+from caffe_to_cmsis_nn.templating import TEMPLATES
 from tests import small
 from tests.generated import generate
 
 GOLDEN = Path(__file__).parent / "golden"
 BASE = "mbed"  # its files stand in golden/LIBRARY in full; LIBRARY-TARGET.diff says how those of another target differ
-OTHERS = [(target, str(project.libraries[0])) for target, project in boards.TARGETS.items() if target != BASE]
+OTHERS = [(target, str(project.libraries[0])) for target, project in projects.PROJECTS.items() if target != BASE]
 CASES = [(BASE, "q7"), *OTHERS, (BASE, "s8"), ("mps2", "s8")]
 S8 = Target(library=LIBRARIES["s8"])
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import code_gen
-from q7.codegen import boards
-from q7.target import LIBRARIES, S8, Core, Library, Target
+from caffe_to_cmsis_nn.emit import projects
+from caffe_to_cmsis_nn.target import LIBRARIES, S8, Core, Library, Target
 from tests import small
 from tests.generated import PORTABLE, PORTABLE_S8, STRICT, arm_compilers, generate, make, sections
 from tests.support import run, tool
@@ -121,7 +121,7 @@ def test_a_named_network_has_its_own_program(target: str, pickles: dict[str, Pat
 @pytest.mark.parametrize("name", ["KWS", "1st", "a-b", "a b", "main", "string", "own_q7"])
 def test_names_that_cannot_be(name: str, pickles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert code_gen.main(["--model", str(pickles["first"]), "--name", name]) == 2
-    reason = "is the name of another file" if name in boards.TAKEN_NAMES else "is not a C identifier in lower case"
+    reason = "is the name of another file" if name in projects.TAKEN_NAMES else "is not a C identifier in lower case"
     assert capsys.readouterr().err == f"code_gen: --name '{name}' {reason}\n"
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import code_gen
-from q7.codegen import boards
-from q7.target import LIBRARIES, Q7, S8, Core, Library, Rounding, Target
+from caffe_to_cmsis_nn.emit import projects
+from caffe_to_cmsis_nn.target import LIBRARIES, Q7, S8, Core, Library, Rounding, Target
 from tests import small, standin_library
 from tests.generated import PORTABLE_S8, arm_compilers, generate
 from tests.support import run, tool
@@ -263,7 +263,7 @@ def test_keils_files_are_whole(target: Target, name: str, tmp_path: Path) -> Non
     assert conforms(layer, LAYER)
     assert project["project"]["layers"][0]["type"] == layer["layer"]["type"] == "AI"
     devices = [entry["device"] for entry in solution["solution"]["target-types"]]
-    assert devices == [f"ARM::{device}" for device in boards.DEVICES[target.core]]
+    assert devices == [f"ARM::{device}" for device in projects.DEVICES[target.core]]
     packs = [entry["pack"] for entry in solution["solution"]["packs"]]
     components = [entry["component"] for part in (project["project"], layer["layer"]) for entry in part["components"]]
     named = {component.split(":")[2] for component in components if "::" in component}

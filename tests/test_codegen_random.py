@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7.codegen import emit, known_answers, lowering, rows
-from q7.codegen.boards import Options
-from q7.network.quantized import QuantizedNetwork
-from q7.store import record
-from q7.store.record import Record
-from q7.target import LIBRARIES, OWN, Q7, S8, Core, Library, Rounding, Target
+from caffe_to_cmsis_nn.emit import render
+from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.engines import known_answers
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.plan import lowering, rows
+from caffe_to_cmsis_nn.store import record
+from caffe_to_cmsis_nn.store.record import Record
+from caffe_to_cmsis_nn.target import LIBRARIES, OWN, Q7, S8, Core, Library, Rounding, Target
 from tests.generated import check_on_host, longest_runs, make, predicted
 from tests.networks import BEFORE_LAST, TARGETS, prototxts, quantize
 from tests.support import tool
@@ -134,6 +136,6 @@ def test_boards_compute_row_by_row_what_the_model_predicts(
         lowered = lowering.fuse(lowering.retarget(quantize(folder, *network, origin, seed, outputs), target))
         images = np.random.default_rng(seed).integers(0, 256, (IMAGES, *network[1]), dtype=np.uint8)
         answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
-        emit.write(folder, emit.render(lowered, longest_runs(lowered, False), Options("mps2"), answers))
+        render.write(folder, render.render(lowered, longest_runs(lowered, False), Options("mps2"), answers))
         text = make(folder, "run", f"CORE={core}")
         assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in text

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 import code_gen
-from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import boards, lowering, memory
-from q7.data.source import data_source
-from q7.errors import Q7Error
-from q7.network.from_caffe import parse_network
-from q7.target import LIBRARIES, Q7, S8, Core, Library, Rounding, Target
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.emit import projects
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.from_caffe import parse_network
+from caffe_to_cmsis_nn.plan import lowering, memory
+from caffe_to_cmsis_nn.target import LIBRARIES, Q7, S8, Core, Library, Rounding, Target
 from tests import small, standin_library
 from tests.generated import (
     PORTABLE,
@@ -245,7 +246,7 @@ def test_layers_write_their_own_memory_only(target: Target, promised_only: bool,
     )
     (folder / "watch.cpp").write_text(WATCH_ARENA.replace("RANGES", ", ".join(ranges)))
     make(folder, "arm_nnfunctions.o")
-    defines = [f"-D{name}" for name in boards.definitions(target)]
+    defines = [f"-D{name}" for name in projects.definitions(target)]
     command = [compiler, *defines, "-Iportable", *STRICT, "watch.cpp", "arm_nnfunctions.o", "-o", "watch"]
     built = run(*command, cwd=folder)
     assert built.returncode == 0, built.stderr
@@ -338,7 +339,7 @@ def test_boards_default_core_follows_the_network(target: Target, tmp_path: Path)
     pickle = small.save(small.quantized(tmp_path, target), tmp_path / "small.pkl")
     folder = generate(pickle, tmp_path / "code", "--target", "mps2")
     assert "PASS" in make(folder, "run")
-    assert (folder / f"build-{boards.BOARDS[target.core]}").is_dir()
+    assert (folder / f"build-{projects.BOARDS[target.core]}").is_dir()
 
 
 def test_board_names_the_layer_that_differs(arm_m4_pickle: Path, tmp_path: Path) -> None:
@@ -672,7 +673,7 @@ def test_sizes_beyond_an_index_are_declined(
     layers: str, shape: tuple[int, int, int], message: str, tmp_path: Path
 ) -> None:
     definition = read_prototxt(prototxt(tmp_path, layers, "a"))
-    with pytest.raises(Q7Error, match=message):
+    with pytest.raises(UserError, match=message):
         parse_network(definition, "accuracy", data_source(definition), shape)
 
 

@@ -20,10 +20,10 @@ import pytest
 
 import code_gen
 import nn_quantizer
-from q7 import errors
-from q7.caffe_io import blobs
-from q7.caffe_io import caffe_pb2 as pb
-from q7.errors import Q7Error, finish, note, say
+from caffe_to_cmsis_nn import errors
+from caffe_to_cmsis_nn.caffe_io import blobs
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.errors import UserError, finish, note, say
 from tests.support import ROOT, prototxt, run, write_dataset
 
 HOSTILE = "a\x1b[31m\udc80\u202eé"
@@ -44,8 +44,8 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 
 def test_a_sentence_has_an_end() -> None:
-    assert str(Q7Error("a" * errors.MOST_CHARACTERS)) == "a" * errors.MOST_CHARACTERS
-    assert str(Q7Error("a" * (errors.MOST_CHARACTERS + 1))) == "a" * errors.MOST_CHARACTERS + " ..."
+    assert str(UserError("a" * errors.MOST_CHARACTERS)) == "a" * errors.MOST_CHARACTERS
+    assert str(UserError("a" * (errors.MOST_CHARACTERS + 1))) == "a" * errors.MOST_CHARACTERS + " ..."
 
 
 def _hostile_pickle(source: Path, folder: Path) -> Path:
@@ -122,7 +122,7 @@ def test_a_layer_name_that_has_no_end(tmp_path: Path) -> None:
     for length, said in ((blobs.LONGEST_NAME, None), (blobs.LONGEST_NAME + 1, "has 1001 characters, allowed are 1000")):
         weights = tmp_path / "weights"
         blobs.write_weights(weights, "net", {"a" * length: [np.zeros(1, np.float32)]}, {"a" * length: "Bias"})
-        with pytest.raises(Q7Error, match=said) if said else contextlib.nullcontext():
+        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
             assert [*blobs.read_weights(weights)] == ["a" * length]
 
 
@@ -209,4 +209,4 @@ def test_an_output_folder_that_leads_to_itself(
 
 
 def test_errors_are_one_line() -> None:
-    assert str(errors.Q7Error(HOSTILE + "\n")) == "a?[31m??é?"
+    assert str(errors.UserError(HOSTILE + "\n")) == "a?[31m??é?"

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from q7.caffe_io.blobs import read_mean
-from q7.data import lmdb_images
+from caffe_to_cmsis_nn.caffe_io.blobs import read_mean
+from caffe_to_cmsis_nn.data import lmdb_images
 from tests.support import MODELS, run
 
 sys.path.insert(0, str(MODELS))

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.codegen import emit, known_answers, lowering, rows
-from q7.codegen.boards import Options
-from q7.codegen.known_answers import KnownAnswers
-from q7.codegen.rows import RowPlan
-from q7.network.graph import mark_shared
-from q7.network.quantized import QuantizedNetwork
-from q7.target import OWN, Q7, S8, Core, Target
+from caffe_to_cmsis_nn.emit import render
+from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.engines import known_answers
+from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers
+from caffe_to_cmsis_nn.network.graph import mark_shared
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.plan import lowering, rows
+from caffe_to_cmsis_nn.plan.rows import RowPlan
+from caffe_to_cmsis_nn.target import OWN, Q7, S8, Core, Target
 from tests import small
 from tests.generated import check_on_host, longest_runs, make
 from tests.support import tool
@@ -189,5 +191,5 @@ def test_boards_compute_what_is_predicted(name: str, core: str, tmp_path: Path) 
     tool("arm-none-eabi-g++")
     tool("qemu-system-arm")
     network, plan, answers = lowered(DEFECTS[name], Target(CORES[core], library=S8), "least", 8, tmp_path)
-    emit.write(tmp_path, emit.render(network, plan, Options("mps2"), answers))
+    render.write(tmp_path, render.render(network, plan, Options("mps2"), answers))
     assert "PASS" in make(tmp_path, "run", f"CORE={core}", "OPTIMIZE=-O1")

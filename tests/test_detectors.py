@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import nn_quantizer
-from q7.codegen import known_answers
-from q7.data import lmdb_images
-from q7.network.quantized import Outcome
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.engines import known_answers
+from caffe_to_cmsis_nn.network.quantized import Outcome
 from tests.generated import generate, make, network, on_host, predicted, stored_images
 from tests.support import FULL_SIZE, shared, tool
 

@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data import lmdb_images
-from q7.data.source import data_source
-from q7.engines.accuracy import accuracy_first
-from q7.engines.networks import DeviceNetwork
-from q7.kernels import exact_onnx, registry
-from q7.kernels.arm_q7 import MaxPool
-from q7.kernels.base import AnyKernel, Integers, Kernel, WeightedKernel
-from q7.kernels.constraints import padding_below_stride
-from q7.kernels.own_loops import Pixels
-from q7.layers.activations import IntWidth
-from q7.layers.registry import ALL_KERNELS
-from q7.layers.windowed import AveragePooling
-from q7.network.from_caffe import parse_network
-from q7.network.quantized import IntegerLayer
-from q7.onnx_graph import OnnxGraph
-from q7.onnx_windows import end_padding, window_cells
-from q7.qformat import Shifts
-from q7.target import Core, Rounding, Target
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.engines.accuracy import accuracy_first
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
+from caffe_to_cmsis_nn.kernels import exact_onnx, registry
+from caffe_to_cmsis_nn.kernels.arm_q7 import MaxPool
+from caffe_to_cmsis_nn.kernels.base import AnyKernel, Integers, Kernel, WeightedKernel
+from caffe_to_cmsis_nn.kernels.constraints import padding_below_stride
+from caffe_to_cmsis_nn.kernels.own_loops import Pixels
+from caffe_to_cmsis_nn.layers.activations import IntWidth
+from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS
+from caffe_to_cmsis_nn.layers.windowed import AveragePooling
+from caffe_to_cmsis_nn.network.from_caffe import parse_network
+from caffe_to_cmsis_nn.network.quantized import IntegerLayer
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.onnx_windows import end_padding, window_cells
+from caffe_to_cmsis_nn.qformat import Shifts
+from caffe_to_cmsis_nn.target import Core, Rounding, Target
 from tests.support import ROOT, run, shared, tool
 
 KERNELS: dict[str, AnyKernel] = {kernel.name: kernel for kernel in ALL_KERNELS}

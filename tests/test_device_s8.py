@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from q7.codegen.boards import definitions
-from q7.kernels import arm_s8, weight_layouts
-from q7.kernels.base import AnyKernel, Bounds, Integers, Operands
-from q7.kernels.call import CNames
-from q7.layers.registry import ALL_KERNELS
-from q7.onnx_graph import OnnxGraph
-from q7.qformat import MAX_OUT_RSHIFT, Shifts
-from q7.target import S8, Core, Target
+from caffe_to_cmsis_nn.emit.projects import definitions
+from caffe_to_cmsis_nn.kernels import arm_s8, weight_layouts
+from caffe_to_cmsis_nn.kernels.base import AnyKernel, Bounds, Integers, Operands
+from caffe_to_cmsis_nn.kernels.call import CNames
+from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.qformat import MAX_OUT_RSHIFT, Shifts
+from caffe_to_cmsis_nn.target import S8, Core, Target
 from tests.support import ROOT, run, shared, tool
 from tests.test_device import Geometry
 

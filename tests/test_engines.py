@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7.engines import engine
-from q7.engines.batches import BatchRunner, Run, Values
-from q7.engines.networks import FloatNetwork, Grid, Simulation, as_trained
-from q7.layers.activations import ReLU
-from q7.layers.base import Layer
-from q7.layers.input import Input
-from q7.layers.merges import Concat
-from q7.layers.windowed import Convolution, MaxPooling
-from q7.network.graph import Graph
-from q7.qformat import QFormat
+from caffe_to_cmsis_nn.engines import engine
+from caffe_to_cmsis_nn.engines.batches import BatchRunner, Run, Values
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation, as_trained
+from caffe_to_cmsis_nn.layers.activations import ReLU
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.layers.input import Input
+from caffe_to_cmsis_nn.layers.merges import Concat
+from caffe_to_cmsis_nn.layers.windowed import Convolution, MaxPooling
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.qformat import QFormat
 
 
 class Watched(FloatNetwork):

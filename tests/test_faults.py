@@ -20,15 +20,15 @@ import pytest
 from PIL import Image
 
 import nn_quantizer
-from q7 import files
-from q7.caffe_io.blobs import write_mean
-from q7.data import lmdb_images
-from q7.data.image_set import StoredImages
-from q7.engines import engine
-from q7.errors import Q7Error
-from q7.network.quantized import SourceFile
-from q7.pipeline import quantize
-from q7.store import record
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.caffe_io.blobs import write_mean
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.data.image_set import StoredImages
+from caffe_to_cmsis_nn.engines import engine
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.quantized import SourceFile
+from caffe_to_cmsis_nn.pipeline import quantize
+from caffe_to_cmsis_nn.store import record
 from tests import children, small, test_datasets, tiny
 from tests.children import bound_by_permissions, killed_at, little_disk, writes_below
 from tests.generated import generate
@@ -202,7 +202,7 @@ def test_a_run_waits_for_another_one_that_writes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(files, "PATIENCE", 0.05)
     with files.locked(tmp_path) as alone:
         assert alone
-        with pytest.raises(Q7Error, match="another run is writing to"):
+        with pytest.raises(UserError, match="another run is writing to"):
             files.write(tmp_path / "a", b"")
     assert files.write(tmp_path / "a", b"")
     assert os.listdir(tmp_path) == ["a"]
@@ -219,7 +219,7 @@ def test_files_are_replaced_together(tmp_path: Path) -> None:
     """One that cannot be replaced keeps the others from being replaced."""
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "b").mkdir()
-    with pytest.raises(Q7Error, match=r"cannot write '.*b': it is not a file"):
+    with pytest.raises(UserError, match=r"cannot write '.*b': it is not a file"):
         files.write_all({tmp_path / "a": b"new", tmp_path / "b": b"new"})
     assert (tmp_path / "a").read_bytes() == b"old"
     assert files.write_all({tmp_path / "a": b"old", tmp_path / "c" / "d": b"new"}) == [tmp_path / "c" / "d"]
@@ -242,7 +242,7 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
     first.symlink_to(second)
     second.symlink_to(first)
     assert not files.writable(first)
-    with pytest.raises(Q7Error, match=r"cannot write '.*': it is not a file"):
+    with pytest.raises(UserError, match=r"cannot write '.*': it is not a file"):
         files.write(first, b"new")
     assert first.is_symlink()
     assert second.is_symlink()
@@ -277,7 +277,7 @@ def test_a_data_set_that_changes_while_it_is_read(tmp_path: Path, in_memory: int
             add_image(tmp_path)
         return image
 
-    with pytest.raises(Q7Error, match="was changed while it was read"):
+    with pytest.raises(UserError, match="was changed while it was read"):
         lmdb_images.read(tmp_path, crop=crop, in_memory=in_memory)[0][:]
     assert len(seen) >= 3
 
@@ -324,9 +324,9 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"one")
     assert files.read_hashed(path, Path.read_bytes) == (b"one", files.sha256(path))
-    with pytest.raises(Q7Error, match="a' was changed while it was read"):
+    with pytest.raises(UserError, match="a' was changed while it was read"):
         files.read_hashed(path, lambda path: path.write_bytes(b"other"))
-    with pytest.raises(Q7Error, match=r"cannot read '.*a': No such file"):
+    with pytest.raises(UserError, match=r"cannot read '.*a': No such file"):
         files.read_hashed(path, Path.unlink)
 
 
@@ -362,7 +362,7 @@ def test_images_that_stay_in_their_file(tmp_path: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             np.testing.assert_array_equal(np.concatenate([*pool.map(stored.__getitem__, parts)]), cropped)
         add_image(tmp_path / name)
-        with pytest.raises(Q7Error, match="was changed while it was read"):
+        with pytest.raises(UserError, match="was changed while it was read"):
             stored[:1]
 
 

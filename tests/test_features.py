@@ -13,12 +13,12 @@ import onnxruntime
 import pytest
 
 import nn_quantizer
-from q7.caffe_io import caffe_pb2 as pb
-from q7.codegen import known_answers
-from q7.engines.networks import DeviceNetwork
-from q7.layers.input import Features
-from q7.network.quantized import QuantizedNetwork
-from q7.store import record
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.engines import known_answers
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
+from caffe_to_cmsis_nn.layers.input import Features
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.store import record
 from tests.generated import STRICT, generate, make, network, on_host, predicted
 from tests.support import ROOT, run, tool
 

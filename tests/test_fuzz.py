@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged files: whatever the bytes, a reader gives a result or a Q7Error, soon and in little memory."""
+"""Damaged files: whatever the bytes, a reader gives a result or a UserError, soon and in little memory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from q7.caffe_io.blobs import read_mean, read_weights, write_mean, write_weights
-from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import boards, cost, emit, rows
-from q7.data import lmdb_images, pictures
-from q7.data.readers import Hdf5List, ImageList, LevelDb
-from q7.data.source import data_source
-from q7.errors import Q7Error
-from q7.network.from_caffe import attach_weights, parse_network
-from q7.search import journal
-from q7.search.journal import Journal
-from q7.search.verdict import Verdict
-from q7.store import original, record
-from q7.target import Target
+from caffe_to_cmsis_nn.caffe_io.blobs import read_mean, read_weights, write_mean, write_weights
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data import lmdb_images, pictures
+from caffe_to_cmsis_nn.data.readers import Hdf5List, ImageList, LevelDb
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.emit import projects, render
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.plan import cost, rows
+from caffe_to_cmsis_nn.search import journal
+from caffe_to_cmsis_nn.search.journal import Journal
+from caffe_to_cmsis_nn.search.verdict import Verdict
+from caffe_to_cmsis_nn.store import original, record
+from caffe_to_cmsis_nn.target import Target
 from tests import tiny
 from tests.support import write_leveldb
 
@@ -191,7 +192,7 @@ def _read_pickle(path: Path) -> object:
     loaded = record.load(path)
     network = loaded.network or original.rebuild(loaded.attributes, path.parent, Target())
     plan = rows.plan(network)
-    return emit.render(network, plan, boards.Options()), cost.table(network, plan, boards.Options())
+    return render.render(network, plan, projects.Options()), cost.table(network, plan, weights_in_ram=False)
 
 
 Reader = Callable[[Path], object]
@@ -324,7 +325,7 @@ def outcome(reader: str, path: Path, content: bytes) -> str:
     try:
         READERS[reader](path)
         end = "read"
-    except Q7Error as error:
+    except UserError as error:
         assert "\n" not in str(error)
         end = "refused"
     assert time.process_time() - start < SECONDS

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.caffe_io import caffe_pb2 as pb
-from q7.caffe_io.blobs import Blobs, write_mean, write_weights
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data import lmdb_images
-from q7.data.source import data_source
-from q7.engines.networks import FloatNetwork, Simulation
-from q7.errors import Q7Error
-from q7.layers.base import Declined
-from q7.layers.windowed import MaxPooling
-from q7.network.folding import fold_affine, fold_input_scale
-from q7.network.from_caffe import attach_weights, find_accuracy, parse_network
-from q7.network.graph import Graph
-from q7.network.to_caffe import caffe_types
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs, write_mean, write_weights
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Simulation
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.layers.base import UnsupportedLayer
+from caffe_to_cmsis_nn.layers.windowed import MaxPooling
+from caffe_to_cmsis_nn.network.folding import fold_affine, fold_input_scale
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, find_accuracy, parse_network
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.to_caffe import caffe_types
 from tests import tiny
 from tests.support import prototxt
 
@@ -124,7 +124,7 @@ def test_sizes_are_caffes(
 
 def test_window_outside_the_image_is_declined(tmp_path: Path) -> None:
     # Caffe gives 4x4 here, whose last window holds no cell.
-    with pytest.raises(Q7Error, match="layer 'p' \\(Pooling\\): the last window lies outside the image"):
+    with pytest.raises(UserError, match="layer 'p' \\(Pooling\\): the last window lies outside the image"):
         parse(tmp_path, pool("p", "data", "kernel_size: 2 stride: 3") + ip("ip", "p"), "ip", shape=(2, 9, 9))
 
 
@@ -367,7 +367,7 @@ def test_layers_that_do_not_lead_to_the_accuracy_are_ignored(tmp_path: Path) -> 
 
 
 def test_an_output_that_no_layer_writes(tmp_path: Path) -> None:
-    with pytest.raises(Q7Error, match=r"has no layer that writes 'ip2'"):
+    with pytest.raises(UserError, match=r"has no layer that writes 'ip2'"):
         parse(tmp_path, ip("ip1", "data"), "ip2")
 
 
@@ -375,7 +375,7 @@ def test_all_offending_layers_are_reported_at_once(tmp_path: Path) -> None:
     """Not those whose reason may only be that another one was declined."""
     layers = conv("c1", "data", "num_output: 2") + plain("MVN", "n1", "data", "a") + plain("Embed", "e", "a", "b")
     layers += conv("c2", "b", "num_output: 2") + layer("Concat", "cat", ["c1", "c2"])
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         parse(tmp_path, layers + ip("ip1", "cat"), "ip1")
     assert [part.split(":")[0] for part in str(caught.value).split("; ")] == [
         "layer 'c1' (Convolution)",
@@ -387,7 +387,7 @@ def test_all_offending_layers_are_reported_at_once(tmp_path: Path) -> None:
 def test_layers_are_grouped_by_the_reason(tmp_path: Path) -> None:
     names = [f"n{i}" for i in range(60)]
     layers = "".join(plain("MVN", name, bottom, name) for name, bottom in zip(names, ["data", *names]))
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         parse(tmp_path, layers + plain("Embed", "e", "n59", "e") + ip("ip1", "e"), "ip1", 'mean_file: "missing"')
     many, one = str(caught.value).split("; ")
     assert many == "layers 'n0', 'n1', 'n2' and 57 more (MVN): this type is not supported"
@@ -395,7 +395,7 @@ def test_layers_are_grouped_by_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_network_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Q7Error, match="which no weighted layer leads to"):
+    with pytest.raises(UserError, match="which no weighted layer leads to"):
         parse(tmp_path, pool("p", "data", "kernel_size: 2"), "p")
 
 
@@ -407,7 +407,7 @@ def test_crop_takes_the_centre(tmp_path: Path) -> None:
     image = np.arange(8 * 9).reshape(1, 8, 9)
     np.testing.assert_array_equal(source.crop_image(image), image[:, 1:6, 2:7])
     np.testing.assert_array_equal(source.crop_image(image[:, :5, :5]), image[:, :5, :5])
-    with pytest.raises(Q7Error, match="crop_size 5 is larger than the image, 4x9"):
+    with pytest.raises(UserError, match="crop_size 5 is larger than the image, 4x9"):
         source.crop_image(image[:, :4])
 
 
@@ -443,14 +443,14 @@ def test_mean_values(tmp_path: Path, transform: str, expected: list[float]) -> N
     ],
 )
 def test_refused_transforms(tmp_path: Path, transform: str, message: str) -> None:
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         parse(tmp_path, ip("ip1", "data"), "ip1", transform)
     assert message in str(caught.value)
 
 
 def test_a_mean_of_another_shape_is_refused(tmp_path: Path) -> None:
     write_mean(tmp_path / "m", np.zeros((3, 5, 5), np.float32))
-    with pytest.raises(Q7Error, match=r"the mean has shape \(3, 5, 5\), the images have \(3, 10, 11\)"):
+    with pytest.raises(UserError, match=r"the mean has shape \(3, 5, 5\), the images have \(3, 10, 11\)"):
         parse(tmp_path, ip("ip1", "data"), "ip1", 'mean_file: "m"')
 
 
@@ -468,7 +468,7 @@ def test_scale_is_folded_into_the_first_weights(tmp_path: Path, scale: float, po
 def test_scale_cannot_be_folded_past_a_pooling(tmp_path: Path) -> None:
     layers = pool("p", "data", "kernel_size: 2") + ip("ip1", "p")
     network = parse(tmp_path, layers, "ip1", "scale: 0.017")
-    with pytest.raises(Q7Error, match=r"layer 'p' reads the data, whose scale 0\.017 is not a power of two"):
+    with pytest.raises(UserError, match=r"layer 'p' reads the data, whose scale 0\.017 is not a power of two"):
         fold_input_scale(attach_weights(network, random_weights(network)))
 
 
@@ -486,11 +486,11 @@ def test_accuracy_layers_by_name_or_top(tmp_path: Path) -> None:
     assert find_accuracy(network, "accuracy").name == "accuracy"
     assert find_accuracy(network, "out").name == "other"
     assert find_accuracy(network, "five").name == "top5"
-    with pytest.raises(Q7Error, match="'rest': it must have axis 1, no ignore_label and 2 bottoms"):
+    with pytest.raises(UserError, match="'rest': it must have axis 1, no ignore_label and 2 bottoms"):
         find_accuracy(network, "rest")
-    with pytest.raises(Q7Error, match=r"no accuracy layer 'acc'.* it has: 'top5', 'other', 'rest', 'accuracy'$"):
+    with pytest.raises(UserError, match=r"no accuracy layer 'acc'.* it has: 'top5', 'other', 'rest', 'accuracy'$"):
         find_accuracy(network, "acc")
-    with pytest.raises(Q7Error, match="accuracy layer 'other' reads 'data', which is not the data layer's label"):
+    with pytest.raises(UserError, match="accuracy layer 'other' reads 'data', which is not the data layer's label"):
         parse_network(network, "other", data_source(network), IMAGE)
 
 
@@ -517,12 +517,12 @@ def test_transposed_weights_and_a_missing_bias(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     network = parse(tmp_path, tiny.LAYERS, "ip1", shape=tiny.IMAGE)
     blobs = tiny.blobs()
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         attach_weights(network, {**blobs, "ip1": [blobs["ip1"][0][:, :17], blobs["ip1"][1]]})
     assert "layer 'ip1': the weights file has (3, 17) and (3,), the prototxt asks for (3, 18) and (3,)" in str(caught)
-    with pytest.raises(Q7Error, match=r"layer 'ip1': the weights file has \(3, 18\), the prototxt asks for"):
+    with pytest.raises(UserError, match=r"layer 'ip1': the weights file has \(3, 18\), the prototxt asks for"):
         attach_weights(network, {**blobs, "ip1": blobs["ip1"][:1]})
-    with pytest.raises(Q7Error, match="layer 'ip1' has no weights in the weights file; it has: conv1"):
+    with pytest.raises(UserError, match="layer 'ip1' has no weights in the weights file; it has: conv1"):
         attach_weights(network, {"conv1": blobs["conv1"]})
 
 
@@ -531,11 +531,11 @@ def test_weights_that_are_no_numbers(tmp_path: Path, value: float) -> None:
     network = parse(tmp_path, tiny.LAYERS, "ip1", shape=tiny.IMAGE)
     blobs = tiny.blobs()
     blobs["conv1"][1][1] = value
-    with pytest.raises(Q7Error, match="layer 'conv1': its weights hold NaN or infinity"):
+    with pytest.raises(UserError, match="layer 'conv1': its weights hold NaN or infinity"):
         attach_weights(network, blobs)
 
 
 def test_declined_names_the_reason_alone() -> None:
     message = pb.LayerParameter(name="p", top=["p"])
-    with pytest.raises(Declined, match=r"^its input has shape \(5,\), allowed is \(channels, height, width\)$"):
+    with pytest.raises(UnsupportedLayer, match=r"^its input has shape \(5,\), allowed is \(channels, height, width\)$"):
         MaxPooling.parse(message, ("ip",), ((5,),))

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7.codegen import boards, emit, known_answers, rows
-from q7.codegen.c_text import comment, identifiers
-from q7.store import record
+from caffe_to_cmsis_nn.emit import projects, render
+from caffe_to_cmsis_nn.emit.c_text import comment, identifiers
+from caffe_to_cmsis_nn.engines import known_answers
+from caffe_to_cmsis_nn.plan import rows
+from caffe_to_cmsis_nn.store import record
 from tests import tiny
 from tests.generated import without_fingerprint
 
@@ -118,8 +120,8 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
     plan = rows.plan(loaded)
     answers = known_answers.compute(loaded, np.zeros((1, *tiny.IMAGE), np.uint8), np.zeros(1, np.int32))
     files = {}
-    for target in boards.TARGETS:
-        files.update(emit.render(loaded, plan, boards.Options(target, profile=True), answers))
+    for target in projects.PROJECTS:
+        files.update(render.render(loaded, plan, projects.Options(target, profile=True), answers))
     texts = {name: without_fingerprint(text) for name, text in files.items()}
     return {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in texts.items()}
 

@@ -16,13 +16,13 @@ from PIL import Image
 
 import code_gen
 import nn_quantizer
-from q7.caffe_io import caffe_pb2 as pb
-from q7.caffe_io.blobs import write_weights
-from q7.data import image_set, lmdb_images, pictures
-from q7.data.readers import Hdf5List, ImageList
-from q7.errors import Q7Error
-from q7.pipeline.job import prepare
-from q7.store import record
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
+from caffe_to_cmsis_nn.data import image_set, lmdb_images, pictures
+from caffe_to_cmsis_nn.data.readers import Hdf5List, ImageList
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.pipeline.job import prepare
+from caffe_to_cmsis_nn.store import record
 from tests import tiny
 from tests.generated import generate, without_fingerprint
 from tests.test_lmdb_images import write_datums
@@ -194,7 +194,7 @@ def test_what_is_a_pixel(value: float, pixel: int | None, tmp_path: Path) -> Non
     (tmp_path / "list.txt").write_text("a.h5\n")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.update({"data": np.full((1, *tiny.IMAGE), value, np.float32), "label": np.zeros(1)})
-    with contextlib.nullcontext() if pixel is not None else pytest.raises(Q7Error, match=r"not \(pixel - mean\)"):
+    with contextlib.nullcontext() if pixel is not None else pytest.raises(UserError, match=r"not \(pixel - mean\)"):
         assert (Hdf5List().read(tmp_path / "list.txt")[0] == pixel).all()
 
 
@@ -235,7 +235,7 @@ def test_resize(form: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixt
     generate(tmp_path / "net.pkl", tmp_path / "code", "--test_images", "7")
     assert nn_quantizer.main(["--eval", str(tmp_path / "net.pkl")]) == 0
     large = nn_quantizer.parse_arguments([*arguments, "--resize", "99999x99999"])
-    with pytest.raises(Q7Error, match="height 99999 and width 99999 to resize to are too large"):
+    with pytest.raises(UserError, match="height 99999 and width 99999 to resize to are too large"):
         prepare(large)
 
 

@@ -9,12 +9,12 @@ from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7.caffe_io import caffe_pb2 as pb
-from q7.layers.base import Layer
-from q7.layers.interp import Interp
-from q7.onnx_graph import OnnxGraph
-from q7.qformat import LayerFormats
-from q7.target import Target
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.layers.interp import Interp
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.qformat import LayerFormats
+from caffe_to_cmsis_nn.target import Target
 
 SHAPE = (2, 9, 12)
 

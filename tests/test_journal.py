@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7.engines.networks import FloatNetwork
-from q7.pipeline.job import prepare
-from q7.pipeline.quantize import open_journal
-from q7.search import caffe_objective, journal, weight_fitting
-from q7.search.journal import Journal, RememberedErrors, RememberedSimulation
-from q7.search.layer_errors import LayerErrors
-from q7.search.verdict import Verdict
-from q7.store import record
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork
+from caffe_to_cmsis_nn.pipeline.job import prepare
+from caffe_to_cmsis_nn.pipeline.quantize import open_journal
+from caffe_to_cmsis_nn.search import caffe_objective, journal, weight_fitting
+from caffe_to_cmsis_nn.search.journal import Journal, RememberedErrors, RememberedSimulation
+from caffe_to_cmsis_nn.search.layer_errors import LayerErrors
+from caffe_to_cmsis_nn.search.verdict import Verdict
+from caffe_to_cmsis_nn.store import record
 from tests import tiny
 from tests.support import ROOT
 

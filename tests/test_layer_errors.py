@@ -9,20 +9,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from q7.engines import engine
-from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from q7.layers.activations import ReLU
-from q7.layers.merges import Sum
-from q7.layers.windowed import Convolution
-from q7.network.graph import Graph
-from q7.network.quantized import quantize_network
-from q7.pipeline.job import Job
-from q7.qformat import LayerFormats, QFormat
-from q7.search import common, layer_errors
-from q7.search.common import Candidate, Tensor, Trial
-from q7.search.device_objective import device_objective
-from q7.search.layer_errors import LayerErrors, layer_by_layer, sections
-from q7.target import Target
+from caffe_to_cmsis_nn.engines import engine
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.layers.activations import ReLU
+from caffe_to_cmsis_nn.layers.merges import Sum
+from caffe_to_cmsis_nn.layers.windowed import Convolution
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.pipeline.job import Job
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.search import common, layer_errors
+from caffe_to_cmsis_nn.search.common import Candidate, Tensor, Trial
+from caffe_to_cmsis_nn.search.device_objective import device_objective
+from caffe_to_cmsis_nn.search.layer_errors import LayerErrors, layer_by_layer, sections
+from caffe_to_cmsis_nn.target import Target
 from tests.support import run_through
 from tests.test_search_device import _graph
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7.data import leveldb_images
-from q7.data.readers import LevelDb
-from q7.errors import Q7Error
+from caffe_to_cmsis_nn.data import leveldb_images
+from caffe_to_cmsis_nn.data.readers import LevelDb
+from caffe_to_cmsis_nn.errors import UserError
 from tests import tiny
 from tests.generated import generate, make, network
 from tests.support import write_leveldb
@@ -74,22 +74,22 @@ def test_from_the_prototxt_to_the_program(tmp_path: Path, images: tuple[np.ndarr
 
 def test_refusals(tmp_path: Path, images: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(Q7Error, match=r"'.*none' is not a LevelDB: it has no file CURRENT"):
+    with pytest.raises(UserError, match=r"'.*none' is not a LevelDB: it has no file CURRENT"):
         leveldb_images.count(tmp_path / "none")
     write_leveldb(tmp_path / "db", *images, TABLE)
     (table,) = (tmp_path / "db").glob("*.ldb")
     sound = table.read_bytes()
     table.write_bytes(sound[:100])
-    with pytest.raises(Q7Error, match=r"the LevelDB '.*db' is truncated, damaged or of another kind: IO error: "):
+    with pytest.raises(UserError, match=r"the LevelDB '.*db' is truncated, damaged or of another kind: IO error: "):
         LevelDb().read(tmp_path / "db")
     table.write_bytes(sound)
     with monkeypatch.context() as patch:
         patch.setattr(leveldb_images, "PROGRAM", "import os; os.write(2, b'no memory'); os.abort()")
-        with pytest.raises(Q7Error, match=r"the LevelDB '.*db' is truncated, damaged or of another kind: no memory"):
+        with pytest.raises(UserError, match=r"the LevelDB '.*db' is truncated, damaged or of another kind: no memory"):
             LevelDb().read(tmp_path / "db")
     write_leveldb(tmp_path / "empty", images[0][:0], images[1][:0], TABLE)
-    with pytest.raises(Q7Error, match="holds no images"):
+    with pytest.raises(UserError, match="holds no images"):
         LevelDb().read(tmp_path / "empty")
     monkeypatch.setitem(sys.modules, "plyvel", None)
-    with pytest.raises(Q7Error, match="is a LevelDB: pip install plyvel, or convert it"):
+    with pytest.raises(UserError, match="is a LevelDB: pip install plyvel, or convert it"):
         LevelDb().count(tmp_path / "db")

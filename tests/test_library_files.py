@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from q7.layers.registry import ALL_KERNELS
-from q7.target import Q7, S8, Target
+from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS
+from caffe_to_cmsis_nn.target import Q7, S8, Target
 from tests import small, standin_library
 from tests.generated import generate, make
 from tests.standin_library import RELEASES, library_of

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from q7.caffe_io import caffe_pb2 as pb
-from q7.data import lmdb_images
-from q7.errors import Q7Error
+from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.errors import UserError
 
 
 def write_datums(path: Path, *datums: Any) -> Path:
@@ -64,7 +64,7 @@ def test_float_datums(tmp_path: Path) -> None:
     assert lmdb_images.read(write_datums(tmp_path / "a", datum))[0].tolist() == [[[[0, 255, 7]]]]
     for values in ([0.5, 1, 1], [-1, 0, 0], [256, 0, 0], [float("nan"), 0, 0]):
         datum = pb.Datum(channels=1, height=1, width=3, float_data=values)
-        with pytest.raises(Q7Error, match="key '00000000': float_data that is no pixel"):
+        with pytest.raises(UserError, match="key '00000000': float_data that is no pixel"):
             lmdb_images.read(write_datums(tmp_path / "b", datum))
 
 
@@ -95,7 +95,7 @@ def test_encoded_modes(tmp_path: Path, mode: str, channels: int) -> None:
 def test_encoded_modes_that_caffe_reads_otherwise(tmp_path: Path, mode: str) -> None:
     pixels = np.full((4, 4), 255, np.uint8)
     seen = f"({mode}|I)"  # older Pillows call I;16 so
-    with pytest.raises(Q7Error, match=f"an image of mode {seen}, allowed are 8-bit grey and colours without alpha"):
+    with pytest.raises(UserError, match=f"an image of mode {seen}, allowed are 8-bit grey and colours without alpha"):
         lmdb_images.read(write_datums(tmp_path / "db", encoded("PNG", mode, pixels)))
 
 
@@ -113,7 +113,7 @@ def test_encoded_modes_that_caffe_reads_otherwise(tmp_path: Path, mode: str) -> 
     ],
 )
 def test_datums_that_are_refused(tmp_path: Path, datums: list[Any], message: str) -> None:
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         lmdb_images.read(write_datums(tmp_path / "db", *datums))
     assert message in str(caught.value)
 
@@ -121,25 +121,25 @@ def test_datums_that_are_refused(tmp_path: Path, datums: list[Any], message: str
 def test_keys_come_into_messages_as_one_line(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "db")) as database, database.begin(write=True) as transaction:
         transaction.put(b"a\n\x1b[31m\xff", b"")
-    with pytest.raises(Q7Error, match=r"db', key 'a\?\?\[31m\\xff': 0 values"):
+    with pytest.raises(UserError, match=r"db', key 'a\?\?\[31m\\xff': 0 values"):
         lmdb_images.read(tmp_path / "db")
 
 
 def test_image_bomb(tmp_path: Path) -> None:
     content = io.BytesIO()
     Image.new("1", (5000, 5000)).save(content, "PNG")
-    with pytest.raises(Q7Error, match="an image of 5000x5000 pixels is too large"):
+    with pytest.raises(UserError, match="an image of 5000x5000 pixels is too large"):
         lmdb_images.read(write_datums(tmp_path / "db", pb.Datum(encoded=True, data=content.getvalue())))
 
 
 def test_what_is_no_lmdb(tmp_path: Path) -> None:
-    with pytest.raises(Q7Error, match=r"is not an LMDB: it has no data\.mdb"):
+    with pytest.raises(UserError, match=r"is not an LMDB: it has no data\.mdb"):
         lmdb_images.read(tmp_path)
-    with pytest.raises(Q7Error, match="is not an LMDB"):
+    with pytest.raises(UserError, match="is not an LMDB"):
         lmdb_images.read(tmp_path / "none")
     for content in (b"", b"hello", bytes(20000)):
         (tmp_path / "data.mdb").write_bytes(content)
-        with pytest.raises(Q7Error, match=r"the LMDB '.*' is truncated, damaged or of another kind"):
+        with pytest.raises(UserError, match=r"the LMDB '.*' is truncated, damaged or of another kind"):
             lmdb_images.read(tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_truncated_lmdb(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in range(0, len(whole), 3000):
         path.write_bytes(whole[:size])
-        with pytest.raises(Q7Error, match=r"the LMDB '.*' is truncated, damaged or of another kind"):
+        with pytest.raises(UserError, match=r"the LMDB '.*' is truncated, damaged or of another kind"):
             lmdb_images.read(tmp_path / "db")
 
 
@@ -162,7 +162,7 @@ def test_lmdb_that_lost_entries(tmp_path: Path, lost: int) -> None:
     leaf = next(at for at in range(8192, len(content), 4096) if content[at + 10] == 2)
     content[leaf + 12] -= 2 * lost  # where the offsets of the entries end
     path.write_bytes(content)
-    with pytest.raises(Q7Error, match="another kind: it says that it has 3 entries"):
+    with pytest.raises(UserError, match="another kind: it says that it has 3 entries"):
         lmdb_images.read(tmp_path / "db")
 
 
@@ -178,14 +178,14 @@ def test_lmdb_whose_pages_lead_back(tmp_path: Path) -> None:
         for meta in (0, 4096):
             content[meta + 94 : meta + 96] = depth.to_bytes(2, "little")
         path.write_bytes(content)
-        with pytest.raises(Q7Error, match=r"is of another kind$|lead back to each other$"):
+        with pytest.raises(UserError, match=r"is of another kind$|lead back to each other$"):
             lmdb_images.read(tmp_path / "db")
 
 
 def test_lmdb_of_another_kind(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "db"), map_size=1 << 20, max_dbs=1) as database:
         database.open_db(b"named")
-    with pytest.raises(Q7Error, match="page 2 holds no plain values"):
+    with pytest.raises(UserError, match="page 2 holds no plain values"):
         lmdb_images.read(tmp_path / "db")
 
 

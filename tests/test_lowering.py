@@ -10,14 +10,14 @@ import pytest
 
 import code_gen
 import nn_quantizer
-from q7.codegen import lowering
-from q7.kernels.base import Bounds
-from q7.kernels.call import CNames
-from q7.kernels.own_loops import LeakyRelu, Slope
-from q7.layers.activations import LeakyReLU
-from q7.qformat import QFormat
-from q7.target import S8 as S8_LIBRARY
-from q7.target import Core, Target
+from caffe_to_cmsis_nn.kernels.base import Bounds
+from caffe_to_cmsis_nn.kernels.call import CNames
+from caffe_to_cmsis_nn.kernels.own_loops import LeakyRelu, Slope
+from caffe_to_cmsis_nn.layers.activations import LeakyReLU
+from caffe_to_cmsis_nn.plan import lowering
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.target import S8 as S8_LIBRARY
+from caffe_to_cmsis_nn.target import Core, Target
 from tests import small, tiny
 from tests.generated import generate, macros, make, network, on_host, predicted, stored_images
 from tests.support import tool

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from q7.kernels import lrn
-from q7.kernels.lrn import Powers
-from q7.layers.lrn import Across, Within
-from q7.layers.normalize import UnitLength
-from q7.onnx_graph import OnnxGraph
-from q7.qformat import LayerFormats, QFormat
-from q7.target import Target
+from caffe_to_cmsis_nn.kernels import lrn
+from caffe_to_cmsis_nn.kernels.lrn import Powers
+from caffe_to_cmsis_nn.layers.lrn import Across, Within
+from caffe_to_cmsis_nn.layers.normalize import UnitLength
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.target import Target
 
 CAFFENET = {"local_size": 5, "alpha": 1e-4, "beta": 0.75}
 

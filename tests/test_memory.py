@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q7.codegen import cost, memory, rows
-from q7.codegen.boards import Options
-from q7.codegen.memory import ALIGNMENT, MemoryPlan
-from q7.target import Core, Target
+from caffe_to_cmsis_nn.plan import cost, memory, rows
+from caffe_to_cmsis_nn.plan.memory import ALIGNMENT, MemoryPlan
+from caffe_to_cmsis_nn.target import Core, Target
 from tests import small
 from tests.generated import STRICT, cross_compile, generate, network, sections
 
@@ -183,7 +182,7 @@ def test_totals_are_those_of_the_built_object(
     constants = sum(size for section, size in found.items() if section.startswith((".rodata", ".data")))
     quantized = network(pickle)
     plan = rows.plan(quantized, "--no-inplace-pooling" in flags)
-    total = cost.totals(quantized, plan, Options(weights_in_ram="ram" in flags))
+    total = cost.totals(quantized, plan, "ram" in flags)
     assert total.ram == pytest.approx(in_ram(found), rel=0.01)
     assert total.flash == pytest.approx(constants, rel=0.01)
     printed = f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes"

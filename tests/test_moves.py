@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.codegen import lowering
-from q7.kernels.along_axis import Exponentials, Ratio
-from q7.kernels.layout import MOST_LOOPS, Steps
-from q7.target import Target
+from caffe_to_cmsis_nn.kernels.along_axis import Exponentials, Ratio
+from caffe_to_cmsis_nn.kernels.layout import MOST_LOOPS, Steps
+from caffe_to_cmsis_nn.plan import lowering
+from caffe_to_cmsis_nn.target import Target
 from tests.cases import conv, ip, layer
 from tests.networks import quantize
 

@@ -12,11 +12,11 @@ import pytest
 
 import code_gen
 import nn_quantizer
-from q7.codegen import lowering
-from q7.data import lmdb_images
-from q7.engines.networks import FloatNetwork, as_trained
-from q7.pipeline.job import Job
-from q7.target import LIBRARIES, Core, Library, Target
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
+from caffe_to_cmsis_nn.pipeline.job import Job
+from caffe_to_cmsis_nn.plan import lowering
+from caffe_to_cmsis_nn.target import LIBRARIES, Core, Library, Target
 from tests import small, tiny
 from tests.generated import network, predicted
 from tests.support import MODELS

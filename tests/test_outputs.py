@@ -14,19 +14,19 @@ import onnxruntime
 import pytest
 
 import nn_quantizer
-from q7.caffe_io.blobs import to_caffemodel
-from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import known_answers
-from q7.data import lmdb_images
-from q7.data.source import data_source
-from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.networks import DeviceNetwork
-from q7.errors import Q7Error
-from q7.network.folding import fold_affine
-from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.graph import Graph
-from q7.report import page
-from q7.target import Core, Target
+from caffe_to_cmsis_nn.caffe_io.blobs import to_caffemodel
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.engines import known_answers
+from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.folding import fold_affine
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.report import page
+from caffe_to_cmsis_nn.target import Core, Target
 from tests.generated import (
     STRICT,
     flip_first_value,
@@ -135,7 +135,7 @@ def test_losses_are_no_readers(tmp_path: Path) -> None:
 
 def test_a_softmax_is_left_out_of_one_output_and_computed_of_several(tmp_path: Path) -> None:
     assert [*parse(tmp_path, INPUT + LAYERS + PROB).outputs] == ["map", "boxes", "prob"]
-    with pytest.raises(Q7Error, match=r"--output nothing: .* nobody reads map, boxes, prob"):
+    with pytest.raises(UserError, match=r"--output nothing: .* nobody reads map, boxes, prob"):
         parse(tmp_path, INPUT + LAYERS + PROB, "nothing")
     assert parse(tmp_path, INPUT + LAYERS + PROB, "prob").scores == {"scores"}
 

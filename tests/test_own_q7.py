@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import code_gen
-from q7.codegen import lowering
-from q7.codegen.c_text import c_statement
-from q7.kernels import registry
-from q7.kernels.base import Bounds, consider
-from q7.kernels.call import CNames
-from q7.network.quantized import IntegerLayer
-from q7.target import OWN, S8, Core, Rounding, Target
+from caffe_to_cmsis_nn.emit.c_text import c_statement
+from caffe_to_cmsis_nn.kernels import registry
+from caffe_to_cmsis_nn.kernels.base import Bounds, consider
+from caffe_to_cmsis_nn.kernels.call import CNames
+from caffe_to_cmsis_nn.network.quantized import IntegerLayer
+from caffe_to_cmsis_nn.plan import lowering
+from caffe_to_cmsis_nn.target import OWN, S8, Core, Rounding, Target
 from tests import small
 from tests.generated import STRICT, arm_compilers, predicted
 from tests.support import FULL_SIZE, ROOT, run, tool

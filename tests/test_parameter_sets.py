@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data.source import data_source
-from q7.engines.networks import FloatNetwork, as_trained
-from q7.errors import Q7Error
-from q7.network.folding import fold_affine
-from q7.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.folding import fold_affine
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
 from tests.support import ROOT, prototxt
 from tests.test_graph import random_weights
 
@@ -147,7 +147,7 @@ def layers(kind: str, case: Case) -> str:
 
 def test_what_is_declined(tmp_path: Path) -> None:
     read = read_prototxt(prototxt(tmp_path, layers("Embed", ("", "", "data")), "x"))
-    with pytest.raises(Q7Error, match=r"layer 'l' \(Embed\): this type is not supported"):
+    with pytest.raises(UserError, match=r"layer 'l' \(Embed\): this type is not supported"):
         parse_network(read, "accuracy", data_source(read), SHAPE)
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.caffe_io.blobs import Blobs
-from q7.engines.networks import FloatNetwork, Simulation, as_trained
-from q7.errors import Q7Error
-from q7.network.folding import fold_affine
-from q7.network.from_caffe import attach_weights
-from q7.network.graph import Graph
-from q7.network.to_caffe import caffe_types, quantized_blobs
-from q7.qformat import QFormat
-from q7.search import common
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Simulation, as_trained
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.folding import fold_affine
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.to_caffe import caffe_types, quantized_blobs
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search import common
 from tests.test_graph import conv, ip, layer, parse, plain, random_weights, scale
 
 SHAPE = (2, 5, 5)
@@ -72,7 +72,7 @@ def test_a_batch_norm_without_samples_counts_nothing(tmp_path: Path) -> None:
 def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
     network, blobs = _network(tmp_path, CHAINS["BatchNorm"], False)
     blobs["bn"][1][0] = -1
-    with pytest.raises(Q7Error, match="layer 'c': NaN or infinity, after BatchNorm was folded into it"):
+    with pytest.raises(UserError, match="layer 'c': NaN or infinity, after BatchNorm was folded into it"):
         fold_affine(attach_weights(network, blobs))
 
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_folded_stands_alone(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", DECLINED)
 def test_what_cannot_be_computed_is_declined(tmp_path: Path, name: str) -> None:
     layers, top, message = DECLINED[name]
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         parse(tmp_path, layers + ip("ip", top), "ip", shape=SHAPE)
     assert message in str(caught.value)
 

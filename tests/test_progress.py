@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import nn_quantizer
-from q7.pipeline.job import prepare
-from q7.pipeline.quantize import find_formats, open_journal
-from q7.qformat import QFormat
-from q7.search import caffe_objective, common, progress
-from q7.search.common import Found, Score, Search, Tensor, Trial
-from q7.search.progress import Best, Estimate
+from caffe_to_cmsis_nn.pipeline.job import prepare
+from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search import caffe_objective, common, progress
+from caffe_to_cmsis_nn.search.common import Found, Score, Search, Tensor, Trial
+from caffe_to_cmsis_nn.search.progress import Best, Estimate
 from tests import tiny
 from tests.test_search_device import _graph
 

@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import emit, rows
-from q7.codegen.boards import Options
-from q7.data.source import data_source
-from q7.errors import Q7Error
-from q7.network.folding import simplify
-from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.graph import Graph
-from q7.network.quantized import QuantizedNetwork, quantize_network
-from q7.qformat import QFormat
-from q7.search import common
-from q7.target import Core, Target
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.emit import render
+from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.folding import simplify
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, quantize_network
+from caffe_to_cmsis_nn.plan import rows
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search import common
+from caffe_to_cmsis_nn.target import Core, Target
 from tests.test_graph import random_weights
 
 
@@ -465,7 +466,7 @@ def parse(folder: Path, case: Case) -> Graph:
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.declined])
 def test_declined_with_the_reason(name: str, tmp_path: Path) -> None:
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         parse(tmp_path, CASES[name])
     for part in CASES[name].declined:
         assert part in str(caught.value)
@@ -485,7 +486,7 @@ def test_parsed_and_placed(name: str, tmp_path: Path) -> None:
     layers = tuple(quantize_network(network, formats, target))
     quantized = QuantizedNetwork(network, formats, layers, target)
     plan = rows.plan(quantized)
-    files = emit.render(quantized, plan, Options("host"))
+    files = render.render(quantized, plan, Options("host"))
     assert all(integer.kernel.name in files["main.cpp"] for integer in layers)
 
 

@@ -7,14 +7,15 @@ import math
 
 import pytest
 
-from q7.codegen import emit, rows
-from q7.codegen.boards import Options
-from q7.network.folding import simplify
-from q7.network.from_caffe import attach_weights
-from q7.network.quantized import QuantizedNetwork, quantize_network
-from q7.qformat import QFormat
-from q7.search import common
-from q7.target import Target
+from caffe_to_cmsis_nn.emit import render
+from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.network.folding import simplify
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, quantize_network
+from caffe_to_cmsis_nn.plan import rows
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search import common
+from caffe_to_cmsis_nn.target import Target
 from tests.public_networks import NETWORKS, declined, graph
 from tests.test_graph import random_weights
 
@@ -47,5 +48,5 @@ def test_computed_or_declined_with_the_reason(name: str) -> None:
     formats = common.table(network, {key: QFormat(4) for key in common.tensors(network)})
     layers = tuple(quantize_network(network, formats, Target()))
     quantized = QuantizedNetwork(network, formats, layers, Target())
-    main = emit.render(quantized, rows.plan(quantized), Options("host"))["main.cpp"]
+    main = render.render(quantized, rows.plan(quantized), Options("host"))["main.cpp"]
     assert all(integer.kernel.name in main for integer in layers)

@@ -16,20 +16,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import nn_quantizer
-from q7.caffe_io.blobs import write_weights
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data.source import data_source
-from q7.engines import pycaffe_network
-from q7.engines.accuracy import accuracy_caffe
-from q7.engines.networks import FloatNetwork, Grid, Simulation, as_trained
-from q7.engines.pycaffe_network import PycaffeNetwork
-from q7.errors import Q7Error
-from q7.network.from_caffe import parse_network
-from q7.network.to_caffe import caffe_types
-from q7.pipeline import job as jobs
-from q7.pipeline.job import Job
-from q7.qformat import QFormat
-from q7.store import record
+from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source
+from caffe_to_cmsis_nn.engines import pycaffe_network
+from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation, as_trained
+from caffe_to_cmsis_nn.engines.pycaffe_network import PycaffeNetwork
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network.from_caffe import parse_network
+from caffe_to_cmsis_nn.network.to_caffe import caffe_types
+from caffe_to_cmsis_nn.pipeline import job as jobs
+from caffe_to_cmsis_nn.pipeline.job import Job
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.store import record
 from tests import networks, test_images, test_outputs, tiny
 from tests.support import MODELS, prototxt, write_dataset
 
@@ -41,7 +41,7 @@ def load_or_skip() -> Any:
     """pycaffe; most machines cannot have it, so that only REQUIRE_CAFFE makes its absence a failure."""
     try:
         return pycaffe_network.load()
-    except Q7Error as error:
+    except UserError as error:
         if os.environ.get("REQUIRE_CAFFE"):
             pytest.fail(f"REQUIRE_CAFFE is set: {error}")
         pytest.skip("pycaffe cannot be imported")
@@ -262,7 +262,7 @@ def test_no_gpu(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     arguments = tiny.write(tmp_path)
     try:
         pycaffe_network.load(gpu=True)
-    except Q7Error:
+    except UserError:
         refused([*arguments, "--gpu"], capsys, "a pycaffe built with CUDA")
     else:
         pytest.skip("this machine has a GPU, and a Caffe that uses it")
@@ -282,7 +282,7 @@ def test_no_lmdb(caffe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_what_caffe_would_die_of(caffe: Any, text: str, reason: str) -> None:
-    with pytest.raises(Q7Error, match=reason):
+    with pytest.raises(UserError, match=reason):
         pycaffe_network.build(caffe, text)
 
 

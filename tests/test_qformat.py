@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q7.errors import Q7Error
-from q7.layers.base import Layer
-from q7.qformat import LayerFormats, QFormat, Shifts, shifts
-from q7.target import Rounding
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat, Shifts, shifts
+from caffe_to_cmsis_nn.target import Rounding
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_covering(largest: float, name: str) -> None:
 
 @pytest.mark.parametrize("largest", [float("nan"), float("inf")])
 def test_covering_refuses(largest: float) -> None:
-    with pytest.raises(Q7Error, match="has no Q-format"):
+    with pytest.raises(UserError, match="has no Q-format"):
         QFormat.covering(largest)
 
 
@@ -103,5 +103,5 @@ def test_shifts_of_the_published_network() -> None:
     ],
 )
 def test_shifts_that_the_kernels_cannot_carry(formats: LayerFormats, message: str) -> None:
-    with pytest.raises(Q7Error, match=message):
+    with pytest.raises(UserError, match=message):
         shifts(formats)

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 import nn_quantizer
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.emit import projects, render
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.plan import rows
+from caffe_to_cmsis_nn.store import plain_pickle, record
+from caffe_to_cmsis_nn.store.record import Record
 from nn_quantizer import Caffe_Quantizer
-from q7 import files
-from q7.codegen import boards, emit, rows
-from q7.errors import Q7Error
-from q7.store import plain_pickle, record
-from q7.store.record import Record
 from tests.support import shared
 
 ATTRIBUTES = (
@@ -40,7 +41,7 @@ def content(path: Path) -> Any:
 def refused(path: Path, damaged: bytes) -> str:
     """The message about a pickle that cannot be loaded."""
     path.write_bytes(damaged)
-    with pytest.raises(Q7Error) as caught:
+    with pytest.raises(UserError) as caught:
         record.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -55,7 +56,7 @@ def test_round_trip(tiny_pickle: Path, tmp_path: Path) -> None:
     record.save(tmp_path / "again.pkl", loaded)
     assert content(tmp_path / "again.pkl") == content(tiny_pickle)
     plan = rows.plan(loaded.network)
-    assert "conv1" in emit.render(loaded.network, plan, boards.Options())["main.cpp"]
+    assert "conv1" in render.render(loaded.network, plan, projects.Options())["main.cpp"]
 
 
 def test_the_pickle_holds_plain_values_alone(tiny_pickle: Path) -> None:
@@ -281,9 +282,9 @@ def test_attacks_leave_nothing_behind(tmp_path: Path) -> None:
 def test_a_pickle_that_is_too_large(tmp_path: Path) -> None:
     with open(tmp_path / "large", "wb") as file:
         file.truncate(files.LARGEST + 1)
-    with pytest.raises(Q7Error, match="large' has 67108865 bytes, allowed are 67108864"):
+    with pytest.raises(UserError, match="large' has 67108865 bytes, allowed are 67108864"):
         record.load(tmp_path / "large")
-    with pytest.raises(Q7Error, match=r"cannot read the pickle '.*none': No such file"):
+    with pytest.raises(UserError, match=r"cannot read the pickle '.*none': No such file"):
         record.load(tmp_path / "none")
 
 
@@ -477,7 +478,7 @@ def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
     loaded = record.load(tmp_path / "evil.pkl").network
     assert loaded
     assert loaded.graph.layers[1].name == evil
-    rendered = emit.render(loaded, rows.plan(loaded), boards.Options(profile=True))
+    rendered = render.render(loaded, rows.plan(loaded), projects.Options(profile=True))
     assert "int evil" in rendered["parameter.h"]
     for text in rendered.values():
         assert "*/ int evil" not in text

@@ -22,9 +22,9 @@ from PIL import Image
 
 import code_gen
 import nn_quantizer
-from q7.codegen import lowering
-from q7.report import facts, page
-from q7.store import record
+from caffe_to_cmsis_nn.plan import lowering
+from caffe_to_cmsis_nn.report import facts, page
+from caffe_to_cmsis_nn.store import record
 from tests import tiny
 from tests.support import ROOT, run, tool
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from q7.engines.networks import FloatNetwork, as_trained
-from q7.layers.activations import Clip, LeakyReLU, ReLU
-from q7.layers.base import Layer
-from q7.layers.input import Input
-from q7.layers.moves import Flatten
-from q7.layers.windowed import AveragePooling, Convolution, InnerProduct, MaxPooling
-from q7.network.graph import Graph
-from q7.network.rescaling import rescaled, taker
-from q7.search.layer_errors import sections
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
+from caffe_to_cmsis_nn.layers.activations import Clip, LeakyReLU, ReLU
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.layers.input import Input
+from caffe_to_cmsis_nn.layers.moves import Flatten
+from caffe_to_cmsis_nn.layers.windowed import AveragePooling, Convolution, InnerProduct, MaxPooling
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.rescaling import rescaled, taker
+from caffe_to_cmsis_nn.search.layer_errors import sections
 
 SHAPE = (6, 8, 8)
 HALF = (6, 4, 4)

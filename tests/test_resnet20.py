@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.caffe_io.blobs import read_weights
-from q7.caffe_io.prototxt import read_prototxt
-from q7.data import lmdb_images
-from q7.data.source import DataSource, data_source, override
-from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.networks import FloatNetwork, Simulation
-from q7.network.folding import simplify
-from q7.network.from_caffe import attach_weights, parse_network
-from q7.network.graph import Graph
-from q7.network.quantized import QuantizedNetwork, SourceFile, quantize_network
-from q7.qformat import QFormat
-from q7.search import common
-from q7.search.common import Tensor
-from q7.target import Target
+from caffe_to_cmsis_nn.caffe_io.blobs import read_weights
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.data.source import DataSource, data_source, override
+from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Simulation
+from caffe_to_cmsis_nn.network.folding import simplify
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, SourceFile, quantize_network
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search import common
+from caffe_to_cmsis_nn.search.common import Tensor
+from caffe_to_cmsis_nn.target import Target
 from tests import small
 from tests.generated import generate, make, on_host, predicted
 from tests.support import shared, tool

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 
 import code_gen
-from q7.caffe_io.blobs import Blobs, read_weights
-from q7.caffe_io.prototxt import read_prototxt
-from q7.codegen import rows, steps
-from q7.codegen.boards import Options
-from q7.codegen.rows import Planner
-from q7.data.source import data_source, override
-from q7.kernels import registry
-from q7.kernels.base import Integers
-from q7.kernels.own_loops import Pixels
-from q7.network.folding import simplify
-from q7.network.from_caffe import parse_network
-from q7.network.quantized import IntegerLayer, QuantizedNetwork
-from q7.qformat import LayerFormats, Shifts
-from q7.target import OWN, Core, Target
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs, read_weights
+from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
+from caffe_to_cmsis_nn.data.source import data_source, override
+from caffe_to_cmsis_nn.emit import program
+from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.kernels import registry
+from caffe_to_cmsis_nn.kernels.base import Integers
+from caffe_to_cmsis_nn.kernels.own_loops import Pixels
+from caffe_to_cmsis_nn.network.folding import simplify
+from caffe_to_cmsis_nn.network.from_caffe import parse_network
+from caffe_to_cmsis_nn.network.quantized import IntegerLayer, QuantizedNetwork
+from caffe_to_cmsis_nn.plan import rows
+from caffe_to_cmsis_nn.plan.rows import Planner
+from caffe_to_cmsis_nn.qformat import LayerFormats, Shifts
+from caffe_to_cmsis_nn.target import OWN, Core, Target
 from tests import small
 from tests.generated import network, predicted
 from tests.support import MODELS, SHARED, missing
@@ -168,8 +169,8 @@ def test_rows_of_zeros_stand_for_padding_that_a_kernel_does_not_check(target: Ta
     (run,) = plan.runs
     padded = {plan.stages[w.stage].layers[0]: (w.above, w.below) for w in run.windows if (w.above, w.below) != (0, 0)}
     assert padded == ({names.index("pool1"): (zeros, zeros)} if zeros else {})
-    program = steps.build(plan.lower(quantized), plan, Options())
-    (section,) = (section for section in program.sections if isinstance(section, steps.RunStep))
+    built = program.build(plan.lower(quantized), plan, Options())
+    (section,) = (section for section in built.sections if isinstance(section, program.RunStep))
     stages = {stage.name: stage for stage in section.stages}
     assert [(name, count) for name, _, count in stages["conv2"].readings] == [("pool1", 16 + zeros)]
     assert "conv2_scratch" in str(stages["conv2"].steps[0].calls)

@@ -6,15 +6,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from q7.codegen.memory import Buffer, _place
-from q7.kernels import exact_onnx, own_loops
-from q7.kernels.along_axis import Ratio
-from q7.kernels.arm_s8 import INT32_MAX, multiplier
-from q7.kernels.base import Integers, stays_ahead
-from q7.layers.windowed import MaxPooling
-from q7.onnx_graph import OnnxGraph
-from q7.qformat import Shifts
-from q7.target import Rounding, Target
+from caffe_to_cmsis_nn.kernels import exact_onnx, own_loops
+from caffe_to_cmsis_nn.kernels.along_axis import Ratio
+from caffe_to_cmsis_nn.kernels.arm_s8 import INT32_MAX, multiplier
+from caffe_to_cmsis_nn.kernels.base import Integers, stays_ahead
+from caffe_to_cmsis_nn.layers.windowed import MaxPooling
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.plan.memory import Buffer, _place
+from caffe_to_cmsis_nn.qformat import Shifts
+from caffe_to_cmsis_nn.target import Rounding, Target
 
 
 @pytest.mark.parametrize("odd", [-1, 0, 1])

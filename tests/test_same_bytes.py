@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.caffe_io.blobs import write_weights
+from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
 from tests.support import MODELS, ROOT, prototxt, run, write_dataset
 
 # A sum behind a convolution, which onnxruntime computes with it where it can.

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.networks import FloatNetwork
-from q7.layers.activations import LeakyReLU, ReLU, Sigmoid
-from q7.layers.base import Layer
-from q7.layers.input import Input
-from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
-from q7.network.graph import Graph
-from q7.pipeline.job import Job
-from q7.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
-from q7.search import caffe_objective, common
-from q7.search.caffe_objective import Grids, Judged
-from q7.search.common import Found, Search, Tensor, Trial
-from q7.store import record
+from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork
+from caffe_to_cmsis_nn.layers.activations import LeakyReLU, ReLU, Sigmoid
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.layers.input import Input
+from caffe_to_cmsis_nn.layers.windowed import AveragePooling, Convolution, InnerProduct
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.pipeline.job import Job
+from caffe_to_cmsis_nn.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
+from caffe_to_cmsis_nn.search import caffe_objective, common
+from caffe_to_cmsis_nn.search.caffe_objective import Grids, Judged
+from caffe_to_cmsis_nn.search.common import Found, Search, Tensor, Trial
+from caffe_to_cmsis_nn.store import record
 from tests.support import run_through
 
 

@@ -14,22 +14,22 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import nn_quantizer
-from q7.caffe_io.blobs import write_weights
-from q7.engines import engine
-from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from q7.layers.activations import ReLU
-from q7.layers.base import Layer
-from q7.layers.input import Input
-from q7.layers.windowed import AveragePooling, Convolution, InnerProduct
-from q7.network.graph import Graph
-from q7.network.quantized import quantize_network
-from q7.pipeline.job import Job, split
-from q7.qformat import LayerFormats, QFormat
-from q7.search import common, weight_fitting
-from q7.search.device_objective import _Finals, _finer_logits, device_objective
-from q7.search.verdict import Expected, Verdict
-from q7.store import record
-from q7.target import Rounding, Target
+from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
+from caffe_to_cmsis_nn.engines import engine
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.layers.activations import ReLU
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.layers.input import Input
+from caffe_to_cmsis_nn.layers.windowed import AveragePooling, Convolution, InnerProduct
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.pipeline.job import Job, split
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.search import common, weight_fitting
+from caffe_to_cmsis_nn.search.device_objective import _Finals, _finer_logits, device_objective
+from caffe_to_cmsis_nn.search.verdict import Expected, Verdict
+from caffe_to_cmsis_nn.store import record
+from caffe_to_cmsis_nn.target import Rounding, Target
 from tests.support import prototxt, run_through, write_dataset
 
 

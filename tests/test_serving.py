@@ -21,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nn_quantizer
-from q7 import files
-from q7.codegen import known_answers, serving
-from q7.codegen.serving import stuff, unstuff
-from q7.errors import Q7Error
-from q7.target import OWN, Q7, S8, Core, Library, Rounding, Target
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.board import protocol
+from caffe_to_cmsis_nn.board.protocol import stuff, unstuff
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.network import test_images
+from caffe_to_cmsis_nn.target import OWN, Q7, S8, Core, Library, Rounding, Target
 from tests import small
 from tests.generated import arm_compilers, flip_first_value, generate, make, network, predicted, stored_images
 from tests.support import FULL_SIZE, run, tool
@@ -72,22 +73,22 @@ def test_noise_is_no_message(noise: bytes) -> None:
 
 
 @pytest.mark.parametrize("rounding", Rounding)
-@pytest.mark.parametrize("library", serving.LIBRARIES, ids=str)
+@pytest.mark.parametrize("library", protocol.LIBRARIES, ids=str)
 def test_facts_and_fingerprints_tell_networks_apart(library: Library, rounding: Rounding, tmp_path: Path) -> None:
     if rounding not in library.roundings:
         return
     target = Target(Core.PLAIN, rounding, library)
-    facts = serving.Facts(target, False, True, 243, 6, 12)
-    assert serving.Facts.unpack(facts.pack()) == facts
-    with pytest.raises(Q7Error, match="of another version of this tool"):
-        serving.Facts.unpack(b"\x09" + facts.pack()[1:])
+    facts = protocol.Facts(target, False, True, 243, 6, 12)
+    assert protocol.Facts.unpack(facts.pack()) == facts
+    with pytest.raises(UserError, match="of another version of this tool"):
+        protocol.Facts.unpack(b"\x09" + facts.pack()[1:])
     one = small.quantized(tmp_path, target)
-    assert serving.fingerprint(one) == serving.fingerprint(small.quantized(tmp_path, target))
-    assert serving.fingerprint(one) != serving.fingerprint(
+    assert protocol.fingerprint(one) == protocol.fingerprint(small.quantized(tmp_path, target))
+    assert protocol.fingerprint(one) != protocol.fingerprint(
         small.quantized(tmp_path, Target(Core.DSP, rounding, library))
     )
     one.layers[1].integers.weights[0, 0, 0, 0] ^= 1
-    assert serving.fingerprint(one) != serving.fingerprint(small.quantized(tmp_path, target))
+    assert protocol.fingerprint(one) != protocol.fingerprint(small.quantized(tmp_path, target))
 
 
 # --- boards -----------------------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def said(count: int, accuracy: float) -> str:
 def accuracy(pickle: Path, count: int) -> float:
     quantized = network(pickle)
     path = files.find(quantized.dataset, pickle.parent, "the LMDB")
-    images, labels = known_answers.open_images(quantized, path, count)
+    images, labels = test_images.open_images(quantized, path, count)
     return float(np.mean(predicted(quantized, images).argmax(axis=1) == labels) * 100)
 
 
@@ -293,13 +294,13 @@ def test_a_board_that_begins_anew_goes_on(small_pickle: Path, tmp_path: Path) ->
     folder = generate(small_pickle, tmp_path / "code", "--target", "host", "--serve")
     link, notes = tmp_path / "port", list[str]()
 
-    def open_port() -> serving.Port:
+    def open_port() -> protocol.Port:
         import serial
 
         try:
-            port: serving.Port = serial.serial_for_url(str(link), timeout=0.01)
+            port: protocol.Port = serial.serial_for_url(str(link), timeout=0.01)
         except OSError as error:
-            raise Q7Error(str(error)) from error
+            raise UserError(str(error)) from error
         return port
 
     logits = []
@@ -308,7 +309,7 @@ def test_a_board_that_begins_anew_goes_on(small_pickle: Path, tmp_path: Path) ->
             link.unlink(missing_ok=True)
             link.symlink_to(terminal)
             if begin == 0:
-                board = serving.Board(open_port, notes.append)
+                board = protocol.Board(open_port, notes.append)
                 board.identify()
             for i in range(begin, begin + 3):
                 logits.append(np.frombuffer(board.run(i, pixels[i], b"L", 6), np.int8))
@@ -323,8 +324,8 @@ def test_a_board_that_is_not_there(
 ) -> None:
     assert evaluate(small_pickle, str(tmp_path / "ttyNONE"), 1) == 2
     assert "cannot open the board's port '" in capsys.readouterr().err
-    monkeypatch.setattr(serving, "GIVE_UP", 1.0)
-    monkeypatch.setattr(serving, "FIRST_PATIENCE", 0.2)
+    monkeypatch.setattr(protocol, "GIVE_UP", 1.0)
+    monkeypatch.setattr(protocol, "FIRST_PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert evaluate(small_pickle, silent.getsockname()[1], 1) == 2
     assert capsys.readouterr().err.endswith("the board has not answered for 1 s\n")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from q7.codegen.c_text import identifiers
-from q7.data import pictures
-from q7.report import plots
+from caffe_to_cmsis_nn.data import pictures
+from caffe_to_cmsis_nn.emit.c_text import identifiers
+from caffe_to_cmsis_nn.report import plots
 
 
 @contextmanager

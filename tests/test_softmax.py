@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.codegen import lowering
-from q7.layers.passthrough import PowersSoftmax
-from q7.onnx_graph import OnnxGraph
-from q7.target import Core, Target
+from caffe_to_cmsis_nn.layers.passthrough import PowersSoftmax
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.plan import lowering
+from caffe_to_cmsis_nn.target import Core, Target
 from tests import small
 from tests.generated import PORTABLE, generate, make, network, on_host, predicted, printed_logits, stored_images
 from tests.support import run, tool

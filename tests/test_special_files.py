@@ -14,7 +14,7 @@ import pytest
 
 import code_gen
 import nn_quantizer
-from q7.store import record
+from caffe_to_cmsis_nn.store import record
 from tests import tiny
 from tests.support import MODELS, shared, write_leveldb
 

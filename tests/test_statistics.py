@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q7.layers.activations import ReLU, Sigmoid
-from q7.layers.input import Input
-from q7.layers.windowed import Convolution
-from q7.network.graph import Graph
-from q7.qformat import LayerFormats, QFormat
-from q7.report import statistics
+from caffe_to_cmsis_nn.layers.activations import ReLU, Sigmoid
+from caffe_to_cmsis_nn.layers.input import Input
+from caffe_to_cmsis_nn.layers.windowed import Convolution
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.report import statistics
 from tests import small
 from tests.generated import stored_images
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from q7 import layer_tables
-from q7.layers.passthrough import IDENTITIES
-from q7.layers.registry import ALL_KERNELS, LAYERS
-from q7.target import Q7
+from caffe_to_cmsis_nn import layer_tables
+from caffe_to_cmsis_nn.layers.passthrough import IDENTITIES
+from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS, LAYERS
+from caffe_to_cmsis_nn.target import Q7
 from tests.support import ROOT
 
 
@@ -34,4 +34,6 @@ def test_the_document_holds_the_table() -> None:
     text = (ROOT / "docs" / "layers.md").read_text()
     assert text.count(layer_tables.BEGIN) == text.count(layer_tables.END) == 1
     held = text.split(layer_tables.BEGIN)[1].split(layer_tables.END)[0].strip()
-    assert held == layer_tables.markdown(), "paste what `python -m q7.layer_tables` prints between the markers"
+    assert held == layer_tables.markdown(), (
+        "paste what `python -m caffe_to_cmsis_nn.layer_tables` prints between the markers"
+    )

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 
 import nn_quantizer
-from q7.caffe_io.blobs import read_weights
-from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from q7.layers.activations import ReLU
-from q7.layers.input import Input
-from q7.layers.windowed import Convolution, Deconvolution, InnerProduct
-from q7.network.graph import Graph
-from q7.network.quantized import quantize_network
-from q7.qformat import QFormat
-from q7.search import common, journal, weight_bits
-from q7.search.common import Candidate, Found, Tensor, Trial
-from q7.search.device_objective import device_objective
-from q7.search.verdict import Verdict
-from q7.search.weight_bits import Narrowing
-from q7.search.weight_fitting import Fit
-from q7.target import S8, Target
+from caffe_to_cmsis_nn.caffe_io.blobs import read_weights
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.layers.activations import ReLU
+from caffe_to_cmsis_nn.layers.input import Input
+from caffe_to_cmsis_nn.layers.windowed import Convolution, Deconvolution, InnerProduct
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search import common, journal, weight_bits
+from caffe_to_cmsis_nn.search.common import Candidate, Found, Tensor, Trial
+from caffe_to_cmsis_nn.search.device_objective import device_objective
+from caffe_to_cmsis_nn.search.verdict import Verdict
+from caffe_to_cmsis_nn.search.weight_bits import Narrowing
+from caffe_to_cmsis_nn.search.weight_fitting import Fit
+from caffe_to_cmsis_nn.target import S8, Target
 from tests import tiny
 from tests.generated import generate, make, network, on_host, predicted, stored_images
 from tests.support import run_through

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import nn_quantizer
-from q7.caffe_io.blobs import Blobs, write_weights
+from caffe_to_cmsis_nn.caffe_io.blobs import Blobs, write_weights
 from tests.support import prototxt, write_dataset
 
 LAYERS = """

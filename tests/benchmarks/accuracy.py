@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nn_quantizer
-from q7.engines.accuracy import accuracy_caffe, accuracy_first
-from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from q7.network.quantized import quantize_network
-from q7.pipeline.job import Job, prepare
-from q7.pipeline.quantize import find_formats, open_journal
-from q7.search.common import Candidate, Found
-from q7.target import S8 as S8_LIBRARY
-from q7.target import Target
+from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.pipeline.job import Job, prepare
+from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
+from caffe_to_cmsis_nn.search.common import Candidate, Found
+from caffe_to_cmsis_nn.target import S8 as S8_LIBRARY
+from caffe_to_cmsis_nn.target import Target
 from tests.support import MODELS, SHARED
 
 Q7, S8 = Target(), Target(library=S8_LIBRARY)

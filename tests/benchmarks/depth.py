@@ -18,12 +18,12 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from q7.engines.networks import FloatNetwork, as_trained
-from q7.network.folding import simplify
-from q7.network.from_caffe import attach_weights
-from q7.network.graph import Graph
-from q7.search.device_objective import device_objective
-from q7.target import Target
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
+from caffe_to_cmsis_nn.network.folding import simplify
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.search.device_objective import device_objective
+from caffe_to_cmsis_nn.target import Target
 from tests.benchmarks.load import peak
 from tests.public_networks import cifar_resnet, graph
 

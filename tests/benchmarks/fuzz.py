@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feeds every reader damaged files, and damages further those by which it comes to lines that it had not come to.
 
-A file that ends in anything but a result or a Q7Error, or that takes too long, is a finding; it is kept in --keep.
+A file that ends in anything but a result or a UserError, or that takes too long, is a finding; it is kept in --keep.
 
 Run from the project's root: python -m tests.benchmarks.fuzz [--seconds N] [READER ...]
 """
@@ -41,7 +41,9 @@ class Coverage:
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
         if code not in self._ours:
-            self._ours[code] = code.co_filename.startswith((str(ROOT / "q7"), str(ROOT / "tests/test_fuzz")))
+            self._ours[code] = code.co_filename.startswith(
+                (str(ROOT / "caffe_to_cmsis_nn"), str(ROOT / "tests/test_fuzz"))
+            )
         return self._line if self._ours[code] else None
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 import code_gen
-from q7.codegen import instructions, lowering
-from q7.target import OWN, Target
+from caffe_to_cmsis_nn.plan import instructions, lowering
+from caffe_to_cmsis_nn.target import OWN, Target
 from tests.benchmarks.rows import CASES, quantize
 from tests.generated import make, network, printed_ticks, sections
 from tests.support import run

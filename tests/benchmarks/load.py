@@ -23,8 +23,8 @@ import numpy as np
 
 import code_gen
 import nn_quantizer
-from q7.caffe_io.blobs import write_weights
-from q7.data import lmdb_images
+from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
+from caffe_to_cmsis_nn.data import lmdb_images
 from tests.support import prototxt
 
 CLASSES = 10

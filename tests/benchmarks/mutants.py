@@ -34,18 +34,18 @@ from tests.support import ROOT, SHARED
 # Where rules stand, and the tests that must see them change, the fastest first; a line of Python that the record has
 # gets the tests that come to it instead.
 RULES = {
-    "q7/qformat.py": "qformat search_device device",
-    "q7/target.py": "qformat device device_s8 codegen_golden",
-    "q7/onnx_windows.py": "graph device device_s8 cases",
-    "q7/kernels/*.py": "rules cases device_s8 device own_q7 memory rows codegen_golden softmax lowering codegen_random",
-    "q7/layers/*.py": "rules cases graph caffe_files prototxts device_s8 codegen_golden search",
-    "q7/network/folding.py": "graph caffe_files prototxts",
-    "q7/codegen/serving.py": "serving",
-    "q7/codegen/[lmrs][!e]*.py": "rules codegen_golden memory rows lowering passes codegen_networks codegen_random",
-    "q7/search/[cdvw]*.py": "rules search weight_bits search_device",
-    "q7/engines/[ben]*.py": "engines search_device same_bytes",
-    "q7/store/*.py": "record console",
-    "q7/data/*.py": "images lmdb_images datasets special_files sizes graph prototxts caffe_files bad_input",
+    "src/qformat.py": "qformat search_device device",
+    "src/target.py": "qformat device device_s8 codegen_golden",
+    "src/onnx_windows.py": "graph device device_s8 cases",
+    "src/kernels/*.py": "rules cases device_s8 device own_q7 memory rows codegen_golden softmax lowering",
+    "src/layers/*.py": "rules cases graph caffe_files prototxts device_s8 codegen_golden search",
+    "src/network/folding.py": "graph caffe_files prototxts",
+    "src/board/*.py": "serving",
+    "src/plan/[lmrst]*.py": "rules codegen_golden memory rows lowering passes codegen_networks codegen_random",
+    "src/search/[cdvw]*.py": "rules search weight_bits search_device",
+    "src/engines/[ben]*.py": "engines search_device same_bytes",
+    "src/store/*.py": "record console",
+    "src/data/*.py": "images lmdb_images datasets special_files sizes graph prototxts caffe_files bad_input",
     "templates/common/*_q7.h": "device_s8 device own_q7 rows codegen_random",
     "templates/portable/*.c": "device codegen_random",
     "templates/portable_s8/*.c": "device_s8 codegen_random",
@@ -79,7 +79,7 @@ SWAPS = [
 ]
 NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
 _NO_RULE = re.compile(
-    r"^\s*(#|//|/?\*|\"\"\"|import |from |raise |@|def |class |assert )|Q7Error|:\s*ClassVar|\bf\"|(\d+, ){6}"
+    r"^\s*(#|//|/?\*|\"\"\"|import |from |raise |@|def |class |assert )|UserError|:\s*ClassVar|\bf\"|(\d+, ){6}"
 )
 
 
@@ -122,7 +122,7 @@ class Record:
         if not times.exists():
             modules = [_module(name) for name in dict.fromkeys(" ".join(RULES.values()).split())]
             command = [sys.executable, "-m", "pytest", "-n", str(jobs), f"--junit-xml={times}", *modules]
-            command += ["--cov=q7", "--cov-context=test", "--cov-report="]
+            command += ["--cov=caffe_to_cmsis_nn", "--cov-context=test", "--cov-report="]
             subprocess.run(command, cwd=ROOT, env={**os.environ, "COVERAGE_FILE": str(coverage)}, check=False)
         self._data = CoverageData(str(coverage))
         self._data.read()
@@ -155,7 +155,7 @@ def mutants(record: Record) -> list[list[Mutant]]:
     """All of them, by lines."""
     found = []
     for pattern, tests in RULES.items():
-        for path in sorted(ROOT.glob(pattern)):
+        for path in sorted(ROOT.glob(pattern.replace("src/", "caffe_to_cmsis_nn/"))):
             text = False  # within a docstring
             for number, line in enumerate(path.read_text().split("\n"), 1):
                 quotes = line.count('"""')

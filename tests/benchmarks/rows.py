@@ -21,8 +21,8 @@ import numpy as np
 
 import code_gen
 import nn_quantizer
-from q7.codegen import rows
-from q7.data import lmdb_images, pictures
+from caffe_to_cmsis_nn.data import lmdb_images, pictures
+from caffe_to_cmsis_nn.plan import rows
 from tests.generated import network, sections
 from tests.support import MODELS, SHARED, run
 

@@ -17,16 +17,16 @@ from unittest import mock
 
 import numpy as np
 
-from q7.data.image_set import pick, spread
-from q7.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from q7.network.quantized import quantize_network
-from q7.pipeline.job import prepare
-from q7.search import common, device_objective, layer_errors
-from q7.search.common import Candidate
-from q7.search.layer_errors import LayerErrors, layer_by_layer
-from q7.search.verdict import Expected
-from q7.search.weight_fitting import Fit
-from q7.target import LIBRARIES, Target
+from caffe_to_cmsis_nn.data.image_set import pick, spread
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.pipeline.job import prepare
+from caffe_to_cmsis_nn.search import common, device_objective, layer_errors
+from caffe_to_cmsis_nn.search.common import Candidate
+from caffe_to_cmsis_nn.search.layer_errors import LayerErrors, layer_by_layer
+from caffe_to_cmsis_nn.search.verdict import Expected
+from caffe_to_cmsis_nn.search.weight_fitting import Fit
+from caffe_to_cmsis_nn.target import LIBRARIES, Target
 from tests.benchmarks.whole_runs import NETWORKS, arguments, parsed
 from tests.support import run_through
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 import nn_quantizer
-from q7.engines.networks import FloatNetwork, as_trained
-from q7.engines.pycaffe_network import PycaffeNetwork
-from q7.pipeline.job import Job, prepare
-from q7.search.caffe_objective import CaffeSimulation, ScreenedSimulation, caffe_objective
-from q7.search.common import Search
-from q7.search.device_objective import device_objective
-from q7.target import Target
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
+from caffe_to_cmsis_nn.engines.pycaffe_network import PycaffeNetwork
+from caffe_to_cmsis_nn.pipeline.job import Job, prepare
+from caffe_to_cmsis_nn.search.caffe_objective import CaffeSimulation, ScreenedSimulation, caffe_objective
+from caffe_to_cmsis_nn.search.common import Search
+from caffe_to_cmsis_nn.search.device_objective import device_objective
+from caffe_to_cmsis_nn.target import Target
 from tests.benchmarks.accuracy import Case, cases
 
 TOLERANCE = 0.001

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 import nn_quantizer
-from q7.network.quantized import quantize_network
-from q7.pipeline.job import prepare
-from q7.pipeline.quantize import find_formats, open_journal
-from q7.search import weight_bits
-from q7.target import LIBRARIES, Target
+from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.pipeline.job import prepare
+from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
+from caffe_to_cmsis_nn.search import weight_bits
+from caffe_to_cmsis_nn.target import LIBRARIES, Target
 from tests.benchmarks.accuracy import Case, cases, in_float, on_device
 
 

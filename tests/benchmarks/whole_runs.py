@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 import nn_quantizer
-from q7.data import lmdb_images
-from q7.engines.networks import FloatNetwork, as_trained
-from q7.pipeline.job import prepare
+from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
+from caffe_to_cmsis_nn.pipeline.job import prepare
 from tests.benchmarks import rows
 from tests.benchmarks.rows import CASES, CIFAR_FLAGS, DATA, Case
 from tests.support import ROOT

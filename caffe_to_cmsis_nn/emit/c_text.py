@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that is valid C whatever goes into it: identifiers, comments, initializers, calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from caffe_to_cmsis_nn.kernels.call import Call, Statement, Value
+
+LINE = 112  # characters of a generated line, indentation aside
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a network's files, functions and macros are called; where it has a name, all of them begin with that."""
+
+    name: str = ""  # a C identifier in lower case, or nothing
+    features: bool = False  # whether the network takes integers in a Q-format, and not pixels
+
+    @property
+    def prefix(self) -> str:
+        """Of files, variables and, in upper case, macros."""
+        return f"{self.name}_" if self.name else ""
+
+    @property
+    def nn(self) -> str:
+        """The prefix of what network.h declares, where there is no name."""
+        return self.prefix or "nn_"
+
+    @property
+    def file(self) -> str:
+        """Of the network and its header, without a suffix."""
+        return self.name or "network"
+
+    @property
+    def run(self) -> str:
+        return (f"{self.prefix}run" if self.name else "run_nn") + "_q7" * self.features
+
+    @property
+    def cell(self) -> str:
+        """The type of an input's elements."""
+        return "int8_t" if self.features else "uint8_t"
+
+    @property
+    def classify(self) -> str:
+        return f"{self.prefix}classify"
+
+
+def identifiers(names: Iterable[str]) -> dict[str, str]:
+    """A C identifier for each layer name, lower case and unique also in upper case; the first name is the input's.
+
+    Macros are the identifier in upper case and a suffix, arrays the identifier and a suffix, so that no keyword or
+    other name can be met.
+    """
+    found: dict[str, str] = {}
+    next_number: dict[str, int] = {}  # of each identifier that is taken: of the next layer that would share it
+    for i, name in enumerate(names):
+        base = "data" if i == 0 else re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "layer"
+        base = f"layer_{base}" if base[0].isdigit() else base
+        identifier = base
+        while identifier in next_number:
+            number = next_number[base]
+            identifier, next_number[base] = f"{base}_{number}", number + 1
+        found[name] = identifier
+        next_number[identifier] = 2
+    return found
+
+
+def _lines(items: Iterable[str], width: int) -> list[str]:
+    """Items with commas between them, as many on a line as fit."""
+    lines = [""]
+    for item in items:
+        if lines[-1] and len(lines[-1]) + len(item) >= width:
+            lines.append("")
+        lines[-1] += f"{item}, "
+    return [line.rstrip() for line in lines[:-1]] + [lines[-1].rstrip(", ")]
+
+
+def c_array(values: np.ndarray) -> str:
+    """A brace initializer, broken into continued lines of a macro; uint32 values are hexadecimal."""
+    number = "0x{:08x}u" if values.dtype == np.uint32 else "{}"
+    lines = _lines(map(number.format, values.ravel().tolist()), LINE)
+    return "{ \\\n" + " \\\n".join(f"    {line}" for line in lines) + " \\\n}"
+
+
+def c_string(text: str) -> str:
+    """A string literal: what is not printable ASCII, or means something in one, becomes octal bytes of UTF-8."""
+    plain = set(range(ord(" "), ord("~") + 1)) - set(b'"\\?')
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
+
+
+def _value(value: Value) -> str:
+    return value if isinstance(value, str) else f"{{{', '.join(map(_value, value))}}}"
+
+
+def c_statement(statement: Statement, indent: int = 4) -> str:
+    """A call or a declaration, broken after its outer commas and aligned with the opening bracket.
+
+    Where a call that is checked fails, the function that it stands in returns NULL.
+    """
+    if isinstance(statement, Call):
+        values: tuple[Value, ...] = statement.arguments
+        start, end = f"{statement.function}(", ");"
+        if statement.checked:
+            margin = " " * indent
+            start, end = f"if ({start}", f") != ARM_CMSIS_NN_SUCCESS) {{\n{margin}    return NULL;\n{margin}}}"
+    else:
+        values = statement.values
+        start, end = f"{statement.type} {statement.name} = {{", "};"
+    lines = _lines(map(_value, values), LINE - len(start) + 5 - indent)
+    return start + ("\n" + " " * (indent + len(start))).join(lines) + end
+
+
+def affine(variable: str, factor: int, summand: int) -> str:
+    """variable * factor + summand as C."""
+    product = variable if factor == 1 else f"{variable} * {factor}"
+    return f"{product} {'+' if summand > 0 else '-'} {abs(summand)}" if summand else product
+
+
+def comment(text: str) -> str:
+    """Text that cannot end or continue a comment: other than printable ASCII becomes '?', and so does a backslash.
+
+    Spaces come between * and /, and into the trigraph that stands for a backslash.
+    """
+    text = "".join(c if " " <= c <= "~" else "?" for c in text)
+    return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *").replace("??/", "?? /")

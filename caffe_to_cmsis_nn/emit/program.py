@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers as the templates print them: constants, macros and calls, in one call each or row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from caffe_to_cmsis_nn.emit.c_text import comment, identifiers
+from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.kernels.base import Array
+from caffe_to_cmsis_nn.kernels.by_rows import SummedAveragePool
+from caffe_to_cmsis_nn.kernels.call import CNames, Statement
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.plan.cost import run_lines
+from caffe_to_cmsis_nn.plan.rows import RowPlan
+from caffe_to_cmsis_nn.plan.schedule import Run, Window
+from caffe_to_cmsis_nn.plan.stages import Reading, Stage
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer in the generated code."""
+
+    index: int
+    name: str  # as it is printed
+    identifier: str
+    comment: str
+    defines: Mapping[str, int]
+    calls: Sequence[Statement]
+    last_calls: Sequence[Statement]  # of a layer that is made of sums, once it has them all
+    arrays: Sequence[Array]
+    storage: str  # of the arrays
+    bytes: int  # of its output, or of a row of it
+
+    @property
+    def macro(self) -> str:
+        return self.identifier.upper()
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """The layers that make a row of one image; its name is the first layer's."""
+
+    steps: Sequence[Step]
+    image: int  # its place among the run's images
+    rows: int
+    row_bytes: int  # in memory
+    window: Window
+    readings: Sequence[tuple[str, Reading, int]]  # name of what is read, which rows, and how many it has with zeros
+    wanted: Mapping[str, Sequence[tuple[str, int, Reading]]]  # by what is read: all its readers, and how many rows
+    scratch_bytes: int
+    sums: bool
+
+    @property
+    def name(self) -> str:
+        return self.steps[0].identifier
+
+
+@dataclass(frozen=True)
+class RunStep:
+    """Layers that run row by row."""
+
+    images: Sequence[RowStep]  # in the order of their addresses
+    stages: Sequence[RowStep]  # in the order in which they are computed
+    source: str  # what the run reads: the first layer of its stage
+    source_output: str  # and the last
+    source_rows: int
+    source_row_bytes: int
+    source_above: int  # rows of zeros
+    source_below: int
+    source_in_place: bool  # it lies at the arena's end already
+    slack: int  # bytes that scratch memory may have to be moved by, to be aligned
+    lines: Sequence[str]  # that say what the run holds
+
+    @property
+    def summed(self) -> list[str]:
+        """Images that are made of sums."""
+        return [image.name for image in self.images if image.sums]
+
+    @property
+    def output(self) -> str:
+        """The layer whose output the run gives."""
+        return self.images[0].steps[-1].identifier
+
+
+@dataclass(frozen=True)
+class Program:
+    """All steps in network order, and the sections that they run in."""
+
+    steps: Sequence[Step]
+    sections: Sequence[RunStep | Sequence[Step]]
+    outputs: Sequence[OutputStep]  # of a network that is no classifier
+
+
+@dataclass(frozen=True)
+class OutputStep:
+    """An output of the network in the generated code."""
+
+    name: str  # as it is printed
+    macro: str
+    layer: int  # index
+    place: str  # in the arena, bytes
+    bytes: int
+    channels: int
+    height: int
+    width: int
+    fraction_bits: int
+
+    @property
+    def step(self) -> str:
+        """What 1 stands for, as a float in C."""
+        return f"{2.0**-self.fraction_bits!r}f"
+
+
+class _Builder:
+    def __init__(self, network: QuantizedNetwork, plan: RowPlan, options: Options) -> None:
+        self.network, self.plan, self.options = network, plan, options
+        self.printed = identifiers(layer.name for layer in network.graph.layers)
+        self.prefix = options.names.prefix
+        self.constants = f"{options.names.nn.upper()}WEIGHTS_SECTION"
+        self.names = {name: f"{self.prefix}{identifier}" for name, identifier in self.printed.items()}
+        self.ids = [self.names[layer.name] for layer in network.graph.layers]
+        self.index = {layer.name: i for i, layer in enumerate(network.graph.layers)}
+
+    def _step(self, i: int, c: CNames, offsets: Mapping[str, int], stage: Stage | None = None) -> Step:
+        layer: Any = self.network.graph.layers[i]  # that its kernel takes
+        integer, kernel = self.network.layers[i], self.network.layers[i].kernel
+        last_calls = kernel.last_calls(layer, c) if isinstance(kernel, SummedAveragePool) else []
+        return Step(
+            i,
+            self.printed[layer.name],
+            self.ids[i],
+            comment(f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {self.network.formats[layer.name].y}"),
+            {**layer.defines(), **integer.defines(), **offsets},
+            kernel.calls(layer, c),
+            last_calls,
+            kernel.arrays(layer, integer.integers, c),
+            "static" if self.options.weights_in_ram and layer.weighted else f"{self.constants} static const",
+            stage.row_bytes if stage else layer.out_size,
+        )
+
+    def whole(self, i: int) -> Step:
+        """A layer in one call."""
+        layer, memory = self.network.graph.layers[i], self.plan.memory
+        macro, scratch = self.ids[i].upper(), memory.scratch.get(layer.name)
+        c = CNames(
+            prefix=macro,
+            inputs=tuple(f"{self.names[name]}_out" for name in layer.inputs) or ("image",),
+            output=f"{self.ids[i]}_out",
+            scratch=f"(arena + {macro}_SCRATCH)" if scratch else "NULL",
+            scratch_bytes=scratch.size if scratch else 0,
+            weights=f"{self.ids[i]}_wt",
+            bias=f"{self.ids[i]}_bias",
+            in_place=layer.name in memory.in_place,
+            square=layer.square,
+            network=self.prefix.upper(),
+        )
+        offsets = {"OFFSET": memory.outputs[layer.name].offset}
+        if scratch:
+            offsets["SCRATCH"] = scratch.offset
+        return self._step(i, c, offsets)
+
+    def _row(self, stage: Stage, i: int) -> Step:
+        """A layer for one row: of windows if it is the stage's first, else in the row's place."""
+        layer = self.network.graph.layers[i]
+        name = self.ids[stage.layers[0]]
+        first = stage.layers[0] == i
+        if first:
+            inputs = [f"in_{number}.data" for number in range(1, len(layer.inputs) + 1)]
+        else:
+            start = len(stage.readings) - len(stage.added) + 1
+            views = {r.source: f"in_{number}.data" for number, r in enumerate(stage.added, start)}
+            owner = {self.plan.stages[s].layers[-1]: view for s, view in views.items()}
+            inputs = [owner.get(self.index[input_name], f"{name}_row") for input_name in layer.inputs]
+        c = CNames(
+            prefix=self.ids[i].upper(),
+            inputs=tuple(inputs),
+            output=f"{name}_row",
+            scratch=f"{name}_scratch" if first and stage.scratch_bytes else "NULL",
+            scratch_bytes=stage.scratch_bytes if first else 0,
+            weights=f"{self.ids[i]}_wt",
+            bias=f"{self.ids[i]}_bias",
+            in_place=not first,
+            square=layer.square,
+            replaced={
+                "IN_DIM_Y": "in_1.count",
+                "PAD_Y": "in_1.above",
+                "OUT_DIM_Y": "1",
+                "SIZE": str(stage.row_bytes),
+                "PIXELS": str(layer.out_shape[2]) if len(layer.out_shape) == 3 else "1",
+                "FIRST_ROW": f"{name}_summed == 0",
+            },
+            network=self.prefix.upper(),
+        )
+        return self._step(i, c, {}, stage)
+
+    def run(self, run: Run, in_place: bool) -> RunStep:
+        """The stages of a run; the deepest image has the lowest address."""
+        stages = self.plan.stages
+        windows = {w.stage: w for w in run.windows}
+        places = {s: len(run.stages) - 1 - k for k, s in enumerate(run.stages)}
+
+        def name(s: int) -> str:
+            return self.ids[stages[s].layers[0]]
+
+        found = []
+        for s in run.stages:
+            stage = stages[s]
+            readings = [(name(r.source), r, stages[r.source].rows + windows[r.source].below) for r in stage.readings]
+            wanted = {
+                name(source): [
+                    (name(other), stages[other].rows, r)
+                    for other in run.stages
+                    for r in stages[other].readings
+                    if r.source == source
+                ]
+                for source in dict.fromkeys(r.source for r in stage.readings)
+            }
+            steps = [self._row(stage, i) for i in stage.layers]
+            found.append(
+                RowStep(
+                    steps,
+                    places[s],
+                    stage.rows,
+                    stage.held_bytes,
+                    windows[s],
+                    readings,
+                    wanted,
+                    stage.scratch_bytes,
+                    stage.sums,
+                )
+            )
+        source = stages[run.source]
+        last = run.windows[-1]
+        return RunStep(
+            found[::-1],
+            found,
+            name(run.source),
+            self.ids[source.layers[-1]],
+            source.rows,
+            source.row_bytes,
+            last.above,
+            last.below,
+            in_place,
+            run.slack,
+            [comment(line) for line in run_lines(self.network, self.plan, run)],
+        )
+
+    def program(self) -> Program:
+        sections: list[RunStep | Sequence[Step]] = []
+        steps: list[Step] = []
+        for number, section in enumerate(self.plan.sections):
+            if section.run:
+                before = self.plan.sections[number - 1] if number else None
+                run = self.run(section.run, bool(before and not before.run and before.stages == (0,)))
+                sections.append(run)
+                steps += [step for stage in run.stages for step in stage.steps]
+            else:
+                own = [self.whole(i) for i in sorted(i for s in section.stages for i in self.plan.stages[s].layers)]
+                sections.append(own)
+                steps += own
+        graph, of_run = self.network.graph, bool(self.plan.sections[-1].run)
+        outputs = [] if graph.classifier else [self._output(layer, of_run) for layer in graph.output_layers]
+        return Program(sorted(steps, key=lambda step: step.index), sections, outputs)
+
+    def _output(self, layer: Layer, of_run: bool) -> OutputStep:
+        """That of a run lies at the arena's start."""
+        name, shape = layer.name, layer.out_shape
+        channels, height, width = shape if len(shape) == 3 else (layer.out_size, 1, 1)
+        place, y = "0" if of_run else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
+        assert y
+        printed = self.printed[name]
+        sizes = layer.out_size, channels, height, width
+        return OutputStep(printed, printed.upper(), self.index[name], place, *sizes, y.fraction_bits)
+
+
+def build(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Program:
+    """What the templates print of a network."""
+    return _Builder(network, plan, options).program()

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network over a set of images: runs layer ranges on onnxruntime, and trials that share their first layers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import caffe_to_cmsis_nn
+from caffe_to_cmsis_nn.engines.batches import BATCH, LARGE_BATCH, BatchRunner, Run, Use, Values, cores
+from caffe_to_cmsis_nn.engines.prefix_cache import NONE, Last, PrefixCache, Settings
+from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+
+MEMORY = 1 << 31  # bytes of images and layers' outputs that a search may keep in all
+MEMORY_SHARES = 4  # of that: the images, what weights are fitted to, and the two slabs of a PrefixCache
+CPU = ("CPUExecutionProvider",)
+GPU = "CUDAExecutionProvider"
+Layers = Sequence[Layer]
+N = TypeVar("N", bound="Network")
+
+
+def providers(gpu: bool) -> Sequence[str]:
+    """onnxruntime's names of what runs the network; raises UserError where a GPU is asked for and cannot be used."""
+    if not gpu:
+        return CPU
+    if GPU not in onnxruntime.get_available_providers():
+        raise UserError("--gpu needs onnxruntime with CUDA: pip install onnxruntime-gpu, and a CUDA driver")
+    return (GPU, *CPU)
+
+
+class Network:
+    """A network and its images (N, C, H, W) uint8; each layer behaves as its setting says.
+
+    `memory` (bytes) bounds what is kept between trials.
+    """
+
+    stored: ClassVar[Any]  # the type of layers' outputs between runs
+    exact: ClassVar[
+        bool
+    ]  # else layers are computed one by one, so that their values are the same wherever a run starts
+
+    def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = MEMORY) -> None:
+        self.graph = graph
+        self.images = images
+        self.providers = providers
+        self.memory = memory
+        self.batches = BatchRunner(LARGE_BATCH, 1) if GPU in providers else BatchRunner(BATCH, cores())
+        self._runners: dict[tuple[Any, ...], Run] = {}  # the latest alone
+        self._trials = PrefixCache(graph, images, self.stored, memory // MEMORY_SHARES)
+
+    def part(self: N, images: Any, last: Last = NONE) -> N:
+        """The same network over some of its images, with their part of the memory, and perhaps their last trial."""
+        part = copy.copy(self)
+        part.images = images
+        part.memory = self.memory * len(images) // len(self.images)
+        limit = part.memory // MEMORY_SHARES
+        part._trials = PrefixCache(self.graph, images, self.stored, limit, last, whole=self._trials)
+        return part
+
+    def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Any) -> str:
+        """Adds one layer to a graph; values are float32."""
+        raise NotImplementedError
+
+    def to_onnx(self, settings: Settings) -> bytes:
+        """An ONNX model of the whole network.
+
+        `pixels` (N, C, H, W) uint8, or float `features`, in, `logits` (N, classes) as stored out.
+
+        Of a network that is no classifier, the outputs go by their layers' names, with their shapes. Nodes are named
+        after the layers whose outputs they make. ONNX's own checker has passed it.
+        """
+        g = OnnxGraph()
+        data = self.graph.input
+        what = g.input("features" if data.features else "pixels", data.stored, data.out_shape)
+        names, _ = self._add_layers(g, 0, settings, {data.name: g.cast(what, np.float32)})
+        for layer in self.graph.layers:
+            g.label(names[layer.name], layer.name)
+        outputs = self.graph.output_layers
+        results = [g.cast(names[layer.name], self.stored) for layer in outputs]
+        if self.graph.classifier:
+            g.result(g.add("Flatten", *results), "logits", self.stored, [self.graph.result_size])
+        else:
+            for layer, result in zip(outputs, results):
+                g.result(result, layer.name, self.stored, layer.out_shape)
+        model = g.model(
+            self.graph.name or "network",
+            producer_name="caffe-to-cmsis-nn",
+            producer_version=caffe_to_cmsis_nn.__version__,
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def _add_layers(
+        self, g: OnnxGraph, first: int, settings: Settings, known: Mapping[str, str], watched: Layers = ()
+    ) -> tuple[dict[str, str], list[str]]:
+        """The values of layers' outputs, of those that are known and of those that come from index `first` on.
+
+        Of the input layer, the pixels are known. And what is seen of those watched, right after they come, so that
+        onnxruntime need not keep them for it.
+        """
+        names, seen = dict(known), []
+        for layer, setting in zip(self.graph.layers[first:], settings):
+            xs = [names[name] for name in layer.inputs] or [names[layer.name]]
+            names[layer.name] = self.build(g, layer, xs, setting)
+            if layer in watched:
+                seen += self.watch(g, layer, names[layer.name])
+        return names, seen
+
+    def watch(self, g: OnnxGraph, layer: Layer, value: str) -> list[str]:
+        """What is seen of an output that is watched: its smallest and its largest value."""
+        return [g.add(op, value, keepdims=0) for op in ("ReduceMin", "ReduceMax")]
+
+    def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
+        """What runs a layer for each setting, from index `first` on: takes what is live there, gives `outputs`'.
+
+        And then what is seen of each of `watched` (`watch`).
+        """
+        g = OnnxGraph()
+        known = {
+            layer.name: g.cast(g.input(f"in_{layer.name}", self.stored, layer.out_shape), np.float32)
+            for layer in self.graph.live(first)
+        }
+        if first == 0:
+            data = self.graph.input
+            known[data.name] = g.cast(g.input(f"in_{data.name}", data.stored, data.out_shape), np.float32)
+        names, seen = self._add_layers(g, first, settings, known, watched)
+        for value in [*(g.cast(names[layer.name], self.stored) for layer in outputs), *seen]:
+            g.output(value)
+        session = g.session(self.providers, fused=self.exact)
+        return lambda batch: session.run(None, {f"in_{name}": values for name, values in batch.items()})
+
+    def run(
+        self, first: int, inputs: Values, settings: Settings, outputs: Layers, use: Use, watched: Layers = ()
+    ) -> None:
+        """Has `use` take what the runner gives, a batch at a time and from several threads; nothing is kept."""
+        key = first, tuple(settings), tuple(outputs), tuple(watched)
+        if key not in self._runners:  # parts of the images come to the same one after the other
+            self._runners.clear()
+            self._runners[key] = self.runner(*key)
+        layers = self.graph.layers[first : first + len(settings)]
+        at_work = max(layer.out_size + sum(math.prod(shape) for shape in layer.in_shapes) for layer in layers)
+        alive = sum(layer.out_size for layer in outputs)
+        self.batches.run(self._runners[key], inputs, len(self.images), 4 * max(at_work, alive), use)
+
+    def start(self) -> Values:
+        """What `advance` takes at the first layer."""
+        return {self.graph.input.name: self.images}
+
+    def _room(self, layers: Layers) -> Values:
+        return {layer.name: np.empty((len(self.images), *layer.out_shape), self.stored) for layer in layers}
+
+    def advance(self, first: int, inputs: Values, settings: Settings, filled: Values | None = None) -> Values:
+        """Runs a layer for each setting: from what is live at `first` to what is live at the end or in `filled`."""
+        results = self._room(self.graph.live(first + len(settings))) if filled is None else filled
+        outputs = [layer for layer in self.graph.layers if layer.name in results]
+
+        def store(some: slice, found: Sequence[np.ndarray]) -> None:
+            for layer, values in zip(outputs, found):
+                results[layer.name][some] = values
+
+        self.run(first, inputs, settings, outputs, store)
+        return results
+
+    def outputs(self, settings: Settings) -> Values:
+        """Every layer's output by name, (N, C, H, W) or (N, features), in the type that this network stores."""
+        return self.advance(0, self.start(), settings, self._room(self.graph.layers))
+
+    def logits(self, settings: Settings) -> np.ndarray:
+        """The network's outputs (`Graph.join`), (N, classes) of a classifier, in the type that this network stores."""
+        return self.logits_from(0, self.start(), settings)
+
+    def logits_from(self, first: int, inputs: Values, settings: Settings) -> np.ndarray:
+        """The same from layer `first` on, which takes `inputs`."""
+        return self._logits(first, inputs, settings, {})
+
+    def trial_logits(self, settings: Settings) -> np.ndarray:
+        """The same, going on from what was kept of earlier trials, and keeping what enters a later layer."""
+        settings = tuple(settings)
+        return self._trials.logits(
+            settings, lambda first, inputs, kept: self._logits(first, inputs, settings[first:], kept)
+        )
+
+    def _logits(self, first: int, inputs: Values, settings: Settings, kept: Values) -> np.ndarray:
+        """The same from some layer on; fills the arrays `kept`, too."""
+        made = [layer for layer in self.graph.output_layers if first == 0 or layer.name not in inputs]
+        outputs = self.advance(first, inputs, settings, {**self._room(made), **kept})
+        return self.graph.join({**inputs, **outputs})
+
+    def survey(self, settings: Settings, names: Container[str] | None = None) -> tuple[np.ndarray, Values]:
+        """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named."""
+        layers = [layer for layer in self.graph.layers if names is None or layer.name in names]
+        logits = np.empty((len(self.images), self.graph.result_size), self.stored)
+        outputs, ends = self.graph.output_layers, []
+
+        def see(some: slice, found: Sequence[np.ndarray]) -> None:
+            logits[some] = self.graph.join(dict(zip(self.graph.outputs, found)))
+            ends.append(found[len(outputs) :])
+
+        self.run(0, self.start(), settings, outputs, see, layers)
+        low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
+        return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where files are looked for, and how they are replaced: wholly or not at all, and by one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from caffe_to_cmsis_nn.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl: Any = None  # type: ignore[no-redef]
+
+T = TypeVar("T")
+
+
+def find(path: str, beside: Path, what: str, maker: str = "") -> Path:
+    """The file or folder that `path` names: as given, then below the folder `beside`, then by its last part there.
+
+    Raises UserError where there is none; `maker` is the end of its sentence.
+    """
+    for candidate in (Path(path), beside / path, beside / Path(path).name):
+        with contextlib.suppress(OSError, ValueError):  # a name too long, or with a null in it
+            if path and candidate.exists():
+                return candidate
+    raise UserError(f"{what} '{path}' does not exist (looked in the current directory and in '{beside}'){maker}")
+
+
+LARGEST = 1 << 26  # bytes of a file that is read as a whole: more than a microcontroller's flash holds of floats
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening does not wait, as a pipe would have it do."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def opened(path: Path, most: float = LARGEST) -> BinaryIO:
+    """A file for reading; raises UserError where it is a device, pipe or socket, or has more than so many bytes."""
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= most:
+        return file
+    file.close()
+    regular = stat.S_ISREG(status.st_mode)
+    raise UserError(f"'{path}' " + (f"has {status.st_size} bytes, allowed are {most}" if regular else "is not a file"))
+
+
+def beginning(path: Path) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, UserError), opened(path) as file:
+        return file.read(1 << 16)
+    return b""
+
+
+def read(path: Path, most: float = LARGEST) -> bytes:
+    """All of a file; raises UserError as `opened` does, and where it has another size than it says."""
+    with opened(path, most) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise UserError(f"'{path}' was changed while it was read: run again when nothing writes to it")
+    return content
+
+
+def copy(path: Path, to: Path, most: float) -> None:
+    """Copies a file's bytes; raises UserError as `opened` does."""
+    with opened(path, most) as file, to.open("wb") as copied:
+        shutil.copyfileobj(file, copied)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes; raises UserError as `opened` does."""
+    digest = hashlib.sha256()
+    with opened(path) as file:
+        while block := file.read(1 << 20):  # weights may be large
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _status(path: Path, *fields: str) -> tuple[int, ...]:
+    """Of what lies at a path; nothing where nothing does."""
+    with contextlib.suppress(OSError, ValueError):
+        status = path.stat()
+        return tuple(getattr(status, f"st_{field}") for field in fields)
+    return ()
+
+
+VERSION = ("ino", "size", "mtime_ns")
+
+
+def read_hashed(path: Path, read: Callable[[Path], T]) -> tuple[T, str]:
+    """What `read` makes of a file, and the SHA-256 of the bytes that it read (hexadecimal).
+
+    Raises UserError where the file was changed meanwhile.
+    """
+    before = _status(path, *VERSION)
+    content = read(path)
+    with reading(f"'{path}'"):
+        digest = sha256(path)
+    if _status(path, *VERSION) != before:
+        raise UserError(f"'{path}' was changed while it was read: run again when nothing writes to it")
+    return content, digest
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns whatever damaged bytes make of a library into one UserError about `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        no_access = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
+        if isinstance(error, OSError) and (no_access or error.filename):  # opening it failed, not what is in it
+            raise UserError(f"cannot read {what}: {error.strerror}") from error
+        reason = " ".join(str(error).split())[:300]
+        reason = reason if reason and not isinstance(error, KeyError) else repr(error)
+        raise UserError(f"{what} is truncated, damaged or of another kind: {reason}") from error
+
+
+def _followed(path: Path) -> Path:
+    """Where links lead: they stay as they are, and so does a circle of them."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def writable(path: Path) -> bool:
+    """Whether `path` could be replaced: it is nothing or a file, and its folder, or the next that exists, takes files.
+
+    Root may write to a device, which is not to be replaced by a file.
+    """
+    with contextlib.suppress(OSError):  # a name that is too long
+        path = _followed(path)
+        if path.exists():
+            return path.is_file() and os.access(path.parent, os.W_OK | os.X_OK)
+        folder = next(folder for folder in path.parents if folder.exists())
+        return not path.is_symlink() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return False
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raises UserError where an output is one of the files that the run reads, by whatever path or link."""
+    read = {_status(path, "dev", "ino") for path in inputs} - {()}
+    for path in outputs:
+        if _status(path, "dev", "ino") in read:
+            raise UserError(f"cannot write '{path}': it is also an input")
+
+
+# --- replacing --------------------------------------------------------------------------------------------------------
+
+UNFINISHED = ".q7-unfinished-"  # how folders begin whose content is not in its place yet
+PATIENCE = 10.0  # seconds that another run may take to write to the same folder
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Keeps other runs from writing to a folder, which is created where missing; no file is left there.
+
+    Whether it is locked: some file systems, and Windows, lock no folders. The system unlocks it when a run is killed.
+    Raises UserError where another run holds it for long.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield False
+        return
+    with _writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(f"another run is writing to '{folder}'") from None
+            time.sleep(0.01)
+        except OSError:
+            return False
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A new folder within a locked one; what runs that were killed have left there is removed."""
+    with locked(folder) as alone:
+        for left in folder.glob(f"{UNFINISHED}*") if alone else ():
+            shutil.rmtree(left, ignore_errors=True)
+        with _writing(folder):
+            stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        try:
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """Temporary paths that take the places of `paths` when the block ends well, and vanish when it fails.
+
+    Paths whose temporary one was not written stay as they are. Files keep their permissions, and a link leads to the
+    new file. Two runs at once replace one after the other. Raises UserError where a folder cannot be written.
+    """
+    paths = tuple(_followed(path) for path in paths)
+    with contextlib.ExitStack() as stack:
+        folders = {os.path.realpath(path.parent): path.parent for path in paths}
+        # In one order for all runs, so that none waits for another that waits for it.
+        stages = {key: stack.enter_context(_staged(folder)) for key, folder in sorted(folders.items())}
+        temporary = [stages[os.path.realpath(path.parent)] / path.name for path in paths]
+        with _writing(paths[0]):
+            yield temporary
+        written = [(new, path) for new, path in zip(temporary, paths) if new.exists()]
+        for new, path in written:
+            with _writing(path):
+                if os.path.lexists(path) and not path.is_file():
+                    raise UserError(f"cannot write '{path}': it is not a file")
+                with open(new, "rb+") as file:  # a full disk may show only now
+                    os.fsync(file.fileno())
+                os.chmod(new, *(_status(path, "mode") or (0o666 & ~_umask(),)))
+        for new, path in written:
+            with _writing(path):
+                os.replace(new, path)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return read(path) == content
+    except (OSError, UserError):
+        return False
+
+
+def write_all(contents: Mapping[Path, bytes], read: Iterable[Path] = ()) -> list[Path]:
+    """Replaces files together, none before all are written out; leaves alone those that hold the same; says which.
+
+    Raises UserError where one of them is among those that the run has `read`.
+    """
+    refuse_overwriting(contents, read)
+    replaced = []
+    with replacing(*contents) as temporary:
+        for new, (path, content) in zip(temporary, contents.items()):
+            with _writing(path):
+                if not _holds(path, content):
+                    new.write_bytes(content)
+                    replaced.append(path)
+    return replaced
+
+
+def write(path: Path, content: bytes) -> bool:
+    """Replaces one file, unless it holds the same; says whether it did."""
+    return bool(write_all({path: content}))

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kernels ask of a layer: each docstring is a line of docs/layers.md and, after "needs", the message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from caffe_to_cmsis_nn.kernels.contract import ConvolutionView, L_contra, LayerView, MoveView, SumView, WindowedView
+from caffe_to_cmsis_nn.target import Core, Target
+
+Constraint = Callable[[L_contra, Target], bool]
+
+
+def square(layer: LayerView, target: Target) -> bool:
+    """square images, kernel, stride and padding"""
+    return layer.square
+
+
+def one_group(layer: ConvolutionView, target: Target) -> bool:
+    """one group"""
+    return layer.group == 1
+
+
+def depthwise(layer: ConvolutionView, target: Target) -> bool:
+    """as many groups as input and output channels"""
+    return layer.group == layer.in_shape[0] == layer.out_shape[0]
+
+
+def three_channels(layer: LayerView, target: Target) -> bool:
+    """3 input channels"""
+    return layer.in_shape[0] == 3
+
+
+def channels_of_four_and_two(layer: LayerView, target: Target) -> bool:
+    """a multiple of 4 input channels and of 2 output channels"""
+    return layer.in_shape[0] % 4 == 0 and layer.out_shape[0] % 2 == 0
+
+
+def output_covers_padding(layer: WindowedView, target: Target) -> bool:
+    """an output at least as large as the padding (else the DSP code writes past it)"""
+    return all(o >= p for o, p in zip(layer.out_shape[1:], layer.pad))
+
+
+def windows_within_padding(layer: WindowedView, target: Target) -> bool:
+    """windows that stick out on the right by no more than the padding (DSP: the code checks no more columns)"""
+    pad, stride, window = layer.pad[1], layer.stride[1], layer.window[1]
+    last_unchecked = (layer.out_shape[2] - pad - 1) * stride - pad
+    return target.core is not Core.DSP or last_unchecked + window <= layer.in_shape[2]
+
+
+def pixels_within_image(layer: ConvolutionView, target: Target) -> bool:
+    """outputs that all lie in the image where the kernel is 1x1 without padding (else the code reads beyond it)"""
+    if (layer.window, layer.pad, layer.dilation) != ((1, 1), (0, 0), (1, 1)):
+        return True
+    sizes = list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.stride))
+    return all((o - 1) * s < d for d, o, s in sizes) and (layer.stride != (1, 1) or all(o == d for d, o, _ in sizes))
+
+
+def padding_within_kernel(layer: ConvolutionView, target: Target) -> bool:
+    """no more rows of padding than the kernel has (without MVE: the code clears so many rows of scratch memory)"""
+    (rows, out), pad = (layer.in_shape[1], layer.out_shape[1]), layer.pad[0]
+    return target.core is Core.MVE or (pad <= layer.window[0] and (out - 1) * layer.stride[0] - pad <= rows)
+
+
+def second_columns_within_image(layer: ConvolutionView, target: Target) -> bool:
+    """the second column of every 3x3 window in the image (without MVE: the code does not check it)"""
+    last = (layer.out_shape[2] - 1) * layer.stride[1] - layer.pad[1]
+    return target.core is Core.MVE or layer.window != (3, 3) or layer.pad[1] > 1 or last <= layer.in_shape[2] - 2
+
+
+def one_channel_groups(layer: ConvolutionView, target: Target) -> bool:
+    """as many groups as input channels"""
+    return layer.group == layer.in_shape[0]
+
+
+def single_or_even(layer: ConvolutionView, target: Target) -> bool:
+    """one output for each input channel, or an even number of input channels (else the generic code is wrong)"""
+    return layer.out_shape[0] == layer.in_shape[0] or layer.in_shape[0] % 2 == 0
+
+
+def even_channels(layer: LayerView, target: Target) -> bool:
+    """an even number of input channels (else the generic code is wrong)"""
+    return layer.in_shape[0] % 2 == 0
+
+
+def no_mve(layer: LayerView, target: Target) -> bool:
+    """a core without MVE (GCC 12 makes wrong code of its MVE part)"""
+    return target.core is not Core.MVE
+
+
+def wide_groups(layer: ConvolutionView, target: Target) -> bool:
+    """one group, or groups of several input channels"""
+    return layer.group == 1 or layer.group < layer.in_shape[0]
+
+
+def pointwise(layer: WindowedView, target: Target) -> bool:
+    """a 1x1 kernel with stride 1 and no padding"""
+    return (layer.window, layer.stride, layer.pad) == ((1, 1), (1, 1), (0, 0))
+
+
+def indexable(layer: WindowedView, target: Target) -> bool:
+    """extents, channels, kernel, stride and padding of at most 32767"""
+    return max(*layer.in_shape, *layer.out_shape, *layer.window, *layer.stride, *layer.pad) <= 32767
+
+
+def short_column(layer: ConvolutionView, target: Target) -> bool:
+    """at most 65535 weights for each output"""
+    return layer.in_shape[0] // layer.group * layer.window[0] * layer.window[1] <= 65535
+
+
+def few_products(layer: ConvolutionView, target: Target) -> bool:
+    """at most 65535 products in an output"""
+    rows, columns = (-(-k // s) for k, s in zip(layer.window, layer.stride))
+    return layer.in_shape[0] // layer.group * rows * columns <= 65535
+
+
+def short_image_column(layer: WindowedView, target: Target) -> bool:
+    """at most 65535 elements of all channels in a window"""
+    return layer.in_shape[0] * layer.window[0] * layer.window[1] <= 65535
+
+
+def vector_sizes(layer: LayerView, target: Target) -> bool:
+    """at most 65535 inputs and 65535 outputs"""
+    return max(int(np.prod(layer.in_shape)), *layer.out_shape) <= 65535
+
+
+def short_vector(layer: LayerView, target: Target) -> bool:
+    """at most 32767 elements"""
+    return int(np.prod(layer.in_shape)) <= 32767
+
+
+def output_within_input(layer: LayerView, target: Target) -> bool:
+    """an output no larger than the input"""
+    return all(o <= d for o, d in zip(layer.out_shape[1:], layer.in_shape[1:]))
+
+
+def no_empty_window(layer: WindowedView, target: Target) -> bool:
+    """a cell of the image in every window"""
+    return all(
+        k > p and (o - 1) * s - p < d
+        for d, o, k, s, p in zip(layer.in_shape[1:], layer.out_shape[1:], layer.window, layer.stride, layer.pad)
+    )
+
+
+def pooled_row(layer: LayerView, target: Target) -> bool:
+    """at most 65535 elements in a row of the output (DSP)"""
+    return target.core is not Core.DSP or layer.out_shape[0] * layer.out_shape[2] <= 65535
+
+
+def padding_below_stride(layer: WindowedView, target: Target) -> bool:
+    """padding below the stride (DSP: the kernel works in place and would read columns that it overwrote)"""
+    return target.core is not Core.DSP or all(
+        p < s or o == 1 for p, s, o in zip(layer.pad, layer.stride, layer.out_shape[1:])
+    )
+
+
+def input_may_be_lost(layer: LayerView, target: Target) -> bool:
+    """no other layer that reads its input later (DSP: the kernel overwrites it)"""
+    return target.core is not Core.DSP or not layer.shared_input
+
+
+def plain_sum_of_two(layer: SumView, target: Target) -> bool:
+    """two inputs with coefficient 1"""
+    return layer.negative in ((), (False, False)) and len(layer.in_shapes) == 2
+
+
+def vector_core(layer: LayerView, target: Target) -> bool:
+    """a core with MVE (elsewhere it takes five times the instructions of add_q7)"""
+    return target.core is Core.MVE
+
+
+def even_steps(layer: MoveView, target: Target) -> bool:
+    """elements at even distances in the device's memory, in at most 5 loops"""
+    return len(layer.steps.counts) <= 5
+
+
+def countable(layer: WindowedView, target: Target) -> bool:
+    """windows of at most 32768 cells"""
+    return int(np.prod(layer.window)) <= 1 << 15
+
+
+def unpadded(layer: WindowedView, target: Target) -> bool:
+    """no padding (Caffe counts padded cells in an average, the kernel does not)"""
+    return layer.pad == (0, 0)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local response normalisation: x * (k + alpha / cells * s)**-beta, where s is the sum of x**2 over some cells.
+
+The sum is an exact integer. The power is a table of 16-bit numbers, between which lines are drawn: an octave of
+s + k / alpha, more or less, has 2**steps pieces of equal length, so that the line is off by at most 2**-10 of the
+power, which is 1/8 of an output's step. With half of a table's last bit, 1/4 of a step at most, the result before it is
+rounded is less than half a step from the real number, for every input and in every format (tests/test_lrn.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from caffe_to_cmsis_nn.kernels.base import Array
+from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Statement
+from caffe_to_cmsis_nn.kernels.contract import L_contra, LengthView, LrnView, WindowedLrnView
+from caffe_to_cmsis_nn.kernels.own_loops import OwnLoop, WindowLoop
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN
+from caffe_to_cmsis_nn.target import Target
+
+MOST_CELLS = 1023  # whose squares add up to less than 2**24, which float32 holds exactly
+MOST_OFFSET_BITS = 30  # of what is added to a sum: both stay within 32 bits
+MOST_LISTED = 1 << 21  # sums whose multipliers are listed for a graph; more are computed there
+MOST_FACTOR = 255.0  # 128 and more saturate every input but 0; twice as much, since lines end there
+MOST_RSHIFT = 30
+LINE_ERROR = 2.0**-10  # of a line between two entries, relative to the power
+PLACE_BITS, KEPT_BITS = 15, 7  # of a place between two entries, and of what is made of these beyond their last
+
+
+@dataclass(frozen=True, eq=False)
+class Powers:
+    """Multipliers by sum: entries at the ends of 2**steps pieces of each octave of sum + 2**octave, uint16.
+
+    The output is x * multiplier >> rshift, where the multiplier has `KEPT_BITS` more than an entry.
+    """
+
+    table: np.ndarray
+    octave: int
+    steps: int
+    rshift: int
+    most: int  # the largest sum
+
+    @classmethod
+    def fit(cls, cells: int, alpha: float, beta: float, k: float, x: int, y: int) -> Powers:
+        """With so many fraction bits of inputs and outputs."""
+        scale, gain = 2.0**-x, 2.0 ** (y - x)
+        slope, most = alpha / cells * scale * scale, cells * INT8_MIN**2
+        offset = k / slope if slope else math.inf
+        octave = int(math.log2(min(max(offset, 1), 1 << MOST_OFFSET_BITS)))
+        steps = 1
+        while beta * (beta + 1) / 8 * 4**-steps * (1 + 2**-steps) ** (beta + 2) > LINE_ERROR:
+            steps += 1
+        last, _ = _pieces(np.array([most]), octave, steps)
+        piece = np.arange(int(last[0]) + 2)
+        ends = (2.0**octave) * 2.0 ** (piece >> steps) * (1 + (piece % (1 << steps)) / (1 << steps))
+        with np.errstate(over="ignore", under="ignore", divide="ignore"):
+            powers = gain * (k + slope * (ends - 2.0**octave)) ** -beta
+        powers = np.minimum(powers, MOST_FACTOR)
+        shift = min(15 - math.frexp(float(powers[0]))[1] + 1, MOST_RSHIFT - KEPT_BITS)
+        table = np.minimum(np.rint(powers * 2.0**shift), np.iinfo(np.uint16).max).astype(np.uint16)
+        return cls(table, octave, steps, shift + KEPT_BITS, most)
+
+    def build(self, g: OnnxGraph, sums: str) -> str:
+        """Adds the multipliers of sums to a graph, float64: a table of all sums where that is small."""
+        if self.most < MOST_LISTED:
+            return g.add("Gather", self.multipliers().astype(np.float64), g.cast(sums, np.int64))
+        value = g.add("Add", g.cast(sums, np.float64), np.array(2.0**self.octave))
+        octave = _octave(g, value)
+        fraction = g.add("Mul", value, g.add("Gather", 2.0 ** -np.arange(32.0), octave))  # 1 to 2
+        whole = g.add("Add", g.cast(octave, np.float64), np.array(-1.0 - self.octave))
+        along = g.add("Mul", g.add("Add", fraction, whole), np.array(2.0**self.steps))
+        piece = g.add("Floor", along)
+        place = g.add("Floor", g.add("Mul", g.add("Sub", along, piece), np.array(2.0**PLACE_BITS)))
+        index, table = g.cast(piece, np.int64), self.table.astype(np.float64)
+        here, there = g.add("Gather", table[:-1], index), g.add("Gather", table[1:], index)
+        fall = g.add("Mul", g.add("Sub", here, there), place)
+        line = g.add("Sub", g.add("Mul", here, np.array(2.0**PLACE_BITS)), fall)
+        return g.add("Floor", g.add("Mul", line, np.array(2.0 ** (KEPT_BITS - PLACE_BITS))))
+
+    def multipliers(self) -> np.ndarray:
+        """Of the sums 0 to `most`, int64, as `power_q7` in own_q7.h computes them."""
+        piece, place = _pieces(np.arange(self.most + 1), self.octave, self.steps)
+        here, there = (self.table.astype(np.int64)[piece + i] for i in (0, 1))
+        return ((here << PLACE_BITS) - (here - there) * place) >> (PLACE_BITS - KEPT_BITS)
+
+
+def _pieces(sums: np.ndarray, octave: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The piece that each sum lies in, and its place there in units of 2**-PLACE_BITS, rounded down."""
+    values = sums.astype(np.int64) + (1 << octave)
+    octaves = np.frexp(values.astype(np.float64))[1] - 1
+    fraction = (values << (32 - octaves)) & 0xFFFFFFFF
+    piece = ((octaves - octave) << steps) + (fraction >> (32 - steps))
+    return piece, ((fraction << steps) & 0xFFFFFFFF) >> (32 - PLACE_BITS)
+
+
+def _octave(g: OnnxGraph, value: str) -> str:
+    """floor(log2(value)), int64, of integers below 2**32 as float64."""
+    high = g.add("Floor", g.add("Mul", value, np.array(2.0**-16)))
+    low = g.add("Sub", value, g.add("Mul", high, np.array(2.0**16)))
+    octaves = np.frexp(np.arange(1 << 16))[1].astype(np.int64) - 1
+    above = np.where(octaves < 0, -1, octaves + 16)  # the larger one, if there is any above
+    return g.add("Max", *(g.add("Gather", table, g.cast(x, np.int64)) for table, x in ((above, high), (octaves, low))))
+
+
+class _Lrn(OwnLoop[L_contra, Powers]):
+    def _squares(self, g: OnnxGraph, x: str, layer: L_contra) -> str:
+        """The sum of squares that belongs to each element."""
+        raise NotImplementedError
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: L_contra, integers: Powers, target: Target) -> str:
+        multipliers = integers.build(g, self._squares(g, xs[0], layer))
+        product = g.add("Mul", g.cast(xs[0], np.float64), multipliers)
+        scaled = g.add("Mul", product, np.array(2.0**-integers.rshift))
+        rounded = g.add("Floor", g.add("Add", scaled, np.array(0.5)))
+        return g.cast(g.clip(rounded, INT8_MIN, INT8_MAX, np.float64), np.float32)
+
+    def defines(self, integers: Powers) -> dict[str, int]:
+        return {"OCTAVE": integers.octave, "STEPS": integers.steps, "OUT_RSHIFT": integers.rshift}
+
+    def arrays(self, layer: L_contra, integers: Powers, c: CNames) -> list[Array]:
+        return [Array(f"{c.prefix}_TABLE", c.variable("table"), "uint16_t", integers.table)]
+
+    def _powers(self, c: CNames) -> Declaration:
+        values = (c.variable("table"), *map(c.macro, ("OCTAVE", "STEPS", "OUT_RSHIFT")))
+        return Declaration("const powers_t", c.variable("out_powers"), values)
+
+
+class Across(_Lrn[LrnView]):
+    """Over the channels around each one, of the same pixel."""
+
+    def _squares(self, g: OnnxGraph, x: str, layer: LrnView) -> str:
+        channels, height, width = layer.in_shape
+        rows = g.add("Reshape", g.add("Mul", x, x), np.array([-1, 1, channels, height * width]))
+        half = layer.local_size // 2
+        ones = np.ones((1, 1, layer.local_size, 1), np.float32)
+        sums = g.add("Conv", rows, ones, kernel_shape=[layer.local_size, 1], pads=[half, 0, half, 0])
+        return g.add("Reshape", sums, np.array([-1, channels, height, width]))
+
+    def calls(self, layer: LrnView, c: CNames) -> list[Statement]:
+        sizes = map(c.macro, ("PIXELS", "OUT_CH", "LOCAL_SIZE"))
+        return [self._powers(c), Call(self.name, (c.input, *sizes, f"&{c.variable('out_powers')}", c.output))]
+
+
+class Length(_Lrn[LengthView]):
+    """Over all channels of the same pixel, or over the whole image."""
+
+    promises_in_place = True
+
+    def _squares(self, g: OnnxGraph, x: str, layer: LengthView) -> str:
+        return squared_length(g, g.cast(x, np.float64), layer)
+
+    def calls(self, layer: LengthView, c: CNames) -> list[Statement]:
+        pixels = c.replaced.get("PIXELS", str(math.prod(layer.in_shape) // layer.cells))
+        arguments = (c.input, pixels, str(layer.cells), f"&{c.variable('out_powers')}", c.output)
+        return [self._powers(c), Call(self.name, arguments)]
+
+
+def squared_length(g: OnnxGraph, x: str, layer: LengthView) -> str:
+    """The sum of squares of all that gets the length 1 together."""
+    axes = np.arange(1, 1 + (len(layer.in_shape) if layer.across_spatial else 1))
+    return g.add("ReduceSum", g.add("Mul", x, x), axes)
+
+
+class Within(_Lrn[WindowedLrnView], WindowLoop[WindowedLrnView, Powers]):
+    """Over the pixels around each one, of the same channel; zeros lie around the image."""
+
+    def _squares(self, g: OnnxGraph, x: str, layer: WindowedLrnView) -> str:
+        channels = layer.in_shape[0]
+        ones = np.ones((channels, 1, *layer.window), np.float32)
+        return g.add(
+            "Conv", g.add("Mul", x, x), ones, group=channels, kernel_shape=[*layer.window], pads=[*layer.pad] * 2
+        )
+
+    def calls(self, layer: WindowedLrnView, c: CNames) -> list[Statement]:
+        return [self._powers(c), *WindowLoop.calls(self, layer, c)]
+
+    def _arguments(self, layer: WindowedLrnView, c: CNames) -> list[str]:
+        return [c.macro("IN_CH"), f"&{c.variable('out_powers')}"]

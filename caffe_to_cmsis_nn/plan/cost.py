@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network costs on the device: memory, constants, operations; the table that is printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caffe_to_cmsis_nn.kernels.base import consider
+from caffe_to_cmsis_nn.kernels.own_q7 import WeightedLoop
+from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.plan import instructions
+from caffe_to_cmsis_nn.plan.rows import RowPlan, Run
+from caffe_to_cmsis_nn.target import OWN
+from caffe_to_cmsis_nn.templating import columns
+
+
+def run_lines(network: QuantizedNetwork, plan: RowPlan, run: Run) -> list[str]:
+    """What a run holds in memory: of each image the rows at most, and their bytes."""
+    layers, stages = network.graph.layers, plan.stages
+    names = [f"{layers[stages[i].layers[0]].name}" for i in (run.stages[0], run.stages[-1])]
+    lines = [f"Row by row, {names[0]} to {names[1]}: {run.bytes} bytes at most. Rows in memory, and bytes of each:"]
+    for window, most in zip(run.windows, run.most_rows):
+        stage = stages[window.stage]
+        what = f"all {stage.rows} at first" if window.stage == run.source else f"{most} of {stage.rows}"
+        lines.append(f"{layers[stage.layers[0]].name[:24]:24} {what:>18} {stage.held_bytes:>7}")
+    return lines
+
+
+def memory_lines(network: QuantizedNetwork, rows: RowPlan) -> list[str]:
+    """The arena as text: each buffer's bytes, and a bar of where it lies; then what is computed row by row."""
+    width, plan = 64, rows.memory
+    lines = [f"{'buffer':24} {'layers':>7} {'offset':>7} {'bytes':>7}  |0{plan.arena_bytes:>{width - 1}}|"]
+    for buffer in plan.buffers:
+        start = buffer.offset * width // plan.arena_bytes
+        end = max(start + 1, -(-buffer.end * width // plan.arena_bytes))
+        bar = " " * start + "#" * (end - start)
+        layers = f"{buffer.first}-{buffer.last}"
+        lines.append(f"{buffer.name[:24]:24} {layers:>7} {buffer.offset:7} {buffer.size:7}  |{bar:{width}}|")
+    return [*lines, *(line for run in rows.runs for line in ["", *run_lines(network, rows, run)])]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of one network: MACs for an image, and bytes that its data takes in flash and RAM (code and stack aside)."""
+
+    macs: int
+    flash: int
+    ram: int
+
+
+def constant_bytes(network: QuantizedNetwork) -> list[int]:
+    """Bytes of each layer's constants."""
+    return [integer.constant_bytes(layer) for layer, integer in zip(network.graph.layers, network.layers)]
+
+
+def totals(network: QuantizedNetwork, plan: RowPlan, weights_in_ram: bool) -> Totals:
+    """Weights that lie in RAM take flash as well, which they are copied from at start-up."""
+    layers, constants = network.graph.layers, constant_bytes(network)
+    weights = sum(size for layer, size in zip(layers, constants) if layer.weighted)
+    ram = plan.memory.arena_bytes + (weights if weights_in_ram else 0)
+    return Totals(sum(layer.macs for layer in layers), sum(constants), ram)
+
+
+def passed_over(network: QuantizedNetwork) -> list[str]:
+    """Why faster kernels were not taken; layers with the same reasons share a line. Of ours, there is one for each."""
+    if network.target.library is OWN:
+        return []
+    layers: dict[str, list[str]] = {}
+    for layer, held in zip(network.graph.layers, network.layers):
+        bits = network.formats[layer.name].weight_bits
+        if isinstance(held.kernel, WeightedLoop) and bits < 8:
+            continue
+        reasons = "; ".join(consider(layer.kernels, layer, network.target, bits)[1])
+        if reasons:
+            layers.setdefault(reasons, []).append(layer.name)
+    return [f"{', '.join(names)}: {reasons}" for reasons, names in layers.items()]
+
+
+def _outputs(plan: RowPlan) -> dict[int, str]:
+    """By layer, of those that run row by row: how many rows are in memory at most, and the bytes of each."""
+    found = {}
+    for run in plan.runs:
+        most = {window.stage: rows for window, rows in zip(run.windows, run.most_rows)}
+        for i in run.stages:
+            first, *others = plan.stages[i].layers
+            found.update({first: f"{most[i]} x {plan.stages[i].held_bytes}", **dict.fromkeys(others, "in place")})
+    return found
+
+
+def _rounded(instructions: float) -> str:
+    """Two digits, since it is an estimate."""
+    return f"{float(f'{instructions:.2g}'):.0f}"
+
+
+def table(network: QuantizedNetwork, plan: RowPlan, weights_in_ram: bool) -> list[str]:
+    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals.
+
+    With kernels of our own, how many instructions each takes is estimated.
+    """
+    network = plan.lower(network)
+    own = any(isinstance(layer.kernel, WeightedLoop) for layer in network.layers)
+    estimates = instructions.estimates(network) if own else {}
+    rows: list[list[str]] = [["layer", "kernel", "MACs", "weights", "output", "scratch"]]
+    outputs = _outputs(plan)
+    scratch = {plan.stages[i].layers[0]: plan.stages[i].scratch_bytes for run in plan.runs for i in run.stages}
+    for i, (layer, integer, constants) in enumerate(zip(network.graph.layers, network.layers, constant_bytes(network))):
+        buffer = plan.memory.scratch.get(layer.name)
+        output, own_scratch = outputs.get(i, layer.out_size), scratch.get(i, buffer.size if buffer else 0)
+        rows.append([layer.name, integer.kernel.name, *map(str, (layer.macs, constants, output, own_scratch))])
+    if estimates:
+        counts = [estimates.get(layer.name) for layer in network.graph.layers]
+        for row, cell in zip(rows, ["instructions", *("" if n is None else _rounded(n) for n in counts)]):
+            row.insert(3, cell)
+    reasons = passed_over(network)
+    total = totals(network, plan, weights_in_ram)
+    less = plan.memory.arena_bytes - plan.least_bytes
+    return [
+        *columns(rows, left=2),
+        *(["", "Kernels that were passed over:", *reasons] if reasons else []),
+        "",
+        *memory_lines(network, plan),
+        "",
+        *([f"Row by row, the layers would take {plan.least_bytes} bytes: --ram least"] if less > 0 else []),
+        *([f"Instructions, estimated: {_rounded(sum(estimates.values()))} for an image"] if estimates else []),
+        f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes",
+    ]

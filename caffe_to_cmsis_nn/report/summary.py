@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scripts print about a quantized network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from caffe_to_cmsis_nn.network.quantized import Measured, OutputQuality, Quality, QuantizedNetwork
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search import weight_bits
+from caffe_to_cmsis_nn.templating import columns
+
+
+def _format(q: QFormat | None) -> str:
+    """With the factor: a value is the integer divided by it; and the bits, where they are not 8."""
+    return f"{q} ({2.0**q.fraction_bits:g})" + (f", {q.bits} bits" if q.bits != 8 else "") if q else ""
+
+
+def _measured(quality: Quality | None) -> tuple[str, str]:
+    """Saturation and signal-to-noise ratio of a layer, where they are known."""
+    if quality is None:
+        return "", ""
+    return f"{quality.at_min:.2f} / {quality.at_max:.2f} %", _decibels(quality.sqnr)
+
+
+def wide(network: QuantizedNetwork) -> list[str]:
+    """Why layers' weights have 8 bits in a network for which fewer were asked."""
+    reasons: dict[str, list[str]] = {}
+    if network.outcome and network.outcome.weight_bits != weight_bits.EIGHT:
+        for layer in network.graph.layers:
+            if layer.weighted and network.formats[layer.name].weight_bits != weight_bits.FEW:
+                reason = weight_bits.objection(layer, network.target) or "4 would cost more than --loss allows"
+                reasons.setdefault(reason, []).append(layer.name)
+    return [f"Weights of 8 bits in {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def table(network: QuantizedNetwork) -> list[str]:
+    """Per layer that has a format of its own: formats and factors, shifts, and what quantization did to its output.
+
+    And why some weights have more bits than others.
+    """
+    header = ("layer", "weights", "activations", "bias", "bias_lshift", "act_rshift", "saturated -128 / 127", "SQNR")
+    rows: list[tuple[str, ...]] = [header]
+    measured = network.outcome.layers if network.outcome else {}
+    for layer, integer in zip(network.graph.layers, network.layers):
+        if not (layer.own_format or layer.floors):
+            continue
+        formats = network.formats[layer.name]
+        shifts = integer.integers.shifts if layer.weighted else None
+        rows.append(
+            (
+                layer.name,
+                *map(_format, (formats.w, formats.y, formats.b)),
+                *((str(shifts.bias_lshift), str(shifts.out_rshift)) if shifts else ("", "")),
+                *_measured(measured.get(layer.name)),
+            )
+        )
+    return [*columns(rows, left=4), *wide(network)]
+
+
+def counted(images: int, held_out: bool) -> str:
+    return f"{images} {'held-out ' if held_out else ''}images"
+
+
+def candidates(search: Sequence[Measured]) -> list[str]:
+    """What the search came by, as a table."""
+    rows: list[tuple[str, ...]] = [("candidate", "images", "accuracy", "divergence", "")]
+    for one in search:
+        unit = "" if one.accuracy is None else " nats"
+        divergence = "" if one.divergence is None else f"{one.divergence:.4g}{unit}"
+        accuracy = "" if one.accuracy is None else f"{one.accuracy:.2f} %"
+        rows.append((one.candidate, str(one.images), accuracy, divergence, "chosen" if one.chosen else ""))
+    if not any(row[2] for row in rows[1:]):
+        rows = [(*row[:2], *row[3:]) for row in rows if row[3]]
+    return columns(rows, left=1)
+
+
+def _decibels(sqnr: float | None) -> str:
+    return "-" if sqnr is None else f"{sqnr:.1f} dB"
+
+
+def outputs(qualities: Mapping[str, OutputQuality]) -> list[str]:
+    """How close each output comes to the float network's, as a table."""
+    rows = [("output", "SQNR", "cosine")]
+    for name, own in qualities.items():
+        rows.append((name, _decibels(own.sqnr), "-" if own.cosine is None else f"{own.cosine:.6f}"))
+    return columns(rows, left=1)
+
+
+def worst(qualities: Mapping[str, OutputQuality]) -> str:
+    """The least signal-to-noise ratio of the outputs."""
+    least = min((own.sqnr for own in qualities.values() if own.sqnr is not None), default=None)
+    return _decibels(least) + (f", the worst of {len(qualities)} outputs" if len(qualities) > 1 else "")
+
+
+def of_first(top_k: int) -> str:
+    """What an accuracy is called that counts the class among so many."""
+    return f"Accuracy of the first {top_k}"
+
+
+def recorded(network: QuantizedNetwork) -> list[str]:
+    """The accuracies that the quantizer found, where the pickle has them; last comes what all is about."""
+    outcome = network.outcome
+    if not outcome:
+        return []
+    others = outcome.other_accuracies
+    known, images = outcome.accuracy, counted(outcome.images, outcome.holdout > 0)
+    if known is None:
+        return [
+            *candidates(outcome.search),
+            "",
+            *outputs(outcome.outputs),
+            f"SQNR: {worst(outcome.outputs)} ({images}, {network.target})",
+        ]
+    return [
+        *candidates(outcome.search),
+        "",
+        *(f"{of_first(one.top_k)}: float {one.in_float:.2f} %, device {one.on_device:.2f} %" for one in others),
+        f"Loss: {known.loss:.2f} percentage points",
+        f"Accuracy: float {known.in_float:.2f} %, device {known.on_device:.2f} % ({images}, {network.target})",
+    ]
+
+
+def describe(network: QuantizedNetwork) -> list[str]:
+    """What is in a pickle: where it comes from, what it is for, the table, and the recorded accuracies."""
+    lines = [f"Network: {network.graph.name or 'without a name'}, for {network.target}"]
+    lines += [f"{what}: {source.name}, sha256 {source.sha256}" for what, source in network.sources.items()]
+    lines.append(f"test images: {network.dataset or 'unknown'}" + (f", crop {network.crop}" if network.crop else ""))
+    lines += [f"objective: {network.outcome.objective}"] if network.outcome else []
+    return [*lines, "", *table(network), *(["", *found] if (found := recorded(network)) else [])]

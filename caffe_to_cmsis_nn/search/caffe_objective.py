@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The original's sweeps: formats are tried against the accuracy of a float simulation, as Caffe counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from caffe_to_cmsis_nn.data.image_set import pick
+from caffe_to_cmsis_nn.engines.accuracy import margins
+from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import Measured
+from caffe_to_cmsis_nn.qformat import QFormat
+from caffe_to_cmsis_nn.search.common import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table
+from caffe_to_cmsis_nn.search.verdict import judge_in_stages, mcnemar
+
+FINER_BITS = 3  # more fraction bits than the format that covers the range has, at most: the original's limit
+MOST_PARTS = 40  # of the images
+MIN_PART_IMAGES = 100
+UNCHANGED_PARTS = 3  # in a row, after which those left are taken to be unchanged, too
+GIVE_UP_DEVIATIONS = 3  # of the rival's lead (`mcnemar`), beyond which chance cannot make up for it
+
+Grids = Mapping[tuple[str, Tensor], Grid]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Which images are right, and which were looked at, where not all had to be for a trial to be given up; (N,)."""
+
+    right: np.ndarray
+    seen: np.ndarray | None = None
+
+
+class CaffeSimulation:
+    """The float network with tensors on grids, judged as Caffe judges."""
+
+    in_float: np.ndarray | None = None  # logits (N, classes) without any grids, where they have been computed
+
+    def __init__(self, network: FloatNetwork, labels: np.ndarray) -> None:
+        self.network = network
+        self.labels = labels
+        layers = network.graph.layers
+        last_writer = {layer.blob: layer.name for layer in layers}
+        self._measured = {layer.name: last_writer[layer.blob] for layer in layers if layer.own_format}
+
+    def _settings(self, grids: Grids) -> list[Simulation]:
+        return [Simulation(*(grids.get((layer.name, t)) for t in Tensor)) for layer in self.network.graph.layers]
+
+    def _survey(self, grids: Grids) -> tuple[np.ndarray, dict[str, float]]:
+        """Logits, and `largest`."""
+        logits, ranges = self.network.survey(self._settings(grids), {*self._measured.values()})
+        return logits, {name: largest(ranges[last]) for name, last in self._measured.items()}
+
+    def largest(self, grids: Grids) -> dict[str, float]:
+        """max(|min|, |max|) of blobs with a format of their own, by the layers that make them.
+
+        They are looked at when the whole network has run: after the layers that work in place.
+        """
+        return self._survey(grids)[1]
+
+    def start(self, grids: Grids) -> np.ndarray:
+        """(N,) which images are right with the grids that the next trials build on."""
+        return self.judge(grids).right
+
+    def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
+        """May give up where the rival is clearly better."""
+        return Judged(margins(self.network.trial_logits(self._settings(grids)), self.labels) > 0)
+
+
+class ScreenedSimulation(CaffeSimulation):
+    """The same from fewer images: a good trial changes none of those that the network was sure of at the start.
+
+    A trial sees the images in the order of their margins at the start, the smallest first, a part at a time. Once a
+    few parts in a row are as they were, so are those after them. Trials that are clearly beaten by then are given up.
+    """
+
+    def __init__(self, network: FloatNetwork, labels: np.ndarray) -> None:
+        super().__init__(network, labels)
+        self._grids: Grids = {}  # at the start
+        self._margins: np.ndarray | None = None  # (N,) with these grids
+        self._parts: list[tuple[np.ndarray, CaffeSimulation]] = []  # indices of images, and the network over them
+
+    def _begin(self, grids: Grids) -> None:
+        if grids != self._grids:
+            self._grids, self._margins = dict(grids), None
+
+    def _keep(self, logits: np.ndarray) -> np.ndarray:
+        """The margins at the start, and the parts that follow from them."""
+        self._margins = margins(logits, self.labels)
+        if not self._grids:
+            self.in_float = logits
+        settings = tuple(self._settings(self._grids))
+        count = max(1, min(MOST_PARTS, len(logits) // MIN_PART_IMAGES))
+        self._parts = []
+        for part in np.array_split(np.argsort(abs(self._margins), kind="stable"), count):
+            network = self.network.part(pick(self.network.images, part), (settings, logits[part]))
+            self._parts.append((part, CaffeSimulation(network, self.labels[part])))
+        return self._margins
+
+    def _at_start(self) -> np.ndarray:
+        """(N,) which images are right."""
+        if self._margins is not None:
+            return self._margins > 0
+        settings = self._settings(self._grids)
+        if not self._parts:
+            return self._keep(self.network.logits(settings)) > 0
+        logits = np.empty((len(self.labels), self.network.graph.result_size), np.float32)
+        for part, simulation in self._parts:  # some of them have kept what they need
+            logits[part] = simulation.network.trial_logits(settings)
+        return self._keep(logits) > 0
+
+    def start(self, grids: Grids) -> np.ndarray:
+        """On all images."""
+        self._begin(grids)
+        return self._at_start()
+
+    def largest(self, grids: Grids) -> dict[str, float]:
+        """Of all images; the same pass tells `start`."""
+        self._begin(grids)
+        logits, found = self._survey(grids)
+        self._keep(logits)
+        return found
+
+    def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
+        right = self._at_start()
+        order = np.concatenate([part for part, _ in self._parts])
+        before = [right[part] for part, _ in self._parts]
+
+        def unchanged(now: list[np.ndarray]) -> bool:
+            recent = slice(max(0, len(now) - UNCHANGED_PARTS), len(now))
+            return [*map(np.array_equal, now[recent], before[recent])] == [True] * UNCHANGED_PARTS
+
+        def beaten(now: list[np.ndarray]) -> bool:
+            lead, deviation = mcnemar(rival.right[order], np.concatenate(now)) if rival else (0, 0.0)
+            return lead > GIVE_UP_DEVIATIONS * deviation
+
+        now = judge_in_stages(
+            ([simulation.judge(grids).right] for _, simulation in self._parts),
+            lambda now: unchanged(now) or beaten(now),
+        )
+        some = order[: sum(map(len, now))]
+        right[some] = np.concatenate(now)
+        return Judged(right, np.isin(np.arange(len(right)), some) if beaten(now) and not unchanged(now) else None)
+
+
+def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
+    """The tensors in the order in which `caffe_objective` looks at them."""
+    weighted = [layer.name for layer in graph.sweep_order()]
+    return [
+        *((name, Tensor.WEIGHTS) for name in weighted),
+        *((layer.name, Tensor.ACTIVATIONS) for layer in graph.layers if layer.own_format),
+        *((name, Tensor.BIAS) for name in weighted),
+    ]
+
+
+def _score(right: np.ndarray, seen: np.ndarray | None = None) -> Score:
+    """On all images, or on those seen."""
+    if seen is None:
+        return Score(100 * float(right.mean()))
+    return Score(100 * float(right[seen].mean()), images=int(np.count_nonzero(seen)))
+
+
+EVERYTHING = "quantized weights, activations and biases"
+FINEST = "a finer one would be lost in the accumulator"
+
+
+def _reason(better: bool, judged: Judged, best: QFormat | None) -> str:
+    """Why a format was kept or not, after the best one so far."""
+    how = "more" if better else "significantly fewer" if judged.seen is not None else "no more"
+    return f"{how} images right than with {best}" if best else "it holds all values"
+
+
+def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float) -> Search:
+    """The original's procedure: weights, activations, biases; each tensor is tried on top of those chosen before it.
+
+    `tolerance` is in percentage points.
+    """
+    grids: dict[tuple[str, Tensor], Grid] = {}
+
+    def sweep(layer: str, tensor: Tensor, start: QFormat, target: np.ndarray) -> Generator[Trial, None, QFormat]:
+        """Tries m, m - 1, ... at most 3 bits finer, while the last accuracy stays short of target - tolerance.
+
+        The first trial does not clip, later ones and what is chosen do. The first format of the best accuracy wins.
+        """
+        best, best_judged = start, None
+        for step in range(FINER_BITS + 1):
+            tried = QFormat(start.fraction_bits + step)
+            trained = graph.weights[layer][tensor is Tensor.BIAS] if tensor is not Tensor.ACTIVATIONS else None
+            # To clip what fits changes nothing; it is the same grid then, and not computed again.
+            fits = trained is not None and np.array_equal(Grid(tried).round(trained), Grid(tried, False).round(trained))
+            judged = simulation.judge({**grids, (layer, tensor): Grid(tried, clip=step > 0 or fits)}, best_judged)
+            reached, to_reach = _score(judged.right, judged.seen), _score(target, judged.seen)
+            better = not best_judged or (judged.seen is None and np.sum(judged.right) > np.sum(best_judged.right))
+            why = _reason(bool(better), judged, best if best_judged else None)
+            yield Trial(layer, tensor, tried, reached, to_reach, bool(better), None, why, judged.seen is not None)
+            if better:
+                best, best_judged = tried, judged
+            if judged.seen is None and not to_reach.percent - reached.percent > tolerance:
+                break
+        grids[layer, tensor] = Grid(best)
+        return best
+
+    measured = []
+
+    def start(name: str) -> np.ndarray:
+        """What the next trials have to reach: which images are right with the grids so far."""
+        right = simulation.start(grids)
+        measured.append(Measured(name, len(right), _score(right).accuracy))
+        return right
+
+    target = start("float")
+    for layer in graph.sweep_order():
+        widest = covering(layer.name, Tensor.WEIGHTS, largest(graph.weights[layer.name][0]))
+        yield from sweep(layer.name, Tensor.WEIGHTS, widest, target)
+
+    ranges = simulation.largest(grids)
+    target = start("quantized weights")
+    output: dict[str, QFormat] = {}  # of every layer, chosen or inherited
+    for layer in graph.layers:
+        if layer.own_format:
+            widest = covering(layer.name, Tensor.ACTIVATIONS, ranges[layer.name])
+            output[layer.name] = yield from sweep(layer.name, Tensor.ACTIVATIONS, widest, target)
+        else:
+            output[layer.name] = layer.inherited(output[layer.inputs[0]])
+            if layer.floors:
+                grids[layer.name, Tensor.ACTIVATIONS] = Grid(output[layer.name])
+
+    target = start("quantized weights and activations")
+    for layer in graph.sweep_order():
+        weights = grids[layer.name, Tensor.WEIGHTS].format
+        accumulator = QFormat(weights.fraction_bits + output[layer.inputs[0]].fraction_bits)
+        widest = covering(layer.name, Tensor.BIAS, largest(graph.weights[layer.name][1]))
+        if widest < accumulator:
+            yield from sweep(layer.name, Tensor.BIAS, widest, target)
+        else:  # a finer bias would be lost in the accumulator
+            grids[layer.name, Tensor.BIAS] = Grid(accumulator)
+            reached = _score(simulation.judge(grids).right)
+            yield Trial(layer.name, Tensor.BIAS, accumulator, reached, _score(target), kept=True, reason=FINEST)
+
+    right = simulation.judge(grids).right
+    measured.append(Measured(EVERYTHING, len(right), _score(right).accuracy, chosen=True))
+    chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in grids.items()}))
+    return Found(chosen, tuple(measured), in_float=simulation.in_float)

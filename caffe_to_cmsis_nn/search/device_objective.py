@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweep against the device: every format is judged by the integer network, from raw pixel to logit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from caffe_to_cmsis_nn.data.image_set import Images, pick, spread
+from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe
+from caffe_to_cmsis_nn.engines.engine import MEMORY_SHARES
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import Measured, quantize_network
+from caffe_to_cmsis_nn.qformat import LayerFormats
+from caffe_to_cmsis_nn.search import common, weight_bits
+from caffe_to_cmsis_nn.search.common import Candidate, Choices, Found, Search, Tensor
+from caffe_to_cmsis_nn.search.layer_errors import LayerErrors, layer_by_layer
+from caffe_to_cmsis_nn.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
+from caffe_to_cmsis_nn.search.weight_bits import Narrowing
+from caffe_to_cmsis_nn.search.weight_fitting import Fit
+from caffe_to_cmsis_nn.target import Target
+
+SAMPLE = 2000  # images that ranges are from, and what 4 bits cost a layer
+FIT_SAMPLE = 3000  # images that weights are fitted to
+Known = tuple[np.ndarray, np.ndarray]  # indices of images, and their logits on the device
+NOTHING: Known = np.empty(0, np.intp), np.empty((0, 1), np.int8)
+FIRST_FINAL_IMAGES = 1000  # that candidates are judged by at first, then by twice as many, up to all
+
+
+def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Choices:
+    """Formats that cover every tensor's range, so that nothing is clipped; s8 kernels take biases of 32 bits."""
+    choices: Choices = {}
+    for name, tensor in common.tensors(graph):
+        if tensor is Tensor.BIAS and target.library.bias_bits > 8:
+            continue
+        values = ranges[name] if tensor is Tensor.ACTIVATIONS else graph.weights[name][tensor is Tensor.BIAS]
+        choices[name, tensor] = common.covering(name, tensor, common.largest(values))
+    return choices
+
+
+def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expected) -> Mapping[str, LayerFormats]:
+    """The formats, with a classifier's logits finer for as long as that is better, although the largest saturate.
+
+    With weights that are fitted, steps of the logits make most of their error, and ties. Where more images have the
+    float network's class, which `expected` has for labels, but saturation has its scores further off, nothing is won.
+    """
+    last = fit.graph.output_layers[-1]
+    if not (fit.graph.classifier and last.weighted):
+        return formats
+    best = expected.judge(fit.results(formats), formats)
+    while True:
+        own = formats[last.name]
+        assert own.y
+        finer = common.legal(fit.graph, {**formats, last.name: replace(own, y=own.y.finer(1))})
+        if finer == formats:  # the kernels cannot carry it
+            return formats
+        verdict = expected.judge(fit.results(finer), finer)
+        if not verdict.beats(best, 0.0, FINAL_DEVIATIONS) or verdict.does_worse(best, FINAL_DEVIATIONS):
+            return formats
+        formats, best = finer, verdict
+
+
+def device_objective(
+    graph: Graph,
+    reference: FloatNetwork,
+    labels: np.ndarray,
+    target: Target,
+    tolerance: float,
+    make_errors: Callable[..., LayerErrors] = LayerErrors,
+    bits: str = weight_bits.EIGHT,
+    loss: float = weight_bits.LOSS,
+    make_narrowing: Callable[..., Narrowing] = Narrowing,
+) -> Search:
+    """Searches formats on a sample of the images, adapts the weights, and lets all images decide what is taken.
+
+    `tolerance` is in percentage points: smaller differences of accuracy than this do not count. `make_errors` and
+    `make_narrowing` take the place of `LayerErrors` and `Narrowing`. `bits` are those of weights (`weight_bits.MODES`);
+    where they are mixed, the device may be worse than the float network by `loss` (percentage points).
+    """
+    images = reference.images
+    some = spread(len(images), SAMPLE)
+    others = np.setdiff1d(np.arange(len(images)), some)
+    logits = np.empty((len(images), graph.result_size), np.float32)
+    own = {layer.name for layer in graph.layers if layer.own_format}
+    logits[some], ranges = reference.part(images[some]).survey(as_trained(graph), own)
+    if len(others):
+        logits[others] = reference.part(pick(images, others)).logits(as_trained(graph))
+
+    choices = _start(graph, ranges, target)
+    searched = yield from layer_by_layer(make_errors(graph, images, target), choices)
+    yield "adapting the weights"
+    seen = spread(len(images), FIT_SAMPLE)
+
+    def fit_of(network: Graph) -> Fit:
+        return Fit(network, pick(images, seen), target, reference.memory // MEMORY_SHARES)
+
+    fit = fit_of(searched.graph)
+    as_in_float = Expected(graph, logits[seen].argmax(axis=1), logits[seen])
+    formats = _finer_logits(fit, searched.formats, as_in_float)
+    candidates = {
+        "formats from ranges": Candidate(graph, common.table(graph, choices)),
+        "formats searched": searched,
+        "weights adapted": fit.refine(formats),
+    }
+    yield "judging the candidates on all images"
+    finals = _Finals(images, labels, logits, target, np.union1d(some, seen))
+    found = finals.choose(candidates, tolerance, (seen, fit.results(formats)))
+    if bits == weight_bits.EIGHT:
+        return found
+    yield "fitting weights of 4 bits"
+    if bits == weight_bits.MIXED:
+        network = DeviceNetwork(graph, pick(images, some), target, reference.memory)
+        expected = Expected(graph, labels[some], logits[some])
+        narrowing = make_narrowing(
+            fit if found.chosen.trained is fit.graph else fit_of(found.chosen.trained),
+            found.chosen.formats,
+            lambda one: finals.judge(one)[0],
+            lambda layers, formats: expected.judge(network.trial_logits(layers), formats),
+        )
+        in_float = found.measured[0].accuracy
+        assert in_float is not None
+        chosen = yield from weight_bits.mixed(narrowing, in_float - loss)
+        narrow = {"weights of 8 and 4 bits": narrowing.candidate(chosen)}
+    else:
+        table = weight_bits.narrowed(searched.graph, formats, weight_bits.able(graph, target))
+        narrow = {"weights of 4 bits": fit.refine(table)}
+    narrow_found = finals.choose(narrow, tolerance)
+    before = tuple(replace(one, chosen=False) for one in found.measured)
+    return replace(narrow_found, measured=before + narrow_found.measured[1:])
+
+
+class _Finals:
+    """Judges candidates on all images, in stages: few at first, and those that the candidates were made with last."""
+
+    def __init__(
+        self, images: Images, labels: np.ndarray, logits: np.ndarray, target: Target, known: np.ndarray
+    ) -> None:
+        """`known` has the indices of the images that the candidates were made with."""
+        self.images, self.labels, self.logits, self.target = images, labels, logits, target
+        order = np.random.default_rng(0).permutation(len(images))
+        order = order[np.argsort(np.isin(order, known), kind="stable")]
+        ends = [FIRST_FINAL_IMAGES << i for i in range(len(order).bit_length())]
+        self._stages = [np.sort(part) for part in np.split(order, [end for end in ends if end < len(order)])]
+
+    def judge(
+        self, candidate: Candidate, best: Verdict | None = None, known: Known = NOTHING
+    ) -> tuple[Verdict, np.ndarray]:
+        """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then.
+
+        Those that are `known` are not computed again.
+        """
+        graph, formats = candidate.graph, candidate.formats
+        network, layers = DeviceNetwork(graph, self.images, self.target), quantize_network(graph, formats, self.target)
+        logits = np.empty((len(self.images), graph.result_size), np.int8)
+        logits[known[0]] = known[1]
+
+        def verdicts() -> Iterator[Verdict]:
+            for stage in self._stages:
+                new = np.setdiff1d(stage, known[0])
+                if new.size:
+                    logits[new] = network.part(pick(self.images, new)).logits(layers)
+                expected = Expected(graph, self.labels[stage], self.logits[stage])
+                yield expected.judge(logits[stage], formats)
+
+        return judge_in_stages(verdicts(), lambda verdict: best is not None and verdict.cannot_beat(best)), logits
+
+    def choose(self, candidates: Mapping[str, Candidate], tolerance: float, known: Known = NOTHING) -> Found:
+        """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear.
+
+        `known` of the last one.
+        """
+        *others, best_name = candidates
+        classifier = candidates[best_name].graph.classifier
+        accuracy = accuracy_caffe(self.logits, self.labels) if classifier else None
+        measured = [Measured("float", len(self.labels), accuracy)]
+        best, logits = self.judge(candidates[best_name], known=known)
+        measured.append(best.measured(best_name))
+        for name in reversed(others):
+            if candidates[name].is_same(candidates[best_name]):
+                best_name = name
+                measured.append(best.measured(name))
+                continue
+            verdict, on_device = self.judge(candidates[name], best)
+            count = verdict.images
+            measured.append(verdict.measured(name))
+            if count < len(self.images):
+                measured.append(best.first(count).measured(best_name))
+            elif not best.beats(verdict, tolerance, FINAL_DEVIATIONS):
+                best_name, best, logits = name, verdict, on_device
+        marked = tuple(replace(one, chosen=one.candidate == best_name) for one in measured)
+        return Found(candidates[best_name], marked, logits, self.logits)

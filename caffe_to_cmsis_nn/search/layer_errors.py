@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweep against the device, layer by layer: a format is judged by what its own layer gives, by nothing after it.
+
+A trial against the logits runs all layers after its own, so that such a sweep grows with the square of the depth. Here
+each layer is gone through once, in network order: what enters it on the device, from layers whose formats are settled,
+goes through the layer in the formats tried, and the squared error of its output against the float network's decides
+(layer-wise reconstruction, as in AdaRound, Nagel et al. 2020, https://arxiv.org/abs/2004.10568). So the channels of
+its output are judged, too: where the next layer's weights can take a factor back, each gets the one with which it errs
+least (`caffe_to_cmsis_nn.network.rescaling`). No labels are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from caffe_to_cmsis_nn.data.image_set import pick, spread
+from caffe_to_cmsis_nn.engines.batches import Values
+from caffe_to_cmsis_nn.engines.engine import Network
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import IntegerLayer, quantize_layer
+from caffe_to_cmsis_nn.network.rescaling import rescaled, scaled, taker
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.search import common
+from caffe_to_cmsis_nn.search.common import Candidate, Choices, Score, Tensor, Trial
+from caffe_to_cmsis_nn.target import Target
+
+IMAGES = 400
+MOST_BYTES = 1 << 28  # of outputs that are alive: fewer images where these are large
+CLEARLY = 0.995  # of the squared error, which a format, or a channel's factor, must come below
+FACTORS = (-1, -0.5, 0.5, 1, 1.5, 2), (-0.5, -0.25, 0.25, 0.5)  # in each round, of channels: powers of two
+STEPS = (1,), (1, -1)  # bits finer, in each round: nothing is coarser than what covers all values, with which it begins
+Table = Mapping[str, LayerFormats]
+
+
+def images_used(graph: Graph) -> int:
+    """How many images judge, whatever the memory: the formats must not depend on it."""
+    alive = max(sum(layer.out_size for layer in graph.live(stop)) for stop in range(1, len(graph.layers) + 1))
+    return max(1, min(IMAGES, MOST_BYTES // (alive * (np.dtype(np.float32).itemsize + 1))))
+
+
+def sections(graph: Graph) -> Iterator[tuple[int, tuple[Layer, ...]]]:
+    """Each layer with a format of its own, and those right after it that take it over: their indices begin with it."""
+    start = 0
+    while start < len(graph.layers):
+        stop = start + 1
+        while stop < len(graph.layers) and _takes_over(graph.layers[stop], graph.layers[stop - 1]):
+            stop += 1
+        yield start, graph.layers[start:stop]
+        start = stop
+
+
+def _takes_over(layer: Layer, before: Layer) -> bool:
+    return not layer.own_format and layer.inputs == (before.name,)
+
+
+class LayerErrors:
+    """How far sections' outputs on the device are from the float network's, one section after the other."""
+
+    def __init__(self, graph: Graph, images: Any, target: Target) -> None:
+        """Of `images` (N, C, H, W), as many as are looked at are picked."""
+        images = pick(images, spread(len(images), images_used(graph)))
+        self.graph = graph  # with the factors of the sections left behind
+        self.images = len(images)  # that judge
+        self._target = target
+        self._networks: tuple[Network, Network] = FloatNetwork(graph, images), DeviceNetwork(graph, images, target)
+        self._alive = tuple(network.start() for network in self._networks)
+        self._trained = as_trained(graph)
+
+    def enter(self, first: int, layers: Sequence[Layer]) -> None:
+        """Goes on to the section that begins with layer `first`."""
+        self._first, self._layers = first, layers
+        self.taker = taker(self.graph, layers)
+        self.channels = layers[0].out_shape[0] if self.taker else 1  # that are told apart
+        end = layers[-1]
+        self._float = self._run(0, self._trained[: len(layers)], end)
+        self._wanted = self._float[end.name].reshape(self.images, self.channels, -1)
+        self._power = float(np.square(self._wanted, dtype=np.float64).mean()) or 1.0
+
+    def errors(self, formats: Table, factors: np.ndarray) -> np.ndarray:
+        """The squared errors of the section's output by channel (C,), relative to the whole output's mean square.
+
+        `factors` are the channels'; the errors are those of the output without them.
+        """
+        end = self._layers[-1]
+        y = formats[end.name].y
+        assert y
+        steps = (2.0**-y.fraction_bits / factors).astype(np.float32)[:, None]
+        sums = np.empty((self.images, self.channels))
+
+        def compare(some: slice, outputs: Sequence[np.ndarray]) -> None:
+            (integers,) = outputs
+            off = integers.reshape(len(integers), self.channels, -1) * steps
+            off -= self._wanted[some]
+            sums[some] = np.square(off, dtype=np.float64).sum(axis=2)
+
+        self._networks[1].run(self._first, self._alive[1], self._integers(formats, factors), [end], compare)
+        return sums.mean(axis=0) / (end.out_size // self.channels * self._power)
+
+    def leave(self, formats: Table, factors: np.ndarray) -> None:
+        """Goes on behind the section, with these formats and factors."""
+        on_device = self._run(1, self._integers(formats, factors), self._layers[-1])
+        if self.taker and (factors != 1).any():
+            self.graph = rescaled(self.graph, self._layers[0], self.taker, factors)
+        names = {layer.name for layer in self.graph.live(self._first + len(self._layers))}
+        both = self._float, on_device
+        self._alive = tuple({name: values for name, values in each.items() if name in names} for each in both)
+
+    def _integers(self, formats: Table, factors: np.ndarray) -> list[IntegerLayer]:
+        weights = {layer.name: self.graph.weights.get(layer.name) for layer in self._layers}
+        first = self._layers[0]
+        own = weights[first.name]
+        if self.taker and own:
+            weights[first.name] = scaled(first, own, factors)
+        return [quantize_layer(layer, weights[layer.name], formats[layer.name], self._target) for layer in self._layers]
+
+    def _run(self, which: int, settings: Sequence[Any], end: Layer) -> Values:
+        """The section's last output, and all that are alive after it."""
+        network, stop = self._networks[which], self._first + len(settings)
+        wanted = {layer.name: layer for layer in (*self.graph.live(stop), end)}
+        room = {name: np.empty((self.images, *layer.out_shape), network.stored) for name, layer in wanted.items()}
+        return network.advance(self._first, self._alive[which], settings, room)
+
+
+class _Sweep:
+    """The formats so far."""
+
+    def __init__(self, errors: LayerErrors, choices: Choices) -> None:
+        self.errors, self._choices = errors, dict(choices)
+        self.formats = common.table(errors.graph, choices)
+
+    def section(self, first: int, layers: Sequence[Layer]) -> Generator[Trial, None, None]:
+        """Finds the formats of the section that begins with layer `first`, and its channels' factors."""
+        self._settled = self.errors.graph.layers[:first]
+        self.errors.enter(first, layers)
+        self._factors = np.ones(self.errors.channels)
+        self._by_channel = self.errors.errors(self.formats, self._factors)
+        keys = [(layers[0].name, tensor) for tensor in Tensor if (layers[0].name, tensor) in self._choices]
+        for factors, steps in zip(FACTORS, STEPS):  # twice, since the best format of a tensor depends on the others
+            before = dict(self._choices), self._factors
+            for key in keys:
+                yield from self._tensor(key, steps)
+            if self.errors.taker:
+                self._scale_channels([2.0**power for power in factors])
+            if before[0] == self._choices and before[1] is self._factors:
+                break
+        self.errors.leave(self.formats, self._factors)
+        if self.errors.taker:
+            self._cover(self.errors.taker)
+
+    @property
+    def _error(self) -> float:
+        """To 6 digits, as all records."""
+        return float(f"{self._by_channel.mean():.6g}")
+
+    def _tensor(self, key: tuple[str, Tensor], steps: Sequence[int]) -> Generator[Trial, None, None]:
+        start = self._choices[key]
+        for step in steps:
+            while (yield from self._step(key, step)):
+                pass
+            if self._choices[key] != start:
+                break
+
+    def _with(self, key: tuple[str, Tensor], q: QFormat) -> dict[str, LayerFormats]:
+        """The formats with another one for a tensor; those of before where the kernels cannot carry it."""
+        tried = common.table(self.errors.graph, {**self._choices, key: q})
+        moved = any(tried[layer.name] != self.formats[layer.name] for layer in self._settled)
+        return self.formats if moved else tried
+
+    def _step(self, key: tuple[str, Tensor], step: int) -> Generator[Trial, None, bool]:
+        """Tries a format that is so many bits finer; says whether it is kept."""
+        q = self._choices[key].finer(step)
+        tried = self._with(key, q)
+        if tried == self.formats:
+            return False
+        before, by_channel = self._error, self._by_channel
+        self._by_channel = self.errors.errors(tried, self._factors)
+        found = self._error
+        kept = found < CLEARLY * before
+        name, tensor = key
+        scores = [Score(None, error, self.errors.images) for error in (found, before)]
+        change = f"{abs(found - before) / (before or 1.0):.1%} {'higher' if found > before else 'lower'}"
+        reason = f"squared error of its output {change}"
+        yield Trial(name, tensor, q, scores[0], scores[1], kept, reason=reason)
+        if kept:
+            self.formats, self._choices[key] = tried, q
+        else:
+            self._by_channel = by_channel
+        return kept
+
+    def _scale_channels(self, candidates: Sequence[float]) -> None:
+        """Gives each channel the factor with which it errs least, as no other channel's changes what it is."""
+        factors, errors = self._factors, self._by_channel
+        for factor in candidates:
+            tried = self.errors.errors(self.formats, factor * self._factors)
+            better = tried < CLEARLY * errors
+            factors = np.where(better, factor * self._factors, factors)
+            errors = np.where(better, tried, errors)
+        if (factors != self._factors).any():
+            self._factors, self._by_channel = factors, errors
+
+    def _cover(self, layer: Layer) -> None:
+        """Has a layer, whose weights have taken factors back, start from the finest format that covers them."""
+        key = layer.name, Tensor.WEIGHTS
+        q = common.covering(*key, common.largest(self.errors.graph.weights[layer.name][0]))
+        tried = self._with(key, q)
+        if tried != self.formats:
+            self.formats, self._choices[key] = tried, q
+
+
+def layer_by_layer(errors: LayerErrors, choices: Choices) -> Generator[Trial, None, Candidate]:
+    """Moves one format of a layer at a time, finer or later coarser, for as long as its output gets clearly closer.
+
+    `choices` are the formats to start from. Costs about as much as one pass of the float network over 10,000 images,
+    at any depth.
+    """
+    sweep = _Sweep(errors, choices)
+    for first, layers in sections(errors.graph):
+        yield from sweep.section(first, layers)
+    return Candidate(errors.graph, sweep.formats)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees while a search works: one bar on a terminal, or a line for each trial."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from caffe_to_cmsis_nn.errors import printable
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.search.common import Found, Score, Search, Tensor, Trial
+
+BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
+
+
+def _measured(score: Score, short: bool = False) -> str:
+    """Without an accuracy, the divergence is the error of a layer's output."""
+    if score.accuracy is None:
+        return f"error {score.divergence:.4g}"
+    return f"{score.accuracy:.2f} %" + ("" if short or score.divergence is None else f", {score.divergence:.4g} nats")
+
+
+def line(trial: Trial) -> str:
+    """A trial in words: what became of it and why, on how many images it was judged, and what it is held against."""
+    end = "kept" if trial.kept else "given up" if trial.given_up else "not kept"
+    images = f"{trial.score.images or 'all'} images"
+    return (
+        f"layer {trial.layer}: {trial.tensor.value} {trial.format}: {end}: {trial.reason} "
+        f"({images}: {_measured(trial.score)}; before: {_measured(trial.reference)})"
+    )
+
+
+def work(graph: Graph, schedule: Sequence[tuple[str, Tensor]], alone: bool) -> list[float]:
+    """What looking at each tensor costs (MACs): its layer runs again, `alone` or with all after it.
+
+    Each has some overhead.
+    """
+    macs = [layer.macs for layer in graph.layers]
+    overhead = sum(macs) / len(macs) / 2
+    each = [own + overhead for own in macs]
+    costs = {layer.name: each[i] if alone else sum(each[i:]) for i, layer in enumerate(graph.layers)}
+    return [costs[name] for name, _ in schedule]
+
+
+class Estimate:
+    """How far a search is, and how long it can still take.
+
+    How many trials there will be is not known, but which tensors are still to be looked at, at the most. What comes
+    out of a journal takes no time, and tells nothing about the time that is left.
+    """
+
+    def __init__(
+        self, schedule: Sequence[tuple[str, Tensor]], costs: Sequence[float], clock: Callable[[], float]
+    ) -> None:
+        self.schedule = schedule
+        self.costs = costs
+        self.clock = clock
+        self.position = -1
+        self._start: tuple[float, float] | None = None  # time and share of the work when computing began
+
+    def see(self, trial: Trial, computed: bool) -> None:
+        """Moves on to the trial's tensor."""
+        here = (trial.layer, trial.tensor)
+        if self.position < 0 or self.schedule[self.position] != here:
+            later = range(self.position + 1, len(self.schedule))
+            self.position = next((i for i in later if self.schedule[i] == here), self.position)
+        if computed and self._start is None:
+            self._start = self.clock(), self.share
+
+    @property
+    def share(self) -> float:
+        """Of the most work that there can be, 0 to 1: what lies before the tensor looked at."""
+        return sum(self.costs[: max(self.position, 0)]) / sum(self.costs)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far, if all that can come does come; None until there is a pace."""
+        if self._start is None or self.share <= self._start[1]:
+            return None
+        return (self.clock() - self._start[0]) * (1 - self.share) / (self.share - self._start[1])
+
+
+class Best:
+    """How the formats kept so far do: their accuracy on the most images that judged, or the last layer's error."""
+
+    def __init__(self) -> None:
+        self.score: Score | None = None
+
+    def see(self, trial: Trial) -> None:
+        score = trial.score if trial.kept else trial.reference
+        all_images = float("inf")
+        if (
+            self.score is None
+            or score.accuracy is None
+            or (score.images or all_images) >= (self.score.images or all_images)
+        ):
+            self.score = score
+
+
+def follow(
+    search: Search,
+    schedule: Sequence[tuple[str, Tensor]],
+    costs: Sequence[float],
+    computed: Callable[[], bool],
+    show: Callable[[str], None] | None = None,
+    disable: bool | None = None,
+) -> tuple[Found, list[Trial]]:
+    """Runs a search under a progress bar; returns what it found, and its trials.
+
+    `schedule` are the tensors in the order in which it looks at them, if it looks at all, with their `costs` (`work`).
+    `computed` says whether trials are computed by now or still come from a journal, `show` gets each trial as a line.
+    There is no bar with `disable`, and, where that is None, none where stderr is not a terminal.
+    """
+    trials: list[Trial] = []
+    estimate, best = Estimate(schedule, costs, time.monotonic), Best()
+    disable = disable or (True if sys.stderr is None else None)
+    bar: Any = tqdm(total=1.0, bar_format=BAR, disable=disable, leave=False, dynamic_ncols=True)
+    with bar:
+        while True:
+            try:
+                step = next(search)
+            except StopIteration as stop:
+                return stop.value, trials
+            if isinstance(step, str):
+                bar.bar_format, bar.n = BAR, bar.total
+                bar.set_description_str(step)
+                continue
+            trials.append(step)
+            estimate.see(step, computed())
+            best.see(step)
+            if show:
+                with tqdm.external_write_mode():
+                    show(line(step))
+            if bar.disable:
+                continue
+            left = estimate.seconds_left
+            bar.n = estimate.share
+            bar.bar_format = BAR if left is None else f"{BAR}, up to {tqdm.format_interval(left)} of search left"
+            assert best.score
+            looked_at = printable(f"{step.layer} {step.tensor.value} {step.format}")
+            bar.set_description_str(f"{looked_at}, best {_measured(best.score, short=True)}", refresh=False)
+            bar.refresh()

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of 4 bits in place of 8: in all layers for which there is a kernel, or where they cost least.
+
+They are fitted (`weight_fitting`), since 16 levels that weights are only rounded to cost whole points. Formats of
+activations stay those that were found for weights of 8 bits, as far as the kernels can carry them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+
+from caffe_to_cmsis_nn.kernels.base import consider
+from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.network.quantized import IntegerLayer
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.search.common import Candidate, Tensor, Trial, largest, legal
+from caffe_to_cmsis_nn.search.verdict import Verdict
+from caffe_to_cmsis_nn.search.weight_fitting import Fit, Fitted
+from caffe_to_cmsis_nn.target import Target
+
+FEW = 4  # bits
+EIGHT, FOUR, MIXED = MODES = ("8", "4", "mixed")
+LOSS = 0.3  # percentage points
+ROUNDING = 1e-6  # percentage points, of accuracies as floats
+LEAST_COST = 1e-9  # nats of divergence; what costs less is taken to cost this
+Table = Mapping[str, LayerFormats]
+
+
+def objection(layer: Layer, target: Target) -> str:
+    """Why no kernel takes weights of 4 bits in a layer; nothing where one does."""
+    kernel, objections = consider(layer.kernels, layer, target, FEW)
+    if kernel is not None and kernel.weight_bits == FEW:
+        return ""
+    return "; ".join(objections) or f"no kernel takes weights of {FEW} bits"
+
+
+def able(graph: Graph, target: Target) -> list[str]:
+    """The layers for which there is a kernel that takes weights of 4 bits."""
+    return [layer.name for layer in graph.layers if layer.weighted and not objection(layer, target)]
+
+
+def narrowed(graph: Graph, formats: Table, names: Sequence[str]) -> dict[str, LayerFormats]:
+    """The formats, with weights of 4 bits in some layers: the finest formats that cover them."""
+    table = dict(formats)
+    for name in names:
+        table[name] = replace(table[name], w=QFormat.covering(largest(graph.weights[name][0]), FEW))
+    return legal(graph, table)
+
+
+class Narrowing:
+    """Judges networks with weights of 4 bits in some layers, all fitted to what those before them became."""
+
+    def __init__(
+        self,
+        fit: Fit,
+        formats: Table,
+        judge: Callable[[Candidate], Verdict],
+        sample: Callable[[Sequence[IntegerLayer], Table], Verdict],
+    ) -> None:
+        """`formats` are those for weights of 8 bits; `judge` looks at all images, `sample` at some."""
+        self.fit, self.formats, self._judge, self._sample = fit, formats, judge, sample
+
+    def table(self, names: Sequence[str]) -> dict[str, LayerFormats]:
+        return narrowed(self.fit.graph, self.formats, names)
+
+    def candidate(self, names: Sequence[str]) -> Candidate:
+        return self.fit.refine(self.table(names))
+
+    def judge(self, names: Sequence[str]) -> Verdict:
+        """With weights of 4 bits in these layers, in network order."""
+        return self._judge(self.candidate(names))
+
+    def by_cost(self, names: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+        """Layers in the order of what they save (bytes) for what they cost (divergence) alone; and what they save.
+
+        The layers after them stay as they are here.
+        """
+        graph, formats = self.fit.graph, self.table(())
+        whole = self.fit.layers(formats)
+        before = self._divergence(whole, formats)
+        saved, gain = {}, {}
+        for name in names:
+            table, fitted = self.table([name]), list(whole)
+            for i, layer in enumerate(graph.layers):
+                if table[layer.name] != formats[layer.name]:
+                    fitted[i] = self.fit.layer(layer, table[layer.name], fitted[:i])
+            saved[name] = flash(graph, whole) - flash(graph, fitted)
+            gain[name] = saved[name] / max(self._divergence(fitted, table) - before, LEAST_COST)
+        return sorted(names, key=lambda name: -gain[name]), saved
+
+    def _divergence(self, fitted: Sequence[Fitted], formats: Table) -> float:
+        return float(self._sample([known.integers for known in fitted], formats).divergences.mean())
+
+
+def flash(graph: Graph, fitted: Sequence[Fitted]) -> int:
+    """Bytes of the network's constants."""
+    return sum(known.integers.constant_bytes(layer) for layer, known in zip(graph.layers, fitted))
+
+
+def mixed(narrowing: Narrowing, least: float) -> Generator[Trial, None, list[str]]:
+    """The layers whose weights get 4 bits, in network order: each whose accuracy (percent) stays `least` or more.
+
+    First come those that save the most for what they cost.
+    """
+    fit = narrowing.fit
+    order, saved = narrowing.by_cost(able(fit.graph, fit.target))
+    chosen: list[str] = []
+    best, size = narrowing.judge(chosen).score, flash(fit.graph, fit.layers(narrowing.table(chosen)))
+    for name in order:
+        names = [layer.name for layer in fit.graph.layers if layer.name in (*chosen, name)]
+        score, w = narrowing.judge(names).score, narrowing.table(names)[name].w
+        assert w
+        kept, sizes = score.percent > least - ROUNDING, (size - saved[name], size)
+        reason = f"{score.percent:.2f} % is {'at least' if kept else 'less than'} {least:.2f} %"
+        yield Trial(name, Tensor.WEIGHTS, w, score, best, kept, sizes, reason)
+        if kept:
+            chosen, best, size = names, score, sizes[0]
+    return chosen
