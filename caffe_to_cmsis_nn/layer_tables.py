@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import fields
 
 from caffe_to_cmsis_nn.data.readers import READERS
-from caffe_to_cmsis_nn.layers.base import Layer
-from caffe_to_cmsis_nn.layers.input import Features, Input
-from caffe_to_cmsis_nn.layers.passthrough import IDENTITIES
-from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS, CLASSES
+from caffe_to_cmsis_nn.ops.base import Layer
+from caffe_to_cmsis_nn.ops.identities import IDENTITIES
+from caffe_to_cmsis_nn.ops.input import Features, Input
+from caffe_to_cmsis_nn.ops.registry import ALL_KERNELS, CLASSES
 from caffe_to_cmsis_nn.target import LIBRARIES, Library
 
 BEGIN, END = "<!-- layers -->", "<!-- /layers -->"

@@ -18,11 +18,11 @@ from caffe_to_cmsis_nn.caffe_io.blobs import Blobs
 from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 from caffe_to_cmsis_nn.data.source import data_source
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.layers.registry import layer_class
 from caffe_to_cmsis_nn.network import graph
 from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, SourceFile, quantize_network
+from caffe_to_cmsis_nn.ops.registry import layer_class
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.search import common
 from caffe_to_cmsis_nn.target import S8, Core, Rounding, Target

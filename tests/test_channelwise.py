@@ -18,16 +18,14 @@ from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 from caffe_to_cmsis_nn.data.source import data_source
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.kernels import channelwise, registry
-from caffe_to_cmsis_nn.kernels.channelwise import Gains, Slopes
-from caffe_to_cmsis_nn.layers import functions
-from caffe_to_cmsis_nn.layers.activations import PReLU
-from caffe_to_cmsis_nn.layers.affine import Bias
-from caffe_to_cmsis_nn.layers.functions import Function
 from caffe_to_cmsis_nn.network.folding import fold_affine
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops import affine, functions
+from caffe_to_cmsis_nn.ops.affine import Bias, Gains
+from caffe_to_cmsis_nn.ops.functions import Function
+from caffe_to_cmsis_nn.ops.prelu import PReLU, Slopes
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.store import record
 from caffe_to_cmsis_nn.target import Target
@@ -55,11 +53,11 @@ def test_gains_and_offsets_are_off_by_half_a_step_and_what_16_bits_leave(
     integers = Gains.fit(gain, offset, x, y)
     layer = Bias("b", ("x",), "b", ((len(pairs),),))
     real = (INPUTS[:, None] * 2.0**-x * gain + offset) * 2.0**y
-    found = outputs(registry.AFFINE[0], layer, integers)
+    found = outputs(Bias.kernels[0], layer, integers)
     exact = (INPUTS[:, None].astype(np.int64) * integers.gains + integers.offsets) >> integers.rshift
     np.testing.assert_array_equal(found, np.clip(exact, -128, 127))
     left = 0.5 + 64.5 * 2.0**-integers.rshift
-    if np.abs(gain).max() * 2.0 ** (y - x) <= channelwise.LARGEST_FACTOR:
+    if np.abs(gain).max() * 2.0 ** (y - x) <= affine.LARGEST_FACTOR:
         assert (np.abs(found - np.clip(real, -128, 127)) <= left + 1e-6).all()
 
 
@@ -68,7 +66,7 @@ def test_slopes_are_off_by_half_a_step_and_what_16_bits_leave(slopes: list[float
     slope = np.array(slopes)
     integers = Slopes.fit(slope, x, x + finer)
     layer = PReLU("p", ("x",), "p", ((len(slopes),),))
-    found = outputs(registry.PRELU[0], layer, integers)
+    found = outputs(PReLU.kernels[0], layer, integers)
     factors = np.where(INPUTS[:, None] < 0, integers.slopes, integers.one).astype(np.int64)
     exact = (INPUTS[:, None] * factors + (1 << integers.rshift >> 1)) >> integers.rshift
     np.testing.assert_array_equal(found, np.clip(exact, -128, 127))
@@ -80,9 +78,9 @@ def test_products_fill_16_bits_and_no_more() -> None:
     """The largest gain is above half of what 16 bits hold; one that is larger without a shift saturates outputs."""
     assert Gains.fit(np.array([0.7, -1.3]), np.zeros(2), 4, 4).gains.tolist() == [11469, -21299]
     assert Gains.fit(np.array([0.7, -1.3]), np.zeros(2), 4, 4).rshift == 14
-    assert Gains.fit(np.array([1e-9]), np.zeros(1), 0, 0).rshift == channelwise.MOST_SHIFT
-    assert Gains.fit(np.array([1e6]), np.zeros(1), 0, 0).gains.tolist() == [channelwise.LARGEST_FACTOR]
-    assert Gains.fit(np.array([1.0]), np.array([1e12]), 0, 0).offsets.tolist() == [channelwise.LARGEST_OFFSET]
+    assert Gains.fit(np.array([1e-9]), np.zeros(1), 0, 0).rshift == affine.MOST_SHIFT
+    assert Gains.fit(np.array([1e6]), np.zeros(1), 0, 0).gains.tolist() == [affine.LARGEST_FACTOR]
+    assert Gains.fit(np.array([1.0]), np.array([1e12]), 0, 0).offsets.tolist() == [affine.LARGEST_OFFSET]
 
 
 def _layers() -> list[Function]:
@@ -112,7 +110,7 @@ def test_a_table_holds_what_the_float_layer_computes_to_half_a_step(layer: Funct
     g.output(layer.build_float(g, [g.input("x", np.float32, (1,))], None))
     (real,) = g.session().run(None, {"x": (INPUTS * 2.0**-x).astype(np.float32)[:, None]})
     assert np.abs(table - np.clip(real[:, 0] * 2.0**y, -128, 127)).max() <= 0.5 + 1e-3
-    np.testing.assert_array_equal(outputs(registry.FUNCTION[0], layer, table)[:, 0], table)
+    np.testing.assert_array_equal(outputs(Function.kernels[0], layer, table)[:, 0], table)
 
 
 def test_what_is_not_defined_is_zero() -> None:

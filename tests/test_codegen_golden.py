@@ -58,7 +58,7 @@ def test_generated_text(target: str, api: str, ram: str, tmp_path: Path, request
         return
     pickle = small.save(small.quantized(tmp_path), tmp_path / "small.pkl")
     generated = _read(generate(pickle, tmp_path / "code", "--target", target, "--profile", "--api", api, "--ram", ram))
-    for path in [*(TEMPLATES / target).iterdir(), *(TEMPLATES / "common").glob("*.h")]:
+    for path in [*(TEMPLATES / target).iterdir(), *(TEMPLATES / "common").glob("*.h"), *(TEMPLATES / "ops").iterdir()]:
         generated.pop(path.name, None)
     base = GOLDEN / api
     if (target, ram) == (BASE, "fast"):

@@ -18,24 +18,25 @@ from caffe_to_cmsis_nn.data import lmdb_images
 from caffe_to_cmsis_nn.data.source import data_source
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_first
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
-from caffe_to_cmsis_nn.kernels import exact_onnx, registry
-from caffe_to_cmsis_nn.kernels.arm_q7 import MaxPool
-from caffe_to_cmsis_nn.kernels.base import AnyKernel, Integers, Kernel, WeightedKernel
+from caffe_to_cmsis_nn.kernels import exact_onnx
+from caffe_to_cmsis_nn.kernels.base import AnyKernel, Integers, IntWidth, Kernel, WeightedKernel
+from caffe_to_cmsis_nn.kernels.cmsis_q7 import MaxPool
 from caffe_to_cmsis_nn.kernels.constraints import padding_below_stride
-from caffe_to_cmsis_nn.kernels.own_loops import Pixels
-from caffe_to_cmsis_nn.layers.activations import IntWidth
-from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS
-from caffe_to_cmsis_nn.layers.windowed import AveragePooling
 from caffe_to_cmsis_nn.network.from_caffe import parse_network
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.onnx_windows import end_padding, window_cells
+from caffe_to_cmsis_nn.ops.activations import Sigmoid, TanH
+from caffe_to_cmsis_nn.ops.inner_product import InnerProduct
+from caffe_to_cmsis_nn.ops.input import Pixels
+from caffe_to_cmsis_nn.ops.pooling import AveragePooling
+from caffe_to_cmsis_nn.ops.registry import ALL_KERNELS
 from caffe_to_cmsis_nn.qformat import Shifts
 from caffe_to_cmsis_nn.target import Core, Rounding, Target
 from tests.support import ROOT, run, shared, tool
 
 KERNELS: dict[str, AnyKernel] = {kernel.name: kernel for kernel in ALL_KERNELS}
-CURVES = (registry.SIGMOID[0], registry.TANH[0])  # by the kernel's argument
+CURVES = (Sigmoid.kernels[0], TanH.kernels[0])  # by the kernel's argument
 SCRATCH = np.zeros(1 << 16, np.int16)
 CORES = {Core.DSP: "m4", Core.PLAIN: "m3", Core.MVE: "m3"}  # with MVE, the plain path runs
 
@@ -54,6 +55,7 @@ class Geometry:
     square: bool = True
     caffe_type: str = ""
     shared_input: bool = False
+    macs: int = 0
     dilation: tuple[int, int] = (1, 1)
 
     @property
@@ -246,7 +248,7 @@ def test_sums_that_float32_cannot_hold_stay_exact(rows: int, out_rshift: int) ->
     g = OnnxGraph()
     integers = Integers(weights, bias, Shifts(3, out_rshift))
     xs = [g.cast(g.input("in_x", np.int8, (4000,)), np.float32)]
-    (kernel,) = (k for k in registry.FULLY_CONNECTED if k.name == "arm_fully_connected_q7")
+    (kernel,) = (k for k in InnerProduct.kernels if k.name == "arm_fully_connected_q7")
     g.output(kernel.build(g, xs, layer, integers, Target()))
     (result,) = g.session().run(None, {"in_x": x})
     sums = x.astype(np.int64) @ weights.T.astype(np.int64) + (bias.astype(np.int64) << 3)

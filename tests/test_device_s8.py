@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from caffe_to_cmsis_nn.emit.projects import definitions
-from caffe_to_cmsis_nn.kernels import arm_s8, weight_layouts
+from caffe_to_cmsis_nn.kernels import cmsis_s8, weight_layouts
 from caffe_to_cmsis_nn.kernels.base import AnyKernel, Bounds, Integers, Operands
 from caffe_to_cmsis_nn.kernels.call import CNames
-from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops.registry import ALL_KERNELS
 from caffe_to_cmsis_nn.qformat import MAX_OUT_RSHIFT, Shifts
 from caffe_to_cmsis_nn.target import S8, Core, Target
 from tests.support import ROOT, run, shared, tool
@@ -232,7 +232,7 @@ def test_constants(vectors: list[Vector]) -> None:
             names = {"MULTIPLIER": "out_mult"}
             names.update({f"{macro}_{i}": f"input_{i}_{name}" for i in (1, 2) for macro, name in WHAT.items()})
             assert {macro: a[name] for macro, name in names.items()} == defines
-            assert a["left_shift"] == arm_s8.ADD_LSHIFT
+            assert a["left_shift"] == cmsis_s8.ADD_LSHIFT
             compared += 1
     assert compared >= 130 + 200
 
@@ -324,7 +324,7 @@ def test_portable_kernels_equal_the_kernels(vectors: list[Vector], core: Core, t
     portable, compared = build_portable(tmp_path, core), 0
     for vector in vectors:
         per_channel = len(np.unique(vector.arrays.get("multiplier", np.zeros(1)))) > 1
-        if vector.kernel.own_loop or core in vector.bad or (per_channel and "accum_depth" in vector.args):
+        if vector.kernel.header or core in vector.bad or (per_channel and "accum_depth" in vector.args):
             continue
         row = core is Core.MVE and vector.layer.in_shape[1:2] == (1,)
         other = vector.function != vector.kernel.name

@@ -15,12 +15,13 @@ import pytest
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.engines.batches import BatchRunner, Run, Values
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation, as_trained
-from caffe_to_cmsis_nn.layers.activations import ReLU
-from caffe_to_cmsis_nn.layers.base import Layer
-from caffe_to_cmsis_nn.layers.input import Input
-from caffe_to_cmsis_nn.layers.merges import Concat
-from caffe_to_cmsis_nn.layers.windowed import Convolution, MaxPooling
 from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.ops.activations import ReLU
+from caffe_to_cmsis_nn.ops.base import Layer
+from caffe_to_cmsis_nn.ops.concat import Concat
+from caffe_to_cmsis_nn.ops.convolution import Convolution
+from caffe_to_cmsis_nn.ops.input import Input
+from caffe_to_cmsis_nn.ops.pooling import MaxPooling
 from caffe_to_cmsis_nn.qformat import QFormat
 
 

@@ -16,8 +16,8 @@ import nn_quantizer
 from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
 from caffe_to_cmsis_nn.engines import known_answers
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
-from caffe_to_cmsis_nn.layers.input import Features
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.ops.input import Features
 from caffe_to_cmsis_nn.store import record
 from tests.generated import STRICT, generate, make, network, on_host, predicted
 from tests.support import ROOT, run, tool

@@ -16,12 +16,12 @@ from caffe_to_cmsis_nn.data import lmdb_images
 from caffe_to_cmsis_nn.data.source import data_source
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Simulation
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.layers.base import UnsupportedLayer
-from caffe_to_cmsis_nn.layers.windowed import MaxPooling
 from caffe_to_cmsis_nn.network.folding import fold_affine, fold_input_scale
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, find_accuracy, parse_network
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.to_caffe import caffe_types
+from caffe_to_cmsis_nn.ops.base import UnsupportedLayer
+from caffe_to_cmsis_nn.ops.pooling import MaxPooling
 from tests import tiny
 from tests.support import prototxt
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
-from caffe_to_cmsis_nn.layers.base import Layer
-from caffe_to_cmsis_nn.layers.interp import Interp
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops.base import Layer
+from caffe_to_cmsis_nn.ops.interp import Interp
 from caffe_to_cmsis_nn.qformat import LayerFormats
 from caffe_to_cmsis_nn.target import Target
 

@@ -11,11 +11,11 @@ import pytest
 
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from caffe_to_cmsis_nn.layers.activations import ReLU
-from caffe_to_cmsis_nn.layers.merges import Sum
-from caffe_to_cmsis_nn.layers.windowed import Convolution
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.ops.activations import ReLU
+from caffe_to_cmsis_nn.ops.convolution import Convolution
+from caffe_to_cmsis_nn.ops.eltwise import Sum
 from caffe_to_cmsis_nn.pipeline.job import Job
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.search import common, layer_errors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS
+from caffe_to_cmsis_nn.ops.registry import ALL_KERNELS
 from caffe_to_cmsis_nn.target import Q7, S8, Target
 from tests import small, standin_library
 from tests.generated import generate, make

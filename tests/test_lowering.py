@@ -12,8 +12,7 @@ import code_gen
 import nn_quantizer
 from caffe_to_cmsis_nn.kernels.base import Bounds
 from caffe_to_cmsis_nn.kernels.call import CNames
-from caffe_to_cmsis_nn.kernels.own_loops import LeakyRelu, Slope
-from caffe_to_cmsis_nn.layers.activations import LeakyReLU
+from caffe_to_cmsis_nn.ops.activations import LeakyReLU, OwnLeakyReLU, Slope
 from caffe_to_cmsis_nn.plan import lowering
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.target import S8 as S8_LIBRARY
@@ -55,7 +54,7 @@ def test_q7_kernels_take_no_range(tmp_path: Path) -> None:
 @pytest.mark.parametrize("slope", [0.1, 0.25, 0.5, 1.0, -1.0])
 def test_the_table_of_a_leaky_relu(slope: float) -> None:
     """Every input by Python's own rounding, half to even; the C array begins with input 0."""
-    kernel = LeakyRelu("lookup_q7")
+    kernel = OwnLeakyReLU("lookup_q7")
     expected = [x if x >= 0 else max(-128, min(127, round(slope * x))) for x in range(-128, 128)]
     np.testing.assert_array_equal(kernel.outputs(Slope(slope)), expected)
     layer = LeakyReLU("r", ("x",), "r", ((4,),), negative_slope=slope)

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from caffe_to_cmsis_nn.kernels import lrn
-from caffe_to_cmsis_nn.kernels.lrn import Powers
-from caffe_to_cmsis_nn.layers.lrn import Across, Within
-from caffe_to_cmsis_nn.layers.normalize import UnitLength
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops import lrn
+from caffe_to_cmsis_nn.ops.lrn import Across, Powers, Within
+from caffe_to_cmsis_nn.ops.normalize import UnitLength
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import Target
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caffe_to_cmsis_nn.kernels.along_axis import Exponentials, Ratio
-from caffe_to_cmsis_nn.kernels.layout import MOST_LOOPS, Steps
+from caffe_to_cmsis_nn.ops.moves import MOST_LOOPS, Steps
+from caffe_to_cmsis_nn.ops.reduction import Ratio
+from caffe_to_cmsis_nn.ops.softmax import Exponentials
 from caffe_to_cmsis_nn.plan import lowering
 from caffe_to_cmsis_nn.target import Target
 from tests.cases import conv, ip, layer

@@ -12,10 +12,14 @@ import pytest
 
 import code_gen
 from caffe_to_cmsis_nn.emit.c_text import c_statement
-from caffe_to_cmsis_nn.kernels import registry
 from caffe_to_cmsis_nn.kernels.base import Bounds, consider
 from caffe_to_cmsis_nn.kernels.call import CNames
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer
+from caffe_to_cmsis_nn.ops.activations import ReLU, Sigmoid, TanH
+from caffe_to_cmsis_nn.ops.convolution import Convolution
+from caffe_to_cmsis_nn.ops.inner_product import InnerProduct
+from caffe_to_cmsis_nn.ops.pooling import MaxPooling
+from caffe_to_cmsis_nn.ops.softmax import PowersSoftmax
 from caffe_to_cmsis_nn.plan import lowering
 from caffe_to_cmsis_nn.target import OWN, S8, Core, Rounding, Target
 from tests import small
@@ -23,15 +27,15 @@ from tests.generated import STRICT, arm_compilers, predicted
 from tests.support import FULL_SIZE, ROOT, run, tool
 from tests.test_device import Vector, _refused, _target, modelled, vectors  # noqa: F401 (a fixture)
 
-COMMON, MPS2 = ROOT / "templates" / "common", ROOT / "templates" / "mps2"
+OPS, MPS2 = ROOT / "templates" / "ops", ROOT / "templates" / "mps2"
 ALL: list[Any] = [
-    registry.CONVOLUTION,
-    registry.FULLY_CONNECTED,
-    registry.MAX_POOL,
-    registry.RELU,
+    Convolution.kernels,
+    InnerProduct.kernels,
+    MaxPooling.kernels,
+    ReLU.kernels,
 ]
-ALL += [registry.SIGMOID, registry.TANH, registry.POWERS_SOFTMAX]
-SOURCES = [COMMON / name for name in ("own_q7.h", "dot_q7.h", "weighted_q7.h")]
+ALL += [Sigmoid.kernels, TanH.kernels, PowersSoftmax.kernels]
+SOURCES = sorted({OPS / f"{kernel.header}.h" for kernels in ALL for kernel in kernels if kernel.header})
 BUILDS = [
     *(("gcc", core, "-O2") for core in ("cortex-m4", "cortex-m0", "cortex-m3", "cortex-m7")),
     *(("gcc", "cortex-m4", level) for level in ("-O0", "-Og", "-Os")),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat, Shifts, shifts
 from caffe_to_cmsis_nn.target import Rounding
 

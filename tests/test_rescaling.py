@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
-from caffe_to_cmsis_nn.layers.activations import Clip, LeakyReLU, ReLU
-from caffe_to_cmsis_nn.layers.base import Layer
-from caffe_to_cmsis_nn.layers.input import Input
-from caffe_to_cmsis_nn.layers.moves import Flatten
-from caffe_to_cmsis_nn.layers.windowed import AveragePooling, Convolution, InnerProduct, MaxPooling
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.rescaling import rescaled, taker
+from caffe_to_cmsis_nn.ops.activations import Clip, LeakyReLU, ReLU
+from caffe_to_cmsis_nn.ops.base import Layer
+from caffe_to_cmsis_nn.ops.convolution import Convolution
+from caffe_to_cmsis_nn.ops.inner_product import InnerProduct
+from caffe_to_cmsis_nn.ops.input import Input
+from caffe_to_cmsis_nn.ops.moves import Flatten
+from caffe_to_cmsis_nn.ops.pooling import AveragePooling, MaxPooling
 from caffe_to_cmsis_nn.search.layer_errors import sections
 
 SHAPE = (6, 8, 8)

@@ -15,12 +15,12 @@ from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 from caffe_to_cmsis_nn.data.source import data_source, override
 from caffe_to_cmsis_nn.emit import program
 from caffe_to_cmsis_nn.emit.projects import Options
-from caffe_to_cmsis_nn.kernels import registry
 from caffe_to_cmsis_nn.kernels.base import Integers
-from caffe_to_cmsis_nn.kernels.own_loops import Pixels
 from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import parse_network
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, QuantizedNetwork
+from caffe_to_cmsis_nn.ops.input import Pixels
+from caffe_to_cmsis_nn.ops.pooling import AveragePooling
 from caffe_to_cmsis_nn.plan import rows
 from caffe_to_cmsis_nn.plan.rows import Planner
 from caffe_to_cmsis_nn.qformat import LayerFormats, Shifts
@@ -162,7 +162,7 @@ def test_rows_of_zeros_stand_for_padding_that_a_kernel_does_not_check(target: Ta
     quantized = of_prototxt(path, shape, None, target)
     names = [layer.name for layer in quantized.graph.layers]
     pixels = replace(quantized.layers[0], integers=Pixels(np.zeros((3, 1, 1)), 0))
-    averages = registry.AVERAGE_POOL
+    averages = AveragePooling.kernels
     layers = (pixels, *(replace(own, integers=0) if own.kernel in averages else own for own in quantized.layers[1:]))
     quantized = replace(quantized, formats=dict.fromkeys(names, LayerFormats()), layers=layers)
     plan = rows.plan(quantized, ram="least")

@@ -6,12 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from caffe_to_cmsis_nn.kernels import exact_onnx, own_loops
-from caffe_to_cmsis_nn.kernels.along_axis import Ratio
-from caffe_to_cmsis_nn.kernels.arm_s8 import INT32_MAX, multiplier
+from caffe_to_cmsis_nn.kernels import exact_onnx
 from caffe_to_cmsis_nn.kernels.base import Integers, stays_ahead
-from caffe_to_cmsis_nn.layers.windowed import MaxPooling
+from caffe_to_cmsis_nn.kernels.cmsis_s8 import INT32_MAX, multiplier
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops import concat, eltwise
+from caffe_to_cmsis_nn.ops.pooling import MaxPooling
+from caffe_to_cmsis_nn.ops.reduction import Ratio
 from caffe_to_cmsis_nn.plan.memory import Buffer, _place
 from caffe_to_cmsis_nn.qformat import Shifts
 from caffe_to_cmsis_nn.target import Rounding, Target
@@ -50,17 +51,17 @@ def test_ratios_have_15_bits_and_a_sign() -> None:
 
 
 def test_rescaling_beyond_8_bits_changes_nothing() -> None:
-    assert [own_loops.rescaling(shift) for shift in (-40, -9, -8, -7, 7, 8, 9, 40)] == [-8, -8, -8, -7, 7, 8, 8, 8]
+    assert [concat.rescaling(shift) for shift in (-40, -9, -8, -7, 7, 8, 9, 40)] == [-8, -8, -8, -7, 7, 8, 8, 8]
 
 
 def test_sums_of_operands_stay_within_32_bits() -> None:
     """The most operands, all -128, shifted the most, with the rounding term; one bit more is too many."""
 
     def largest(alignment: int) -> int:
-        return own_loops.MOST_OPERANDS * 128 << alignment
+        return eltwise.MOST_OPERANDS * 128 << alignment
 
-    rounding = 1 << own_loops.MOST_MERGED_RSHIFT >> 1
-    assert largest(own_loops.MOST_ALIGNMENT) + rounding <= INT32_MAX < largest(own_loops.MOST_ALIGNMENT + 1)
+    rounding = 1 << eltwise.MOST_MERGED_RSHIFT >> 1
+    assert largest(eltwise.MOST_ALIGNMENT) + rounding <= INT32_MAX < largest(eltwise.MOST_ALIGNMENT + 1)
 
 
 def test_a_buffer_goes_to_the_lowest_offset_that_is_free() -> None:

@@ -13,11 +13,13 @@ import pytest
 import nn_quantizer
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork
-from caffe_to_cmsis_nn.layers.activations import LeakyReLU, ReLU, Sigmoid
-from caffe_to_cmsis_nn.layers.base import Layer
-from caffe_to_cmsis_nn.layers.input import Input
-from caffe_to_cmsis_nn.layers.windowed import AveragePooling, Convolution, InnerProduct
 from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.ops.activations import LeakyReLU, ReLU, Sigmoid
+from caffe_to_cmsis_nn.ops.base import Layer
+from caffe_to_cmsis_nn.ops.convolution import Convolution
+from caffe_to_cmsis_nn.ops.inner_product import InnerProduct
+from caffe_to_cmsis_nn.ops.input import Input
+from caffe_to_cmsis_nn.ops.pooling import AveragePooling
 from caffe_to_cmsis_nn.pipeline.job import Job
 from caffe_to_cmsis_nn.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
 from caffe_to_cmsis_nn.search import caffe_objective, common

@@ -17,12 +17,14 @@ import nn_quantizer
 from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from caffe_to_cmsis_nn.layers.activations import ReLU
-from caffe_to_cmsis_nn.layers.base import Layer
-from caffe_to_cmsis_nn.layers.input import Input
-from caffe_to_cmsis_nn.layers.windowed import AveragePooling, Convolution, InnerProduct
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.ops.activations import ReLU
+from caffe_to_cmsis_nn.ops.base import Layer
+from caffe_to_cmsis_nn.ops.convolution import Convolution
+from caffe_to_cmsis_nn.ops.inner_product import InnerProduct
+from caffe_to_cmsis_nn.ops.input import Input
+from caffe_to_cmsis_nn.ops.pooling import AveragePooling
 from caffe_to_cmsis_nn.pipeline.job import Job, split
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.search import common, weight_fitting

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caffe_to_cmsis_nn.layers.passthrough import PowersSoftmax
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops.softmax import PowersSoftmax
 from caffe_to_cmsis_nn.plan import lowering
 from caffe_to_cmsis_nn.target import Core, Target
 from tests import small

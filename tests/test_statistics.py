@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caffe_to_cmsis_nn.layers.activations import ReLU, Sigmoid
-from caffe_to_cmsis_nn.layers.input import Input
-from caffe_to_cmsis_nn.layers.windowed import Convolution
 from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.ops.activations import ReLU, Sigmoid
+from caffe_to_cmsis_nn.ops.convolution import Convolution
+from caffe_to_cmsis_nn.ops.input import Input
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.report import statistics
 from tests import small

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from caffe_to_cmsis_nn import layer_tables
-from caffe_to_cmsis_nn.layers.passthrough import IDENTITIES
-from caffe_to_cmsis_nn.layers.registry import ALL_KERNELS, LAYERS
+from caffe_to_cmsis_nn.ops.identities import IDENTITIES
+from caffe_to_cmsis_nn.ops.registry import ALL_KERNELS, LAYERS
 from caffe_to_cmsis_nn.target import Q7
 from tests.support import ROOT
 

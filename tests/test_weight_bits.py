@@ -14,11 +14,13 @@ import pytest
 import nn_quantizer
 from caffe_to_cmsis_nn.caffe_io.blobs import read_weights
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from caffe_to_cmsis_nn.layers.activations import ReLU
-from caffe_to_cmsis_nn.layers.input import Input
-from caffe_to_cmsis_nn.layers.windowed import Convolution, Deconvolution, InnerProduct
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import quantize_network
+from caffe_to_cmsis_nn.ops.activations import ReLU
+from caffe_to_cmsis_nn.ops.convolution import Convolution
+from caffe_to_cmsis_nn.ops.deconvolution import Deconvolution
+from caffe_to_cmsis_nn.ops.inner_product import InnerProduct
+from caffe_to_cmsis_nn.ops.input import Input
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.search import common, journal, weight_bits
 from caffe_to_cmsis_nn.search.common import Candidate, Found, Tensor, Trial

@@ -10,10 +10,9 @@ from typing import Any
 from caffe_to_cmsis_nn.emit.c_text import comment, identifiers
 from caffe_to_cmsis_nn.emit.projects import Options
 from caffe_to_cmsis_nn.kernels.base import Array
-from caffe_to_cmsis_nn.kernels.by_rows import SummedAveragePool
 from caffe_to_cmsis_nn.kernels.call import CNames, Statement
-from caffe_to_cmsis_nn.layers.base import Layer
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.plan.cost import run_lines
 from caffe_to_cmsis_nn.plan.rows import RowPlan
 from caffe_to_cmsis_nn.plan.schedule import Run, Window
@@ -128,7 +127,6 @@ class _Builder:
     def _step(self, i: int, c: CNames, offsets: Mapping[str, int], stage: Stage | None = None) -> Step:
         layer: Any = self.network.graph.layers[i]  # that its kernel takes
         integer, kernel = self.network.layers[i], self.network.layers[i].kernel
-        last_calls = kernel.last_calls(layer, c) if isinstance(kernel, SummedAveragePool) else []
         return Step(
             i,
             self.printed[layer.name],
@@ -136,7 +134,7 @@ class _Builder:
             comment(f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {self.network.formats[layer.name].y}"),
             {**layer.defines(), **integer.defines(), **offsets},
             kernel.calls(layer, c),
-            last_calls,
+            kernel.last_calls(layer, c),
             kernel.arrays(layer, integer.integers, c),
             "static" if self.options.weights_in_ram and layer.weighted else f"{self.constants} static const",
             stage.row_bytes if stage else layer.out_size,

@@ -10,6 +10,7 @@ from caffe_to_cmsis_nn.emit.c_text import Names
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.plan.cost import Totals
 from caffe_to_cmsis_nn.target import OWN, Q7, S8, Core, Library, Rounding, Target
+from caffe_to_cmsis_nn.templating import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,8 @@ DEVICES = {Core.DSP: ("ARMCM4_FP", "ARMCM7"), Core.PLAIN: ("ARMCM3",), Core.MVE:
 TAKEN_NAMES = {
     "main",
     "startup",
-    "own_q7",
-    "words_q7",
-    "dot_q7",
-    "weighted_q7",
     "rows_q7",
+    *(path.stem for path in (TEMPLATES / "ops").iterdir()),
     "mbed",
     "stddef",
     "stdint",

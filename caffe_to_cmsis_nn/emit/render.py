@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from caffe_to_cmsis_nn.emit.program import RunStep, build
 from caffe_to_cmsis_nn.emit.projects import BOARDS, DEVICES, PACKS, PROJECTS, Options, definitions
 from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.kernels.own_q7 import WeightedLoop
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.plan.cost import memory_lines
 from caffe_to_cmsis_nn.plan.rows import RowPlan
@@ -54,6 +54,19 @@ def _output(template: Path, names: Names) -> str:
     return names.file + template.stem[len("network") :] if name.startswith("network.") else names.prefix + name
 
 
+def _operator_header(name: str) -> Path:
+    return TEMPLATES / "ops" / f"{name}.h"
+
+
+def _with_included(headers: Sequence[str]) -> list[str]:
+    """Operators' headers, with those that they include."""
+    needed = list(headers)
+    for name in needed:
+        included = re.findall(r'^#include "(\w+)\.h"', _operator_header(name).read_text(), re.MULTILINE)
+        needed += [other for other in included if other not in needed]
+    return needed
+
+
 def render(
     network: QuantizedNetwork, plan: RowPlan, options: Options, answers: KnownAnswers | None = None
 ) -> dict[str, str]:
@@ -62,6 +75,7 @@ def render(
     program = build(network, plan, options)
     portable = PROJECTS[options.project].portable and bool(network.target.library.portable)
     sources = {Path(name) for layer in network.layers for name in (layer.kernel.source_file, layer.kernel.tables)}
+    headers = sorted({layer.kernel.header for layer in network.layers if layer.kernel.header})
     library_files = sorted(source for source in sources if source.suffix == ".c")
     context: dict[str, Any] = {
         "origin": _origin(network),
@@ -91,14 +105,14 @@ def render(
         "board": BOARDS[network.target.core],
         "definitions": definitions(network.target),
         "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
-        "own_loops": any(layer.kernel.own_loop for layer in network.layers),
+        "headers": headers,
+        "header_files": sorted(_with_included(headers)),
         "library_files": [source.stem for source in library_files],
         "library_groups": sorted({source.parent.name.removesuffix("Functions").upper() for source in library_files}),
         "portable": portable,
         "has_core": PROJECTS[options.project].has_core,
         "checked": PROJECTS[options.project].checked,
         "own": network.target.library is OWN,
-        "weighted_loops": any(isinstance(layer.kernel, WeightedLoop) for layer in network.layers),
         "library": options.name or "nn",
         "module": f"NN_{options.names.file.upper()}",
         "packs": PACKS[network.target.library],
@@ -113,16 +127,13 @@ def render(
     needed = {
         "network.c.jinja": options.split,
         "test_images.h.jinja": answers is not None,
-        "own_q7.h": context["own_loops"],
-        "words_q7.h": context["own_loops"],
-        "dot_q7.h": context["weighted_loops"],
-        "weighted_q7.h": context["weighted_loops"],
         "rows_q7.h": bool(plan.runs),
     }
     for path in _templates(options.project, needed):
         name = path.relative_to(TEMPLATES).as_posix()
         text = environment.get_template(name).render(context) if path.suffix == ".jinja" else path.read_text()
         contents[_output(path, options.names)] = text
+    contents.update({f"{name}.h": _operator_header(name).read_text() for name in context["header_files"]})
     if portable:
         for path in sorted((TEMPLATES / network.target.library.portable).iterdir()):
             contents[f"portable/{path.name}"] = path.read_text()

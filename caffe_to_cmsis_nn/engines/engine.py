@@ -16,9 +16,9 @@ import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn.engines.batches import BATCH, LARGE_BATCH, BatchRunner, Run, Use, Values, cores
 from caffe_to_cmsis_nn.engines.prefix_cache import NONE, Last, PrefixCache, Settings
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.layers.base import Layer
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops.base import Layer
 
 MEMORY = 1 << 31  # bytes of images and layers' outputs that a search may keep in all
 MEMORY_SHARES = 4  # of that: the images, what weights are fitted to, and the two slabs of a PrefixCache

@@ -11,10 +11,10 @@ import numpy as np
 
 from caffe_to_cmsis_nn.engines.engine import MEMORY, Network
 from caffe_to_cmsis_nn.kernels.base import Bounds
-from caffe_to_cmsis_nn.layers.base import Layer
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN, QFormat
 from caffe_to_cmsis_nn.target import Target
 

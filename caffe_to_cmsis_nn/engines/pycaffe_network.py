@@ -21,11 +21,12 @@ from caffe_to_cmsis_nn.engines.engine import MEMORY, Layers
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation
 from caffe_to_cmsis_nn.engines.prefix_cache import Settings
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.layers.along_axis import Reduction
-from caffe_to_cmsis_nn.layers.base import Layer
-from caffe_to_cmsis_nn.layers.moves import Part
-from caffe_to_cmsis_nn.layers.windowed import Grouped, Pooling
 from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.ops.base import Layer
+from caffe_to_cmsis_nn.ops.convolution import Grouped
+from caffe_to_cmsis_nn.ops.moves import Part
+from caffe_to_cmsis_nn.ops.pooling import Pooling
+from caffe_to_cmsis_nn.ops.reduction import Reduction
 from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN
 
 # Caffe ends the whole process where there is no GPU, or where it was built without: tried in a process of its own.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic
 
@@ -17,6 +17,8 @@ from caffe_to_cmsis_nn.kernels.contract import I, I_contra, L, L_contra, Windowe
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN, Shifts
 from caffe_to_cmsis_nn.target import LIBRARIES, OWN, Q7, S8, Library, Target
+
+Work = Mapping[str, float]  # how often a kernel does what instructions.COSTS names
 
 # --- what layers hold as integers -------------------------------------------------------------------------------------
 
@@ -102,12 +104,14 @@ class Kernel(Generic[L_contra, I_contra]):
 
     source: ClassVar[str]  # its file: in CMSIS 5.9.0's CMSIS/, in CMSIS-NN 7, or here; {} stands for its name
     tables: ClassVar[str] = ""  # another file of the library, which no function there is named after
-    own_loop: ClassVar[bool] = False  # one of ours, in own_q7.h, and not the library's
+    header: ClassVar[str] = ""  # of one of ours: its file in templates/ops, without the suffix
     libraries: ClassVar[tuple[Library, ...]] = (Q7, S8, OWN)  # it is of, or can be used beside
     promises_in_place: ClassVar[bool] = False  # its output may take the input's memory, whatever the layer
     weight_bits: ClassVar[int] = 8  # of each weight that it takes, at most
     selects: ClassVar[bool] = False  # each output is one of the inputs, the largest of some
     limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
+    trims: ClassVar[bool] = False  # takes windows without their edges of zeros, whatever the shape that is left
+    sums_rows: ClassVar[bool] = False  # adds one row of the input after the other: see last_calls
 
     name: str
     constraints: tuple[Constraint[L_contra], ...] = ()
@@ -137,6 +141,14 @@ class Kernel(Generic[L_contra, I_contra]):
         """The oldest CMSIS-NN whose kernel computes the layer; among the s8 kernels they differ."""
         return 4
 
+    def row_form(self, layer: L_contra, target: Target) -> RowForm | None:
+        """What computes one row of the output at a time, with the same constants and bits; None where nothing can."""
+        return None
+
+    def work(self, layer: L_contra) -> Work | None:
+        """What it does on a core with the DSP extension, by the names in instructions.COSTS; None where unknown."""
+        return None
+
     def bounds(self, integers: I_contra) -> Bounds | None:
         """The range that the kernel limits its input to, where that is all it does."""
         return None
@@ -149,6 +161,10 @@ class Kernel(Generic[L_contra, I_contra]):
         """The C calls, and the variables that they take."""
         raise NotImplementedError
 
+    def last_calls(self, layer: L_contra, c: CNames) -> list[Statement]:
+        """What makes the output of sums to which all rows were added."""
+        return []
+
     def defines(self, integers: I_contra) -> dict[str, int]:
         """Macros that follow from the quantization, without the layer's prefix."""
         return {}
@@ -158,8 +174,19 @@ class Kernel(Generic[L_contra, I_contra]):
         return []
 
 
-Kernels = tuple[Kernel[L, I], ...]  # in order of preference
 AnyKernel = Kernel[Any, Any]  # where layers of all kinds are held, each with a kernel that takes it
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """What computes one row of an output from the rows that it reads.
+
+    A kernel that does not check rows reads all rows of a window: rows of zeros must stand for the padding, except that
+    it takes one row of padding above.
+    """
+
+    kernel: AnyKernel
+    checks_rows: bool = True
 
 
 class WeightedKernel(Kernel[L_contra, Integers]):

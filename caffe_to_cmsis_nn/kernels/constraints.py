@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from caffe_to_cmsis_nn.kernels.contract import ConvolutionView, L_contra, LayerView, MoveView, SumView, WindowedView
+from caffe_to_cmsis_nn.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedView
 from caffe_to_cmsis_nn.target import Core, Target
 
 Constraint = Callable[[L_contra, Target], bool]
@@ -161,19 +161,9 @@ def input_may_be_lost(layer: LayerView, target: Target) -> bool:
     return target.core is not Core.DSP or not layer.shared_input
 
 
-def plain_sum_of_two(layer: SumView, target: Target) -> bool:
-    """two inputs with coefficient 1"""
-    return layer.negative in ((), (False, False)) and len(layer.in_shapes) == 2
-
-
 def vector_core(layer: LayerView, target: Target) -> bool:
     """a core with MVE (elsewhere it takes five times the instructions of add_q7)"""
     return target.core is Core.MVE
-
-
-def even_steps(layer: MoveView, target: Target) -> bool:
-    """elements at even distances in the device's memory, in at most 5 loops"""
-    return len(layer.steps.counts) <= 5
 
 
 def countable(layer: WindowedView, target: Target) -> bool:

@@ -75,7 +75,7 @@ def blocks(matrix: np.ndarray, rows_at_once: int, evens_first: bool) -> np.ndarr
     """Four of each of so many rows, four more of each, then the next rows; zeros fill up both.
 
     The bytes at even places of a block's row meet the first two of four inputs: in that order they are kept, unless the
-    inputs are in it (`evens_first`). Kernels of ours read them so (templates/common/dot_q7.h).
+    inputs are in it (`evens_first`). Kernels of ours read them so (templates/ops/dot_q7.h).
     """
     rows, columns = matrix.shape
     matrix = np.pad(matrix, ((0, -rows % rows_at_once), (0, -columns % 4)))

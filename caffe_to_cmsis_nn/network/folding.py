@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.layers.affine import Affine
-from caffe_to_cmsis_nn.layers.base import Layer, Weights
 from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.ops.affine import Affine
+from caffe_to_cmsis_nn.ops.base import Layer, Weights
 
 
 def without(graph: Graph, folded: Layer, producer: Layer) -> Graph:

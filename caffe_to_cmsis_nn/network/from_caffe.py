@@ -15,10 +15,10 @@ from caffe_to_cmsis_nn.caffe_io.blobs import Blobs
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt
 from caffe_to_cmsis_nn.data.source import DataSource
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.layers.base import Layer, Shape, Weights
-from caffe_to_cmsis_nn.layers.input import Features, Input
 from caffe_to_cmsis_nn.network.graph import Graph, mark_shared
 from caffe_to_cmsis_nn.network.layer_parser import LayerParser, Problems, not_supported
+from caffe_to_cmsis_nn.ops.base import Layer, Shape, Weights
+from caffe_to_cmsis_nn.ops.input import Features, Input
 from caffe_to_cmsis_nn.target import Target
 
 ACCURACY = "accuracy"  # the Accuracy layer's name, where no other is given

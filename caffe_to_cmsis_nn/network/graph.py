@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from caffe_to_cmsis_nn.layers.affine import Affine
-from caffe_to_cmsis_nn.layers.base import Layer, Weights
-from caffe_to_cmsis_nn.layers.input import Input
+from caffe_to_cmsis_nn.ops.affine import Affine
+from caffe_to_cmsis_nn.ops.base import Layer, Weights
+from caffe_to_cmsis_nn.ops.input import Input
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 
 

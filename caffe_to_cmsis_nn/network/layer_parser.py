@@ -11,10 +11,10 @@ from typing import Any
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt
 from caffe_to_cmsis_nn.data.source import SOURCES
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.layers.base import Layer, Shape, UnsupportedLayer
-from caffe_to_cmsis_nn.layers.moves import Move, Reshape
-from caffe_to_cmsis_nn.layers.passthrough import IDENTITIES
-from caffe_to_cmsis_nn.layers.registry import LAYERS, layer_class
+from caffe_to_cmsis_nn.ops.base import Layer, Shape, UnsupportedLayer
+from caffe_to_cmsis_nn.ops.identities import IDENTITIES
+from caffe_to_cmsis_nn.ops.moves import Move, Reshape
+from caffe_to_cmsis_nn.ops.registry import LAYERS, layer_class
 from caffe_to_cmsis_nn.target import Target
 
 MOST_NAMES = 3  # of layers that are declined for the same reason

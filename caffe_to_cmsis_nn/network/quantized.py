@@ -11,8 +11,8 @@ from caffe_to_cmsis_nn.data.readers import Lmdb, Reader
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.kernels.base import AnyKernel, Bounds
 from caffe_to_cmsis_nn.kernels.call import CNames
-from caffe_to_cmsis_nn.layers.base import Layer, Weights
 from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.ops.base import Layer, Weights
 from caffe_to_cmsis_nn.qformat import LayerFormats
 from caffe_to_cmsis_nn.target import Target
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from caffe_to_cmsis_nn.layers.base import Layer, Weights
 from caffe_to_cmsis_nn.network.graph import Graph
+from caffe_to_cmsis_nn.ops.base import Layer, Weights
 
 
 def taker(graph: Graph, layers: Sequence[Layer]) -> Layer | None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from caffe_to_cmsis_nn.kernels import instructions
 from caffe_to_cmsis_nn.kernels.base import consider
-from caffe_to_cmsis_nn.kernels.own_q7 import WeightedLoop
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.plan import instructions
 from caffe_to_cmsis_nn.plan.rows import RowPlan, Run
-from caffe_to_cmsis_nn.target import OWN
+from caffe_to_cmsis_nn.target import OWN, Core
 from caffe_to_cmsis_nn.templating import columns
 
 
@@ -68,7 +67,7 @@ def passed_over(network: QuantizedNetwork) -> list[str]:
     layers: dict[str, list[str]] = {}
     for layer, held in zip(network.graph.layers, network.layers):
         bits = network.formats[layer.name].weight_bits
-        if isinstance(held.kernel, WeightedLoop) and bits < 8:
+        if held.kernel.header and bits < 8:
             continue
         reasons = "; ".join(consider(layer.kernels, layer, network.target, bits)[1])
         if reasons:
@@ -87,6 +86,16 @@ def _outputs(plan: RowPlan) -> dict[int, str]:
     return found
 
 
+def instruction_estimates(network: QuantizedNetwork) -> dict[str, float]:
+    """By layer, where they are known: for our own weighted kernels, and what runs beside them, on DSP cores."""
+    pairs = list(zip(network.graph.layers, network.layers))
+    own = any(layer.weighted and held.kernel.header and held.kernel.work(layer) for layer, held in pairs)
+    if network.target.core is not Core.DSP or not own:
+        return {}
+    found = {layer.name: instructions.estimate(held.kernel, layer) for layer, held in pairs}
+    return {name: count for name, count in found.items() if count is not None}
+
+
 def _rounded(instructions: float) -> str:
     """Two digits, since it is an estimate."""
     return f"{float(f'{instructions:.2g}'):.0f}"
@@ -98,8 +107,7 @@ def table(network: QuantizedNetwork, plan: RowPlan, weights_in_ram: bool) -> lis
     With kernels of our own, how many instructions each takes is estimated.
     """
     network = plan.lower(network)
-    own = any(isinstance(layer.kernel, WeightedLoop) for layer in network.layers)
-    estimates = instructions.estimates(network) if own else {}
+    estimates = instruction_estimates(network)
     rows: list[list[str]] = [["layer", "kernel", "MACs", "weights", "output", "scratch"]]
     outputs = _outputs(plan)
     scratch = {plan.stages[i].layers[0]: plan.stages[i].scratch_bytes for run in plan.runs for i in run.stages}

@@ -9,14 +9,11 @@ from dataclasses import replace
 import numpy as np
 
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.kernels import own_q7
 from caffe_to_cmsis_nn.kernels.base import Integers
-from caffe_to_cmsis_nn.layers.moves import Joined, Move
-from caffe_to_cmsis_nn.layers.passthrough import PowersSoftmax
 from caffe_to_cmsis_nn.network.folding import without
 from caffe_to_cmsis_nn.network.graph import Graph, mark_shared
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, QuantizedNetwork
-from caffe_to_cmsis_nn.plan.trimming import trimmed
+from caffe_to_cmsis_nn.ops.softmax import PowersSoftmax
 from caffe_to_cmsis_nn.qformat import LayerFormats, Shifts
 from caffe_to_cmsis_nn.target import Rounding, Target
 
@@ -38,8 +35,8 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
         if layer.weighted and truncated:
             integers = _truncating(integers)
         kernel = layer.kernel_for(target, network.formats[layer.name].weight_bits)
-        if isinstance(kernel, own_q7.Convolution):
-            layer, integers = trimmed(layer, integers)  # noqa: PLW2901
+        if kernel.trims:
+            layer, integers = layer.trimmed(integers)  # noqa: PLW2901
         layers.append(layer)
         held_layers.append(IntegerLayer(kernel, integers))
     graph = replace(network.graph, layers=tuple(layers))
@@ -94,11 +91,10 @@ def _join_moves(network: QuantizedNetwork) -> QuantizedNetwork:
     for name in [*lowered]:
         by_name = {layer.name: layer for layer in graph.layers}
         second, first = by_name[name], by_name.get(next(iter(by_name[name].inputs), ""))
-        if isinstance(second, Move) and isinstance(first, Move) and _read_once(graph, first.name):
-            both = Joined.of(first, second)
-            if both.kernels[0].objection(both, network.target) is None:
-                layers = tuple(both if one is second else one for one in graph.layers if one is not first)
-                graph = replace(graph, layers=mark_shared(layers, graph.outputs))
+        both = second.joined(first) if first and _read_once(graph, first.name) else None
+        if both and lowered[name].kernel.objection(both, network.target) is None:
+            layers = tuple(both if one is second else one for one in graph.layers if one is not first)
+            graph = replace(graph, layers=mark_shared(layers, graph.outputs))
     return replace(network, graph=graph, layers=tuple(lowered[layer.name] for layer in graph.layers))
 
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from caffe_to_cmsis_nn.kernels.base import AnyKernel
-from caffe_to_cmsis_nn.kernels.by_rows import RowForm, row_form
-from caffe_to_cmsis_nn.layers.base import Layer
+from caffe_to_cmsis_nn.kernels.base import AnyKernel, RowForm
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.onnx_windows import reach
+from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.plan.memory import aligned
-from caffe_to_cmsis_nn.plan.trimming import trimmed
 from caffe_to_cmsis_nn.target import Target
 
 
@@ -53,7 +51,7 @@ class Stage:
 
     @property
     def sums(self) -> bool:
-        return self.form is not None and self.form.sums
+        return self.form is not None and self.form.kernel.sums_rows
 
     @property
     def added(self) -> tuple[Reading, ...]:
@@ -89,9 +87,9 @@ def _reaches_rows(layer: Any) -> bool:
 
 def _by_rows(kernel: AnyKernel, layer: Layer, integers: Any, target: Target) -> tuple[RowForm | None, Layer, Any]:
     """What computes a layer row by row, with as few zeros around its windows as its kernel can do without."""
-    form = row_form(kernel, layer, target)
+    form = kernel.row_form(layer, target)
     for rows, columns in ((True, True), (True, False), (False, True), (False, False)):
-        smaller, held = trimmed(layer, integers, rows, columns)
+        smaller, held = layer.trimmed(integers, rows, columns)
         if form and _reaches_rows(smaller) and form.kernel.objection(smaller, target) is None:
             return form, smaller, held
     return None, layer, integers

@@ -20,10 +20,10 @@ from caffe_to_cmsis_nn.data.image_set import pick, spread
 from caffe_to_cmsis_nn.engines.batches import Values
 from caffe_to_cmsis_nn.engines.engine import Network
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from caffe_to_cmsis_nn.layers.base import Layer
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, quantize_layer
 from caffe_to_cmsis_nn.network.rescaling import rescaled, scaled, taker
+from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.search import common
 from caffe_to_cmsis_nn.search.common import Candidate, Choices, Score, Tensor, Trial

@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from caffe_to_cmsis_nn.kernels.base import consider
-from caffe_to_cmsis_nn.layers.base import Layer
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer
+from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.search.common import Candidate, Tensor, Trial, largest, legal
 from caffe_to_cmsis_nn.search.verdict import Verdict

@@ -26,11 +26,11 @@ from threadpoolctl import threadpool_limits
 from caffe_to_cmsis_nn.data.image_set import Images, pick
 from caffe_to_cmsis_nn.engines.engine import MEMORY, MEMORY_SHARES
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from caffe_to_cmsis_nn.layers.base import Layer, Weights
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, quantize_layer
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.onnx_windows import reach
+from caffe_to_cmsis_nn.ops.base import Layer, Weights
 from caffe_to_cmsis_nn.qformat import MAX_OUT_RSHIFT, LayerFormats, QFormat
 from caffe_to_cmsis_nn.search.common import Candidate, carried_bias, largest
 from caffe_to_cmsis_nn.target import Rounding, Target

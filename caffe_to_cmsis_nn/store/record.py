@@ -23,11 +23,11 @@ from caffe_to_cmsis_nn.caffe_io.prototxt import is_prototxt
 from caffe_to_cmsis_nn.data.readers import READERS
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.kernels.base import Integers
-from caffe_to_cmsis_nn.layers.base import Layer, Shape, Weights
-from caffe_to_cmsis_nn.layers.input import Features, Input
-from caffe_to_cmsis_nn.layers.registry import CLASSES
 from caffe_to_cmsis_nn.network.graph import Graph, mark_shared
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
+from caffe_to_cmsis_nn.ops.base import Layer, Shape, Weights
+from caffe_to_cmsis_nn.ops.input import Features, Input
+from caffe_to_cmsis_nn.ops.registry import CLASSES
 from caffe_to_cmsis_nn.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, WEIGHT_BITS, LayerFormats, QFormat, shifts
 from caffe_to_cmsis_nn.store import plain_pickle
 from caffe_to_cmsis_nn.store.plain_pickle import Instance

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 import code_gen
-from caffe_to_cmsis_nn.plan import instructions, lowering
+from caffe_to_cmsis_nn.kernels import instructions
+from caffe_to_cmsis_nn.plan import lowering
 from caffe_to_cmsis_nn.target import OWN, Target
 from tests.benchmarks.rows import CASES, quantize
 from tests.generated import make, network, printed_ticks, sections
@@ -54,7 +55,7 @@ def measure(pickle: Path, folder: Path) -> tuple[list[Row], int, int, int]:
 
 def fit(rows: list[Row]) -> None:
     """Costs with the least relative squared error; what takes one instruction is not fitted."""
-    works = [(instructions.work(kernel, layer) or {}, count) for layer, kernel, count in rows]
+    works = [(kernel.work(layer) or {}, count) for layer, kernel, count in rows]
     names = sorted({name for work, _ in works for name in work} - {"instruction"})
     matrix = np.array([[work.get(name, 0) / count for name in names] for work, count in works])
     wanted = np.array([1 - work.get("instruction", 0) / count for work, count in works])

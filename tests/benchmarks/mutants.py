@@ -38,7 +38,7 @@ RULES = {
     "src/target.py": "qformat device device_s8 codegen_golden",
     "src/onnx_windows.py": "graph device device_s8 cases",
     "src/kernels/*.py": "rules cases device_s8 device own_q7 memory rows codegen_golden softmax lowering",
-    "src/layers/*.py": "rules cases graph caffe_files prototxts device_s8 codegen_golden search",
+    "src/ops/*.py": "rules cases own_q7 memory rows softmax lowering device graph caffe_files prototxts device_s8",
     "src/network/folding.py": "graph caffe_files prototxts",
     "src/board/*.py": "serving",
     "src/plan/[lmrst]*.py": "rules codegen_golden memory rows lowering passes codegen_networks codegen_random",
@@ -46,7 +46,7 @@ RULES = {
     "src/engines/[ben]*.py": "engines search_device same_bytes",
     "src/store/*.py": "record console",
     "src/data/*.py": "images lmdb_images datasets special_files sizes graph prototxts caffe_files bad_input",
-    "templates/common/*_q7.h": "device_s8 device own_q7 rows codegen_random",
+    "templates/ops/*.h": "device_s8 device own_q7 rows codegen_random",
     "templates/portable/*.c": "device codegen_random",
     "templates/portable_s8/*.c": "device_s8 codegen_random",
 }

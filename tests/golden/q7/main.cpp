@@ -42,7 +42,7 @@
 #endif
 
 #include "network.h"
-#include "own_q7.h"
+#include "pooling_q7.h"
 #include "parameter.h"
 #include "weights.h"
 

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that move elements and change none: each element of the output is one of the input's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Statement
+from caffe_to_cmsis_nn.kernels.layout import device_order
+from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
+from caffe_to_cmsis_nn.ops.along_axis import axis_of
+from caffe_to_cmsis_nn.ops.base import Layer, OwnLoop, Shape, UnsupportedLayer, Weights, computed_by
+from caffe_to_cmsis_nn.target import Target
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+LARGEST_OUTPUT = 1 << 24  # elements; no device holds so many
+
+
+MOST_LOOPS = 5  # of move_q7
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Loops over the positions of elements in memory, the outermost first: how often, and how far each time."""
+
+    start: int
+    counts: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def find(cls, positions: np.ndarray) -> Steps:
+        """The fewest loops that give these positions, each as long as it can be; there may be too many."""
+        start, counts, strides = int(positions[0]), [], []
+        while len(positions) > 1:
+            stride = int(positions[1] - positions[0])
+            uneven = np.flatnonzero(np.diff(positions) != stride)
+            count = math.gcd(len(positions), *(int(i) + 1 for i in uneven))
+            if count == 1:
+                return cls(start, (1,) * (MOST_LOOPS + 1), (0,) * (MOST_LOOPS + 1))
+            counts.append(count)
+            strides.append(stride)
+            positions = positions[::count]
+        return cls(start, tuple(counts[::-1]), tuple(strides[::-1]))
+
+    @property
+    def nothing(self) -> bool:
+        """Whether each element stays where it is."""
+        return self.start == 0 and len(self.counts) <= 1 and self.strides in ((), (1,))
+
+
+class Move(Layer):
+    """Its output inherits the input's format."""
+
+    any_rank = True
+
+    def moved(self, x: np.ndarray) -> np.ndarray:
+        """The output of a blob without the batch's axis, in Caffe's order."""
+        raise NotImplementedError
+
+    @cached_property
+    def sources(self) -> np.ndarray:
+        """Which of the input's elements each of the output's is, both counted in Caffe's order."""
+        return self.moved(np.arange(math.prod(self.in_shape)).reshape(self.in_shape))
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The same in the order in which they lie in the device's memory."""
+        places = np.empty(math.prod(self.in_shape), np.int64)
+        places[device_order(np.arange(len(places)).reshape(self.in_shape))] = np.arange(len(places))
+        return Steps.find(places[device_order(self.sources)])
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.sources.shape
+
+    def joined(self, first: Layer) -> Layer | None:
+        """Under this one's name."""
+        if not isinstance(first, Move):
+            return None
+        return _Joined(self.name, first.inputs, self.blob, first.in_shapes, parts=(first, self))
+
+    def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        return gathered(g, xs[0], self)
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Move):
+    """Some places along each axis."""
+
+    begins: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        if len(self.begins) != len(self.in_shape) or len(self.sizes) != len(self.in_shape):
+            raise UnsupportedLayer(f"it has {len(self.in_shape)} axes")
+        for axis, (begin, size, extent) in enumerate(zip(self.begins, self.sizes, self.in_shape), 1):
+            if size < 1 or begin + size > extent:
+                raise UnsupportedLayer(f"the places {begin} to {begin + size} of axis {axis}, which has {extent}")
+
+    def moved(self, x: np.ndarray) -> np.ndarray:
+        return x[tuple(slice(begin, begin + size) for begin, size in zip(self.begins, self.sizes))]
+
+
+class Slice(Part):
+    """A part along one axis for each top that is read."""
+
+    caffe_type = "Slice"
+
+    @classmethod
+    def parse_all(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> list[Self]:
+        """Named NAME/TOP where there are several."""
+        param, shape, tops = message.slice_param, in_shapes[0], [*message.top]
+        axis = axis_of(param, shape, "slice_dim" if param.HasField("slice_dim") else "axis")
+        points = [*param.slice_point]
+        if not points:
+            if shape[axis] % len(tops):
+                raise UnsupportedLayer(f"{len(tops)} tops of the same size, but axis {axis + 1} has {shape[axis]}")
+            points = [shape[axis] // len(tops) * i for i in range(1, len(tops))]
+        ends = [0, *points, shape[axis]]
+        if len(ends) != len(tops) + 1 or sorted({*ends}) != ends:
+            raise UnsupportedLayer(f"slice_point {points}, allowed are {len(tops) - 1} ascending below {shape[axis]}")
+        layers = []
+        for top, begin, end in zip(tops, ends, ends[1:]):
+            begins, sizes = [0] * len(shape), [*shape]
+            begins[axis], sizes[axis] = begin, end - begin
+            name = message.name if len(tops) == 1 else f"{message.name}/{top}"
+            layers.append(cls(name, inputs, top, in_shapes, begins=tuple(begins), sizes=tuple(sizes)))
+        return layers
+
+
+class Crop(Part):
+    """As large as the second input from an axis on; the device reads the first alone."""
+
+    caffe_type = "Crop"
+    most_inputs = 2
+
+    @classmethod
+    def parse_all(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> list[Self]:
+        if len(in_shapes) != 2 or len({*map(len, in_shapes)}) > 1:
+            raise UnsupportedLayer(
+                f"its inputs have shapes {', '.join(map(str, in_shapes))}, it needs two with as many axes"
+            )
+        param, (shape, wanted) = message.crop_param, in_shapes
+        axis, offsets = axis_of(param, shape), [*param.offset] or [0]
+        if len(offsets) not in (1, len(shape) - axis):
+            raise UnsupportedLayer(f"{len(offsets)} offsets, allowed are 1 or {len(shape) - axis}")
+        offsets = [0] * axis + (offsets * (len(shape) - axis) if len(offsets) == 1 else offsets)
+        sizes = (*shape[:axis], *wanted[axis:])
+        layer = cls(message.name, inputs[:1], message.top[0], (shape,), begins=tuple(offsets), sizes=sizes)
+        layer.check()
+        return [layer]
+
+
+@dataclass(frozen=True, eq=False)
+class Permute(Move):
+    """Axes in another order; the batch's stays the first."""
+
+    caffe_type = "Permute"
+
+    order: tuple[int, ...] = ()  # without the batch's axis, from 0 on
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        given = [*message.permute_param.order]
+        order = given + [axis for axis in range(len(in_shapes[0]) + 1) if axis not in given]
+        if order[0] != 0:
+            raise UnsupportedLayer(f"order {order}, which moves the batch's axis")
+        return {"order": tuple(axis - 1 for axis in order[1:])}
+
+    def check(self) -> None:
+        if sorted(self.order) != [*range(len(self.in_shape))]:
+            raise UnsupportedLayer(
+                f"order {[0, *(axis + 1 for axis in self.order)]}, its input has {len(self.in_shape)} axes"
+            )
+
+    def moved(self, x: np.ndarray) -> np.ndarray:
+        return x.transpose(self.order)
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Move):
+    """Another shape for the same elements in Caffe's order."""
+
+    caffe_type = "Reshape"
+
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        """As reshape_layer.cpp: of the new axes, 0 stands for the old one's size, and -1 for what is left."""
+        param, old = message.reshape_param, (0, *in_shapes[0])  # 0: the batch, whatever its size
+        start = param.axis if param.axis >= 0 else param.axis + len(old) + 1
+        end = len(old) if param.num_axes == -1 else start + param.num_axes
+        if not 0 <= start <= end <= len(old):
+            raise UnsupportedLayer(f"axis {param.axis} and num_axes {param.num_axes}, its input has {len(old)} axes")
+        wanted = [*param.shape.dim]
+        if any(dim == 0 and start + i >= len(old) for i, dim in enumerate(wanted)) or wanted.count(-1) > 1:
+            raise UnsupportedLayer(f"shape {wanted} for an input of {len(old)} axes")
+        dims = [*old[:start], *(old[start + i] if dim == 0 else dim for i, dim in enumerate(wanted)), *old[end:]]
+        size = math.prod(old[1:])
+        if dims and dims[0] == -1 and -1 not in dims[1:] and math.prod(dims[1:]) == size:
+            dims[0] = 0  # so many as there are in the batch
+        if not dims or dims[0] != 0:
+            raise UnsupportedLayer(f"shape {wanted}, which does not keep the batch's axis: allowed are 0 or -1 for it")
+        known = math.prod(dim for dim in dims[1:] if dim != -1)
+        if known < 1 or size % known:
+            raise UnsupportedLayer(f"shape {wanted} for the shape {in_shapes[0]}")
+        return {"shape": tuple(size // known if dim == -1 else dim for dim in dims[1:]) or (size,)}
+
+    def check(self) -> None:
+        if math.prod(self.shape) != math.prod(self.in_shape) or not self.shape:
+            raise UnsupportedLayer(f"shape {self.shape} for the shape {self.in_shape}")
+
+    def moved(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.shape)
+
+
+class Flatten(Reshape):
+    """Neighbouring axes as one, in Caffe's order."""
+
+    caffe_type = "Flatten"
+    homogeneous = True
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        param, shape = message.flatten_param, in_shapes[0]
+        start, end = axis_of(param, shape), axis_of(param, shape, "end_axis")
+        if start > end:
+            raise UnsupportedLayer(f"axis {param.axis} and end_axis {param.end_axis}")
+        return {"shape": (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])}
+
+
+@dataclass(frozen=True, eq=False)
+class ShuffleChannel(Move):
+    """The first channel of each group, then the second of each, and so on (ShuffleNet)."""
+
+    caffe_type = "ShuffleChannel"
+
+    group: int = 1
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return {"group": message.shuffle_channel_param.group}
+
+    def check(self) -> None:
+        if self.group < 1 or self.in_shape[0] % self.group:
+            raise UnsupportedLayer(f"group {self.group} does not divide {self.in_shape[0]} channels")
+
+    def moved(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.group, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+
+def _repeated(layer: Layer, times: int, what: str) -> None:
+    if times < 1 or math.prod(layer.in_shape) * times > LARGEST_OUTPUT:
+        raise UnsupportedLayer(f"{what}: allowed is at least 1, and an output of at most {LARGEST_OUTPUT} elements")
+
+
+@dataclass(frozen=True, eq=False)
+class Upsample(Move):
+    """Each cell of an image as a square of so many along each side."""
+
+    caffe_type = "Upsample"
+
+    scale: int = 2
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        return {"scale": message.upsample_param.scale}
+
+    def check(self) -> None:
+        if len(self.in_shape) != 3:
+            raise UnsupportedLayer(f"its input has shape {self.in_shape}, it needs an image")
+        _repeated(self, self.scale**2, f"scale {self.scale}")
+
+    def moved(self, x: np.ndarray) -> np.ndarray:
+        return x.repeat(self.scale, 1).repeat(self.scale, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Tile(Move):
+    """All of an axis again and again."""
+
+    caffe_type = "Tile"
+
+    axis: int = 0
+    tiles: int = 1
+
+    @classmethod
+    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        param = message.tile_param
+        return {"axis": axis_of(param, in_shapes[0]), "tiles": param.tiles}
+
+    def check(self) -> None:
+        if self.axis >= len(self.in_shape):
+            raise UnsupportedLayer(f"axis {self.axis + 1}, its input has {len(self.in_shape)} without the batch's")
+        _repeated(self, self.tiles, f"tiles {self.tiles}")
+
+    def moved(self, x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x] * self.tiles, self.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class _Joined(Move):
+    """Moves one after the other, as one."""
+
+    caffe_type = "moves"
+
+    parts: tuple[Move, ...] = ()
+
+    def moved(self, x: np.ndarray) -> np.ndarray:
+        for part in self.parts:
+            x = part.moved(x)
+        return x
+
+
+class OwnMove(OwnLoop[Move, object]):
+    """Elements in another order, some of them, or some of them again and again; none changes."""
+
+    header = "moves_q7"
+
+    def build(self, g: OnnxGraph, xs: Sequence[str], layer: Move, integers: object, target: Target) -> str:
+        return gathered(g, xs[0], layer)
+
+    def in_place(self, layer: Move, promised_only: bool) -> bool:
+        return layer.steps.nothing
+
+    def calls(self, layer: Move, c: CNames) -> list[Statement]:
+        """Nothing to do where nothing moves, and the output lies where the input lay."""
+        if c.in_place:
+            return [Call("(void)", (c.input,))]
+        name, steps = c.variable("out_move"), layer.steps
+        missing = MOST_LOOPS - len(steps.counts)
+        counts = (*["1"] * missing, *map(str, steps.counts))
+        strides = (*["0"] * missing, *map(str, steps.strides))
+        return [
+            Declaration("const move_t", name, (str(steps.start), counts, strides)),
+            Call(self.name, (c.input, f"&{name}", c.output)),
+        ]
+
+
+def gathered(g: OnnxGraph, x: str, layer: Move) -> str:
+    """The layer's output of a blob in Caffe's order."""
+    flat = g.add("Gather", g.add("Flatten", x), layer.sources.ravel(), axis=1)
+    return g.add("Reshape", flat, np.array([-1, *layer.out_shape]))
+
+
+def even_steps(layer: Move, target: Target) -> bool:
+    """elements at even distances in the device's memory, in at most 5 loops"""
+    return len(layer.steps.counts) <= 5
+
+
+computed_by(Move, OwnMove("move_q7", (even_steps,)))
+
+
+CLASSES = (Slice, Crop, Permute, Reshape, Flatten, ShuffleChannel, Upsample, Tile)

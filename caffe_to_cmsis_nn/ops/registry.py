@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All operators: a module for each, with its layers and our own kernels for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Union
+
+from caffe_to_cmsis_nn.kernels.base import AnyKernel
+from caffe_to_cmsis_nn.ops import (
+    activations,
+    affine,
+    argmax,
+    concat,
+    convolution,
+    deconvolution,
+    eltwise,
+    functions,
+    inner_product,
+    interp,
+    lrn,
+    moves,
+    normalize,
+    pooling,
+    prelu,
+    reduction,
+    softmax,
+)
+from caffe_to_cmsis_nn.ops.base import Layer, Shape
+from caffe_to_cmsis_nn.ops.input import Features, Input
+
+# Each has its layers in CLASSES, and in CHOICES what chooses among those of one of Caffe's types.
+OPERATORS: tuple[ModuleType, ...] = (
+    convolution,
+    deconvolution,
+    inner_product,
+    pooling,
+    lrn,
+    normalize,
+    activations,
+    prelu,
+    functions,
+    affine,
+    eltwise,
+    concat,
+    moves,
+    interp,
+    softmax,
+    argmax,
+    reduction,
+)
+
+Choice = Union[type[Layer], Callable[[Any, tuple[Shape, ...]], type[Layer]]]
+
+CLASSES: tuple[type[Layer], ...] = tuple(cls for operator in OPERATORS for cls in operator.CLASSES)
+LAYERS: dict[str, Choice] = {cls.caffe_type: cls for cls in CLASSES}
+for _operator in OPERATORS:
+    LAYERS.update(getattr(_operator, "CHOICES", {}))
+_COMPUTED: tuple[type[Layer], ...] = (Input, Features, *CLASSES, softmax.PowersSoftmax)
+ALL_KERNELS: tuple[AnyKernel, ...] = tuple(kernel for cls in _COMPUTED for kernel in cls.kernels)
+
+
+def layer_class(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
+    """The class for a LayerParameter of one of LAYERS; raises UnsupportedLayer where none computes it."""
+    choice = LAYERS[message.type]
+    return choice if isinstance(choice, type) else choice(message, in_shapes)
