@@ -17,11 +17,11 @@ from typing import Any
 import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn.emit import projects
 from caffe_to_cmsis_nn.errors import finish
-from caffe_to_cmsis_nn.flags import CORES, KERNELS, Parser, add_choice
+from caffe_to_cmsis_nn.flags import CORES, Parser, add_choice, add_library
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.pipeline import generate
 from caffe_to_cmsis_nn.plan import rows
-from caffe_to_cmsis_nn.target import LIBRARIES, Core
+from caffe_to_cmsis_nn.target import KERNEL_LIBRARIES, Core
 
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
@@ -69,14 +69,7 @@ def build_parser() -> Parser:
     paths.add_argument("--mean", metavar="FILE", help="of an old pickle, in place of the mean file that it names")
     device = parser.add_argument_group("what the code is for")
     add_choice(device, "--target", projects.PROJECTS, "board or project")
-    add_choice(device, "--api", LIBRARIES, KERNELS, "; the pickle's if left out")
-    add_choice(
-        device,
-        "--kernels",
-        generate.KERNELS,
-        "cmsis: calls of Arm's library; own: kernels that come with the code and give the results of its q7 kernels "
-        "in half of the instructions",
-    )
+    add_library(device, "; the pickle's if left out")
     add_choice(device, "--core", (core.value for core in Core), CORES, "; the pickle's if left out")
     code = parser.add_argument_group("the network's code")
     code.add_argument(
@@ -145,7 +138,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(generate.Options)}
-    given["library"] = LIBRARIES[args.api] if args.api else None
+    given["library"] = KERNEL_LIBRARIES[args.library] if args.library else None
     given["core"] = Core(args.core) if args.core else None
     run = generate.describe if args.describe else generate.generate
 

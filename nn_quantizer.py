@@ -19,7 +19,7 @@ from typing import Any
 import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.errors import UserError, finish
-from caffe_to_cmsis_nn.flags import CORES, KERNELS, Parser, Size, add_choice
+from caffe_to_cmsis_nn.flags import CORES, Parser, Size, add_choice, add_library
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.from_caffe import ACCURACY
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
@@ -27,7 +27,7 @@ from caffe_to_cmsis_nn.pipeline import board, evaluate, job, quantize
 from caffe_to_cmsis_nn.search import weight_bits
 from caffe_to_cmsis_nn.store import record
 from caffe_to_cmsis_nn.store.record import Record
-from caffe_to_cmsis_nn.target import LIBRARIES, Core, Rounding, Target
+from caffe_to_cmsis_nn.target import LIBRARIES, Q7, Core, Rounding, Target
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
@@ -73,7 +73,7 @@ def build_parser() -> Parser:
     paths.add_argument("--weights", metavar="FILE", default=WEIGHTS, help="trained weights, .caffemodel(.h5)")
     paths.add_argument("--save", metavar="FILE", default=SAVE, help="pickle to write for code_gen.py")
     device = parser.add_argument_group("what accuracies are computed for")
-    add_choice(device, "--api", LIBRARIES, KERNELS)
+    add_library(device)
     add_choice(device, "--core", (core.value for core in Core), CORES)
     roundings = (rounding.value for rounding in Rounding)
     add_choice(device, "--rounding", roundings, "truncate: for q7 kernels built with ARM_NN_TRUNCATE")
@@ -175,7 +175,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     given["command"] = shlex.join([*script, *(sys.argv[1:] if arguments is None else arguments)])
     given["full_command"] = shlex.join([*script, *parser.spell_out(args)])
     try:
-        given["target"] = Target.named(args.core, args.rounding, args.api)
+        given["target"] = Target.named(args.core, args.rounding, LIBRARIES.get(args.library, Q7).name)
     except UserError as error:
         parser.error(str(error))
     return job.Options(**given)

@@ -9,8 +9,13 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from caffe_to_cmsis_nn.target import KERNEL_LIBRARIES, LIBRARIES, OWN, S8
+
 CORES = "dsp: M4, M7, M33; plain: M0, M3; mve: M55"
-KERNELS = "kernel library: q7 up to CMSIS 5.9.0, s8 in CMSIS-NN 4 to 7"
+LIBRARY = (
+    "kernel library: q7: CMSIS-NN up to CMSIS 5.9.0; s8: CMSIS-NN 4 to 7; own: kernels that come with the code and "
+    "compute what q7 does, in half of the instructions"
+)
 
 
 class Size(NamedTuple):
@@ -57,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         """The arguments that stand for these values, defaults included."""
         words: list[str] = []
         for action in self._actions:
-            value = getattr(args, action.dest, None)
+            value = None if action.help == argparse.SUPPRESS else getattr(args, action.dest, None)
             if value is not None and value is not False:
                 flag, values = action.option_strings[-1], value if isinstance(value, list) else [value]
                 words += [flag] if action.nargs == 0 else [word for one in values for word in (flag, str(one))]
@@ -68,6 +73,24 @@ class Parser(argparse.ArgumentParser):
         useless = {name for name, value in vars(args).items() if value != self.get_default(name)} - {*useful}
         if getattr(args, flag) and useless:
             self.error(f"--{min(useless)} has no use with --{flag}")
+
+
+def add_library(parser: Any, otherwise: str = "") -> None:
+    """--library, and its former spellings --api and --kernels."""
+    add_choice(parser, "--library", KERNEL_LIBRARIES, LIBRARY, otherwise)
+    for flag, choices in (("--api", LIBRARIES), ("--kernels", ("cmsis", OWN.name))):
+        parser.add_argument(flag, choices=[*choices], action=_FormerLibrary, help=argparse.SUPPRESS)
+
+
+class _FormerLibrary(argparse.Action):
+    """--api and --kernels own are --library, but for the pair that contradicts itself."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        if (namespace.api, namespace.kernels) == (S8.name, OWN.name):
+            parser.error("--kernels own cannot be combined with --api s8: --library takes one of q7, s8 and own")
+        if values != "cmsis" and namespace.library != OWN.name:
+            namespace.library = values
 
 
 def add_choice(parser: Any, flag: str, choices: Iterable[str], text: str, otherwise: str = "") -> None:

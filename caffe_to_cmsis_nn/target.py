@@ -53,6 +53,8 @@ LIBRARIES = {library.name: library for library in (Q7, S8)}
 """That networks are quantized for."""
 OWN = Library("own", Q7.bias_bits, Q7.roundings, "", "common/_own.c.jinja")
 """Our kernels, which compute the integers of the q7 kernels on any core."""
+KERNEL_LIBRARIES = {**LIBRARIES, OWN.name: OWN}
+"""That code is generated for."""
 
 
 @dataclass(frozen=True)

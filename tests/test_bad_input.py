@@ -317,7 +317,7 @@ GENERATOR = {
     "a softmax of s8 kernels": (
         nothing,
         ["--api", "s8", "--softmax"],
-        "layer 'softmax' (Softmax): no kernel can compute it: there is no s8 kernel, it needs --api q7",
+        "layer 'softmax' (Softmax): no kernel can compute it: there is no s8 kernel, use --library q7",
     ),
     "an attack": (write("net.pkl", b"cos\nsystem\n(S'touch ran'\ntR."), [], "it names os.system, which is not loaded"),
     "a file as output": (nothing, ["--out_dir", "net.prototxt"], "'net.prototxt' is not a folder"),

@@ -111,5 +111,5 @@ def test_s8_code_checks_the_version(tmp_path: Path) -> None:
         layers = small.LAYERS.replace("kernel_size: 2 }", "kernel_size: 2 group: 2 }") if groups else small.LAYERS
         pickle = small.save(small.quantized(tmp_path, layers=layers), tmp_path / "small.pkl")
         main = (generate(pickle, tmp_path / "code", "--api", "s8") / "main.cpp").read_text()
-        assert "code_gen.py --api q7" in main
+        assert "code_gen.py --library q7" in main
         assert ("from version 6 on" in main) == groups

@@ -290,4 +290,4 @@ def test_truncating_kernels_are_defined_for_the_whole_solution(tmp_path: Path) -
 def test_zephyr_has_no_q7_kernels(small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--model", str(small_pickle), "--target", "zephyr", "--api", "q7", "--out_dir", str(tmp_path / "x")]
     assert code_gen.main(command) == 2
-    assert capsys.readouterr().err.endswith("code_gen: --target zephyr has the s8 kernels only: --api s8\n")
+    assert capsys.readouterr().err.endswith("code_gen: --target zephyr works with --library s8 or own, not with q7\n")

@@ -488,7 +488,7 @@ def test_releases_that_do_not_fit_are_refused(
     if release == "4.1" and weight_bits == 4:  # its headers' macros are those of version 5
         assert "weights_of_4_bits_need_cmsis_nn_5" in done.stderr
     elif done.returncode:
-        assert (f"computes from version {oldest} on" if s8 else "code_gen.py --api q7") in done.stderr
+        assert (f"computes from version {oldest} on" if s8 else "code_gen.py --library q7") in done.stderr
 
 
 def test_q7_code_says_where_its_kernels_are_gone(small_pickle: Path, tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ def test_q7_code_says_where_its_kernels_are_gone(small_pickle: Path, tmp_path: P
     compiler = [tool("arm-none-eabi-g++"), "-mcpu=cortex-m4", "-mthumb", "-fsyntax-only"]
     done = run(*compiler, "-I", folder / "portable", folder / "main.cpp")
     assert done.returncode != 0
-    assert "or generate this code with code_gen.py --api s8" in done.stderr
+    assert "or generate this code with code_gen.py --library s8" in done.stderr
 
 
 DSP, MVE, TRUNCATE = "-DARM_MATH_DSP", "-DARM_MATH_MVEI", "-DARM_NN_TRUNCATE"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import sys
@@ -61,7 +62,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_every_flag_has_its_row(script: Any) -> None:
     section = (ROOT / "docs" / "options.md").read_text().split(f"## {script.__name__}.py\n")[1].split("\n## ")[0]
     told = set(re.findall(r"`(--?\w+)`", "\n".join(line.split("|")[1] for line in section.splitlines() if "|" in line)))
-    flags = {flag for action in script.build_parser()._actions for flag in action.option_strings}
+    actions = (a for a in script.build_parser()._actions if a.help != argparse.SUPPRESS)
+    flags = {flag for action in actions for flag in action.option_strings}
     assert flags - told == {"-h", "--help", "--version", *({"--verbose", "--quiet"} & flags)}
     assert told <= flags
 

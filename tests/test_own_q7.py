@@ -228,5 +228,5 @@ def test_edges_of_zeros_cost_nothing(
 def test_s8_networks_are_declined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pickle = small.save(small.quantized(tmp_path, Target(library=S8)), tmp_path / "small.pkl")
     assert code_gen.main(["--model", str(pickle), "--out_dir", str(tmp_path / "code"), "--kernels", "own"]) == 2
-    assert "our kernels compute what the q7 kernels do, not what s8 ones do" in capsys.readouterr().err
+    assert "--library own computes what q7 kernels do, and the network is for s8 kernels" in capsys.readouterr().err
     assert not (tmp_path / "code").exists()

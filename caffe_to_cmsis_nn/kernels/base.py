@@ -240,6 +240,6 @@ def choose(kernels: Sequence[Kernel[L, I]], layer: L, target: Target, weight_bit
         able = " or ".join(
             library.name for library in LIBRARIES.values() if any(library in k.libraries for k in kernels)
         )
-        reasons = "; ".join(objections) or f"there is no {target.library} kernel, it needs --api {able}"
+        reasons = "; ".join(objections) or f"there is no {target.library} kernel, use --library {able}"
         raise UserError(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {reasons}")
     return kernel

@@ -28,7 +28,6 @@ from caffe_to_cmsis_nn.target import OWN, Q7, Core, Library, Target
 
 note = functools.partial(errors.note, "code_gen")
 
-CMSIS, OWN_KERNELS = KERNELS = ("cmsis", "own")
 TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
 
@@ -40,7 +39,6 @@ class Options:
     out_dir: str
     library: Library | None
     core: Core | None
-    kernels: str  # of KERNELS
     code: projects.Options
     ram: int | str  # bytes, or what rows.plan calls a plan
     no_inplace_pooling: bool  # but where the library promises it
@@ -59,17 +57,16 @@ class Options:
 def _target(options: Options, quantized: Target) -> Target:
     """What the code is for, where it was `quantized` for another target, or the same."""
     core, rounding = options.core or quantized.core, quantized.rounding
-    if options.kernels == OWN_KERNELS:
-        library = options.library or quantized.library
-        if library is not Q7:
+    if options.library is OWN:
+        if quantized.library is not Q7:
             raise UserError(
-                f"--kernels {OWN_KERNELS}: our kernels compute what the q7 kernels do, not what {library} ones do"
+                f"--library own computes what q7 kernels do, and the network is for {quantized.library} kernels"
             )
         return Target(core, rounding, OWN)
     able = projects.PROJECTS[options.code.project].libraries
     library = options.library or (quantized.library if quantized.library in able else able[0])
     if library not in able:
-        raise UserError(f"--target {options.code.project} has the {able[0]} kernels only: --api {able[0]}")
+        raise UserError(f"--target {options.code.project} works with --library {able[0]} or {OWN}, not with {library}")
     return Target(core, rounding if rounding in library.roundings else library.roundings[0], library)
 
 

@@ -30,7 +30,7 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
         if layer.weighted and 8 * integers.bias.itemsize > target.library.bias_bits:
             raise UserError(
                 f"layer '{layer.name}' has a bias of 32 bits, which the {target.library} kernels cannot take: "
-                f"quantize the network with --api {target.library}, then it serves both"
+                f"quantize it with --library q7, then it serves all"
             )
         if layer.weighted and truncated:
             integers = _truncating(integers)

@@ -28,7 +28,7 @@
 #include "arm_nnfunctions.h"
 
 #if defined(ARM_NNFUNCTIONS_H) || defined(ARM_NN_MATH_TYPES_H)
-#error "CMSIS-NN has no q7 kernels from version 4 on: use CMSIS 5.9.0, or generate this code with code_gen.py --api s8"
+#error "CMSIS-NN has no q7 kernels from version 4 on: use CMSIS 5.9.0, or generate this code with code_gen.py --library s8"
 #endif
 
 /* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */

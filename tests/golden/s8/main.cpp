@@ -27,7 +27,7 @@
 
 /* The headers of CMSIS-NN say by these macros that they are of version 6 or 7, 5, or 4. */
 #if !defined(ARM_NNFUNCTIONS_H) && !defined(ARM_NN_MATH_TYPES_H) && !defined(CH_IN_BLOCK_MVE)
-#error "This code calls the s8 kernels of CMSIS-NN 4 to 7: for older ones, generate it with code_gen.py --api q7"
+#error "This code calls the s8 kernels of CMSIS-NN 4 to 7: for older ones, generate it with code_gen.py --library q7"
 #endif
 
 /* The results are the same on all cores, but kernels need other scratch memory. */
