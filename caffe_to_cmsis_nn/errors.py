@@ -34,12 +34,12 @@ def _write(stream: Any, lines: tuple[str, ...]) -> None:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
-def say(*lines: str) -> None:
+def print_lines(*lines: str) -> None:
     """Prints lines to standard output."""
     _write(sys.stdout, lines)
 
 
-def note(script: str, text: str) -> None:
+def warn(script: str, text: str) -> None:
     """Prints a sentence to standard error."""
     _write(sys.stderr, (f"{script}: {text}",))
 
@@ -78,15 +78,15 @@ def finish(script: str, work: Callable[[], None], interrupted: str = "interrupte
             work()
             print(end="", flush=True)
         except UserError as error:
-            note(script, str(error))
+            warn(script, str(error))
             return 2
         except OSError as error:
             if not error.filename:  # a full disk, or a pipe that nobody reads
                 sys.stdout = None
             where = f"'{error.filename}'" if error.filename else "cannot write to standard output"
-            note(script, f"{where}: {error.strerror}")
+            warn(script, f"{where}: {error.strerror}")
             return 2
         except KeyboardInterrupt as stop:
-            note(script, str(stop) or interrupted)
+            warn(script, str(stop) or interrupted)
             return 128 + (came[0] if came else signal.SIGINT)
     return 0

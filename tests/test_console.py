@@ -23,24 +23,24 @@ import nn_quantizer
 from caffe_to_cmsis_nn import errors
 from caffe_to_cmsis_nn.caffe_io import blobs
 from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
-from caffe_to_cmsis_nn.errors import UserError, finish, note, say
+from caffe_to_cmsis_nn.errors import UserError, finish, print_lines, warn
 from tests.support import ROOT, prototxt, run, write_dataset
 
 HOSTILE = "a\x1b[31m\udc80\u202eé"
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    say(HOSTILE, "b\nc")
-    note("script", HOSTILE)
+    print_lines(HOSTILE, "b\nc")
+    warn("script", HOSTILE)
     assert tuple(capsys.readouterr()) == ("a?[31m??é\nb?c\n", "script: a?[31m??é\n")
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
-    say(HOSTILE)
+    print_lines(HOSTILE)
     assert raw.getvalue() == b"a?[31m??\\xe9\n"
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    say("nothing")
-    note("script", "nothing")
+    print_lines("nothing")
+    warn("script", "nothing")
 
 
 def test_a_sentence_has_an_end() -> None:

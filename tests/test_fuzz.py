@@ -168,7 +168,7 @@ def _read_leveldb(path: Path, suffix: str) -> object:
     folder = path.parent / f"{suffix}_leveldb"
     (file,) = folder.glob(f"*.{suffix}")
     file.write_bytes(path.read_bytes())
-    return LevelDb().looked_at(folder).read(folder)
+    return LevelDb().probe(folder).read(folder)
 
 
 def _ask(path: Path) -> list[Verdict]:

@@ -35,7 +35,7 @@ def images() -> tuple[np.ndarray, np.ndarray]:
 def test_images_and_labels(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
     write_leveldb(tmp_path / "db", *images, TABLE)
     before, reader = content(tmp_path / "db"), LevelDb()
-    assert (reader.count(tmp_path / "db"), reader.looked_at(tmp_path / "db")) == (COUNT, reader)
+    assert (reader.count(tmp_path / "db"), reader.probe(tmp_path / "db")) == (COUNT, reader)
     for found, expected in zip(reader.read(tmp_path / "db"), images):
         np.testing.assert_array_equal(found, expected)
     for found, expected in zip(reader.read_at(tmp_path / "db", [7, 2, 30]), images):
@@ -46,7 +46,7 @@ def test_images_and_labels(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]
 
 def test_floats_are_features(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
     write_leveldb(tmp_path / "db", images[0] / 8 - 3, images[1], TABLE)
-    reader = LevelDb().looked_at(tmp_path / "db")
+    reader = LevelDb().probe(tmp_path / "db")
     assert reader.features
     np.testing.assert_array_equal(reader.read(tmp_path / "db")[0], np.float32(images[0] / 8 - 3))
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import nn_quantizer
 from caffe_to_cmsis_nn import files
 from caffe_to_cmsis_nn.board import protocol
-from caffe_to_cmsis_nn.board.protocol import stuff, unstuff
+from caffe_to_cmsis_nn.board.protocol import decode_frame, encode_frame
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.target import OWN, Q7, S8, Core, Library, Rounding, Target
@@ -46,30 +46,30 @@ def small_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(st.one_of(st.binary(min_size=1, max_size=80), st.lists(st.sampled_from([0, 1, 255]), min_size=1).map(bytes)))
 def test_frames_hold_any_message_between_two_zeros(message: bytes) -> None:
-    frame = stuff(message[:80])
+    frame = encode_frame(message[:80])
     assert frame[0] == frame[-1] == 0
     assert 0 not in frame[1:-1]
-    assert unstuff(frame[1:-1]) == message[:80]
+    assert decode_frame(frame[1:-1]) == message[:80]
 
 
 def test_a_frame_is_the_documented_one() -> None:
     """CRC-32 of "123456789" is 0xcbf43926; a block for each zero, its length plus 1 before it."""
-    assert stuff(b"123456789") == b"\0\x0e123456789\x26\x39\xf4\xcb\0"
-    assert stuff(b"\0\x07\0")[:4] == b"\0\x01\x02\x07"
+    assert encode_frame(b"123456789") == b"\0\x0e123456789\x26\x39\xf4\xcb\0"
+    assert encode_frame(b"\0\x07\0")[:4] == b"\0\x01\x02\x07"
 
 
 @given(st.binary(min_size=1, max_size=80), st.data())
 def test_damaged_frames_are_seen(message: bytes, data: st.DataObject) -> None:
-    frame = bytearray(stuff(message)[1:-1])
+    frame = bytearray(encode_frame(message)[1:-1])
     at = data.draw(st.integers(0, len(frame) - 1))
     frame[at] ^= data.draw(st.integers(1, 255))
-    assert unstuff(bytes(frame)) is None
-    assert unstuff(bytes(frame[:at] + frame[at + 1 :])) in (None, message)
+    assert decode_frame(bytes(frame)) is None
+    assert decode_frame(bytes(frame[:at] + frame[at + 1 :])) in (None, message)
 
 
 @given(st.binary(max_size=200))
 def test_noise_is_no_message(noise: bytes) -> None:
-    assert unstuff(noise.replace(b"\0", b"")) is None
+    assert decode_frame(noise.replace(b"\0", b"")) is None
 
 
 @pytest.mark.parametrize("rounding", Rounding)

@@ -42,13 +42,13 @@ class Port(Protocol):
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def stuff(message: bytes) -> bytes:
+def encode_frame(message: bytes) -> bytes:
     """The frame of a message of at most 250 bytes: with its CRC-32, and by COBS (Cheshire and Baker 1999) without 0."""
     blocks = (message + zlib.crc32(message).to_bytes(4, "little")).split(b"\0")
     return b"\0" + b"".join(bytes([len(block) + 1]) + block for block in blocks) + b"\0"
 
 
-def unstuff(frame: bytes) -> bytes | None:
+def decode_frame(frame: bytes) -> bytes | None:
     """The message of what came between two zeros; None where it is damaged."""
     blocks, at = [], 0
     while at < len(frame):
@@ -178,7 +178,7 @@ class Board:
             if byte != b"\0":
                 self._received += byte
                 continue
-            message = unstuff(bytes(self._received))
+            message = decode_frame(bytes(self._received))
             self._received.clear()
             if message and len(message) >= ANSWER.size:
                 kind, *numbers = ANSWER.unpack(message[: ANSWER.size])
@@ -192,7 +192,7 @@ class Board:
         while True:
             asked = time.monotonic()
             self._tag = (self._tag + 1) % 256
-            self._write(stuff(REQUEST.pack(kind[0], self._tag, image, index)) * self._copies)
+            self._write(encode_frame(REQUEST.pack(kind[0], self._tag, image, index)) * self._copies)
             while answer := self._receive(asked + self._patience):
                 if answer.tag == self._tag:
                     break
@@ -238,7 +238,7 @@ class Board:
         wanted = [*range(len(chunks))]
         copies = 1
         while True:
-            self._write(b"".join(stuff(REQUEST.pack(b"P"[0], 0, image, i) + chunks[i]) * copies for i in wanted))
+            self._write(b"".join(encode_frame(REQUEST.pack(b"P"[0], 0, image, i) + chunks[i]) * copies for i in wanted))
             answer = self.ask(kind, image)
             if answer.kind == b"E":
                 raise UserError("a kernel on the board refused its arguments")

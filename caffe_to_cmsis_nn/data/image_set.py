@@ -135,7 +135,7 @@ def unchanged(path: Path, database: LmdbFile) -> Iterator[None]:
             raise UserError(f"the LMDB '{path}' was changed while it was read: run again when nothing writes to it")
 
 
-def spread(count: int, most: int) -> np.ndarray:
+def evenly_spaced(count: int, most: int) -> np.ndarray:
     """Indices of at most so many of `count` images, evenly spaced."""
     return np.linspace(0, count - 1, min(most, count)).astype(int)
 

@@ -28,7 +28,7 @@ class Reader:
     kind: ClassVar[str]  # of what `path` names
     features = False  # whether the data are no pixels
 
-    def looked_at(self, path: Path) -> Reader:
+    def probe(self, path: Path) -> Reader:
         """The reader that knows whether the data are pixels."""
         return self
 
@@ -102,7 +102,7 @@ class Lmdb(Database):
     caffe_type = "Data"
     kind = "LMDB"
 
-    def looked_at(self, path: Path) -> Reader:
+    def probe(self, path: Path) -> Reader:
         return replace(self, features=lmdb_images.holds_features(path))
 
     def files(self, path: Path) -> list[Path]:
@@ -125,7 +125,7 @@ class LevelDb(Database):
     caffe_type = "Data (LevelDB)"
     kind = "LevelDB"
 
-    def looked_at(self, path: Path) -> Reader:
+    def probe(self, path: Path) -> Reader:
         return replace(self, features=leveldb_images.holds_features(path))
 
     def files(self, path: Path) -> list[Path]:
@@ -224,7 +224,7 @@ class Hdf5List(Reader):
     scale: float = 1.0
     features: bool = False
 
-    def looked_at(self, path: Path) -> Reader:
+    def probe(self, path: Path) -> Reader:
         """Where nobody says what was done to pixels, whatever is no pixel itself makes the data features."""
         if self.mean or self.scale != 1:
             return self

@@ -208,7 +208,7 @@ class ShiftingKernel(WeightedKernel[L_contra]):
         ]
 
 
-def stays_ahead(layer: WindowedView) -> bool:
+def can_pool_in_place(layer: WindowedView) -> bool:
     """Whether a pooling may write over its input.
 
     With pad < stride, window i starts at i * stride - pad >= i for i >= 1, along each axis. So output (i, j) lies at or
@@ -237,9 +237,9 @@ def choose(kernels: Sequence[Kernel[L, I]], layer: L, target: Target, weight_bit
     """The first kernel whose constraints the layer meets; raises UserError with every objection."""
     kernel, objections = consider(kernels, layer, target, weight_bits)
     if kernel is None:
-        able = " or ".join(
+        supporting = " or ".join(
             library.name for library in LIBRARIES.values() if any(library in k.libraries for k in kernels)
         )
-        reasons = "; ".join(objections) or f"there is no {target.library} kernel, use --library {able}"
+        reasons = "; ".join(objections) or f"there is no {target.library} kernel, use --library {supporting}"
         raise UserError(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {reasons}")
     return kernel

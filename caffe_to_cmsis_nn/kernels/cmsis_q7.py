@@ -19,7 +19,7 @@ from caffe_to_cmsis_nn.kernels.base import (
     RowForm,
     ShiftingKernel,
     Work,
-    stays_ahead,
+    can_pool_in_place,
 )
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Statement
 from caffe_to_cmsis_nn.kernels.contract import ConvolutionView, I_contra, LayerView, WindowedView
@@ -223,7 +223,7 @@ class MaxPool(Kernel[WindowedView, object]):
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
         """Not promised."""
-        return not promised_only and stays_ahead(layer)
+        return not promised_only and can_pool_in_place(layer)
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)

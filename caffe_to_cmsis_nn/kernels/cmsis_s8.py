@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from caffe_to_cmsis_nn.kernels import exact_onnx, weight_layouts
-from caffe_to_cmsis_nn.kernels.base import Array, Integers, Kernel, Operands, RowForm, WeightedKernel, stays_ahead
+from caffe_to_cmsis_nn.kernels.base import Array, Integers, Kernel, Operands, RowForm, WeightedKernel, can_pool_in_place
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Extent, Statement, Value
 from caffe_to_cmsis_nn.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedView
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
@@ -231,7 +231,7 @@ class Pool(Kernel[WindowedView, object]):
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
         """Not promised, measured for squares, where no window holds a cell before its output."""
-        return not promised_only and layer.square and stays_ahead(layer)
+        return not promised_only and layer.square and can_pool_in_place(layer)
 
     def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
         inputs, window, padding, stride, output = c.extents

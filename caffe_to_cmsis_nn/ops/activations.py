@@ -43,7 +43,7 @@ class LeakyReLU(Elementwise):
 
     caffe_type = "ReLU"
     variant = "leaky"
-    floors = True
+    simulates_rounding = True
     homogeneous = True
 
     negative_slope: float = 0.01
@@ -109,7 +109,7 @@ class ReLU6(Clip):
 
 
 class _Curve(Elementwise):
-    floors = True
+    simulates_rounding = True
 
     def inherited(self, x: QFormat) -> QFormat:
         return QFormat(7)

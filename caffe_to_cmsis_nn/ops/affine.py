@@ -66,7 +66,7 @@ class Affine(Layer):
 
     folds = True
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
         """Whether trained blobs can make Caffe's layer compute that."""

@@ -51,7 +51,7 @@ class Layer:
     folds: ClassVar[bool] = False  # goes into the weights of the layer before it
     homogeneous: ClassVar[bool] = False  # a channel that is so many times as large leaves it so many times as large
     probabilities: ClassVar[bool] = False  # its outputs are a softmax's
-    floors: ClassVar[bool] = False  # the original's simulation puts the output on its grid
+    simulates_rounding: ClassVar[bool] = False  # the original's simulation puts the output on its grid
     any_rank: ClassVar[bool] = False  # takes more than vectors and images
 
     name: str

@@ -22,7 +22,7 @@ from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.onnx_windows import (
     convolution_attributes,
     crop,
-    reach,
+    dilated_kernel_size,
 )
 from caffe_to_cmsis_nn.ops.base import Layer, Shape, UnsupportedLayer, Weights, computed_by
 from caffe_to_cmsis_nn.ops.weighted import Packed, Weighted, WeightedLoop
@@ -94,7 +94,7 @@ class Convolution(Grouped):
 
     @property
     def out_shape(self) -> Shape:
-        sizes = zip(self.in_shape[1:], reach(self), self.stride, self.pad)
+        sizes = zip(self.in_shape[1:], dilated_kernel_size(self), self.stride, self.pad)
         return self.num_output, *((d + 2 * p - k) // s + 1 for d, k, s, p in sizes)
 
     def weight_shapes(self) -> tuple[Shape, ...]:

@@ -46,7 +46,7 @@ MOST_OPERANDS = 128  # with 128 << 16 each, and the rounding term, they stay wit
 
 class Merged(Layer):
     own_format = True
-    floors = True
+    simulates_rounding = True
     any_rank = True
     most_inputs: ClassVar[int] = MOST_OPERANDS
 

@@ -24,7 +24,7 @@ class Function(Elementwise):
     """The output has a format of its own; it is rounded half to even, and saturated."""
 
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     def value(self, x: np.ndarray) -> np.ndarray:
         """Of float64 numbers; what is not defined is NaN, and becomes 0."""

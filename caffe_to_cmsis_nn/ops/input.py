@@ -49,7 +49,7 @@ class Input(Layer):
 
     caffe_type = "Data"
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     features: ClassVar[bool] = False  # real numbers in place of pixels
     stored: ClassVar[type] = np.uint8  # the type of what is read

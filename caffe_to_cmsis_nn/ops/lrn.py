@@ -136,7 +136,7 @@ def _octave(g: OnnxGraph, value: str) -> str:
 class _Lrn(Layer):
     caffe_type = "LRN"
     own_format = True
-    floors = True
+    simulates_rounding = True
     axes: ClassVar[int]  # along which cells are added up
 
     local_size: int = 5

@@ -28,7 +28,7 @@ class UnitLength(Layer):
     caffe_type = "Normalize"
     variant = "length"
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     across_spatial: bool = True
     eps: float = 1e-10

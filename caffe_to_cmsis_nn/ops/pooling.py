@@ -15,7 +15,7 @@ from caffe_to_cmsis_nn.kernels import constraints as needs
 from caffe_to_cmsis_nn.kernels.base import (
     RowForm,
     Work,
-    stays_ahead,
+    can_pool_in_place,
 )
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Statement
 from caffe_to_cmsis_nn.kernels.contract import I_contra, WindowedView
@@ -108,7 +108,7 @@ class AveragePooling(Pooling):
     """AVE: as MAX, but cells of the padding count."""
 
     variant = "AVE"
-    floors = True
+    simulates_rounding = True
 
     @property
     def covers_image(self) -> bool:
@@ -167,7 +167,7 @@ class PoolLoop(WindowLoop[W_contra, I_contra]):
     header = "pooling_q7"
 
     def in_place(self, layer: W_contra, promised_only: bool) -> bool:
-        return stays_ahead(layer)
+        return can_pool_in_place(layer)
 
 
 class OwnMaxPool(PoolLoop[WindowedView, object]):

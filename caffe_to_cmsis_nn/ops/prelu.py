@@ -28,7 +28,7 @@ class PReLU(Layer):
 
     caffe_type = "PReLU"
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     channel_shared: bool = False
 

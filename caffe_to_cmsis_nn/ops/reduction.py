@@ -44,7 +44,7 @@ class Reduction(AlongAxis):
 
     caffe_type = "Reduction"
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     coeff: float = 1.0
 

@@ -26,7 +26,7 @@ from caffe_to_cmsis_nn.target import OWN, Q7, Library
 class Weighted(Layer):
     weighted = True
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     @property
     def macs(self) -> int:

@@ -20,7 +20,7 @@ from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.pipeline.job import memory_bytes, note
+from caffe_to_cmsis_nn.pipeline.job import memory_bytes, warn
 from caffe_to_cmsis_nn.plan import lowering
 from caffe_to_cmsis_nn.store import original
 
@@ -72,8 +72,8 @@ def evaluate(path: Path, url: str, count: int | None, lmdb: str | None, memory: 
     `count` images are run, or all; raises UserError where the board cannot be reached, has another network, or computes
     something else.
     """
-    network = original.open_network(path, note, **old)
-    board = protocol.Board(lambda: _open(url), note)
+    network = original.open_network(path, warn, **old)
+    board = protocol.Board(lambda: _open(url), warn)
     try:
         facts = board.identify()
         network = _as_on_board(network, facts)

@@ -17,7 +17,7 @@ from caffe_to_cmsis_nn.emit import c_text, projects, render
 from caffe_to_cmsis_nn.engines import known_answers
 from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
-from caffe_to_cmsis_nn.errors import UserError, say
+from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.plan import cost, lowering, rows
@@ -26,7 +26,7 @@ from caffe_to_cmsis_nn.report import summary
 from caffe_to_cmsis_nn.store import original
 from caffe_to_cmsis_nn.target import OWN, Q7, Core, Library, Target
 
-note = functools.partial(errors.note, "code_gen")
+warn = functools.partial(errors.warn, "code_gen")
 
 TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
@@ -63,16 +63,18 @@ def _target(options: Options, quantized: Target) -> Target:
                 f"--library own computes what q7 kernels do, and the network is for {quantized.library} kernels"
             )
         return Target(core, rounding, OWN)
-    able = projects.PROJECTS[options.code.project].libraries
-    library = options.library or (quantized.library if quantized.library in able else able[0])
-    if library not in able:
-        raise UserError(f"--target {options.code.project} works with --library {able[0]} or {OWN}, not with {library}")
+    supporting = projects.PROJECTS[options.code.project].libraries
+    library = options.library or (quantized.library if quantized.library in supporting else supporting[0])
+    if library not in supporting:
+        raise UserError(
+            f"--target {options.code.project} works with --library {supporting[0]} or {OWN}, not with {library}"
+        )
     return Target(core, rounding if rounding in library.roundings else library.roundings[0], library)
 
 
 def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     """The pickle's network for the kernel library and the core that are asked for."""
-    network = original.open_network(Path(options.model), note, options.weights, options.mean)
+    network = original.open_network(Path(options.model), warn, options.weights, options.mean)
     target = _target(options, network.target)
     network = lowering.fuse(lowering.retarget(network, target))
     if options.softmax:
@@ -102,7 +104,7 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
         images = test_images.read_picture(network, Path(options.image), options.channel_order)
         size = "x".join(map(str, network.graph.input.out_shape[:0:-1]))
         order = options.channel_order
-        say(f"Test image: '{options.image}', cut about its centre, resized to {size}, channels {order}")
+        print_lines(f"Test image: '{options.image}', cut about its centre, resized to {size}, channels {order}")
         return known_answers.compute(network, *images)
     if options.images:
         path = _find_dataset(network, options)
@@ -117,7 +119,7 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
     except UserError as error:
         if options.test_images is not None:
             raise
-        note(f"no known-answer test: {error}")
+        warn(f"no known-answer test: {error}")
         return None
     return known_answers.compute(network, *images)
 
@@ -129,14 +131,14 @@ def _dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path,
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is not a folder")
     identifiers = c_text.identifiers(layer.name for layer in network.graph.layers)
-    say(*known_answers.checksum_lines(answers, identifiers))
-    say(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
+    print_lines(*known_answers.checksum_lines(answers, identifiers))
+    print_lines(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
 
 
 def describe(options: Options) -> None:
     """Prints what is in a pickle, and what its network costs on the device; raises UserError."""
     network, plan = _lower(options)
-    say(*summary.describe(network), "", *cost.table(network, plan, options.code.weights_in_ram))
+    print_lines(*summary.describe(network), "", *cost.table(network, plan, options.code.weights_in_ram))
 
 
 def generate(options: Options) -> None:
@@ -159,8 +161,8 @@ def generate(options: Options) -> None:
         none: np.ndarray = np.empty((0, *network.graph.input.out_shape), network.graph.input.stored)
         model = DeviceNetwork(network.graph, none, network.target).to_onnx(network.layers)
         files.write_all({Path(options.onnx): model}, read)
-        say(f"Wrote '{options.onnx}'")
+        print_lines(f"Wrote '{options.onnx}'")
     contents = render.render(network, plan, code, answers)
     render.write(Path(options.out_dir), contents, read)
-    say(*cost.table(network, plan, options.code.weights_in_ram))
-    say(f"Wrote {', '.join(contents)} to '{options.out_dir}'")
+    print_lines(*cost.table(network, plan, options.code.weights_in_ram))
+    print_lines(f"Wrote {', '.join(contents)} to '{options.out_dir}'")

@@ -26,7 +26,7 @@ from caffe_to_cmsis_nn.network.quantized import SourceFile, held_out
 from caffe_to_cmsis_nn.search import weight_bits
 from caffe_to_cmsis_nn.target import Target
 
-note = functools.partial(errors.note, "nn_quantizer")
+warn = functools.partial(errors.warn, "nn_quantizer")
 
 
 FEW_IMAGES = 100  # each of fewer images is more than a percentage point
@@ -145,11 +145,11 @@ def prepare(options: Options) -> Job:
     source = override(said, options.lmdb, options.mean, options.scale, options.crop, options.resize)
     check_types(prototxt, find_outputs(prototxt, options.accuracy, source, options.output or ()))
     lmdb = source.find_images()
-    source = replace(source, reader=source.reader.looked_at(lmdb))
+    source = replace(source, reader=source.reader.probe(lmdb))
     if not said.images and options.mean is None:
-        note(f"'{model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
+        warn(f"'{model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
     if said.mirrored:
-        note(f"'{model}' mirrors test images by chance: they are read as they are")
+        warn(f"'{model}' mirrors test images by chance: they are read as they are")
     version = lmdb_images.version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     asked = options.accuracy, source, image_shape, options.target, options.output or ()
@@ -161,7 +161,7 @@ def prepare(options: Options) -> Job:
     else:
         network = parse()
     if source.shape not in ((), network.input.out_shape):
-        note(f"'{model}' asks for images of shape {source.shape}: the network is made for {network.input.out_shape}")
+        warn(f"'{model}' asks for images of shape {source.shape}: the network is made for {network.input.out_shape}")
     blobs, digest = files.read_hashed(weights, read_weights)
     read["weights"] = SourceFile(options.weights, digest)
     network = simplify(attach_weights(network, blobs, lmdb))
@@ -177,10 +177,10 @@ def prepare(options: Options) -> Job:
     if images.shape[1:] != network.input.out_shape:
         raise UserError(f"'{lmdb}' was changed while it was read: its images had another shape before")
     if limit is not None and len(images) < limit:
-        note(f"{options.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
+        warn(f"{options.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
     network = _judged(network, labels, lmdb, options, bool(source.label))
     if network.classifier and len(images) < FEW_IMAGES:
-        note(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
+        warn(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
     names = names if network.classifier else ()
     parts = split(len(images), options.holdout, options.seed)
     return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized, names)
@@ -212,7 +212,7 @@ def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, la
         raise UserError(
             f"--weight_bits {weight_bits.MIXED} needs accuracies, and there is no Accuracy layer: 4 or 8 do"
         )
-    note(f"no Accuracy layer: {', '.join(network.outputs)} are judged by how close they come to the float network's")
+    warn(f"no Accuracy layer: {', '.join(network.outputs)} are judged by how close they come to the float network's")
     return network
 
 

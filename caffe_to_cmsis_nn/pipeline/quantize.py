@@ -18,7 +18,7 @@ from caffe_to_cmsis_nn.data import lmdb_images
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from caffe_to_cmsis_nn.errors import UserError, say
+from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network.quantized import (
     Accuracy,
     IntegerLayer,
@@ -28,10 +28,10 @@ from caffe_to_cmsis_nn.network.quantized import (
     quantize_network,
 )
 from caffe_to_cmsis_nn.network.to_caffe import caffe_types, quantized_blobs
-from caffe_to_cmsis_nn.pipeline.job import Job, Options, memory_bytes, note, prepare
+from caffe_to_cmsis_nn.pipeline.job import Job, Options, memory_bytes, prepare, warn
 from caffe_to_cmsis_nn.report import facts, page, statistics, summary
 from caffe_to_cmsis_nn.search import caffe_objective, common, device_objective, journal, progress, weight_bits
-from caffe_to_cmsis_nn.search.common import Found, Trial
+from caffe_to_cmsis_nn.search.common import SearchResult, Trial
 from caffe_to_cmsis_nn.search.journal import Journal, RememberedErrors, RememberedNarrowing, RememberedSimulation
 from caffe_to_cmsis_nn.store import original, record
 from caffe_to_cmsis_nn.store.record import Record
@@ -69,13 +69,13 @@ def open_journal(job: Job, options: Options) -> Journal:
     decisive.update(tool=caffe_to_cmsis_nn.__version__)
     opened = Journal(job.journal, journal.key(arrays, decisive))
     if opened.replaced:
-        note(f"'{opened.path}' is of another model, data or options: starting over")
+        warn(f"'{opened.path}' is of another model, data or options: starting over")
     elif opened.resumed:
-        note(f"going on from '{opened.path}', which holds {opened.resumed} results of a run that was stopped")
+        warn(f"going on from '{opened.path}', which holds {opened.resumed} results of a run that was stopped")
     return opened
 
 
-def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, list[Trial]]:
+def find_formats(job: Job, options: Options, answers: Journal) -> tuple[SearchResult, list[Trial]]:
     """Runs the search below a progress bar; returns what it found, and its trials."""
     network = float_network(job, job.pick(job.swept), options)
     labels, tolerance = job.labels[job.swept], options.tolerance
@@ -101,13 +101,13 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, l
         schedule,
         progress.work(job.graph, schedule, alone=options.objective == "device"),
         computed=lambda: answers.computed > 0,
-        show=say if options.verbose else None,
+        show=print_lines if options.verbose else None,
         disable=options.quiet or None,
     )
 
 
 def final_logits(
-    job: Job, found: Found, layers: Sequence[IntegerLayer], options: Options
+    job: Job, found: SearchResult, layers: Sequence[IntegerLayer], options: Options
 ) -> tuple[np.ndarray, np.ndarray]:
     """In float and on the device, of the images that are reported on; what the search knows is not computed again."""
     images = job.pick(job.reported)
@@ -119,7 +119,7 @@ def final_logits(
     return in_float, on_device
 
 
-def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> tuple[facts.Run, bytes]:
+def build(job: Job, found: SearchResult, trials: Sequence[Trial], options: Options) -> tuple[facts.Run, bytes]:
     """The chosen network with all that is known about it, and the caffemodel with its weights."""
     chosen, formats = found.chosen.graph, found.chosen.formats
     layers = tuple(quantize_network(chosen, formats, options.target))
@@ -135,7 +135,7 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     trained, sample = found.chosen.trained, statistics.sample(chosen, images)
     measured = statistics.collect(trained, layers, formats, sample, options.target)
     if lmdb_images.version(job.lmdb) != job.version:
-        note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
+        warn(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
     weights = to_caffemodel(chosen.name, quantized_blobs(chosen, formats), caffe_types(chosen))
     written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
     sources = {**job.files, "quantized weights": written}
@@ -178,11 +178,11 @@ def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
 
     *details, last = summary.recorded(run.network)
     if not options.quiet:
-        say(*summary.table(run.network), *details)
+        print_lines(*summary.table(run.network), *details)
         if options.holdout:
-            say(f"Searched with {len(job.swept)} images")
-        say("Saved " + ", ".join(f"'{path}'" for path in outputs))
-    say(last)
+            print_lines(f"Searched with {len(job.swept)} images")
+        print_lines("Saved " + ", ".join(f"'{path}'" for path in outputs))
+    print_lines(last)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows has no Q-format, which is said

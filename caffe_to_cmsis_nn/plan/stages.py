@@ -8,7 +8,7 @@ from typing import Any
 
 from caffe_to_cmsis_nn.kernels.base import AnyKernel, RowForm
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.onnx_windows import reach
+from caffe_to_cmsis_nn.onnx_windows import dilated_kernel_size
 from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.plan.memory import aligned
 from caffe_to_cmsis_nn.target import Target
@@ -75,7 +75,7 @@ def _shape(layer: Layer) -> tuple[int, int]:
 
 def _geometry(layer: Any) -> tuple[int, int, int]:
     """Rows from a window's begin to its end, stride and padding in rows."""
-    return (reach(layer)[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
+    return (dilated_kernel_size(layer)[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
 
 
 def _reaches_rows(layer: Any) -> bool:

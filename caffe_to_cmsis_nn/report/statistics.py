@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from caffe_to_cmsis_nn.data.image_set import spread
+from caffe_to_cmsis_nn.data.image_set import evenly_spaced
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, OutputQuality, Quality
@@ -109,7 +109,7 @@ def output_qualities(
 def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
     """Evenly spread images, as many as are looked at."""
     values = sum(layer.out_size for layer in graph.layers)
-    return images[spread(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
+    return images[evenly_spaced(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
 
 
 def measured_after(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:

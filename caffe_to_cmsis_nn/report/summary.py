@@ -43,7 +43,7 @@ def table(network: QuantizedNetwork) -> list[str]:
     rows: list[tuple[str, ...]] = [header]
     measured = network.outcome.layers if network.outcome else {}
     for layer, integer in zip(network.graph.layers, network.layers):
-        if not (layer.own_format or layer.floors):
+        if not (layer.own_format or layer.simulates_rounding):
             continue
         formats = network.formats[layer.name]
         shifts = integer.integers.shifts if layer.weighted else None

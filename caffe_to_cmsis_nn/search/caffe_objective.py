@@ -14,7 +14,17 @@ from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import Measured
 from caffe_to_cmsis_nn.qformat import QFormat
-from caffe_to_cmsis_nn.search.common import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table
+from caffe_to_cmsis_nn.search.common import (
+    Candidate,
+    Score,
+    Search,
+    SearchResult,
+    Tensor,
+    Trial,
+    covering,
+    largest,
+    table,
+)
 from caffe_to_cmsis_nn.search.verdict import judge_in_stages, mcnemar
 
 FINER_BITS = 3  # more fraction bits than the format that covers the range has, at most: the original's limit
@@ -225,7 +235,7 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
             output[layer.name] = yield from sweep(layer.name, Tensor.ACTIVATIONS, widest, target)
         else:
             output[layer.name] = layer.inherited(output[layer.inputs[0]])
-            if layer.floors:
+            if layer.simulates_rounding:
                 grids[layer.name, Tensor.ACTIVATIONS] = Grid(output[layer.name])
 
     target = start("quantized weights and activations")
@@ -243,4 +253,4 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
     right = simulation.judge(grids).right
     measured.append(Measured(EVERYTHING, len(right), _score(right).accuracy, chosen=True))
     chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in grids.items()}))
-    return Found(chosen, tuple(measured), in_float=simulation.in_float)
+    return SearchResult(chosen, tuple(measured), in_float=simulation.in_float)

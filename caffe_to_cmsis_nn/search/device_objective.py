@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from caffe_to_cmsis_nn.data.image_set import Images, pick, spread
+from caffe_to_cmsis_nn.data.image_set import Images, evenly_spaced, pick
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe
 from caffe_to_cmsis_nn.engines.engine import MEMORY_SHARES
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
@@ -16,7 +16,7 @@ from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import Measured, quantize_network
 from caffe_to_cmsis_nn.qformat import LayerFormats
 from caffe_to_cmsis_nn.search import common, weight_bits
-from caffe_to_cmsis_nn.search.common import Candidate, Choices, Found, Search, Tensor
+from caffe_to_cmsis_nn.search.common import Candidate, Choices, Search, SearchResult, Tensor
 from caffe_to_cmsis_nn.search.layer_errors import LayerErrors, layer_by_layer
 from caffe_to_cmsis_nn.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
 from caffe_to_cmsis_nn.search.weight_bits import Narrowing
@@ -54,7 +54,7 @@ def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expec
     while True:
         own = formats[last.name]
         assert own.y
-        finer = common.legal(fit.graph, {**formats, last.name: replace(own, y=own.y.finer(1))})
+        finer = common.clamp_to_kernel_limits(fit.graph, {**formats, last.name: replace(own, y=own.y.finer(1))})
         if finer == formats:  # the kernels cannot carry it
             return formats
         verdict = expected.judge(fit.results(finer), finer)
@@ -81,7 +81,7 @@ def device_objective(
     where they are mixed, the device may be worse than the float network by `loss` (percentage points).
     """
     images = reference.images
-    some = spread(len(images), SAMPLE)
+    some = evenly_spaced(len(images), SAMPLE)
     others = np.setdiff1d(np.arange(len(images)), some)
     logits = np.empty((len(images), graph.result_size), np.float32)
     own = {layer.name for layer in graph.layers if layer.own_format}
@@ -92,7 +92,7 @@ def device_objective(
     choices = _start(graph, ranges, target)
     searched = yield from layer_by_layer(make_errors(graph, images, target), choices)
     yield "adapting the weights"
-    seen = spread(len(images), FIT_SAMPLE)
+    seen = evenly_spaced(len(images), FIT_SAMPLE)
 
     def fit_of(network: Graph) -> Fit:
         return Fit(network, pick(images, seen), target, reference.memory // MEMORY_SHARES)
@@ -125,7 +125,7 @@ def device_objective(
         chosen = yield from weight_bits.mixed(narrowing, in_float - loss)
         narrow = {"weights of 8 and 4 bits": narrowing.candidate(chosen)}
     else:
-        table = weight_bits.narrowed(searched.graph, formats, weight_bits.able(graph, target))
+        table = weight_bits.narrowed(searched.graph, formats, weight_bits.supporting(graph, target))
         narrow = {"weights of 4 bits": fit.refine(table)}
     narrow_found = finals.choose(narrow, tolerance)
     before = tuple(replace(one, chosen=False) for one in found.measured)
@@ -167,7 +167,7 @@ class _Finals:
 
         return judge_in_stages(verdicts(), lambda verdict: best is not None and verdict.cannot_beat(best)), logits
 
-    def choose(self, candidates: Mapping[str, Candidate], tolerance: float, known: Known = NOTHING) -> Found:
+    def choose(self, candidates: Mapping[str, Candidate], tolerance: float, known: Known = NOTHING) -> SearchResult:
         """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear.
 
         `known` of the last one.
@@ -191,4 +191,4 @@ class _Finals:
             elif not best.beats(verdict, tolerance, FINAL_DEVIATIONS):
                 best_name, best, logits = name, verdict, on_device
         marked = tuple(replace(one, chosen=one.candidate == best_name) for one in measured)
-        return Found(candidates[best_name], marked, logits, self.logits)
+        return SearchResult(candidates[best_name], marked, logits, self.logits)

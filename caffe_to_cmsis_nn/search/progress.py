@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from caffe_to_cmsis_nn.errors import printable
 from caffe_to_cmsis_nn.network.graph import Graph
-from caffe_to_cmsis_nn.search.common import Found, Score, Search, Tensor, Trial
+from caffe_to_cmsis_nn.search.common import Score, Search, SearchResult, Tensor, Trial
 
 BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
 
@@ -108,7 +108,7 @@ def follow(
     computed: Callable[[], bool],
     show: Callable[[str], None] | None = None,
     disable: bool | None = None,
-) -> tuple[Found, list[Trial]]:
+) -> tuple[SearchResult, list[Trial]]:
     """Runs a search under a progress bar; returns what it found, and its trials.
 
     `schedule` are the tensors in the order in which it looks at them, if it looks at all, with their `costs` (`work`).

@@ -29,7 +29,7 @@ from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_t
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, quantize_layer
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
-from caffe_to_cmsis_nn.onnx_windows import reach
+from caffe_to_cmsis_nn.onnx_windows import dilated_kernel_size
 from caffe_to_cmsis_nn.ops.base import Layer, Weights
 from caffe_to_cmsis_nn.qformat import MAX_OUT_RSHIFT, LayerFormats, QFormat
 from caffe_to_cmsis_nn.search.common import Candidate, carried_bias, largest
@@ -88,7 +88,8 @@ def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
     (s_y, s_x), (p_y, p_x) = layer.stride, layer.pad  # type: ignore[attr-defined]
     d_y, d_x = layer.dilation  # type: ignore[attr-defined]
     padded = np.pad(x, ((0, 0), (0, 0), (p_y, p_y), (p_x, p_x)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach(layer), axis=(2, 3))[..., ::d_y, ::d_x]  # type: ignore[arg-type]
+    size = dilated_kernel_size(layer)  # type: ignore[arg-type]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(2, 3))[..., ::d_y, ::d_x]
     picked = windows[np.arange(len(x))[:, None], :, rows * s_y, columns * s_x]
     return picked.reshape(places.size, -1)
 

@@ -104,7 +104,7 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
     """What the original's Caffe_Quantizer holds for a network, under its names; shapes are NCHW."""
     graph, formats = network.graph, network.formats
     layers = {layer.name: layer for layer in graph.layers}
-    chosen = [layer.name for layer in graph.layers if layer.own_format or layer.floors]
+    chosen = [layer.name for layer in graph.layers if layer.own_format or layer.simulates_rounding]
     weighted = [layer for layer in graph.layers if layer.weighted]
     end = [*chosen, graph.accuracy]
     order = [*layers, graph.accuracy]
