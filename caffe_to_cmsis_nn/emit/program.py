@@ -128,16 +128,18 @@ class _Builder:
         layer: Any = self.network.graph.layers[i]  # that its kernel takes
         integer, kernel = self.network.layers[i], self.network.layers[i].kernel
         return Step(
-            i,
-            self.printed[layer.name],
-            self.ids[i],
-            comment(f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {self.network.formats[layer.name].y}"),
-            {**layer.defines(), **integer.defines(), **offsets},
-            kernel.calls(layer, c),
-            kernel.last_calls(layer, c),
-            kernel.arrays(layer, integer.integers, c),
-            "static" if self.options.weights_in_ram and layer.weighted else f"{self.constants} static const",
-            stage.row_bytes if stage else layer.out_size,
+            index=i,
+            name=self.printed[layer.name],
+            identifier=self.ids[i],
+            comment=comment(
+                f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {self.network.formats[layer.name].y}"
+            ),
+            defines={**layer.defines(), **integer.defines(), **offsets},
+            calls=kernel.calls(layer, c),
+            last_calls=kernel.last_calls(layer, c),
+            arrays=kernel.arrays(layer, integer.integers, c),
+            storage="static" if self.options.weights_in_ram and layer.weighted else f"{self.constants} static const",
+            bytes=stage.row_bytes if stage else layer.out_size,
         )
 
     def whole(self, i: int) -> Step:
@@ -220,31 +222,31 @@ class _Builder:
             steps = [self._row(stage, i) for i in stage.layers]
             found.append(
                 RowStep(
-                    steps,
-                    places[s],
-                    stage.rows,
-                    stage.held_bytes,
-                    windows[s],
-                    readings,
-                    wanted,
-                    stage.scratch_bytes,
-                    stage.sums,
+                    steps=steps,
+                    image=places[s],
+                    rows=stage.rows,
+                    row_bytes=stage.held_bytes,
+                    window=windows[s],
+                    readings=readings,
+                    wanted=wanted,
+                    scratch_bytes=stage.scratch_bytes,
+                    sums=stage.sums,
                 )
             )
         source = stages[run.source]
         last = run.windows[-1]
         return RunStep(
-            found[::-1],
-            found,
-            name(run.source),
-            self.ids[source.layers[-1]],
-            source.rows,
-            source.row_bytes,
-            last.above,
-            last.below,
-            in_place,
-            run.slack,
-            [comment(line) for line in run_lines(self.network, self.plan, run)],
+            images=found[::-1],
+            stages=found,
+            source=name(run.source),
+            source_output=self.ids[source.layers[-1]],
+            source_rows=source.rows,
+            source_row_bytes=source.row_bytes,
+            source_above=last.above,
+            source_below=last.below,
+            source_in_place=in_place,
+            slack=run.slack,
+            lines=[comment(line) for line in run_lines(self.network, self.plan, run)],
         )
 
     def program(self) -> Program:

@@ -205,12 +205,12 @@ def parse_network(
     tops = {**parser.tops, outputs.name: outputs.tops}
     bottoms = {**parser.bottoms, outputs.name: outputs.bottoms}
     return Graph(
-        prototxt.name,
-        mark_shared(layers, names),
-        {},
-        outputs.name,
-        tops,
-        bottoms,
+        name=prototxt.name,
+        layers=mark_shared(layers, names),
+        weights={},
+        accuracy=outputs.name,
+        tops=tops,
+        bottoms=bottoms,
         outputs=tuple(names),
         classifier=vector and outputs.classes,
         scores=scores,

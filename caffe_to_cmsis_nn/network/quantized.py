@@ -35,7 +35,7 @@ class IntegerLayer:
 
     def constant_bytes(self, layer: Layer) -> int:
         """Of its arrays."""
-        names = CNames("", ("",), "", "", "", "")
+        names = CNames(prefix="", inputs=("",), output="", scratch="", weights="", bias="")
         return sum(array.bytes for array in self.kernel.arrays(layer, self.integers, names))
 
 

@@ -143,16 +143,16 @@ def build(job: Job, found: SearchResult, trials: Sequence[Trial], options: Optio
     accuracy, others = (accuracies[0], tuple(accuracies[1:])) if accuracies else (None, ())
     outcome = Outcome(*asked, accuracy, others, outputs, found.measured, measured.qualities())
     network = QuantizedNetwork(
-        chosen,
-        formats,
-        layers,
-        options.target,
-        {what: sources[what] for what in SOURCES if what in sources},
-        str(job.lmdb),
-        job.source.crop,
-        outcome,
-        job.source.reader,
-        job.source.scale,
+        graph=chosen,
+        formats=formats,
+        layers=layers,
+        target=options.target,
+        sources={what: sources[what] for what in SOURCES if what in sources},
+        dataset=str(job.lmdb),
+        crop=job.source.crop,
+        outcome=outcome,
+        reader=job.source.reader,
+        scale=job.source.scale,
     )
     commands, classes = (options.command, options.full_command), job.class_names
     run = facts.Run(*commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device)

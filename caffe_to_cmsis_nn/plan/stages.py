@@ -131,15 +131,15 @@ class _Stages:
             form, layer, integers = _by_rows(kernel, layer, integers, target)
         window, stride, pad = _geometry(layer)
         self.stages[i] = Stage(
-            (i,),
-            rows,
-            row_bytes,
-            tuple(self._reading(name, window, stride, pad) for name in layer.inputs),
-            aligned((form.kernel if form else kernel).scratch_bytes(layer, target)),
-            form,
-            layer.name in self.network.graph.outputs,
-            layer,
-            integers,
+            layers=(i,),
+            rows=rows,
+            row_bytes=row_bytes,
+            readings=tuple(self._reading(name, window, stride, pad) for name in layer.inputs),
+            scratch_bytes=aligned((form.kernel if form else kernel).scratch_bytes(layer, target)),
+            form=form,
+            output=layer.name in self.network.graph.outputs,
+            layer=layer,
+            integers=integers,
         )
         self.owner[layer.name] = i
 

@@ -87,7 +87,12 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
     shares = in_float / total, np.bincount(bin_of(every_level), on_device, count) / total
     histogram = Histogram((first * width - 0.5) * step, width * step, *shares)
     return TensorStatistics(
-        100 * at_min / total, 100 * at_max / total, _decibels(power, error), smallest, largest, histogram
+        at_min=100 * at_min / total,
+        at_max=100 * at_max / total,
+        sqnr=_decibels(power, error),
+        smallest=smallest,
+        largest=largest,
+        histogram=histogram,
     )
 
 

@@ -205,7 +205,17 @@ def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float)
             reached, to_reach = _score(judged.right, judged.seen), _score(target, judged.seen)
             better = not best_judged or (judged.seen is None and np.sum(judged.right) > np.sum(best_judged.right))
             why = _reason(bool(better), judged, best if best_judged else None)
-            yield Trial(layer, tensor, tried, reached, to_reach, bool(better), None, why, judged.seen is not None)
+            yield Trial(
+                layer=layer,
+                tensor=tensor,
+                format=tried,
+                score=reached,
+                reference=to_reach,
+                kept=bool(better),
+                flash=None,
+                reason=why,
+                given_up=judged.seen is not None,
+            )
             if better:
                 best, best_judged = tried, judged
             if judged.seen is None and not to_reach.percent - reached.percent > tolerance:

@@ -185,7 +185,7 @@ class _Sweep:
         scores = [Score(None, error, self.errors.images) for error in (found, before)]
         change = f"{abs(found - before) / (before or 1.0):.1%} {'higher' if found > before else 'lower'}"
         reason = f"squared error of its output {change}"
-        yield Trial(name, tensor, q, scores[0], scores[1], kept, reason=reason)
+        yield Trial(layer=name, tensor=tensor, format=q, score=scores[0], reference=scores[1], kept=kept, reason=reason)
         if kept:
             self.formats, self._choices[key] = tried, q
         else:

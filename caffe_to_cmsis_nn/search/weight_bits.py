@@ -114,7 +114,16 @@ def mixed(narrowing: Narrowing, least: float) -> Generator[Trial, None, list[str
         assert w
         kept, sizes = score.percent > least - ROUNDING, (size - saved[name], size)
         reason = f"{score.percent:.2f} % is {'at least' if kept else 'less than'} {least:.2f} %"
-        yield Trial(name, Tensor.WEIGHTS, w, score, best, kept, sizes, reason)
+        yield Trial(
+            layer=name,
+            tensor=Tensor.WEIGHTS,
+            format=w,
+            score=score,
+            reference=best,
+            kept=kept,
+            flash=sizes,
+            reason=reason,
+        )
         if kept:
             chosen, best, size = names, score, sizes[0]
     return chosen

@@ -58,13 +58,16 @@ def rebuild(
         formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))
         layers = quantize_network(network, formats, target)
     return QuantizedNetwork(
-        network,
-        formats,
-        tuple(layers),
-        target,
-        {"model": SourceFile(model.name, model_digest), "weights": SourceFile(weight_file.name, weights_digest)},
-        source.images,
-        source.crop,
+        graph=network,
+        formats=formats,
+        layers=tuple(layers),
+        target=target,
+        sources={
+            "model": SourceFile(model.name, model_digest),
+            "weights": SourceFile(weight_file.name, weights_digest),
+        },
+        dataset=source.images,
+        crop=source.crop,
         reader=source.reader,
     )
 

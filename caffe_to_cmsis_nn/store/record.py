@@ -259,19 +259,19 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
     integers = [_unpack_integers(layer, value["weights"], constants, formats[layer.name]) for layer in layers]
     reader = {name: entry for name, entry in value["reader"].items() if name != "type"}
     return QuantizedNetwork(
-        graph,
-        formats,
-        tuple(
+        graph=graph,
+        formats=formats,
+        layers=tuple(
             IntegerLayer(layer.kernel_for(target, formats[layer.name].weight_bits), own)
             for layer, own in zip(layers, integers)
         ),
-        target,
-        _restore(value["sources"], Mapping[str, SourceFile]),
-        _restore(value["dataset"], str),
-        _restore(value["crop"], int),
-        None if value["outcome"] is None else _restore(value["outcome"], Outcome, 1 << 63),
-        _restore_fields(READERS[value["reader"]["type"]], reader),
-        scale,
+        target=target,
+        sources=_restore(value["sources"], Mapping[str, SourceFile]),
+        dataset=_restore(value["dataset"], str),
+        crop=_restore(value["crop"], int),
+        outcome=None if value["outcome"] is None else _restore(value["outcome"], Outcome, 1 << 63),
+        reader=_restore_fields(READERS[value["reader"]["type"]], reader),
+        scale=scale,
     )
 
 
