@@ -72,12 +72,6 @@ def read(path: Path, most: float = LARGEST) -> bytes:
     return content
 
 
-def copy(path: Path, to: Path, most: float) -> None:
-    """Copies a file's bytes; raises UserError as `opened` does."""
-    with opened(path, most) as file, to.open("wb") as copied:
-        shutil.copyfileobj(file, copied)
-
-
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes; raises UserError as `opened` does."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from caffe_to_cmsis_nn.data.readers import LevelDb
 from caffe_to_cmsis_nn.errors import UserError
 from tests import tiny
 from tests.generated import generate, make, network
-from tests.support import write_leveldb
+from tests.support import FULL_SIZE, shared, write_leveldb
 
 pytest.importorskip("plyvel", reason="plyvel has no wheel for this Python")
 COUNT, TABLE = 40, 21
@@ -70,6 +70,53 @@ def test_from_the_prototxt_to_the_program(tmp_path: Path, images: tuple[np.ndarr
         assert found.reader == LevelDb()
     code = generate(tmp_path / "net.pkl", tmp_path / "code", "--target", "host", "--test_images", "5")
     assert "5 of 5 images" in make(code, "run")
+
+
+def test_damage_is_never_read_as_other_images(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
+    """Single bits flipped, and files cut off: in a table, in the log, and in the manifest, also between its records."""
+    write_leveldb(tmp_path / "db", *images, TABLE)
+    expected, rng = LevelDb().read(tmp_path / "db"), np.random.default_rng(0)
+    for file in sorted(path for path in (tmp_path / "db").iterdir() if path.stat().st_size and path.name != "LOG"):
+        sound = file.read_bytes()
+        places = rng.integers(0, len(sound), 200 if FULL_SIZE else 6).tolist()
+        cut = [sound[:at] for at in (*places, *([50] if file.name.startswith("MANIFEST") else []))]
+        flipped = [sound[:at] + bytes([sound[at] ^ 1 << at % 8]) + sound[at + 1 :] for at in places]
+        for damaged in cut + flipped:
+            file.write_bytes(damaged)
+            before = content(tmp_path / "db")
+            try:
+                found = LevelDb().read(tmp_path / "db")
+            except UserError:
+                assert content(tmp_path / "db") == before, "LevelDB writes to a folder of its own"
+            else:
+                np.testing.assert_array_equal(found[0], expected[0])
+                np.testing.assert_array_equal(found[1], expected[1])
+        file.write_bytes(sound)
+    np.testing.assert_array_equal(LevelDb().read(tmp_path / "db")[0], expected[0])
+
+
+def test_a_log_that_was_cut_off() -> None:
+    with pytest.raises(UserError, match=r"damaged or of another kind: '000004.log' is cut off or damaged at byte 888"):
+        LevelDb().read(shared("cases", "attack", "leveldb_truncated_log"))
+
+
+def test_no_file_is_copied_that_lies_about_its_size(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
+    write_leveldb(tmp_path / "db", *images, TABLE)
+    (log,) = (tmp_path / "db").glob("*.log")
+    for name in ("notes.txt", "000009.log", "CURRENT"):
+        lying = tmp_path / "db" / name
+        before = lying.read_bytes() if lying.exists() else None
+        with lying.open("ab") as file:
+            file.truncate(1 << 29)
+        if name == "notes.txt":
+            assert len(LevelDb().read(tmp_path / "db")[0]) == COUNT
+        else:
+            with pytest.raises(UserError, match=r"'000009.log' is cut off or damaged at byte 0|has 536870912 bytes"):
+                LevelDb().read(tmp_path / "db")
+        lying.unlink() if before is None else lying.write_bytes(before)
+    log.unlink()
+    with pytest.raises(UserError, match=r"it has no log \(\*.log\), where its last images are"):
+        LevelDb().read(tmp_path / "db")
 
 
 def test_refusals(tmp_path: Path, images: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
