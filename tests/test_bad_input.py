@@ -16,6 +16,7 @@ import code_gen
 import nn_quantizer
 from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
 from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.search import device_objective
 from tests import tiny
 from tests.support import write_dataset
 from tests.test_fuzz import OLD_PICKLE
@@ -253,6 +254,28 @@ def test_weights_at_the_ends_of_float32(
     assert code_gen.main(["--model", "net.pkl", "--out_dir", "code"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "nan" not in out
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--objective", "caffe"], ["--holdout", "0.5"], ["--holdout", "0.5", "--seed", "1"]], ids=" ".join
+)
+def test_nan_for_one_image_is_found_before_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether that image is in the first batch or not, in the sample or not, held out or not."""
+    logarithm = """layer { name: "log" type: "Log" bottom: "data" top: "log" log_param { scale: -1 shift: 200 } }
+    layer { name: "positive" type: "ReLU" bottom: "log" top: "positive" }\n"""
+    arguments = tiny.write(tmp_path)
+    replace(tiny.LAYERS, logarithm + tiny.LAYERS.replace('bottom: "data"', 'bottom: "positive"'))(tmp_path)
+    replace("mean_value: 120", "")(tmp_path)
+    images = np.full((70, *tiny.IMAGE), 100, np.uint8)
+    images[43, 1, 2, 3] = 201
+    lmdb_images.write(tmp_path / "data_lmdb", images, np.arange(70) % tiny.CLASSES)
+    monkeypatch.setattr(device_objective, "SAMPLE", 20)
+    monkeypatch.setattr(device_objective, "layer_by_layer", None)  # the search does not begin
+    err = fails(capsys, tmp_path, nn_quantizer.main, *arguments, *flags)
+    assert "layer 'log' (Log): its output for image 43 (counted from 0) is NaN or infinite, and has no Q-format" in err
+    assert len(err.splitlines()) == 2, "after the note that there are few images"
 
 
 def test_truncated_caffemodel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

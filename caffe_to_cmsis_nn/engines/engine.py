@@ -28,6 +28,21 @@ Layers = Sequence[Layer]
 N = TypeVar("N", bound="Network")
 
 
+class NotFinite(UserError):
+    """A layer's output for one image (its index) holds NaN or infinity."""
+
+    def __init__(self, layer: Layer, image: int) -> None:
+        super().__init__(
+            f"layer '{layer.name}' ({layer.caffe_type}): its output for image {image} (counted from 0) is NaN or "
+            "infinite, and has no Q-format: change the layer's parameters, or leave that image out"
+        )
+        self.layer, self.image = layer, image
+
+    def among(self, indices: np.ndarray) -> NotFinite:
+        """The same where the images were those at these indices of others."""
+        return NotFinite(self.layer, int(indices[self.image]))
+
+
 def providers(gpu: bool) -> Sequence[str]:
     """onnxruntime's names of what runs the network; raises UserError where a GPU is asked for and cannot be used."""
     if not gpu:
@@ -116,8 +131,12 @@ class Network:
         return names, seen
 
     def watch(self, g: OnnxGraph, layer: Layer, value: str) -> list[str]:
-        """What is seen of an output that is watched: its smallest and its largest value."""
-        return [g.add(op, value, keepdims=0) for op in ("ReduceMin", "ReduceMax")]
+        """What is seen of an output that is watched: its smallest and its largest value.
+
+        Both are NaN where one value is NaN or infinite: onnxruntime's minimum and maximum pass over NaN.
+        """
+        nothing = g.add("ReduceSum", g.add("Mul", value, np.array(0, np.float32)), keepdims=0)
+        return [g.add("Add", g.add(op, value, keepdims=0), nothing) for op in ("ReduceMin", "ReduceMax")]
 
     def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
         """What runs a layer for each setting, from index `first` on: takes what is live there, gives `outputs`'.
@@ -196,15 +215,26 @@ class Network:
         return self.graph.join({**inputs, **outputs})
 
     def survey(self, settings: Settings, names: Container[str] | None = None) -> tuple[np.ndarray, Values]:
-        """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named."""
+        """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named.
+
+        Raises NotFinite for the first of these layers whose output is not finite for some image.
+        """
         layers = [layer for layer in self.graph.layers if names is None or layer.name in names]
         logits = np.empty((len(self.images), self.graph.result_size), self.stored)
-        outputs, ends = self.graph.output_layers, []
+        outputs, ends, strange = self.graph.output_layers, list[Sequence[np.ndarray]](), list[slice]()
 
         def see(some: slice, found: Sequence[np.ndarray]) -> None:
             logits[some] = self.graph.join(dict(zip(self.graph.outputs, found)))
             ends.append(found[len(outputs) :])
+            if not np.isfinite(ends[-1]).all():
+                strange.append(some)
 
         self.run(0, self.start(), settings, outputs, see, layers)
+        for some in sorted(strange, key=lambda one: one.start):
+            values = self.part(self.images[some]).outputs(settings)
+            for layer in layers:
+                finite = np.isfinite(values[layer.name]).reshape(len(values[layer.name]), -1).all(axis=1)
+                if not finite.all():
+                    raise NotFinite(layer, some.start + int(np.argmin(finite)))
         low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}

@@ -58,6 +58,10 @@ class FloatNetwork(Network):
 
     stored, exact = np.float32, False
 
+    def trained_logits(self) -> np.ndarray:
+        """Those of the network as it was trained; raises NotFinite for any layer where the values are not finite."""
+        return self.survey(as_trained(self.graph), {layer.name for layer in self.graph.layers if layer.own_format})[0]
+
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Simulation) -> str:
         weights = self.graph.weights.get(layer.name)
         if weights:

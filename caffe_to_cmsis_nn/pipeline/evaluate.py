@@ -16,7 +16,7 @@ from caffe_to_cmsis_nn.data.image_set import pick
 from caffe_to_cmsis_nn.data.source import data_source
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_first
-from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
+from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork
 from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.folding import simplify
@@ -77,4 +77,4 @@ def _in_float(network: QuantizedNetwork, path: Path, images: Any, memory: int) -
     trained = simplify(attach_weights(trained, read_weights(weights)))
     if trained.outputs != graph.outputs:
         raise UserError(f"'{model}' has other outputs than '{path}'")
-    return FloatNetwork(trained, images, memory=memory).logits(as_trained(trained))
+    return FloatNetwork(trained, images, memory=memory).trained_logits()

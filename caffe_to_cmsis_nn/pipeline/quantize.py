@@ -17,6 +17,7 @@ from caffe_to_cmsis_nn.caffe_io.blobs import to_caffemodel
 from caffe_to_cmsis_nn.data import lmdb_images
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
+from caffe_to_cmsis_nn.engines.engine import NotFinite
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network.quantized import (
@@ -96,35 +97,48 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[SearchRe
             functools.partial(RememberedNarrowing, answers),
         )
         schedule = common.tensors(job.graph)
-    return progress.follow(
-        trials,
-        schedule,
-        progress.work(job.graph, schedule, alone=options.objective == "device"),
-        computed=lambda: answers.computed > 0,
-        show=print_lines if options.verbose else None,
-        disable=options.quiet or None,
-    )
+    try:
+        return progress.follow(
+            trials,
+            schedule,
+            progress.work(job.graph, schedule, alone=options.objective == "device"),
+            computed=lambda: answers.computed > 0,
+            show=print_lines if options.verbose else None,
+            disable=options.quiet or None,
+        )
+    except NotFinite as error:
+        raise error.among(job.swept) from None
+
+
+def logits_in_float(job: Job, options: Options) -> np.ndarray:
+    """Of the images that are reported on; raises UserError where some are not finite."""
+    try:
+        return float_network(job, job.pick(job.reported), options).trained_logits()
+    except NotFinite as error:
+        raise error.among(job.reported) from None
 
 
 def final_logits(
-    job: Job, found: SearchResult, layers: Sequence[IntegerLayer], options: Options
+    job: Job, found: SearchResult, layers: Sequence[IntegerLayer], options: Options, held_out: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """In float and on the device, of the images that are reported on; what the search knows is not computed again."""
-    images = job.pick(job.reported)
-    on_device, in_float = (None, None) if options.holdout else (found.on_device, found.in_float)
+    on_device, in_float = (None, held_out) if options.holdout else (found.on_device, found.in_float)
     if on_device is None:
-        on_device = DeviceNetwork(found.chosen.graph, images, options.target).logits(layers)
-    if in_float is None:
-        in_float = float_network(job, images, options).logits(as_trained(job.graph))
-    return in_float, on_device
+        on_device = DeviceNetwork(found.chosen.graph, job.pick(job.reported), options.target).logits(layers)
+    return logits_in_float(job, options) if in_float is None else in_float, on_device
 
 
-def build(job: Job, found: SearchResult, trials: Sequence[Trial], options: Options) -> tuple[facts.Run, bytes]:
-    """The chosen network with all that is known about it, and the caffemodel with its weights."""
+def build(
+    job: Job, found: SearchResult, trials: Sequence[Trial], options: Options, held_out: np.ndarray | None
+) -> tuple[facts.Run, bytes]:
+    """The chosen network with all that is known about it, and the caffemodel with its weights.
+
+    `held_out` are the float network's logits for images that are held out.
+    """
     chosen, formats = found.chosen.graph, found.chosen.formats
     layers = tuple(quantize_network(chosen, formats, options.target))
     images, labels = job.pick(job.reported), job.labels[job.reported]
-    in_float, on_device = final_logits(job, found, layers, options)
+    in_float, on_device = final_logits(job, found, layers, options, held_out)
     accuracies, outputs = [], {}
     if chosen.classifier:
         accuracies = [
@@ -161,11 +175,13 @@ def build(job: Job, found: SearchResult, trials: Sequence[Trial], options: Optio
 
 def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
     try:
+        # Images that are held out are looked at before the search: what they show would come after it.
+        held_out = logits_in_float(job, options) if options.holdout else None
         found, trials = find_formats(job, options, answers)
     except UserError:  # it would come again
         answers.remove()
         raise
-    run, weights = build(job, found, trials, options)
+    run, weights = build(job, found, trials, options, held_out)
     iterations = -(-len(job.images) // job.source.batch_size)
     attributes = original.attributes(run.network, job.source.batch_size, iterations, options.gpu)
     outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, run.network))}

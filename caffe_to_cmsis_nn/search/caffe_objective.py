@@ -61,7 +61,7 @@ class CaffeSimulation:
 
     def _survey(self, grids: Grids) -> tuple[np.ndarray, dict[str, float]]:
         """Logits, and `largest`."""
-        logits, ranges = self.network.survey(self._settings(grids), {*self._measured.values()})
+        logits, ranges = self.network.survey(self._settings(grids), {*self._measured, *self._measured.values()})
         return logits, {name: largest(ranges[last]) for name, last in self._measured.items()}
 
     def largest(self, grids: Grids) -> dict[str, float]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from caffe_to_cmsis_nn.data.image_set import Images, evenly_spaced, pick
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe
-from caffe_to_cmsis_nn.engines.engine import MEMORY_SHARES
+from caffe_to_cmsis_nn.engines.batches import Values
+from caffe_to_cmsis_nn.engines.engine import MEMORY_SHARES, NotFinite
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import Measured, quantize_network
@@ -85,9 +86,13 @@ def device_objective(
     others = np.setdiff1d(np.arange(len(images)), some)
     logits = np.empty((len(images), graph.result_size), np.float32)
     own = {layer.name for layer in graph.layers if layer.own_format}
-    logits[some], ranges = reference.part(images[some]).survey(as_trained(graph), own)
-    if len(others):
-        logits[others] = reference.part(pick(images, others)).logits(as_trained(graph))
+    ranges: Values = {}
+    for indices, part in ((others, pick(images, others)), (some, images[some])):
+        if len(indices):
+            try:
+                logits[indices], ranges = reference.part(part).survey(as_trained(graph), own)
+            except NotFinite as error:
+                raise error.among(indices) from None
 
     choices = _start(graph, ranges, target)
     searched = yield from layer_by_layer(make_errors(graph, images, target), choices)
