@@ -44,6 +44,16 @@ def test_images_and_labels(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]
     assert content(tmp_path / "db") == before, "nothing is written into a data set"
 
 
+def test_a_table_of_a_compaction_that_was_stopped(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
+    """It is neither read nor written to, though its number is the next that LevelDB gives."""
+    write_leveldb(tmp_path / "db", *images, TABLE)
+    for number in range(6, 12):
+        (tmp_path / "db" / f"{number:06}.ldb").write_bytes(b"unfinished")
+    before = content(tmp_path / "db")
+    np.testing.assert_array_equal(LevelDb().read(tmp_path / "db")[0], images[0])
+    assert content(tmp_path / "db") == before
+
+
 def test_floats_are_features(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
     write_leveldb(tmp_path / "db", images[0] / 8 - 3, images[1], TABLE)
     reader = LevelDb().probe(tmp_path / "db")
@@ -115,7 +125,7 @@ def test_no_file_is_copied_that_lies_about_its_size(tmp_path: Path, images: tupl
                 LevelDb().read(tmp_path / "db")
         lying.unlink() if before is None else lying.write_bytes(before)
     log.unlink()
-    with pytest.raises(UserError, match=r"it has no log \(\*.log\), where its last images are"):
+    with pytest.raises(UserError, match=r"its log 000004.log is missing, which has its last images"):
         LevelDb().read(tmp_path / "db")
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def prepare(options: Options) -> Job:
     if options.classes:
         names = class_names.read(Path(options.classes), network.result_size)
     inputs = [Path(file.name) for file in read.values()] + ([Path(options.classes)] if options.classes else [])
-    quantized, journal = _outputs(options, inputs + source.reader.files(lmdb))
+    quantized, journal = _outputs(options, itertools.chain(inputs, source.reader.files(lmdb)))
     limit = None if options.iterations is None else options.iterations * source.batch_size
     in_memory = memory_bytes(options.memory) / engine.MEMORY_SHARES
     images, labels = source.reader.open(lmdb, limit, source.crop_image, in_memory)
@@ -216,7 +217,7 @@ def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, la
     return network
 
 
-def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:
+def _outputs(options: Options, inputs: Iterable[Path]) -> tuple[Path, Path]:
     """Where the quantized weights and the journal go; raises UserError where an output cannot be written."""
     save = Path(options.save)
     # Under the pickle's name, so that the weights of another pickle stay what they are.
