@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import nn_quantizer
+from caffe_to_cmsis_nn.emit import render
 from caffe_to_cmsis_nn.pipeline.job import Job, prepare
+from caffe_to_cmsis_nn.report import page
 from tests import tiny
 from tests.support import FULL_SIZE, MODELS, shared
 
@@ -29,6 +32,7 @@ for profile, examples in (("ci", 100), ("long", 20000)):
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
     )
+monkeypatch = pytest.MonkeyPatch()  # for the whole run
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -39,7 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """With -n, a process that has nothing left takes tests of another one. What was compiled before is not again."""
+    """With -n, a process that has nothing left takes tests of another one. Nothing is compiled twice: C or templates."""
+    for module in (render, page):
+        monkeypatch.setattr(module, "templates", functools.cache(module.templates))
     if Path(CCACHE).is_dir() and CCACHE not in os.environ["PATH"]:
         os.environ["PATH"] = f"{CCACHE}{os.pathsep}{os.environ['PATH']}"
     if config.getoption("dist", "no") == "load":
