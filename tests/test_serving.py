@@ -31,7 +31,7 @@ from tests import small
 from tests.generated import arm_compilers, flip_first_value, generate, make, network, predicted, stored_images
 from tests.support import FULL_SIZE, run, tool
 
-LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (20, 8, 8)
+LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (10, 4, 3)
 BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
@@ -217,6 +217,12 @@ def accuracy(pickle: Path, count: int) -> float:
     return float(np.mean(predicted(quantized, images).argmax(axis=1) == labels) * 100)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is known how long an answer takes, a request is repeated soon."""
+    monkeypatch.setattr(protocol, "FIRST_PATIENCE", 0.2)
+
+
 def test_an_emulated_board_runs_lenets_images(
     lenet_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +233,7 @@ def test_an_emulated_board_runs_lenets_images(
     assert capsys.readouterr().out.startswith(said(LENET_IMAGES, accuracy(lenet_pickle, LENET_IMAGES)))
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_bad_line_changes_nothing(lenet_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """1 % of bytes with a bit flipped, and 0.5 % lost, each way."""
     folder = generate(lenet_pickle, tmp_path, "--target", "host", "--serve")
@@ -238,6 +245,7 @@ def test_a_bad_line_changes_nothing(lenet_pickle: Path, tmp_path: Path, capsys: 
     assert "requests repeated" in out
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("core", "library"),
     [
@@ -255,7 +263,7 @@ def test_emulated_boards_on_a_bad_line(
     kernels = ("--kernels", "own") if library is OWN else ("--api", library.name)
     flags = ("--core", BOARDS[core].value, *kernels, "--ram", "least", "--name", "kws")
     folder = generate(small_pickle, tmp_path, "--target", "mps2", "--serve", "--profile", *flags)
-    with emulated(folder, core) as port, bad_line(port, Faults(0.01, 0.005)) as bad:
+    with emulated(folder, core) as port, bad_line(port, Faults(0.004, 0.002)) as bad:
         capsys.readouterr()
         assert evaluate(small_pickle, bad, SMALL_IMAGES) == 0
     out = capsys.readouterr().out
