@@ -73,7 +73,7 @@ def test_cmake_compiles_what_is_needed(release: str, kind: str, tmp_path: Path) 
     folder = code(release, kind, tmp_path, "cmake")
     library = standin_library.write(tmp_path / "library", release)
     (folder / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.19)\nproject(list C)\ninclude(cmsis_nn.cmake)\n"
+        "cmake_minimum_required(VERSION 3.19)\nproject(list NONE)\ninclude(cmsis_nn.cmake)\n"
         'list(JOIN NN_SOURCES "\\n" lines)\nfile(WRITE list.txt "${lines}")\n'
     )
     done = run(tool("cmake"), "-S", ".", "-B", "build", f"-DCMSIS_NN_PATH={library}", cwd=folder)
