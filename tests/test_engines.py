@@ -23,6 +23,7 @@ from caffe_to_cmsis_nn.ops.convolution import Convolution
 from caffe_to_cmsis_nn.ops.input import Input
 from caffe_to_cmsis_nn.ops.pooling import MaxPooling
 from caffe_to_cmsis_nn.qformat import QFormat
+from tests.support import FULL_SIZE
 
 
 class Watched(FloatNetwork):
@@ -125,6 +126,7 @@ def _deep_network(memory: int, outputs: tuple[str, ...]) -> Interrupted:
     return Interrupted(graph, images, memory=memory)
 
 
+TRIALS = 150 if FULL_SIZE else 60
 SLAB = 30 * 2 * 6 * 6 * 4  # bytes of one layer's outputs
 
 
@@ -141,7 +143,7 @@ def test_trials_go_on_from_what_still_holds(memory: int, goes_on: bool, outputs:
     whole = _deep_network(memory, outputs)
     networks = [whole, whole.part(whole.images[:10]), whole.part(whole.images[10:])]
     tried, later_starts = [as_trained(whole.graph)], 0
-    for _ in range(150):
+    for _ in range(TRIALS):
         settings = list(rng.choice(tried[-3:]))
         tried.append(settings)
         grids = rng.choices([None, Grid(QFormat(1)), Grid(QFormat(-3)), Grid(QFormat(-5))], k=3)
@@ -159,7 +161,7 @@ def test_trials_go_on_from_what_still_holds(memory: int, goes_on: bool, outputs:
             for position, values in ((kept, inputs), (later, filled)):
                 assert not position or sum(map(np.size, values.values())) * 4 <= network.memory // engine.MEMORY_SHARES
             assert kept == later or not any(map(np.shares_memory, inputs.values(), filled.values()))
-    assert (later_starts > 50) is goes_on
+    assert (later_starts > TRIALS / 3) is goes_on
 
 
 def test_networks_on_a_gpu_have_large_batches_and_one_worker() -> None:

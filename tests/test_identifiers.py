@@ -126,7 +126,7 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
     return {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in texts.items()}
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(name=st.lists(st.sampled_from(NASTY), min_size=1, max_size=6).map("".join))
 def test_names_reach_comments_alone(plain: Any, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     """Without comments, the code is that of a network whose names are plain, byte for byte."""
