@@ -17,9 +17,8 @@ from google.protobuf import text_format
 from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt
 from caffe_to_cmsis_nn.engines.batches import LARGE_BATCH, BatchRunner, Run, Values
-from caffe_to_cmsis_nn.engines.engine import MEMORY, Layers
+from caffe_to_cmsis_nn.engines.engine import MEMORY, Layers, Settings
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation
-from caffe_to_cmsis_nn.engines.prefix_cache import Settings
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.ops.base import Layer

@@ -77,7 +77,7 @@ class CaffeSimulation:
 
     def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
         """May give up where the rival is clearly better."""
-        return Judged(margins(self.network.trial_logits(self._settings(grids)), self.labels) > 0)
+        return Judged(margins(self.network.logits(self._settings(grids)), self.labels) > 0)
 
 
 class ScreenedSimulation(CaffeSimulation):
@@ -106,7 +106,7 @@ class ScreenedSimulation(CaffeSimulation):
         count = max(1, min(MOST_PARTS, len(logits) // MIN_PART_IMAGES))
         self._parts = []
         for part in np.array_split(np.argsort(abs(self._margins), kind="stable"), count):
-            network = self.network.part(pick(self.network.images, part), (settings, logits[part]))
+            network = self.network.part(pick(self.network.images, part))
             self._parts.append((part, CaffeSimulation(network, self.labels[part])))
         return self._margins
 
@@ -119,7 +119,7 @@ class ScreenedSimulation(CaffeSimulation):
             return self._keep(self.network.logits(settings)) > 0
         logits = np.empty((len(self.labels), self.network.graph.result_size), np.float32)
         for part, simulation in self._parts:  # some of them have kept what they need
-            logits[part] = simulation.network.trial_logits(settings)
+            logits[part] = simulation.network.logits(settings)
         return self._keep(logits) > 0
 
     def start(self, grids: Grids) -> np.ndarray:

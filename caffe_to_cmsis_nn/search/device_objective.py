@@ -123,7 +123,7 @@ def device_objective(
             fit if found.chosen.trained is fit.graph else fit_of(found.chosen.trained),
             found.chosen.formats,
             lambda one: finals.judge(one)[0],
-            lambda layers, formats: expected.judge(network.trial_logits(layers), formats),
+            lambda layers, formats: expected.judge(network.logits(layers), formats),
         )
         in_float = found.measured[0].accuracy
         assert in_float is not None
