@@ -102,7 +102,6 @@ class ScreenedSimulation(CaffeSimulation):
         self._margins = margins(logits, self.labels)
         if not self._grids:
             self.in_float = logits
-        settings = tuple(self._settings(self._grids))
         count = max(1, min(MOST_PARTS, len(logits) // MIN_PART_IMAGES))
         self._parts = []
         for part in np.array_split(np.argsort(abs(self._margins), kind="stable"), count):
