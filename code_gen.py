@@ -17,7 +17,7 @@ from typing import Any
 import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn.emit import projects
 from caffe_to_cmsis_nn.errors import finish
-from caffe_to_cmsis_nn.flags import CORES, Parser, add_choice, add_library
+from caffe_to_cmsis_nn.flags import CORES, Parser, add_choice, add_library, is_verbose
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.pipeline import generate
 from caffe_to_cmsis_nn.plan import rows
@@ -26,6 +26,7 @@ from caffe_to_cmsis_nn.target import KERNEL_LIBRARIES, Core
 MODEL = "models/cifar10_m4.pkl"
 OUT_DIR = "code/m4"
 WITH_DESCRIBE = {
+    "verbose",
     "describe",
     "api",
     "core",
@@ -122,6 +123,7 @@ def build_parser() -> Parser:
     )
     instead = parser.add_argument_group("in place of all that")
     instead.add_argument("--describe", metavar="PICKLE", help="print what is in a pickle")
+    also.add_argument("-v", "--verbose", action="store_true", help="print where an unexpected error happened")
     instead.add_argument("--version", action="version", version=caffe_to_cmsis_nn.__version__)
     return parser
 
@@ -146,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = projects.Options(args.target, args.profile, args.weights_in == "ram", args.name, args.serve)
         run(generate.Options(**{**given, "code": code}))
 
-    return finish("code_gen", work)
+    return finish("code_gen", work, verbose=is_verbose(arguments))
 
 
 if __name__ == "__main__":

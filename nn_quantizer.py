@@ -19,7 +19,7 @@ from typing import Any
 import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.errors import UserError, finish
-from caffe_to_cmsis_nn.flags import CORES, Parser, Size, add_choice, add_library
+from caffe_to_cmsis_nn.flags import CORES, Parser, Size, add_choice, add_library, is_verbose
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.from_caffe import ACCURACY
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
@@ -132,7 +132,9 @@ def build_parser() -> Parser:
     replaced.add_argument("--crop", metavar="N", type=int, help="rows and columns to cut out of each image's centre")
     output = parser.add_argument_group("output options")
     amount = output.add_mutually_exclusive_group()
-    amount.add_argument("-v", "--verbose", action="store_true", help="print every trial, and why it was kept or not")
+    amount.add_argument(
+        "-v", "--verbose", action="store_true", help="print every trial, and where an unexpected error happened"
+    )
     amount.add_argument("-q", "--quiet", action="store_true", help="print the result only")
     output.add_argument("--report", metavar="HTML", help="write a page with everything that was found")
     output.add_argument("--json", metavar="FILE", help="write the same as JSON (docs/report.schema.json describes it)")
@@ -184,7 +186,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     asked = parse_arguments(arguments)
     work = partial(quantize.quantize, asked) if isinstance(asked, job.Options) else asked
-    return finish("nn_quantizer", work, "interrupted: nothing was kept")
+    return finish("nn_quantizer", work, "interrupted: nothing was kept", is_verbose(arguments))
 
 
 if __name__ == "__main__":

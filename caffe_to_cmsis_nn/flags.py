@@ -103,3 +103,8 @@ def add_choice(parser: Any, flag: str, choices: Iterable[str], text: str, otherw
     names = [*choices]
     default = None if otherwise else names[0]
     parser.add_argument(flag, choices=names, default=default, help=text + otherwise)
+
+
+def is_verbose(arguments: Sequence[str] | None) -> bool:
+    """Whether a script was called with -v; None stands for the command line."""
+    return not {"-v", "--verbose"}.isdisjoint(sys.argv[1:] if arguments is None else arguments)

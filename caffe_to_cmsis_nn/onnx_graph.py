@@ -21,6 +21,7 @@ class OnnxGraph:
         self._nodes: dict[str, Any] = {}  # by their first output
         self._scaled: set[str] = set()
         self._constants: list[Any] = []
+        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}  # of constants, by their content
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
 
@@ -48,9 +49,13 @@ class OnnxGraph:
         return self.add(node.op_type, self.max_pool(node.input[0], **windows), *node.input[1:])
 
     def constant(self, values: np.ndarray) -> str:
-        name = f"c{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
-        return name
+        """Its name; equal arrays are held once, since layers of one kind have tables in common."""
+        values = np.ascontiguousarray(values)
+        content = values.dtype.str, values.shape, values.tobytes()
+        if content not in self._names:
+            self._names[content] = f"c{len(self._constants)}"
+            self._constants.append(numpy_helper.from_array(values, self._names[content]))
+        return self._names[content]
 
     def cast(self, x: str, dtype: Any) -> str:
         return self.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.ops.input import Features
 from caffe_to_cmsis_nn.store import record
+from tests import tiny
 from tests.generated import STRICT, generate, make, network, on_host, predicted
 from tests.support import ROOT, once, run, tool
 
@@ -152,6 +154,25 @@ def test_an_lmdb_of_floats(pickle: Path, features: np.ndarray, tmp_path: Path) -
     stored, _ = quantized.reader.open(tmp_path / "data_lmdb", None, lambda image: image, in_memory=100)
     assert not isinstance(stored, np.ndarray)
     np.testing.assert_array_equal(stored[3:5], features[3:5] * 4 + 1)
+
+
+def test_denormal_features(tmp_path: Path) -> None:
+    """Their factor would be 8.9e+43f in network.h, which no float holds."""
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "tiny.h5", "w") as file:
+        file["data"] = rng.uniform(-1e-42, 1e-42, (40, 3, 6, 6)).astype(np.float32)
+        file["label"] = rng.integers(0, 3, 40)
+    (tmp_path / "tiny.txt").write_text("tiny.h5\n")
+    arguments = tiny.write(tmp_path)
+    text = (tmp_path / "net.prototxt").read_text().replace('type: "Data"', 'type: "HDF5Data"')
+    text = text.replace("transform_param { mean_value: 120 }", "").replace("data_param {", "hdf5_data_param {")
+    text = text.replace(" backend: LMDB", "").replace("data_lmdb", str(tmp_path / "tiny.txt"))
+    (tmp_path / "net.prototxt").write_text(text)
+    assert nn_quantizer.main([*arguments, "-q"]) == 0
+    code = generate(tmp_path / "net.pkl", tmp_path / "code", "--test_images", "0")
+    factors = [float(number) for number in re.findall(r"(\d[-+.0-9e]*)f\b", (code / "network.h").read_text())]
+    assert factors
+    assert np.isfinite(np.array(factors, np.float32)).all()
 
 
 def test_vectors_of_features(tmp_path: Path, features: np.ndarray) -> None:

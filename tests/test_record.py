@@ -22,6 +22,7 @@ from caffe_to_cmsis_nn.plan import rows
 from caffe_to_cmsis_nn.store import plain_pickle, record
 from caffe_to_cmsis_nn.store.record import Record
 from nn_quantizer import Caffe_Quantizer
+from tests import small
 from tests.support import shared
 
 ATTRIBUTES = (
@@ -463,6 +464,41 @@ def test_tampered_networks_are_refused(tmp_path: Path, tiny_pickle: Path, number
     TAMPERED[number](tampered)
     message = refused(tmp_path / "bad.pkl", pickle.dumps(tampered))
     assert len(message) < 600
+
+
+MERGING = """
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 6 kernel_size: 1 } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "relu1" }
+layer { name: "sum" type: "Eltwise" bottom: "conv1" bottom: "relu1" top: "sum" }
+layer { name: "pool" type: "Pooling" bottom: "sum" top: "pool" pooling_param { pool: AVE global_pooling: true } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (change(NET, "formats", "sum", "y", to=127), "layer 'sum': its output has 127 fraction bits, allowed are "),
+        (change(NET, "formats", "sum", "y", to=-63), "layer 'sum': its output has -63 fraction bits, allowed are "),
+        (change(NET, "formats", "data", "y", to=60), "layer 'data': its output has 60 fraction bits, allowed are "),
+        (change(NET, "layers", 1, "group", to=2), "layer 'conv1': group 2 does not divide 3 inputs and 6 outputs"),
+        (change(NET, "layers", 1, "group", to=0), "layer 'conv1': group 0 does not divide 3 inputs and 6 outputs"),
+    ],
+)
+def test_what_a_prototxt_may_not_ask_for_a_pickle_may_not_either(
+    tmp_path: Path, tamper: Callable[[Any], None], message: str
+) -> None:
+    """Such pickles ended in a traceback, or in C that shifts by 70 bits."""
+    pickled = small.save(small.quantized(tmp_path, layers=MERGING, top="pool"), tmp_path / "net.pkl")
+    tampered = content(pickled)
+    tamper(tampered)
+    assert message in refused(tmp_path / "bad.pkl", pickle.dumps(tampered))
+
+
+@pytest.mark.parametrize("name", ["C_1_73", "_1_137", "_2_82", "_3_161", "_el_y127"])
+def test_mutated_pickles_that_once_passed(name: str) -> None:
+    with pytest.raises(UserError, match=r"the pickle's layer '(el|c)': (its output has|group 2 does not divide 3)"):
+        record.load(shared("cases", "attack", f"pickle{name}.pkl"))
 
 
 def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:

@@ -42,6 +42,7 @@ class IntegerLayer:
 def quantize_layer(layer: Layer, weights: Weights | None, formats: LayerFormats, target: Target) -> IntegerLayer:
     """One layer with its kernel and integers; raises UserError that names it where its shifts do not fit."""
     try:
+        layer.check_formats(formats)
         integers = layer.quantize(weights, formats)
     except UserError as error:
         raise UserError(f"layer '{layer.name}': {error}") from error

@@ -152,6 +152,16 @@ class Layer:
         """The fraction bits that the kernels can give, fewest and most, where the format is chosen."""
         return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
 
+    @final
+    def check_formats(self, formats: LayerFormats) -> None:
+        """Raises UserError where the kernels cannot take the inputs' formats, or give the output's."""
+        limits = [("input", x, self.input_limits(formats.inputs)) for x in formats.inputs]
+        if self.own_format and formats.y:
+            limits.append(("output", formats.y, self.output_limits(formats.inputs)))
+        for what, q, (low, high) in limits:
+            if not low <= q.fraction_bits <= high:
+                raise UserError(f"its {what} has {q.fraction_bits} fraction bits, allowed are {low} to {high}")
+
     def kernel_for(self, target: Target, weight_bits: int = 8) -> AnyKernel:
         """The first kernel that can compute the layer with such weights; raises UserError where there is none."""
         return base.choose(self.kernels, self, target, weight_bits)

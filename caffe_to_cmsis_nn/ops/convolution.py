@@ -65,19 +65,22 @@ class Grouped(Windowed, Weighted):
             raise UnsupportedLayer(f"axis {param.axis}, allowed is 1")
         if param.num_output < 1:
             raise UnsupportedLayer("num_output is missing")
-        group = _groups(message, in_shapes[0][0])
-        if group < 1 or in_shapes[0][0] % group or param.num_output % group:
-            raise UnsupportedLayer(
-                f"group {group} does not divide {in_shapes[0][0]} inputs and {param.num_output} outputs"
-            )
         return {
             "window": height_and_width("kernel_size", param.kernel_size, param, "kernel", None),
             "stride": height_and_width("stride", param.stride, param, "stride", 1),
             "pad": height_and_width("pad", param.pad, param, "pad", 0),
             "num_output": param.num_output,
-            "group": group,
+            "group": _groups(message, in_shapes[0][0]),
             "bias_term": param.bias_term,
         }
+
+    def check(self) -> None:
+        spatial(self.in_shape)
+        if self.group < 1 or self.in_shape[0] % self.group or self.num_output % self.group:
+            raise UnsupportedLayer(
+                f"group {self.group} does not divide {self.in_shape[0]} inputs and {self.num_output} outputs"
+            )
+        super().check()
 
     def defines(self) -> dict[str, int]:
         sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **window_defines(self)}

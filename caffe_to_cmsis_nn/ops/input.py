@@ -22,9 +22,10 @@ from caffe_to_cmsis_nn.kernels.contract import LayerView
 from caffe_to_cmsis_nn.kernels.instructions import elements
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops.base import Layer, Weights, computed_by
-from caffe_to_cmsis_nn.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import Target
 
+MOST_FLOAT_EXPONENT = 126  # of normal float32
 MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
 
 
@@ -89,7 +90,9 @@ class Features(Input):
         return RealInput(self.mean, -formats.y.fraction_bits, self.scale)
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
+        """So that a float holds scale * 2**n_y, by which network.h has features multiplied."""
+        middle = 1 - math.frexp(self.scale)[1]
+        return middle - MOST_FLOAT_EXPONENT, middle + MOST_FLOAT_EXPONENT
 
 
 class ReadPixels(Kernel[LayerView, Pixels]):

@@ -155,6 +155,9 @@ def generate(options: Options) -> None:
     total = cost.totals(network, plan, code.weights_in_ram)
     projects.check_memory(code.project, network.target.core, total, answers.bytes if answers else 0)
     read = _read_files(network, options)
+    contents = render.render(network, plan, code, answers)
+    if options.onnx and Path(options.onnx).resolve() in {(Path(options.out_dir) / name).resolve() for name in contents}:
+        raise UserError(f"--onnx '{options.onnx}' is a file of the generated code: give it another name")
     if options.dump:
         _dump(network, answers, Path(options.dump), read)
     if options.onnx:
@@ -162,7 +165,6 @@ def generate(options: Options) -> None:
         model = DeviceNetwork(network.graph, none, network.target).to_onnx(network.layers)
         files.write_all({Path(options.onnx): model}, read)
         print_lines(f"Wrote '{options.onnx}'")
-    contents = render.render(network, plan, code, answers)
     render.write(Path(options.out_dir), contents, read)
     print_lines(*cost.table(network, plan, options.code.weights_in_ram))
     print_lines(f"Wrote {', '.join(contents)} to '{options.out_dir}'")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -123,10 +124,11 @@ def measured_after(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[st
     A convolution's output below zero does not matter where a ReLU follows: what comes after the ReLU does.
     """
     last = {layer.name: layer.name for layer in graph.layers}
+    readers = Counter(name for layer in graph.layers for name in {*layer.inputs})
     for layer in reversed(graph.layers):
         if layer.elementwise and formats[layer.name].inputs == (formats[layer.name].y,):
             (source,) = layer.inputs
-            if sum(source in other.inputs for other in graph.layers) == 1:
+            if readers[source] == 1:
                 last[source] = last[layer.name]
     return last
 

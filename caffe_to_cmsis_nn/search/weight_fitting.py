@@ -307,7 +307,8 @@ class Fit:
         self.graph, self.target = graph, target
         layers = [layer for layer in graph.layers if _can_fit(graph, layer)]
         self._places = {layer.name: _places(layer, len(images)) for layer in layers}
-        self._known: dict[tuple[LayerFormats, ...], Fitted] = {}
+        # By the number of the entry for the layers before, and the layer's formats: a number, and what was fitted.
+        self._known: dict[tuple[int, LayerFormats], tuple[int, Fitted]] = {}
         size = bytes_on_device(graph)
         keep = len(images) * size <= KEPT * memory
         most = len(images) if keep else max(1, memory // 2 // size)
@@ -324,12 +325,13 @@ class Fit:
         Deconvolutions, and those with more than 4096 inputs to an output, keep their weights, to be rounded to nearest.
         """
         fitted: list[Fitted] = []
-        key: tuple[LayerFormats, ...] = ()
+        before = 0
         for layer in self.graph.layers:
-            key = (*key, formats[layer.name])
+            key = before, formats[layer.name]
             if key not in self._known:
-                self._known[key] = self.layer(layer, formats[layer.name], fitted)
-            fitted.append(self._known[key])
+                self._known[key] = len(self._known) + 1, self.layer(layer, formats[layer.name], fitted)
+            before, known = self._known[key]
+            fitted.append(known)
         return fitted
 
     def layer(self, layer: Layer, own: LayerFormats, before: Sequence[Fitted]) -> Fitted:

@@ -7,9 +7,10 @@ holds the integer network without what follows from the rest of it, with arrays 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -155,6 +156,15 @@ def _array(value: Any, dtype: str, *shapes: Shape) -> np.ndarray:
     raise ValueError(f"{array.size} values in place of an array of shape {shapes[0]}")
 
 
+@contextlib.contextmanager
+def _naming(layer: Layer) -> Iterator[None]:
+    """Has errors name the layer."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"the pickle's layer '{layer.name}': {error}") from error
+
+
 def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     """A layer that reads those that are known by now; without any, the input."""
     own = dict(value)
@@ -170,7 +180,8 @@ def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     else:
         given = {"in_shapes": tuple(known[name].out_shape for name in own["inputs"])}
     layer: Layer = _restore_fields(kind, own, shared_input=False, **given)
-    layer.verify()
+    with _naming(layer):
+        layer.verify()
     if len(layer.inputs) not in (range(1, layer.most_inputs + 1) if known else (0,)) or layer.name in known:
         raise ValueError(f"layer '{layer.name}' is out of place")
     if min(layer.out_shape) < 1 or layer.out_size > LARGEST_SIZE:
@@ -210,6 +221,8 @@ def _unpack_integers(
     layer: Layer, value: Mapping[str, Any], constants: Mapping[str, Weights], formats: LayerFormats
 ) -> Any:
     """A layer's integers; all but weights and bias follow from its constants and formats."""
+    with _naming(layer):
+        layer.check_formats(formats)
     if not layer.weighted:
         return layer.quantize(constants.get(layer.name), formats)
     own, shape = value[layer.name], layer.weight_shapes()[0]
