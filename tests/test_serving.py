@@ -31,7 +31,7 @@ from tests import small
 from tests.generated import arm_compilers, flip_first_value, generate, make, network, predicted, stored_images
 from tests.support import FULL_SIZE, run, tool
 
-LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (10, 4, 3)
+LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (5, 4, 3)
 BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
