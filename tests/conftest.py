@@ -99,11 +99,12 @@ def arm_m4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quantize_arm_m4(folder: Path) -> None:
     shutil.copytree(shared("data", "arm_m4"), folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
     arguments = ["--model", folder / "cifar10_m4_train_test.prototxt", "--save", folder / "ours.pkl"]
-    arguments += ["--weights", folder / "cifar10_m4_iter_70000.caffemodel.h5", "--iterations", "10"]
+    arguments += ["--weights", folder / "cifar10_m4_iter_70000.caffemodel.h5"]
+    arguments += ["--iterations", "10" if FULL_SIZE else "3"]
     assert nn_quantizer.main([str(argument) for argument in arguments]) == 0
 
 
 @pytest.fixture(scope="session")
 def arm_m4_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Arm's network, quantized over 1,000 test images."""
+    """Arm's network, quantized over the first test images."""
     return once(tmp_path_factory, "arm_m4", _quantize_arm_m4) / "ours.pkl"

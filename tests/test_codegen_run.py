@@ -45,7 +45,7 @@ from tests.networks import TARGETS
 from tests.support import FULL_SIZE, prototxt, run, shared, tool
 
 CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m7": Core.DSP, "cortex-m55": Core.MVE}
-EMULATED_IMAGES, HOST_IMAGES = (17, 10_000) if FULL_SIZE else (3, 100)
+EMULATED_IMAGES, HOST_IMAGES = (17, 10_000) if FULL_SIZE else (2, 100)
 RAM = ("fast", "least")
 
 

@@ -36,7 +36,7 @@ from tests.generated import arm_compilers, flip_first_value, generate, make, net
 from tests.support import FULL_SIZE, run, tool
 
 FAULTS = 0.002, 0.001  # shares of bytes with a bit flipped, and of bytes lost, each way
-LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (10, 4, 3)
+LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (5, 4, 3)
 BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
