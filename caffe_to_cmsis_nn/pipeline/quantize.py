@@ -119,7 +119,7 @@ def final_logits(
     return in_float, on_device
 
 
-def build(job: Job, found: SearchResult, trials: Sequence[Trial], options: Options) -> tuple[facts.Run, bytes]:
+def build(job: Job, found: SearchResult, trials: Sequence[Trial], options: Options) -> tuple[facts.QuantizerRun, bytes]:
     """The chosen network with all that is known about it, and the caffemodel with its weights."""
     chosen, formats = found.chosen.graph, found.chosen.formats
     layers = tuple(quantize_network(chosen, formats, options.target))
@@ -155,7 +155,9 @@ def build(job: Job, found: SearchResult, trials: Sequence[Trial], options: Optio
         scale=job.source.scale,
     )
     commands, classes = (options.command, options.full_command), job.class_names
-    run = facts.Run(*commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device)
+    run = facts.QuantizerRun(
+        *commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device
+    )
     return run, weights
 
 
