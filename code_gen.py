@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = generate.describe if args.describe else generate.generate
 
     def work() -> None:
-        code = projects.Options(args.target, args.profile, args.weights_in == "ram", args.name, args.serve)
+        code = projects.CodeOptions(args.target, args.profile, args.weights_in == "ram", args.name, args.serve)
         run(generate.Options(**{**given, "code": code}))
 
     return finish("code_gen", work, verbose=is_verbose(arguments))

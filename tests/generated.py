@@ -155,13 +155,13 @@ def arm_compilers() -> dict[str, list[str]]:
 # --- programs for this computer, beside portable kernels that are built once ------------------------------------------
 
 
-def longest_runs(quantized: QuantizedNetwork, promised_only: bool = False) -> RowPlan:
+def longest_row_groups(quantized: QuantizedNetwork, promised_only: bool = False) -> RowPlan:
     """A plan that computes as much row by row as can be, whether that takes less memory or not."""
     planner = rows.Planner(quantized, promised_only)
     found: list[Section] = []
     start = 0
     while start < len(planner.cuts) - 1:
-        stop, one = max(planner.runs(start), default=(start + 1, None), key=lambda found: found[0])
+        stop, one = max(planner.row_groups(start), default=(start + 1, None), key=lambda found: found[0])
         found.append(Section(tuple(range(planner.cuts[start], planner.cuts[stop])), one))
         start = stop
     return planner.plan(found)
@@ -190,7 +190,7 @@ def portable_kernels(target: Target) -> Path:
 def check_on_host(folder: Path, quantized: QuantizedNetwork, plan: RowPlan, answers: KnownAnswers) -> None:
     """Builds a program and runs its known-answer test, which must pass."""
     target, count = quantized.target, len(answers.labels)
-    render.write(folder, render.render(quantized, plan, projects.Options("host"), answers))
+    render.write(folder, render.render(quantized, plan, projects.CodeOptions("host"), answers))
     share_kernels(folder)
     flags = [*CHECKED, *STRICT, *_flags(target), "-fno-exceptions"]
     compiled = run(tool("g++", "c++"), *flags, "-c", "main.cpp", "-o", "main.o", cwd=folder)

@@ -192,7 +192,7 @@ def _read_pickle(path: Path) -> object:
     loaded = record.load(path)
     network = loaded.network or original.rebuild(loaded.attributes, path.parent, Target())
     plan = rows.plan(network)
-    return render.render(network, plan, projects.Options()), cost.table(network, plan, weights_in_ram=False)
+    return render.render(network, plan, projects.CodeOptions()), cost.table(network, plan, weights_in_ram=False)
 
 
 Reader = Callable[[Path], object]

@@ -121,7 +121,7 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
     answers = known_answers.compute(loaded, np.zeros((1, *tiny.IMAGE), np.uint8), np.zeros(1, np.int32))
     files = {}
     for target in projects.PROJECTS:
-        files.update(render.render(loaded, plan, projects.Options(target, profile=True), answers))
+        files.update(render.render(loaded, plan, projects.CodeOptions(target, profile=True), answers))
     texts = {name: without_fingerprint(text) for name, text in files.items()}
     return {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in texts.items()}
 

@@ -14,7 +14,7 @@ import pytest
 from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 from caffe_to_cmsis_nn.data.source import data_source
 from caffe_to_cmsis_nn.emit import render
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
@@ -489,7 +489,7 @@ def test_parsed_and_placed(name: str, tmp_path: Path) -> None:
     layers = tuple(quantize_network(network, formats, target))
     quantized = QuantizedNetwork(network, formats, layers, target)
     plan = rows.plan(quantized)
-    files = render.render(quantized, plan, Options("host"))
+    files = render.render(quantized, plan, CodeOptions("host"))
     assert all(integer.kernel.name in files["main.cpp"] for integer in layers)
 
 

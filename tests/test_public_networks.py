@@ -8,7 +8,7 @@ import math
 import pytest
 
 from caffe_to_cmsis_nn.emit import render
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, quantize_network
@@ -50,5 +50,5 @@ def test_computed_or_declined_with_the_reason(name: str) -> None:
     formats = common.table(network, {key: QFormat(4) for key in common.tensors(network)})
     layers = tuple(quantize_network(network, formats, Target()))
     quantized = QuantizedNetwork(network, formats, layers, Target())
-    main = render.render(quantized, rows.plan(quantized), Options("host"))["main.cpp"]
+    main = render.render(quantized, rows.plan(quantized), CodeOptions("host"))["main.cpp"]
     assert all(integer.kernel.name in main for integer in layers)

@@ -337,7 +337,7 @@ def test_pictures_have_the_colours_of_their_order(reported: Reported) -> None:
     image = np.zeros((1, 3, 6, 6), np.uint8)
     image[:, 0] = 200
     logits = np.array([[1, 0]]), np.array([[0, 1]])
-    told: Any = facts.Run("", "", None, ["0", "1"], [], None, np.array([7]), image, np.array([0]), *logits)  # type: ignore[arg-type]
+    told: Any = facts.QuantizerRun("", "", None, ["0", "1"], [], None, np.array([7]), image, np.array([0]), *logits)  # type: ignore[arg-type]
     for order, colour in (("rgb", (200, 0, 0)), ("bgr", (0, 0, 200))):
         (url,) = page.pictures(told, order).values()
         png = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))

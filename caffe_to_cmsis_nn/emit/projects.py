@@ -71,7 +71,7 @@ LEAST_CODE = 12 << 10  # bytes that a program takes beside its constants
 
 
 @dataclass(frozen=True)
-class Options:
+class CodeOptions:
     """What code_gen.py was asked for."""
 
     project: str = "mbed"  # of PROJECTS

@@ -14,8 +14,8 @@ import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn import files
 from caffe_to_cmsis_nn.board import protocol
 from caffe_to_cmsis_nn.emit.c_text import Names, affine, c_array, c_statement, c_string, comment
-from caffe_to_cmsis_nn.emit.program import RunStep, build
-from caffe_to_cmsis_nn.emit.projects import BOARDS, DEVICES, PACKS, PROJECTS, Options, definitions
+from caffe_to_cmsis_nn.emit.program import RowGroupStep, build
+from caffe_to_cmsis_nn.emit.projects import BOARDS, DEVICES, PACKS, PROJECTS, CodeOptions, definitions
 from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
@@ -68,7 +68,7 @@ def _with_included(headers: Sequence[str]) -> list[str]:
 
 
 def render(
-    network: QuantizedNetwork, plan: RowPlan, options: Options, answers: KnownAnswers | None = None
+    network: QuantizedNetwork, plan: RowPlan, options: CodeOptions, answers: KnownAnswers | None = None
 ) -> dict[str, str]:
     """The generated files by name."""
     served, network = network, plan.lower(network)
@@ -82,7 +82,7 @@ def render(
         "memory": [comment(line) for line in memory_lines(network, plan)],
         "steps": program.steps,
         "sections": program.sections,
-        "runs": [section for section in program.sections if isinstance(section, RunStep)],
+        "row_groups": [section for section in program.sections if isinstance(section, RowGroupStep)],
         "arena_bytes": plan.memory.arena_bytes,
         "input_bytes": network.graph.input.out_size,
         "input_offset": program.steps[0].defines["OFFSET"],
@@ -127,7 +127,7 @@ def render(
     needed = {
         "network.c.jinja": options.split,
         "test_images.h.jinja": answers is not None,
-        "rows_q7.h": bool(plan.runs),
+        "rows_q7.h": bool(plan.row_groups),
     }
     for path in _templates(options.project, needed):
         name = path.relative_to(TEMPLATES).as_posix()

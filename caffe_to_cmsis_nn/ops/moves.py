@@ -29,7 +29,7 @@ MOST_LOOPS = 5  # of move_q7
 
 
 @dataclass(frozen=True)
-class Steps:
+class MoveLoops:
     """Loops over the positions of elements in memory, the outermost first: how often, and how far each time."""
 
     start: int
@@ -37,7 +37,7 @@ class Steps:
     strides: tuple[int, ...]
 
     @classmethod
-    def find(cls, positions: np.ndarray) -> Steps:
+    def find(cls, positions: np.ndarray) -> MoveLoops:
         """The fewest loops that give these positions, each as long as it can be; there may be too many."""
         start, counts, strides = int(positions[0]), [], []
         while len(positions) > 1:
@@ -72,11 +72,11 @@ class Move(Layer):
         return self.moved(np.arange(math.prod(self.in_shape)).reshape(self.in_shape))
 
     @cached_property
-    def steps(self) -> Steps:
+    def loops(self) -> MoveLoops:
         """The same in the order in which they lie in the device's memory."""
         places = np.empty(math.prod(self.in_shape), np.int64)
         places[device_order(np.arange(len(places)).reshape(self.in_shape))] = np.arange(len(places))
-        return Steps.find(places[device_order(self.sources)])
+        return MoveLoops.find(places[device_order(self.sources)])
 
     @property
     def out_shape(self) -> Shape:
@@ -169,7 +169,7 @@ class Permute(Move):
     order: tuple[int, ...] = ()  # without the batch's axis, from 0 on
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         given = [*message.permute_param.order]
         order = given + [axis for axis in range(len(in_shapes[0]) + 1) if axis not in given]
         if order[0] != 0:
@@ -195,7 +195,7 @@ class Reshape(Move):
     shape: tuple[int, ...] = ()
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         """As reshape_layer.cpp: of the new axes, 0 stands for the old one's size, and -1 for what is left."""
         param, old = message.reshape_param, (0, *in_shapes[0])  # 0: the batch, whatever its size
         start = param.axis if param.axis >= 0 else param.axis + len(old) + 1
@@ -231,7 +231,7 @@ class Flatten(Reshape):
     homogeneous = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param, shape = message.flatten_param, in_shapes[0]
         start, end = axis_of(param, shape), axis_of(param, shape, "end_axis")
         if start > end:
@@ -248,7 +248,7 @@ class ShuffleChannel(Move):
     group: int = 1
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"group": message.shuffle_channel_param.group}
 
     def check(self) -> None:
@@ -273,7 +273,7 @@ class Upsample(Move):
     scale: int = 2
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"scale": message.upsample_param.scale}
 
     def check(self) -> None:
@@ -295,7 +295,7 @@ class Tile(Move):
     tiles: int = 1
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.tile_param
         return {"axis": axis_of(param, in_shapes[0]), "tiles": param.tiles}
 
@@ -331,18 +331,18 @@ class OwnMove(OwnLoop[Move, object]):
         return gathered(g, xs[0], layer)
 
     def in_place(self, layer: Move, promised_only: bool) -> bool:
-        return layer.steps.nothing
+        return layer.loops.nothing
 
     def calls(self, layer: Move, c: CNames) -> list[Statement]:
         """Nothing to do where nothing moves, and the output lies where the input lay."""
         if c.in_place:
             return [Call("(void)", (c.input,))]
-        name, steps = c.variable("out_move"), layer.steps
-        missing = MOST_LOOPS - len(steps.counts)
-        counts = (*["1"] * missing, *map(str, steps.counts))
-        strides = (*["0"] * missing, *map(str, steps.strides))
+        name, loops = c.variable("out_move"), layer.loops
+        missing = MOST_LOOPS - len(loops.counts)
+        counts = (*["1"] * missing, *map(str, loops.counts))
+        strides = (*["0"] * missing, *map(str, loops.strides))
         return [
-            Declaration("const move_t", name, (str(steps.start), counts, strides)),
+            Declaration("const move_t", name, (str(loops.start), counts, strides)),
             Call(self.name, (c.input, f"&{name}", c.output)),
         ]
 
@@ -355,7 +355,7 @@ def gathered(g: OnnxGraph, x: str, layer: Move) -> str:
 
 def even_steps(layer: Move, target: Target) -> bool:
     """elements at even distances in the device's memory, in at most 5 loops"""
-    return len(layer.steps.counts) <= 5
+    return len(layer.loops.counts) <= 5
 
 
 computed_by(Move, OwnMove("move_q7", (even_steps,)))

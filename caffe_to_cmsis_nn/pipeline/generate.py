@@ -39,7 +39,7 @@ class Options:
     out_dir: str
     library: Library | None
     core: Core | None
-    code: projects.Options
+    code: projects.CodeOptions
     ram: int | str  # bytes, or what rows.plan calls a plan
     no_inplace_pooling: bool  # but where the library promises it
     softmax: bool

@@ -130,7 +130,7 @@ def final_logits(
 
 def build(
     job: Job, found: SearchResult, trials: Sequence[Trial], options: Options, held_out: np.ndarray | None
-) -> tuple[facts.Run, bytes]:
+) -> tuple[facts.QuantizerRun, bytes]:
     """The chosen network with all that is known about it, and the caffemodel with its weights.
 
     `held_out` are the float network's logits for images that are held out.
@@ -169,7 +169,9 @@ def build(
         scale=job.source.scale,
     )
     commands, classes = (options.command, options.full_command), job.class_names
-    run = facts.Run(*commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device)
+    run = facts.QuantizerRun(
+        *commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device
+    )
     return run, weights
 
 

@@ -28,7 +28,7 @@ FORMAT, VERSION = "caffe-to-cmsis-nn report", 2
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class QuantizerRun:
     """What a run of the quantizer knows at its end; images and logits are those that the accuracies are from."""
 
     command: str
@@ -72,7 +72,7 @@ def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
     }
 
 
-def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
+def _layers(run: QuantizerRun, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
     """Of the network as code is generated for it."""
     measured = statistics.measured_after(run.network.graph, network.formats)
     layers = []
@@ -120,7 +120,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _flash_and_loss(run: Run) -> list[dict[str, Any]]:
+def _flash_and_loss(run: QuantizerRun) -> list[dict[str, Any]]:
     """Bytes of constants, and percentage points below the float network: with weights of 8 bits, and of each trial."""
     steps = [(trial, trial.flash) for trial in run.trials if trial.flash]
     points: list[tuple[str | None, int, Score, bool]] = [
@@ -141,7 +141,7 @@ def _flash_and_loss(run: Run) -> list[dict[str, Any]]:
 def _rows(network: QuantizedNetwork) -> dict[str, Any]:
     """The plan of the fewest bytes: of each tensor that is made row by row, all rows and those in memory at most."""
     plan = row_plans.plan(network, ram=row_plans.LEAST)
-    held = [(plan.stages[i], most) for run in plan.runs for i, most in zip(run.stages, run.most_rows)]
+    held = [(plan.stages[i], most) for group in plan.row_groups for i, most in zip(group.stages, group.most_rows)]
     return {
         "ram_bytes": plan.memory.arena_bytes,
         "tensors": [
@@ -156,13 +156,13 @@ def _rows(network: QuantizedNetwork) -> dict[str, Any]:
     }
 
 
-def _confusion(run: Run) -> list[dict[str, int]]:
+def _confusion(run: QuantizerRun) -> list[dict[str, int]]:
     """How many images the float network gives one class and the device another, or the same."""
     pairs = Counter(zip(*run.classes))
     return [{"float": f, "device": d, "count": count} for (f, d), count in sorted(pairs.items())]
 
 
-def _per_class(run: Run) -> list[dict[str, Any]]:
+def _per_class(run: QuantizerRun) -> list[dict[str, Any]]:
     """Of each class: how many images have it as their label, and how many of them each network has right."""
     right = [run.labels[run.labels == np.array(found)] for found in run.classes]
     counts = [np.bincount(labels, minlength=len(run.class_names)).tolist() for labels in (run.labels, *right)]
@@ -172,7 +172,7 @@ def _per_class(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _against_labels(run: Run) -> list[dict[str, int]]:
+def _against_labels(run: QuantizerRun) -> list[dict[str, int]]:
     """How many images of each class the device gives which class."""
     pairs = Counter(zip(run.labels.tolist(), run.classes[1]))
     return [{"label": label, "device": d, "count": count} for (label, d), count in sorted(pairs.items())]
@@ -192,7 +192,7 @@ def _made() -> dict[str, str]:
     return {"date": date.today().isoformat(), "python": platform.python_version(), **packages}
 
 
-def changed(run: Run) -> list[dict[str, int]]:
+def changed(run: QuantizerRun) -> list[dict[str, int]]:
     """The images that get another class on the device."""
     if not run.class_names:
         return []
@@ -200,7 +200,7 @@ def changed(run: Run) -> list[dict[str, int]]:
     return [{"image": i, "label": label, "float": f, "device": d} for i, label, f, d in classes if f != d]
 
 
-def facts(run: Run) -> dict[str, Any]:
+def facts(run: QuantizerRun) -> dict[str, Any]:
     """Everything as plain values, as docs/report.schema.json describes them."""
     network = lowering.fuse(run.network)
     rows = row_plans.plan(network)
