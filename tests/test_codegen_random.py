@@ -17,7 +17,7 @@ from caffe_to_cmsis_nn.emit import render
 from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.engines import known_answers
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.plan import lowering, rows
+from caffe_to_cmsis_nn.plan import lowering, proof, rows
 from caffe_to_cmsis_nn.store import record
 from caffe_to_cmsis_nn.store.record import Record
 from caffe_to_cmsis_nn.target import LIBRARIES, OWN, Q7, S8, Core, Library, Rounding, Target
@@ -82,6 +82,7 @@ def test_program_computes_what_the_model_predicts(
         plan = longest_row_groups(lowered, promised_only) if ram == "runs" else rows.plan(lowered, promised_only, ram)
         assert ram != "least" or plan.memory.arena_bytes <= rows.plan(lowered, promised_only).memory.arena_bytes
         np.testing.assert_array_equal(results, device_order(plan.lower(lowered), images))
+        proof.prove(lowered, plan)
         check_on_host(folder, lowered, plan, answers)
 
 

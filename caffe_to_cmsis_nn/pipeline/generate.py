@@ -20,7 +20,7 @@ from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
 from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.plan import cost, lowering, rows
+from caffe_to_cmsis_nn.plan import cost, lowering, proof, rows
 from caffe_to_cmsis_nn.plan.rows import RowPlan
 from caffe_to_cmsis_nn.report import summary
 from caffe_to_cmsis_nn.store import original
@@ -79,7 +79,9 @@ def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     network = lowering.fuse(lowering.retarget(network, target))
     if options.softmax:
         network = lowering.add_softmax(network)
-    return network, rows.plan(network, options.no_inplace_pooling, options.ram)
+    plan = rows.plan(network, options.no_inplace_pooling, options.ram)
+    proof.prove(network, plan)
+    return network, plan
 
 
 def _find_dataset(network: QuantizedNetwork, options: Options) -> Path:
