@@ -145,6 +145,8 @@ ACCEPTED = [
     *(Accepted(kind, layer(kind), "lookup_q7", "lookup_q7") for kind in ("ELU", "AbsVal", "BNLL", "Swish")),
     Accepted("power", layer("Power", "power_param { power: 2 scale: 0.5 shift: 1 }"), "lookup_q7", "lookup_q7"),
     Accepted("exponential", layer("Exp", "exp_param { base: 2 scale: 0.01 }"), "lookup_q7", "lookup_q7"),
+    Accepted("LRN without alpha", lrn("alpha: 0 k: 2"), "lrn_across_q7", "lrn_across_q7"),
+    Accepted("LRN without beta", lrn("beta: 0"), "lrn_across_q7", "lrn_across_q7"),
     Accepted("logarithm", layer("Log", "log_param { shift: 300 }"), "lookup_q7", "lookup_q7"),
     Accepted("threshold", layer("Threshold", "threshold_param { threshold: 3 }"), "lookup_q7", "lookup_q7"),
     Accepted("normalized data", layer("BatchNorm"), "affine_q7", "affine_q7"),
@@ -330,6 +332,35 @@ DECLINED = [
     Declined("no axes left", layer("Flatten", "flatten_param { axis: 3 end_axis: 2 }"), "axis 3 and end_axis 2"),
     Declined(
         "groups of a shuffle", layer("ShuffleChannel", "shuffle_channel_param { group: 3 }"), "3 does not divide 4"
+    ),
+    Declined("negative scale", layer("Upsample", "upsample_param { scale: -1 }"), "scale -1: allowed is at least 1"),
+    Declined(
+        "two negative axes", layer("Reshape", "reshape_param { shape { dim: 0 dim: -2 dim: -128 } }"), "[0, -2, -128]"
+    ),
+    Declined(
+        "2,000 axes",
+        layer("Reshape", f"reshape_param {{ shape {{ dim: 0 dim: 256 {'dim: 1 ' * 2000}}} }}"),
+        "a shape of 2002 axes, allowed are 32",
+    ),
+    *(
+        Declined(
+            f"padding before {after}",
+            conv("num_output: 100 kernel_size: 1 pad: 10000", name="b") + layer(after, "", "b"),
+            "layer 'b' (Convolution): its output of shape (100, 20008, 20008), allowed are 16777216 elements",
+        )
+        for after in ("Flatten", "Permute", "Slice")
+    ),
+    Declined(
+        "many weights",
+        conv("num_output: 1000 kernel_size: 1000 pad: 500"),
+        "4000000000 weights, allowed are 134217728",
+    ),
+    Declined(
+        "many large layers",
+        conv("num_output: 100 kernel_size: 1 pad: 196", name="l0")
+        + "".join(conv("num_output: 100 kernel_size: 1", bottom=f"l{i}", name=f"l{i + 1}") for i in range(5))
+        + layer("Pooling", "pooling_param { global_pooling: true }", bottom="l5"),
+        "layer 'l4' (Convolution): outputs of 80000000 elements up to here, allowed are 67108864 in all",
     ),
     Declined("no scale", layer("Upsample", "upsample_param { scale: 0 }"), "scale 0: allowed is at least 1"),
     Declined("too many tiles", layer("Tile", "tile_param { tiles: 1000000 }"), "tiles 1000000: allowed is at least 1"),

@@ -30,6 +30,10 @@ Shape = tuple[int, ...]
 Weights = tuple[np.ndarray, np.ndarray]  # OIHW or (rows, columns), and the bias (O,); float32
 
 
+# Elements of a layer's output and weights, and of a network's outputs together; no device holds so many.
+LARGEST_OUTPUT, LARGEST_WEIGHTS, LARGEST_NETWORK = 1 << 24, 1 << 27, 1 << 26
+
+
 class UnsupportedLayer(UserError):
     """A layer that the tool cannot take; the message is the reason alone."""
 
@@ -80,6 +84,11 @@ class Layer:
         if odd and not self.any_rank:
             raise UnsupportedLayer(f"its input has shape {odd[0]}, allowed are images and vectors")
         self.check()
+        if self.out_size > LARGEST_OUTPUT:
+            raise UnsupportedLayer(f"its output of shape {self.out_shape}, allowed are {LARGEST_OUTPUT} elements")
+        weights = sum(map(math.prod, self.weight_shapes()))
+        if weights > LARGEST_WEIGHTS:
+            raise UnsupportedLayer(f"{weights} weights, allowed are {LARGEST_WEIGHTS}")
 
     @classmethod
     def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:

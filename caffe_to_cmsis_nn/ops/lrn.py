@@ -182,6 +182,8 @@ class Across(_Lrn):
     axes = 1
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        if not (self.alpha and self.beta):  # which onnxruntime's LRN refuses: every element is multiplied alike
+            return g.add("Mul", xs[0], np.array(self.k**-self.beta, np.float32))
         return g.add("LRN", xs[0], size=self.local_size, alpha=self.alpha, beta=self.beta, bias=self.k)
 
     def defines(self) -> dict[str, int]:

@@ -15,16 +15,14 @@ from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Statement
 from caffe_to_cmsis_nn.kernels.layout import device_order
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops.along_axis import axis_of
-from caffe_to_cmsis_nn.ops.base import Layer, OwnLoop, Shape, UnsupportedLayer, Weights, computed_by
+from caffe_to_cmsis_nn.ops.base import LARGEST_OUTPUT, Layer, OwnLoop, Shape, UnsupportedLayer, Weights, computed_by
 from caffe_to_cmsis_nn.target import Target
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-LARGEST_OUTPUT = 1 << 24  # elements; no device holds so many
-
-
+MOST_AXES = 32  # of a blob, with the batch's: Caffe's limit
 MOST_LOOPS = 5  # of move_q7
 
 
@@ -66,21 +64,26 @@ class Move(Layer):
         """The output of a blob without the batch's axis, in Caffe's order."""
         raise NotImplementedError
 
-    @cached_property
+    @property
     def sources(self) -> np.ndarray:
-        """Which of the input's elements each of the output's is, both counted in Caffe's order."""
-        return self.moved(np.arange(math.prod(self.in_shape)).reshape(self.in_shape))
+        """Which of the input's elements each of the output's is, both counted in Caffe's order; not kept."""
+        return self.moved(np.arange(math.prod(self.in_shape), dtype=np.int32).reshape(self.in_shape))
 
     @cached_property
     def loops(self) -> MoveLoops:
         """The same in the order in which they lie in the device's memory."""
-        places = np.empty(math.prod(self.in_shape), np.int64)
-        places[device_order(np.arange(len(places)).reshape(self.in_shape))] = np.arange(len(places))
+        numbers = np.arange(math.prod(self.in_shape), dtype=np.int32)
+        places = np.empty_like(numbers)
+        places[device_order(numbers.reshape(self.in_shape))] = numbers
         return MoveLoops.find(places[device_order(self.sources)])
+
+    @cached_property
+    def _out_shape(self) -> Shape:
+        return self.moved(np.broadcast_to(np.int8(0), self.in_shape)).shape
 
     @property
     def out_shape(self) -> Shape:
-        return self.sources.shape
+        return self._out_shape
 
     def joined(self, first: Layer) -> Layer | None:
         """Under this one's name."""
@@ -203,7 +206,11 @@ class Reshape(Move):
         if not 0 <= start <= end <= len(old):
             raise UnsupportedLayer(f"axis {param.axis} and num_axes {param.num_axes}, its input has {len(old)} axes")
         wanted = [*param.shape.dim]
-        if any(dim == 0 and start + i >= len(old) for i, dim in enumerate(wanted)) or wanted.count(-1) > 1:
+        if (
+            any(dim == 0 and start + i >= len(old) for i, dim in enumerate(wanted))
+            or wanted.count(-1) > 1
+            or min(wanted, default=0) < -1
+        ):
             raise UnsupportedLayer(f"shape {wanted} for an input of {len(old)} axes")
         dims = [*old[:start], *(old[start + i] if dim == 0 else dim for i, dim in enumerate(wanted)), *old[end:]]
         size = math.prod(old[1:])
@@ -217,6 +224,8 @@ class Reshape(Move):
         return {"shape": tuple(size // known if dim == -1 else dim for dim in dims[1:]) or (size,)}
 
     def check(self) -> None:
+        if len(self.shape) >= MOST_AXES:
+            raise UnsupportedLayer(f"a shape of {len(self.shape) + 1} axes, allowed are {MOST_AXES}")
         if math.prod(self.shape) != math.prod(self.in_shape) or not self.shape:
             raise UnsupportedLayer(f"shape {self.shape} for the shape {self.in_shape}")
 
@@ -279,7 +288,7 @@ class Upsample(Move):
     def check(self) -> None:
         if len(self.in_shape) != 3:
             raise UnsupportedLayer(f"its input has shape {self.in_shape}, it needs an image")
-        _repeated(self, self.scale**2, f"scale {self.scale}")
+        _repeated(self, self.scale * abs(self.scale), f"scale {self.scale}")
 
     def moved(self, x: np.ndarray) -> np.ndarray:
         return x.repeat(self.scale, 1).repeat(self.scale, 2)

@@ -26,7 +26,7 @@ from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.kernels.base import Integers
 from caffe_to_cmsis_nn.network.graph import Graph, mark_shared
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
-from caffe_to_cmsis_nn.ops.base import Layer, Shape, Weights
+from caffe_to_cmsis_nn.ops.base import LARGEST_NETWORK, Layer, Shape, Weights
 from caffe_to_cmsis_nn.ops.input import Features, Input
 from caffe_to_cmsis_nn.ops.registry import CLASSES
 from caffe_to_cmsis_nn.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, WEIGHT_BITS, LayerFormats, QFormat, shifts
@@ -196,6 +196,8 @@ def _unpack_layers(values: list[dict[str, Any]], outputs: Sequence[str]) -> tupl
         known[layer.name] = layer
     if not known:
         raise ValueError("it has no layers")
+    if sum(layer.out_size for layer in known.values()) > LARGEST_NETWORK:
+        raise ValueError(f"its layers' outputs have more than {LARGEST_NETWORK} elements")
     if len({*outputs}) < len(outputs) or not {*outputs} <= {*known}:
         raise ValueError(f"it has no outputs {outputs}")
     return mark_shared(known.values(), outputs)
