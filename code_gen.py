@@ -58,8 +58,7 @@ def ram(text: str) -> int | str:
     return int(text)
 
 
-def build_parser() -> Parser:
-    parser = Parser(__doc__)
+def _add_files(parser: Parser) -> None:
     paths = parser.add_argument_group("files")
     paths.add_argument(
         "--model", metavar="FILE", default=MODEL, help="pickle of nn_quantizer.py, or of the original tool"
@@ -67,10 +66,16 @@ def build_parser() -> Parser:
     paths.add_argument("--out_dir", metavar="DIR", default=OUT_DIR, help="folder to write to, created if missing")
     paths.add_argument("--weights", metavar="FILE", help="of an old pickle, in place of the caffemodel that it names")
     paths.add_argument("--mean", metavar="FILE", help="of an old pickle, in place of the mean file that it names")
+
+
+def _add_device(parser: Parser) -> None:
     device = parser.add_argument_group("what the code is for")
     add_choice(device, "--target", projects.PROJECTS, "board or project")
     add_library(device, "; the pickle's if left out")
     add_choice(device, "--core", (core.value for core in Core), CORES, "; the pickle's if left out")
+
+
+def _add_code(parser: Parser) -> None:
     code = parser.add_argument_group("the network's code")
     code.add_argument(
         "--ram",
@@ -100,6 +105,9 @@ def build_parser() -> Parser:
     )
     code.add_argument("--classes", metavar="FILE", help="the classes' names that the program prints, one on each line")
     code.add_argument("--profile", action="store_true", help="emit code that times each layer")
+
+
+def _add_test(parser: Parser) -> None:
     test = parser.add_argument_group("known-answer test")
     images = test.add_mutually_exclusive_group()
     images.add_argument(
@@ -116,13 +124,29 @@ def build_parser() -> Parser:
     order = "order of the channels of --image: that of the images that the network was trained with"
     add_choice(test, "--channel_order", test_images.CHANNEL_ORDERS, order)
     test.add_argument("--dump", metavar="DIR", help="write what every layer computes for these images, as .npy")
+
+
+def _add_output(parser: Parser) -> None:
     also = parser.add_argument_group("output options")
     also.add_argument(
         "--onnx", metavar="FILE", help="write the integer network as ONNX, to look at and to run anywhere"
     )
+
+
+def _add_other_modes(parser: Parser) -> None:
     instead = parser.add_argument_group("in place of all that")
     instead.add_argument("--describe", metavar="PICKLE", help="print what is in a pickle")
     instead.add_argument("--version", action="version", version=caffe_to_cmsis_nn.__version__)
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    _add_files(parser)
+    _add_device(parser)
+    _add_code(parser)
+    _add_test(parser)
+    _add_output(parser)
+    _add_other_modes(parser)
     return parser
 
 

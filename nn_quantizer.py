@@ -66,17 +66,22 @@ class Caffe_Quantizer:
         record.save(Path(model_file_name), Record(attributes, self._network))
 
 
-def build_parser() -> Parser:
-    parser = Parser(__doc__)
+def _add_files(parser: Parser) -> None:
     paths = parser.add_argument_group("files")
     paths.add_argument("--model", metavar="FILE", default=MODEL, help="prototxt that names the test images")
     paths.add_argument("--weights", metavar="FILE", default=WEIGHTS, help="trained weights, .caffemodel(.h5)")
     paths.add_argument("--save", metavar="FILE", default=SAVE, help="pickle to write for code_gen.py")
+
+
+def _add_device(parser: Parser) -> None:
     device = parser.add_argument_group("what accuracies are computed for")
     add_library(device)
     add_choice(device, "--core", (core.value for core in Core), CORES)
     roundings = (rounding.value for rounding in Rounding)
     add_choice(device, "--rounding", roundings, "truncate: for q7 kernels built with ARM_NN_TRUNCATE")
+
+
+def _add_search(parser: Parser) -> None:
     search = parser.add_argument_group("search")
     add_choice(search, "--objective", ("device", "caffe"), "judge by the integer network, or as the original tool did")
     add_choice(
@@ -109,6 +114,9 @@ def build_parser() -> Parser:
         help="of the images, to keep from the search and to report on",
     )
     search.add_argument("--seed", metavar="N", type=int, default=0, help="of the random choice of held-out images")
+
+
+def _add_engine(parser: Parser) -> None:
     means = parser.add_argument_group("what runs the float network")
     add_choice(means, "--engine", ("auto", "onnxruntime", "caffe"), "auto: onnxruntime")
     means.add_argument("--gpu", action="store_true", help="on a GPU")
@@ -119,6 +127,9 @@ def build_parser() -> Parser:
         default=engine.MEMORY / 2**30,
         help="for images and layers' outputs; what does not fit is read or computed again",
     )
+
+
+def _add_replaced(parser: Parser) -> None:
     replaced = parser.add_argument_group("in place of what the prototxt says")
     replaced.add_argument("--lmdb", metavar="DIR", help="test images and labels")
     replaced.add_argument("--mean", help="mean image (.binaryproto), one value, or one for each channel: 104,117,123")
@@ -130,6 +141,9 @@ def build_parser() -> Parser:
         help="rows and columns that pictures are resized to, before the crop",
     )
     replaced.add_argument("--crop", metavar="N", type=int, help="rows and columns to cut out of each image's centre")
+
+
+def _add_output(parser: Parser) -> None:
     output = parser.add_argument_group("output options")
     amount = output.add_mutually_exclusive_group()
     amount.add_argument("-v", "--verbose", action="store_true", help="print every trial, and why it was kept or not")
@@ -142,6 +156,9 @@ def build_parser() -> Parser:
     output.add_argument("--classes", metavar="FILE", help="the classes' names for --report, one on each line")
     order = "order of the images' channels, for the pictures in --report"
     add_choice(output, "--channel_order", test_images.CHANNEL_ORDERS, order)
+
+
+def _add_other_modes(parser: Parser) -> None:
     instead = parser.add_argument_group("in place of all that")
     instead.add_argument("--eval", metavar="PICKLE", help="measure an existing pickle")
     instead.add_argument(
@@ -152,6 +169,17 @@ def build_parser() -> Parser:
     )
     instead.add_argument("--board_images", metavar="N", type=int, help="run the first N images there; all if left out")
     instead.add_argument("--version", action="version", version=caffe_to_cmsis_nn.__version__)
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    _add_files(parser)
+    _add_device(parser)
+    _add_search(parser)
+    _add_engine(parser)
+    _add_replaced(parser)
+    _add_output(parser)
+    _add_other_modes(parser)
     return parser
 
 
