@@ -106,7 +106,7 @@ def _svg(size: tuple[float, float], label: str, draw: Callable[..., None], *valu
 # --- histograms -------------------------------------------------------------------------------------------------------
 
 
-def _number(value: float, _: Any = None) -> str:
+def _number(value: float, _: object = None) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -195,7 +195,7 @@ def _sweep(ax: Axes, trials: Sequence[Mapping[str, Any]], chosen: int, colour: s
     ax.grid(axis="x", visible=False)
 
 
-def _signed(value: float, _: Any = None) -> str:
+def _signed(value: float, _: object = None) -> str:
     return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
@@ -249,7 +249,7 @@ def _confusion(ax: Axes, pairs: Sequence[Mapping[str, int]], rows: str, of_rows:
         ax.text(column, row, str(count), ha="center", va="center", size=size, color=colour)
 
 
-def _kilobytes(size: float, _: Any = None) -> str:
+def _kilobytes(size: float, _: object = None) -> str:
     return f"{size / 1024:g} kB" if size else "0"
 
 
@@ -303,7 +303,7 @@ def _rows(ax: Axes, tensors: Sequence[Mapping[str, Any]]) -> None:
     _layers_and_bytes(ax, [t["name"] for t in tensors], max(whole))
 
 
-def _memory_size(layers: Sequence[Any]) -> tuple[float, float]:
+def _memory_size(layers: Sequence[object]) -> tuple[float, float]:
     """Inches: wide enough for a layer's name each, and no narrower than a phone."""
     return min(max(3.8, 0.42 * len(layers)), 9.5), 3.6
 
