@@ -197,55 +197,50 @@ class _Builder:
         )
         return self._step(i, c, {}, stage)
 
+    def _first_layer(self, stage: int) -> str:
+        """The identifier of a stage's first layer, which names its row buffer in C."""
+        return self.ids[self.plan.stages[stage].layers[0]]
+
+    def _row_step(self, group: RowGroup, index: int, row_buffers: Mapping[int, RowBuffer]) -> RowStep:
+        """What computes a row of one stage of a row group."""
+        stages, name = self.plan.stages, self._first_layer
+        stage = stages[index]
+        return RowStep(
+            steps=[self._row(stage, i) for i in stage.layers],
+            row_buffer=len(group.stages) - 1 - group.stages.index(index),
+            rows=stage.rows,
+            row_bytes=stage.held_bytes,
+            zeros=row_buffers[index],
+            readings=[(name(r.source), r, stages[r.source].rows + row_buffers[r.source].below) for r in stage.readings],
+            wanted={name(r.source): self._readers(group, r.source) for r in stage.readings},
+            scratch_bytes=stage.scratch_bytes,
+            sums=stage.sums,
+        )
+
+    def _readers(self, group: RowGroup, source: int) -> list[tuple[str, int, Reading]]:
+        """The stages of a row group that read `source`: name, number of rows, and which rows each needs."""
+        stages = self.plan.stages
+        return [
+            (self._first_layer(reader), stages[reader].rows, r)
+            for reader in group.stages
+            for r in stages[reader].readings
+            if r.source == source
+        ]
+
     def row_group(self, group: RowGroup, in_place: bool) -> RowGroupStep:
         """The stages of a row group; the deepest has the lowest address."""
-        stages = self.plan.stages
         row_buffers = {b.stage: b for b in group.row_buffers}
-        places = {s: len(group.stages) - 1 - k for k, s in enumerate(group.stages)}
-
-        def name(s: int) -> str:
-            return self.ids[stages[s].layers[0]]
-
-        found = []
-        for s in group.stages:
-            stage = stages[s]
-            readings = [
-                (name(r.source), r, stages[r.source].rows + row_buffers[r.source].below) for r in stage.readings
-            ]
-            wanted = {
-                name(source): [
-                    (name(other), stages[other].rows, r)
-                    for other in group.stages
-                    for r in stages[other].readings
-                    if r.source == source
-                ]
-                for source in dict.fromkeys(r.source for r in stage.readings)
-            }
-            steps = [self._row(stage, i) for i in stage.layers]
-            found.append(
-                RowStep(
-                    steps=steps,
-                    row_buffer=places[s],
-                    rows=stage.rows,
-                    row_bytes=stage.held_bytes,
-                    zeros=row_buffers[s],
-                    readings=readings,
-                    wanted=wanted,
-                    scratch_bytes=stage.scratch_bytes,
-                    sums=stage.sums,
-                )
-            )
-        source = stages[group.source]
-        last = group.row_buffers[-1]
+        steps = [self._row_step(group, index, row_buffers) for index in group.stages]
+        source, zeros = self.plan.stages[group.source], group.row_buffers[-1]
         return RowGroupStep(
-            row_buffers=found[::-1],
-            stages=found,
-            source=name(group.source),
+            row_buffers=steps[::-1],
+            stages=steps,
+            source=self._first_layer(group.source),
             source_output=self.ids[source.layers[-1]],
             source_rows=source.rows,
             source_row_bytes=source.row_bytes,
-            source_above=last.above,
-            source_below=last.below,
+            source_above=zeros.above,
+            source_below=zeros.below,
             source_in_place=in_place,
             slack=group.slack,
             lines=[comment(line) for line in row_group_lines(self.network, self.plan, group)],
@@ -274,9 +269,17 @@ class _Builder:
         channels, height, width = shape if len(shape) == 3 else (layer.out_size, 1, 1)
         place, y = "0" if of_group else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
         assert y
-        printed = self.printed[name]
-        sizes = layer.out_size, channels, height, width
-        return OutputStep(printed, printed.upper(), self.index[name], place, *sizes, y.fraction_bits)
+        return OutputStep(
+            name=self.printed[name],
+            macro=self.printed[name].upper(),
+            layer=self.index[name],
+            place=place,
+            bytes=layer.out_size,
+            channels=channels,
+            height=height,
+            width=width,
+            fraction_bits=y.fraction_bits,
+        )
 
 
 def build(network: QuantizedNetwork, plan: RowPlan, options: CodeOptions) -> Program:

@@ -168,5 +168,11 @@ class Schedule:
         most[count - 1] = self._own[count - 1].rows
         row_buffers = [RowBuffer((*self.members, self.source)[c], self.above[c], self.below[c]) for c in columns]
         row_buffers[count - 1] = RowBuffer(row_buffers[count - 1].stage)
-        stages = tuple(self.members[:count])
-        return RowGroup(stages, self.source, tuple(row_buffers), aligned(size), self.slack, tuple(map(int, most)))
+        return RowGroup(
+            stages=tuple(self.members[:count]),
+            source=self.source,
+            row_buffers=tuple(row_buffers),
+            bytes=aligned(size),
+            slack=self.slack,
+            most_rows=tuple(map(int, most)),
+        )

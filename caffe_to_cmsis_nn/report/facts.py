@@ -16,9 +16,10 @@ import onnx
 import onnxruntime
 
 import caffe_to_cmsis_nn
-from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn.network.quantized import Outcome, QuantizedNetwork
 from caffe_to_cmsis_nn.plan import cost, lowering, memory
 from caffe_to_cmsis_nn.plan import rows as row_plans
+from caffe_to_cmsis_nn.plan.rows import RowPlan
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.report import statistics
 from caffe_to_cmsis_nn.report.statistics import Histogram, Statistics, TensorStatistics
@@ -200,14 +201,8 @@ def changed(run: QuantizerRun) -> list[dict[str, int]]:
     return [{"image": i, "label": label, "float": f, "device": d} for i, label, f, d in classes if f != d]
 
 
-def facts(run: QuantizerRun) -> dict[str, Any]:
-    """Everything as plain values, as docs/report.schema.json describes them."""
-    network = lowering.fuse(run.network)
-    rows = row_plans.plan(network)
-    plan, totals = rows.memory, cost.totals(network, rows, weights_in_ram=False)
-    outcome = network.outcome
-    assert outcome
-    known, labelled = outcome.accuracy, network.graph.classifier
+def _origin(run: QuantizerRun) -> dict[str, Any]:
+    """Which tool, command and files the report comes from."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -215,12 +210,18 @@ def facts(run: QuantizerRun) -> dict[str, Any]:
         "command": run.command,
         "full_command": run.full_command,
         "made": _made(),
-        "name": network.graph.name,
-        "sources": {what: asdict(source) for what, source in network.sources.items()},
-        "target": network.target.names(),
+        "name": run.network.graph.name,
+        "sources": {what: asdict(source) for what, source in run.network.sources.items()},
+    }
+
+
+def _results(run: QuantizerRun, outcome: Outcome) -> dict[str, Any]:
+    """How the network does on the test images."""
+    known = outcome.accuracy
+    return {
         "objective": outcome.objective,
         "images": {
-            "lmdb": network.dataset,
+            "lmdb": run.network.dataset,
             "count": len(run.images),
             "held_out": outcome.holdout > 0,
             "measured": run.statistics.images,
@@ -229,27 +230,53 @@ def facts(run: QuantizerRun) -> dict[str, Any]:
         "other_accuracies": [
             {"top_k": one.top_k, "float": one.in_float, "device": one.on_device} for one in outcome.other_accuracies
         ],
-        "outputs": _outputs(network),
-        "candidates": [asdict(candidate) for candidate in outcome.search],
-        "layers": _layers(run, network, plan),
-        "trials": [_trial(trial) for trial in run.trials if trial.flash is None],
-        "weight_bits": outcome.weight_bits,
-        "flash_and_loss": _flash_and_loss(run),
-        "classes": network.graph.result_size if labelled else None,
+    }
+
+
+def _classes(run: QuantizerRun) -> dict[str, Any]:
+    """Which classes the float network and the device give the images."""
+    labelled = run.network.graph.classifier
+    return {
+        "classes": run.network.graph.result_size if labelled else None,
         "per_class": _per_class(run) if labelled else [],
         "confusion": _confusion(run) if labelled else [],
         "confusion_with_labels": _against_labels(run) if labelled else [],
         "changed": changed(run),
-        "memory": {
-            "macs": totals.macs,
-            "flash_bytes": totals.flash,
-            "ram_bytes": totals.ram,
-            "buffers": [
-                {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
-                for b in plan.buffers
-            ],
-            "by_rows": _rows(network),
-        },
+    }
+
+
+def _memory(network: QuantizedNetwork, plan: RowPlan) -> dict[str, Any]:
+    """What the generated code takes."""
+    totals = cost.totals(network, plan, weights_in_ram=False)
+    return {
+        "macs": totals.macs,
+        "flash_bytes": totals.flash,
+        "ram_bytes": totals.ram,
+        "buffers": [
+            {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
+            for b in plan.memory.buffers
+        ],
+        "by_rows": _rows(network),
+    }
+
+
+def facts(run: QuantizerRun) -> dict[str, Any]:
+    """All results as plain values, which docs/report.schema.json describes."""
+    network = lowering.fuse(run.network)
+    plan, outcome = row_plans.plan(network), network.outcome
+    assert outcome
+    return {
+        **_origin(run),
+        "target": network.target.names(),
+        **_results(run, outcome),
+        "outputs": _outputs(network),
+        "candidates": [asdict(candidate) for candidate in outcome.search],
+        "layers": _layers(run, network, plan.memory),
+        "trials": [_trial(trial) for trial in run.trials if trial.flash is None],
+        "weight_bits": outcome.weight_bits,
+        "flash_and_loss": _flash_and_loss(run),
+        **_classes(run),
+        "memory": _memory(network, plan),
     }
 
 
