@@ -13,7 +13,8 @@ from typing import Any
 import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn import files
 from caffe_to_cmsis_nn.board import protocol
-from caffe_to_cmsis_nn.emit.c_text import Names, affine, c_array, c_statement, c_string, comment
+from caffe_to_cmsis_nn.emit.c_text import affine, c_array, c_statement, c_string, comment
+from caffe_to_cmsis_nn.emit.names import Names
 from caffe_to_cmsis_nn.emit.program import Program, RowGroupStep, build
 from caffe_to_cmsis_nn.emit.projects import BOARDS, DEVICES, PACKS, PROJECTS, CodeOptions, definitions
 from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers

@@ -13,13 +13,13 @@ import onnx
 import onnxruntime
 
 import caffe_to_cmsis_nn
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.engines.batches import BATCH, LARGE_BATCH, BatchRunner, Run, Use, Values, cores
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops.base import Layer
 
-MEMORY = 1 << 31  # bytes of images and layers' outputs that a search may keep in all
 MEMORY_SHARES = 4  # of that: images, and what weights are fitted to, have one each
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
@@ -63,7 +63,7 @@ class Network:
         bool
     ]  # else layers are computed one by one, so that their values are the same wherever a run starts
 
-    def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = MEMORY) -> None:
+    def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = choices.MEMORY) -> None:
         self.graph = graph
         self.images = images
         self.providers = providers

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.caffe_io.blobs import Blobs
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt
 from caffe_to_cmsis_nn.data.source import DataSource
@@ -21,8 +22,6 @@ from caffe_to_cmsis_nn.ops.base import Layer, Shape, Weights
 from caffe_to_cmsis_nn.ops.input import Features, Input
 from caffe_to_cmsis_nn.target import Target
 
-ACCURACY = "accuracy"  # the Accuracy layer's name, where no other is given
-
 
 def find_accuracy(prototxt: Prototxt, name: str) -> Any:
     """The Accuracy layer that `name` or its top blob names; raises UserError that lists those that exist.
@@ -31,7 +30,7 @@ def find_accuracy(prototxt: Prototxt, name: str) -> Any:
     """
     layers = {i: layer for i, layer in enumerate(prototxt.layers) if layer.type == "Accuracy"}
     named = [i for i, layer in layers.items() if name == layer.name or name in layer.top]
-    if not named and name == ACCURACY and len({tuple(layer.bottom) for layer in layers.values()}) == 1:
+    if not named and name == choices.ACCURACY and len({tuple(layer.bottom) for layer in layers.values()}) == 1:
         named = [min(layers, key=lambda i: layers[i].accuracy_param.top_k)]
     for index in named[:1]:
         prototxt.check_known(index)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe_to_cmsis_nn import errors, files
+from caffe_to_cmsis_nn import choices, errors, files
 from caffe_to_cmsis_nn.data import class_names
 from caffe_to_cmsis_nn.emit import c_text, projects, render
 from caffe_to_cmsis_nn.engines import known_answers
@@ -27,8 +27,6 @@ from caffe_to_cmsis_nn.store import original
 from caffe_to_cmsis_nn.target import OWN, Q7, Core, Library, Target
 
 warn = functools.partial(errors.warn, "code_gen")
-
-TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
         path = _find_dataset(network, options)
         images = test_images.read_positions(network, path, options.images)
         return known_answers.compute(network, *images, options.images)
-    count = TEST_IMAGES if options.test_images is None else options.test_images
+    count = choices.TEST_IMAGES if options.test_images is None else options.test_images
     if count == 0:
         return None
     try:

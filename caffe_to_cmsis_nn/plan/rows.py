@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.plan import memory
@@ -214,15 +215,12 @@ class RowPlan:
         return tuple(section.group for section in self.sections if section.group)
 
 
-FAST, LEAST = "fast", "least"
-
-
 def arena_bytes(plan: RowPlan) -> int:
     """Of all sections."""
     return plan.memory.arena_bytes
 
 
-def plan(network: QuantizedNetwork, promised_only: bool = False, ram: int | str = FAST) -> RowPlan:
+def plan(network: QuantizedNetwork, promised_only: bool = False, ram: int | str = choices.RAM_FAST) -> RowPlan:
     """One call for each layer (fast), the fewest bytes (least), or the fastest plan that takes so many bytes.
 
     Raises UserError that names the fewest bytes where that is more than the number given.
@@ -231,7 +229,7 @@ def plan(network: QuantizedNetwork, promised_only: bool = False, ram: int | str 
     whole = planner.plan([Section(tuple(range(len(planner.stages))))])
     # Neighbours that run whole share one arena, in which gaps may make it larger than each alone.
     least = min(planner.plan(planner.cheapest(planner.least())), whole, key=arena_bytes)
-    if ram == FAST or (isinstance(ram, int) and arena_bytes(whole) <= ram):
+    if ram == choices.RAM_FAST or (isinstance(ram, int) and arena_bytes(whole) <= ram):
         found = whole
     elif isinstance(ram, int):
         if ram < arena_bytes(least):

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 
 import caffe_to_cmsis_nn
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.network.quantized import Outcome, QuantizedNetwork
 from caffe_to_cmsis_nn.plan import cost, lowering, memory
 from caffe_to_cmsis_nn.plan import rows as row_plans
@@ -141,7 +142,7 @@ def _flash_and_loss(run: QuantizerRun) -> list[dict[str, Any]]:
 
 def _rows(network: QuantizedNetwork) -> dict[str, Any]:
     """The plan of the fewest bytes: of each tensor that is made row by row, all rows and those in memory at most."""
-    plan = row_plans.plan(network, ram=row_plans.LEAST)
+    plan = row_plans.plan(network, ram=choices.RAM_LEAST)
     held = [(plan.stages[i], most) for group in plan.row_groups for i, most in zip(group.stages, group.most_rows)]
     return {
         "ram_bytes": plan.memory.arena_bytes,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.data.image_set import Images, evenly_spaced, pick
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe
 from caffe_to_cmsis_nn.engines.batches import Values
@@ -143,22 +144,22 @@ def device_objective(
     target: Target,
     tolerance: float,
     make_errors: Callable[..., LayerErrors] = LayerErrors,
-    bits: str = weight_bits.EIGHT,
-    loss: float = weight_bits.LOSS,
+    bits: str = choices.WEIGHTS_8,
+    loss: float = choices.LOSS,
     make_narrowing: Callable[..., Narrowing] = Narrowing,
 ) -> Search:
     """Searches formats on a sample of the images, fits the weights, and chooses a candidate on all images.
 
     `tolerance` is in percentage points: smaller differences of accuracy do not count. `make_errors` and
-    `make_narrowing` replace `LayerErrors` and `Narrowing`. `bits` is one of `weight_bits.MODES`; mixed weights may
+    `make_narrowing` replace `LayerErrors` and `Narrowing`. `bits` is one of `choices.WEIGHT_BITS`; mixed weights may
     cost the device `loss` percentage points against the float network.
     """
     search = _DeviceSearch(graph, reference, labels, target)
     found = yield from search.eight_bits(make_errors, tolerance)
-    if bits == weight_bits.EIGHT:
+    if bits == choices.WEIGHTS_8:
         return found
     yield "fitting weights of 4 bits"
-    if bits == weight_bits.MIXED:
+    if bits == choices.WEIGHTS_MIXED:
         candidates = yield from search.mixed_bits(found, loss, make_narrowing)
     else:
         candidates = search.four_bits()
