@@ -19,7 +19,6 @@ from caffe_to_cmsis_nn.report import page
 from tests import tiny
 from tests.support import FULL_SIZE, MODELS, once, shared
 
-CCACHE = "/usr/lib/ccache"  # Debian's folder of compilers that look into ccache first
 # HYPOTHESIS_PROFILE=long tries many more; --hypothesis-show-statistics says how they ended. Hypothesis's own deadline
 # counts the time that other processes take.
 for profile, examples in (("ci", 100), ("long", 20000)):
@@ -42,11 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """With -n, a process that has nothing left takes tests of another one. Nothing is compiled twice."""
+    """With -n, a process that has nothing left takes tests of another one. No template is compiled twice."""
     for module in (render, page):
         patches.setattr(module, "templates", functools.cache(module.templates))
-    if Path(CCACHE).is_dir() and CCACHE not in os.environ["PATH"]:
-        os.environ["PATH"] = f"{CCACHE}{os.pathsep}{os.environ['PATH']}"
     if config.getoption("dist", "no") == "load":
         config.option.dist = "worksteal"
 
@@ -58,6 +55,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not (FULL_SIZE and not slow):
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compilers of C look into ccache first, where it is installed; the C++ programs are hardly ever the same."""
+    ccache, folder = shutil.which("ccache"), tmp_path_factory.mktemp("compilers")
+    for name in ("cc", "gcc", "arm-none-eabi-gcc"):
+        if ccache and shutil.which(name):
+            (folder / name).symlink_to(ccache)
+    patches.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
 def _quantize_lenet(folder: Path) -> None:
