@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Makes cifar10_train_lmdb, cifar10_test_lmdb and the mean of the training images, without Caffe.
+"""Creates cifar10_train_lmdb, cifar10_test_lmdb and the mean of the training images, without Caffe.
 
-The images are uint8 CHW in the order red, green, blue, as Caffe's convert_cifar_data stores them. They are shuffled
-once with a fixed seed, so that the first images of a dataset are a fair sample of it.
+The images are uint8 CHW in the order red, green, blue, as in Caffe's convert_cifar_data. They are shuffled once with a
+fixed seed, so the first images of a dataset are a random sample.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
-MAX_BATCH_BYTES = 1 << 26  # twice what a real one has
+MAX_BATCH_BYTES = 1 << 26  # twice the size of a real batch
 SEED = 0
 
 Examples = tuple[np.ndarray, np.ndarray]  # images (N, 3, 32, 32) uint8, labels (N,)
@@ -47,7 +47,7 @@ Examples = tuple[np.ndarray, np.ndarray]  # images (N, 3, 32, 32) uint8, labels 
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Adds to `part` what it lacks of the file at `url`; a server without ranges sends all of it again."""
+    """Appends the missing part of the file at `url` to `part`; restarts if the server does not support ranges."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -71,14 +71,14 @@ def _fetch(url: str, part: Path) -> None:
 
 
 def download(url: str, path: Path, md5: str) -> None:
-    """Puts the file at `url` to `path`, by way of a .part file that a later run resumes; raises UserError otherwise."""
+    """Downloads `url` to `path` through a .part file, from which a later run resumes; raises UserError if it fails."""
     part = path.with_name(f"{path.name}.part")
     with files.locked(path.parent):
         _fetch(url, part)
         found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
         if found != md5:
             part.unlink()
-            raise UserError(f"what came from '{url}' has md5 {found}, not {md5}, and was deleted")
+            raise UserError(f"the download of '{url}' has md5 {found} instead of {md5} and was deleted")
         os.replace(part, path)
 
 
@@ -86,7 +86,7 @@ def download(url: str, path: Path, md5: str) -> None:
 
 
 class _Inert:
-    """Stands for numpy's array and dtype in a pickle: keeps what it is given, and does nothing."""
+    """Replaces numpy's array and dtype in a pickle: stores its arguments and state, and runs no code."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -97,7 +97,7 @@ class _Inert:
 
 
 def _encode(text: str, _: str) -> bytes:
-    """How Python 3 pickles bytes in protocol 2."""
+    """The function by which Python 3 pickles bytes in protocol 2."""
     return text.encode("latin1")
 
 
@@ -111,11 +111,11 @@ _STAND_INS = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads data only: a pickle can call whatever find_class returns, so it returns nothing that acts."""
+    """Loads only data: a pickle can call whatever find_class returns, so find_class returns only inert functions."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
-            raise UserError(f"it asks for '{module}.{name}', which no batch of CIFAR-10 needs: refused")
+            raise UserError(f"it refers to '{module}.{name}', which is not allowed in a batch of CIFAR-10")
         return _STAND_INS[module, name]
 
 
@@ -131,12 +131,12 @@ def _parse_python(data: bytes) -> Examples:
         return images, np.fromiter(batch["labels"], np.int64)
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged pickle leads to
+    except Exception as error:  # a damaged pickle can raise any exception
         raise UserError(f"not a pickled batch of CIFAR-10 ({type(error).__name__})") from None
 
 
 def _parse_binary(data: bytes) -> Examples:
-    """A batch of the binary version: one byte for the label and then the pixels, image by image."""
+    """A batch of the binary version: for each image, one byte for the label, then the pixels."""
     if len(data) % (1 + PIXELS):
         raise UserError(f"its {len(data)} bytes are not a whole number of {1 + PIXELS}-byte images")
     rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + PIXELS)
@@ -156,9 +156,9 @@ def _parse(name: str, data: bytes) -> Examples:
 
 
 def read_archive(path: Path) -> dict[str, Examples]:
-    """The training and the test images of cifar-10-binary.tar.gz or cifar-10-python.tar.gz, told by their contents.
+    """The training and test images of cifar-10-binary.tar.gz or cifar-10-python.tar.gz, detected by content.
 
-    Raises UserError where it is neither, or damaged; no code that a pickle names is run.
+    Raises UserError if the archive is neither, or damaged. Code named in a pickle is not run.
     """
     wanted = {name for names in BATCHES.values() for name in names}
     found = {}
@@ -176,7 +176,7 @@ def read_archive(path: Path) -> dict[str, Examples]:
         raise UserError(f"the archive '{path}' cannot be read: {error}") from None
     missing = sorted(wanted - found.keys())
     if missing:
-        raise UserError(f"'{path}' is not a whole archive of CIFAR-10: {', '.join(missing)} missing")
+        raise UserError(f"'{path}' is not a complete CIFAR-10 archive: {', '.join(missing)} missing")
     return {
         split: (np.concatenate([found[n][0] for n in names]), np.concatenate([found[n][1] for n in names]))
         for split, names in BATCHES.items()
@@ -197,7 +197,7 @@ def _read_split(folder: Path) -> Examples:
 
 
 def read_folders(folder: Path) -> dict[str, Examples]:
-    """The training and the test images of FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, whichever there are."""
+    """The training and test images in FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or one of the two."""
     splits = {split: _read_split(folder / split) for split in BATCHES if (folder / split).is_dir()}
     if not splits:
         raise UserError(f"'{folder}' has no folder 'train' or 'test'")
@@ -208,7 +208,7 @@ def read_folders(folder: Path) -> dict[str, Examples]:
 
 
 def read(args: argparse.Namespace) -> dict[str, Examples]:
-    """The images that the arguments ask for, downloaded where no source is given."""
+    """The images from the source given in the arguments; by default, downloads them."""
     if args.images:
         return read_folders(args.images)
     if args.archive:
@@ -232,8 +232,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--archive", type=Path, help="local cifar-10-binary.tar.gz or cifar-10-python.tar.gz")
-    source.add_argument("--images", type=Path, help="folder with train/CLASS/* and test/CLASS/*, PNG or JPEG")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: beside this script)")
+    source.add_argument("--images", type=Path, help="folder with train/CLASS/* and test/CLASS/* (PNG or JPEG)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder to write to (default: the folder of this script)"
+    )
     args = parser.parse_args(arguments)
     return finish("get_cifar10", lambda: run(args), "interrupted; a download resumes with the next run")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Turns a user's own pictures into the LMDB and the mean file that a Caffe prototxt names, without Caffe."""
+"""Creates an LMDB and a mean file for a Caffe prototxt from your own pictures, without Caffe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from caffe_to_cmsis_nn.flags import Size
 
 
 def list_csv(path: Path) -> list[tuple[Path, int]]:
-    """(picture, label) pairs of the lines `path,label`; paths are relative to the file."""
+    """(picture, label) pairs from lines `path,label`; paths are relative to the file."""
     pairs = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -35,7 +35,7 @@ def list_csv(path: Path) -> list[tuple[Path, int]]:
 
 
 def list_pictures(source: Path) -> list[tuple[Path, int]]:
-    """(picture, label) pairs of class folders, whose labels are printed, or of a CSV."""
+    """(picture, label) pairs from class folders or a CSV; prints the labels of class folders."""
     if source.is_file():
         return list_csv(source)
     if not source.is_dir():
@@ -55,13 +55,15 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", type=Path, help="folder with one folder for each class, or a CSV of path,label")
-    parser.add_argument("out", type=Path, help="the LMDB folder to write")
-    parser.add_argument("--mean", type=Path, help="mean.binaryproto to write (of training pictures only)")
-    parser.add_argument("--size", type=Size.parse, help="HEIGHTxWIDTH to resize to, for example 32x32")
-    parser.add_argument("--gray", action="store_true", help="one channel")
-    parser.add_argument("--order", choices=["rgb", "bgr"], default="bgr", help="channel order; Caffe's own tools: bgr")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle")
+    parser.add_argument("source", type=Path, help="folder with one folder per class, or a CSV with lines path,label")
+    parser.add_argument("out", type=Path, help="LMDB folder to write")
+    parser.add_argument("--mean", type=Path, help="mean.binaryproto to write (use only for training pictures)")
+    parser.add_argument("--size", type=Size.parse, help="HEIGHTxWIDTH to resize to, such as 32x32")
+    parser.add_argument("--gray", action="store_true", help="convert to one channel")
+    parser.add_argument(
+        "--order", choices=["rgb", "bgr"], default="bgr", help="channel order; Caffe's own tools use bgr"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the shuffle")
     args = parser.parse_args(arguments)
     return finish("make_lmdb", lambda: run(args))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts that make datasets share: picture files in, LMDB and mean file out."""
+"""Shared by the dataset scripts: reads picture files, writes an LMDB and a mean file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def list_folders(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    """(picture, label) pairs and class names of a folder with one folder for each class, in alphabetical order."""
+    """(picture, label) pairs and class names of a folder with one folder per class, in alphabetical order."""
     classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
     pairs = [
         (file, label)
@@ -34,12 +34,12 @@ def list_folders(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         if file.suffix.lower() in SUFFIXES and file.name[0] != "."
     ]
     if not pairs:
-        raise UserError(f"'{folder}' has no class folders with pictures ({', '.join(sorted(SUFFIXES))}) in them")
+        raise UserError(f"'{folder}' contains no class folders with pictures ({', '.join(sorted(SUFFIXES))})")
     return pairs, classes
 
 
 def shuffled(items: Sequence[T], seed: int) -> list[T]:
-    """The items in a random order that depends on the seed and on nothing else."""
+    """The items in a random order that depends only on the seed."""
     return random.Random(seed).sample(items, len(items))
 
 
@@ -56,16 +56,16 @@ def _read(path: Path, size: tuple[int, int] | None, gray: bool, order: str) -> n
 def read_pictures(
     paths: Sequence[Path], size: tuple[int, int] | None = None, gray: bool = False, order: str = "rgb"
 ) -> Iterator[np.ndarray]:
-    """The pictures as uint8 CHW, one by one, resized to `size` (height, width) where given.
+    """The pictures as uint8 CHW, one by one, resized to `size` (height, width) if given.
 
-    Raises UserError where one cannot be read or differs in shape from the first.
+    Raises UserError if a picture cannot be read or differs in shape from the first.
     """
     shape = None
     for path in tqdm(paths, unit=" pictures", disable=None):
         pixels = _read(path, size, gray, order)
         shape = shape or pixels.shape
         if pixels.shape != shape:
-            raise UserError(f"'{path}' has shape {pixels.shape}, the first picture {shape}")
+            raise UserError(f"'{path}' has shape {pixels.shape}, but the first picture has {shape}")
         yield pixels
 
 
@@ -76,9 +76,9 @@ def write(
     mean: Path | None = None,
     sources: Iterable[Path] = (),
 ) -> None:
-    """Writes CHW images of one shape and their labels as an LMDB to `out`, and their mean to `mean` where given.
+    """Writes CHW images of one shape and their labels as an LMDB to `out`, and their mean to `mean` if given.
 
-    Raises UserError where that would overwrite one of `sources`.
+    Raises UserError if that would overwrite one of `sources`.
     """
     files.refuse_overwriting([out / "data.mdb", *([mean] if mean else [])], sources)
     total = np.zeros(())

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the m4 or the m7 network on the CIFAR-10 training set, and writes its weights beside this file.
+"""Trains the m4 or m7 network on the CIFAR-10 training set, and writes its weights to the folder of this script.
 
 The test set is never read.
 """
@@ -41,7 +41,9 @@ def main() -> int:
     parser.add_argument("--train_lmdb", type=Path, default=HERE / "cifar10_train_lmdb")
     parser.add_argument("--mean", type=Path, default=HERE / "mean.binaryproto")
     parser.add_argument("--epochs", type=int, default=80)
-    parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="compute products in bfloat16; faster on processors that support it"
+    )
     args = parser.parse_args()
     return finish("train_cifar10", lambda: run(args))
 

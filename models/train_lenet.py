@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Trains LeNet on MNIST, and writes its weights and the test LMDB beside this file."""
+"""Trains LeNet on MNIST, and writes its weights and the test LMDB to the folder of this script."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the network of a prototxt with PyTorch and saves it as Caffe would."""
+"""Trains the network of a prototxt with PyTorch, and saves the weights in Caffe's formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 
 
 def build(path: Path, shape: tuple[int, ...]) -> tuple[nn.Sequential, float]:
-    """The straight-line network of a prototxt for CHW inputs of `shape`, and its transform's scale.
+    """The sequential network of a prototxt for CHW inputs of `shape`, and the scale of its transform.
 
     Caffe rounds pooling sizes up and clips the last windows, as PyTorch does with ceil_mode.
     """
@@ -55,7 +55,7 @@ def build(path: Path, shape: tuple[int, ...]) -> tuple[nn.Sequential, float]:
 
 
 def augment(x: torch.Tensor, shift: int, flip: bool) -> torch.Tensor:
-    """Shifts each image by up to `shift` pixels both ways (zeros come in) and mirrors half of them."""
+    """Shifts each image by up to `shift` pixels along both axes, filled with zeros, and mirrors half of the images."""
     count, _, height, width = x.shape
     padded = nn.functional.pad(x, (shift,) * 4)
     rows = torch.randint(0, 2 * shift + 1, (count, 1)) + torch.arange(height)
@@ -68,7 +68,7 @@ def augment(x: torch.Tensor, shift: int, flip: bool) -> torch.Tensor:
 
 
 def build_optimizer(network: nn.Module, rate: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; biases do not decay."""
+    """SGD with Nesterov momentum, without weight decay for biases."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     biases = [p for p in network.parameters() if p.ndim == 1]
     return torch.optim.SGD(
@@ -80,7 +80,7 @@ def build_optimizer(network: nn.Module, rate: float) -> torch.optim.SGD:
 
 
 def collect(network: nn.Module, factor: float) -> tuple[Blobs, dict[str, str]]:
-    """Weights and biases of each layer, the first layer's weights times `factor`, and the Caffe types."""
+    """Weights and biases by layer, with the first layer's weights multiplied by `factor`, and the Caffe types."""
     weights: Blobs = {}
     types = {}
     for name, module in network.named_children():
@@ -108,9 +108,9 @@ def train(
 
     NAME and the folder are those of the prototxt NAME_train_test.prototxt.
 
-    Inputs are divided by 64 while training where the prototxt has no scale of its own, so that the usual
-    initialization and rates fit; the first layer's weights take the factor afterwards. With `bfloat16`, products are
-    computed in that type, which is about three times as fast on processors that have it.
+    If the prototxt has no scale, inputs are divided by 64 during training to suit the usual initialization and rates;
+    the factor is folded into the first layer's weights afterwards. With `bfloat16`, products are computed in that type,
+    which is about three times as fast on processors that support it.
     """
     torch.manual_seed(seed)
     network, scale = build(prototxt, images.shape[1:])

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Rows of images that are computed one by one: of each image, the rows that some layer still needs are in memory.
- * The rows of all images slide through one arena, and make room for each other. Images are HWC.
- * The types q7_t and q31_t come from the program. */
+ * Row-by-row execution: only the rows of each image that a layer still needs are in memory.
+ * The rows of all images move through one arena. Images are HWC.
+ * The program defines the types q7_t and q31_t. */
 #ifndef ROWS_Q7_H
 #define ROWS_Q7_H
 
-/* The rows first .. end - 1 of an image, of `bytes` each, which lie one after the other from `data` on. */
+/* Rows first .. end - 1 of an image, `bytes` each, contiguous from `data` on. */
 typedef struct {
     q7_t *data;
     int bytes, first, end;
 } rows_t;
 
-/* Images in the order of their addresses; the last is what is read, which lies at the arena's end and does not move. */
+/* Images in address order; the last one is the input of the run, which lies at the arena's end and does not move. */
 typedef struct {
     rows_t *images;
     int last;
@@ -23,7 +23,7 @@ static inline int rows_size(const rows_t *rows)
     return (rows->end - rows->first) * rows->bytes;
 }
 
-/* That no image's rows lie in another's, nor `bytes` of scratch memory; on a computer, where it costs nothing. */
+/* On the host, asserts that rows of images and `bytes` of scratch memory do not overlap. */
 #ifdef ROWS_CHECKED
 #include <assert.h>
 
@@ -45,7 +45,7 @@ static void rows_check(const rows_arena_t *a, const q7_t *scratch, int bytes)
 #define rows_check(a, scratch, bytes) ((void)0)
 #endif
 
-/* From `from` to `to`, which may overlap; in words where that is possible. */
+/* Copies `bytes`, which may overlap; in words if possible. */
 static void rows_copy(q7_t *to, const q7_t *from, int bytes)
 {
     if ((((size_t)to | (size_t)from | (size_t)bytes) & (sizeof(q31_t) - 1)) != 0) {
@@ -66,7 +66,7 @@ static void rows_copy(q7_t *to, const q7_t *from, int bytes)
     }
 }
 
-/* Where the rows of the images up to `image` end. */
+/* The end of the rows of the images up to `image`. */
 static q7_t *rows_top(const rows_arena_t *a, int image)
 {
     while (image >= 0 && rows_size(&a->images[image]) == 0) {
@@ -75,7 +75,7 @@ static q7_t *rows_top(const rows_arena_t *a, int image)
     return image < 0 ? a->arena : a->images[image].data + rows_size(&a->images[image]);
 }
 
-/* Has the images from `image` on begin at `limit` or later, where `move` says so; the bytes to move, or -1. */
+/* Moves the images from `image` on to `limit` or later, if `move`; returns the bytes to move, or -1 if impossible. */
 static int rows_lift(const rows_arena_t *a, int image, q7_t *limit, int move)
 {
     int k = image, cost = 0;
@@ -96,7 +96,7 @@ static int rows_lift(const rows_arena_t *a, int image, q7_t *limit, int move)
     return cost;
 }
 
-/* Has the images up to `image` end at `limit` or before, where `move` says so; the bytes to move, or -1. */
+/* Moves the images up to `image` to end at `limit` or earlier, if `move`; returns the bytes to move, or -1. */
 static int rows_sink(const rows_arena_t *a, int image, q7_t *limit, int move)
 {
     int k = image, cost = 0;
@@ -117,7 +117,7 @@ static int rows_sink(const rows_arena_t *a, int image, q7_t *limit, int move)
     return cost;
 }
 
-/* Makes room for `bytes` after the rows of an image, and says where; the images above or below move, what is less. */
+/* Frees `bytes` after the rows of an image; returns their address. Moves the images above or below: the fewer bytes. */
 static q7_t *rows_room(const rows_arena_t *a, int image, int bytes)
 {
     q7_t *const top = rows_top(a, image);
@@ -130,7 +130,7 @@ static q7_t *rows_room(const rows_arena_t *a, int image, int bytes)
     if (up >= 0 && (down < 0 || up <= down)) {
         rows_lift(a, image + 1, top + bytes, 1);
     } else {
-        if (down < 0) { /* neither is enough alone: all above go up first */
+        if (down < 0) { /* neither suffices alone: move all images above first */
             q7_t *limit = a->images[a->last].data;
             for (int k = a->last - 1; k > image; k--) {
                 limit -= rows_size(&a->images[k]);
@@ -142,7 +142,7 @@ static q7_t *rows_room(const rows_arena_t *a, int image, int bytes)
     return rows_top(a, image);
 }
 
-/* Memory for an image's next row. */
+/* Allocates an image's next row. */
 static inline void rows_add(const rows_arena_t *a, int image)
 {
     rows_t *const rows = &a->images[image];
@@ -154,7 +154,7 @@ static inline void rows_add(const rows_arena_t *a, int image)
     rows_check(a, NULL, 0);
 }
 
-/* A row of zeros, which stands for padding. */
+/* Adds a row of zeros, for padding. */
 static inline void rows_add_zeros(const rows_arena_t *a, int image)
 {
     rows_add(a, image);
@@ -162,7 +162,7 @@ static inline void rows_add_zeros(const rows_arena_t *a, int image)
     memset(rows->data + rows_size(rows) - rows->bytes, 0, (size_t)rows->bytes);
 }
 
-/* Scratch memory for a kernel, after all rows: aligned, which may take up to `slack` bytes more. */
+/* Scratch memory for a kernel, after all rows; alignment takes up to `slack` bytes more. */
 static inline q7_t *rows_scratch(const rows_arena_t *a, int bytes, int slack)
 {
     q7_t *const room = rows_room(a, a->last - 1, bytes + slack);
@@ -176,7 +176,7 @@ static inline q7_t *rows_at(const rows_t *rows, int row)
     return rows->data + (row - rows->first) * rows->bytes;
 }
 
-/* The rows before `row` are not needed any more. */
+/* Frees the rows before `row`. */
 static inline void rows_drop(rows_t *rows, int row)
 {
     if (row > rows->first) {
@@ -186,13 +186,13 @@ static inline void rows_drop(rows_t *rows, int row)
     }
 }
 
-/* Whether the rows before `row` are there, or all of `count`. */
+/* Whether the rows before `row`, or all `count` rows, exist. */
 static inline int rows_there(const rows_t *rows, int row, int count)
 {
     return rows->end >= (row < count ? row : count);
 }
 
-/* The rows top .. top + window - 1 of an image, as far as they exist: `above` of them lie above it. */
+/* Rows top .. top + window - 1 of an image that exist; `above` of the window's rows are missing above them. */
 typedef struct {
     const q7_t *data;
     uint16_t above, count;
@@ -209,7 +209,7 @@ static inline rows_view_t rows_view(const rows_t *rows, int top, int window)
     return view;
 }
 
-/* The first row that a layer with `rows` rows reads for its next one; none where it has them all. */
+/* The first input row for the next row of a layer; a large number if all `count` rows are done. */
 static inline int rows_wanted(const rows_t *rows, int count, int stride, int padding)
 {
     return rows->end < count ? rows->end * stride - padding : 0x7fffffff;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Start-up code for the Arm MPS2 boards, and what the C library needs: output and exit through semihosting. */
+ * Start-up code for the Arm MPS2 boards, and system calls for the C library: output and exit by semihosting. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,7 +23,7 @@ void *_sbrk(ptrdiff_t bytes);
 void _exit(int status);
 
 enum { SYS_OPEN = 0x01, SYS_WRITE = 0x05, SYS_EXIT_EXTENDED = 0x20 };
-/* System control block: what to trap, what was trapped, and which units are on. */
+/* System control block: traps, fault status and enabled coprocessors. */
 #define CCR (*(volatile uint32_t *)0xE000ED14u)
 #define CFSR (*(volatile uint32_t *)0xE000ED28u)
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
@@ -39,7 +39,7 @@ static uint32_t semihost(uint32_t operation, const void *argument)
     return r0;
 }
 
-/* The vectors that a network without interrupts can meet. */
+/* The vectors that a program without interrupts needs. */
 __attribute__((section(".vectors"), used)) static const void *const vectors[16] = {
     &stack_top, (void *)reset, (void *)fault, (void *)fault, (void *)fault, (void *)fault, (void *)fault,
 };
@@ -47,7 +47,7 @@ __attribute__((section(".vectors"), used)) static const void *const vectors[16] 
 void reset(void)
 {
 #ifdef __ARM_FEATURE_MVE
-    CPACR |= 0xfu << 20; /* floating-point and vector unit on */
+    CPACR |= 0xfu << 20; /* enable the floating-point and vector units */
     __asm__ volatile("dsb\nisb" ::: "memory");
 #endif
     const uint32_t *from = &data_load;
@@ -58,18 +58,18 @@ void reset(void)
         *to++ = 0;
     }
 #ifdef TRAP_UNALIGNED
-    CCR |= UNALIGN_TRP; /* QEMU honours it */
+    CCR |= UNALIGN_TRP; /* QEMU implements this trap */
 #endif
     _exit(main());
 }
 
-/* Hands the frame that the core stacked to report_fault. */
+/* Passes the exception frame to report_fault. */
 __attribute__((naked)) void fault(void)
 {
     __asm__ volatile("mov r0, sp\n b report_fault");
 }
 
-/* `frame` holds r0 to r3, r12, lr, pc and psr of what was interrupted. */
+/* `frame` holds r0 to r3, r12, lr, pc and psr at the fault. */
 void report_fault(const uint32_t *frame)
 {
     const uint32_t usage = CFSR >> 16;
@@ -102,7 +102,7 @@ int _write(int file, const char *text, int length)
     return length - (int)semihost(SYS_WRITE, write);
 }
 
-/* For printf's buffer only. */
+/* Only for printf's buffer. */
 void *_sbrk(ptrdiff_t bytes)
 {
     static char *heap = (char *)&heap_begin;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A gain and an offset for each channel. */
+ * A gain and an offset per channel. */
 #ifndef AFFINE_Q7_H
 #define AFFINE_Q7_H
 
 #include "words_q7.h"
 
-/* x * gain + offset, shifted; each channel has its own. The output may be the input. */
+/* (x * gain + offset) >> rshift, with a gain and an offset per channel. Works in place. */
 static inline void affine_q7(const q7_t *in, int size, int channels, const int16_t *gains, const int32_t *offsets,
                              int rshift, q7_t *out)
 {

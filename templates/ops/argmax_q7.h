@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The largest elements along an axis, or their places. */
+ * The largest elements along an axis, or their indices. */
 #ifndef ARGMAX_Q7_H
 #define ARGMAX_Q7_H
 
@@ -7,7 +7,7 @@
 
 typedef enum { PLACES, VALUES } largest_t;
 
-/* The `most` largest elements along an axis, or their places, the largest first; of equal ones, the last comes first. */
+/* The `most` largest elements along an axis, or their indices, the largest first; ties: the last one first. */
 static inline void largest_along_q7(const q7_t *in, int stretches, int count, int distance, int most, largest_t what,
                                     q7_t *out)
 {
@@ -16,7 +16,7 @@ static inline void largest_along_q7(const q7_t *in, int stretches, int count, in
         q7_t *to = out + i / distance * most * distance + i % distance;
         q31_t last = 1 << 30;
         for (int n = 0; n < most; n++) {
-            q31_t next = -(1 << 30); /* value and place as one number */
+            q31_t next = -(1 << 30); /* value and index in one number */
             for (int k = 0; k < count; k++) {
                 const q31_t element = line[k * distance] * 65536 + k;
                 next = element > next && element < last ? element : next;

@@ -5,7 +5,7 @@
 
 #include "words_q7.h"
 
-/* Puts an input's channels among the `out_channels` of each pixel; a negative shift goes to the left. */
+/* Copies an input's channels into the `out_channels` of each pixel; a negative rshift shifts left. */
 static inline void concat_q7(const q7_t *in, int pixels, int channels, int rshift, q7_t *out, int out_channels)
 {
     const q31_t factor = rshift < 0 ? 1 << -rshift : 1;

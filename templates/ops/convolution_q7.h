@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Convolution, dilated and in groups. Images are HWC. */
+ * Convolution, with dilation and groups. Images are HWC. */
 #ifndef CONVOLUTION_Q7_H
 #define CONVOLUTION_Q7_H
 
 #include "weighted_q7.h"
 #include "windows_q7.h"
 
-/* One image column of a window: `depth` channels of kernel_y cells, and a number that fills the last word. */
+/* Widens one image column of a window: `depth` channels of kernel_y cells, padded to a whole word. */
 INLINE void widen_column(const q7_t *in, const window_t *w, int dilation, int channels, int depth, int top, int x,
                          q15_t *column)
 {
@@ -20,13 +20,12 @@ INLINE void widen_column(const q7_t *in, const window_t *w, int dilation, int ch
     }
 }
 
-/* Convolution with `groups` groups of channels; `room` is for how many image columns a strip has.
+/* Convolution with `groups` groups of channels; `room` is the number of image columns in a strip.
  *
- * A strip holds the image columns that windows of neighbouring pixels need, widened to 16 bits, each column's cells one
- * after the other. So a window is one piece of it, and the next pixel's window begins `pitch` columns further on: each
- * cell is widened once for every row of windows that it lies in, not for every window. The weights of a pair of outputs
- * are KW,KH,C in blocks of four, with zeros for what fills up a column and the last block. Windows that skip columns of
- * the image share none. */
+ * A strip holds the image columns for the windows of neighbouring pixels, widened to 16 bits, column after column. A
+ * window is contiguous in the strip, and the next pixel's window starts `pitch` columns later. Each cell is widened
+ * once per row of windows, not once per window. The weights of a pair of outputs are KW,KH,C in blocks of four; columns
+ * and the last block are padded with zeros. Windows that skip image columns share none. */
 INLINE void convolve_dilated_q7(const q7_t *in, const window_t *w, int dilation_x, int dilation_y, int channels,
                                 int groups, int out_channels, const q7_t *weights, const int bits, const scaling_t *s,
                                 int room, q15_t *strip, q7_t *out)

@@ -5,8 +5,8 @@
 
 #include "windows_q7.h"
 
-/* Transposed convolution: a cell of the image adds its products with a window of weights to outputs, which are `stride`
- * further on for the next cell. The weights are O,KH,KW,C; the bias is shifted. */
+/* Transposed convolution: each cell of the image adds its products with a window of weights to the output; windows of
+ * neighbouring cells are `stride` apart. The weights are O,KH,KW,C; the bias is already shifted. */
 INLINE void deconvolve_q7(const q7_t *in, const window_t *w, int channels, int groups, int out_channels,
                           const q7_t *weights, const int32_t *bias, int out_rshift, q31_t low, q31_t high, q7_t *out)
 {

@@ -7,7 +7,7 @@
 #include "windows_q7.h"
 
 #if DSP_WORDS
-/* The weights of channels 0 and 2, and of 1 and 3, of one of a window's cells, widened. */
+/* Widened weights of one cell of a window: channels 0 and 2, and channels 1 and 3. */
 typedef struct {
     uint32_t even, odd;
 } tap_t;
@@ -21,16 +21,15 @@ INLINE tap_t tap_at(const q7_t *weights, const int bits, int cell)
 }
 #endif
 
-/* One channel's weight of a cell. */
+/* The weight of one channel of a cell. */
 INLINE q31_t weight_at(const q7_t *weights, const int bits, int cell, int channel)
 {
     const q7_t *const halves = weights + cell / 2 * 4 + channel / 2 * 2 + cell % 2;
     return bits == 8 ? weights[4 * cell + channel] : channel % 2 == 0 ? low_half(*halves) : high_half(*halves);
 }
 
-/* Adds what up to four channels of a depthwise convolution have in the cells [begin, end) of a window, whose first cell
- * is (top, left). The weights are KH,KW,4; those of 4 bits are for two cells in four bytes: channels 0 and 1 of the one
- * and of the other, then channels 2 and 3. */
+/* Adds the products of up to four channels for the cells [begin, end) of the window at (top, left). The weights are
+ * KH,KW,4. Four bytes of 4-bit weights hold two cells: channels 0 and 1 of both, then channels 2 and 3 of both. */
 INLINE void depthwise_sums(const q7_t *in, const window_t *w, int channels, int count, int top, int left, span_t rows,
                            span_t columns, const q7_t *weights, const int bits, q31_t sums[4])
 {
@@ -56,7 +55,7 @@ INLINE void depthwise_sums(const q7_t *in, const window_t *w, int channels, int 
     }
 }
 
-/* `count` channels of all pixels, at most four; windows that lie in the image have loops of constant lengths. */
+/* All pixels of `count` channels, at most four; windows inside the image have constant loop lengths. */
 INLINE void depthwise_channels(const q7_t *in, const window_t *w, int channels, int count, const q7_t *weights,
                                const int bits, const scaling_t *s, q7_t *out)
 {
@@ -85,7 +84,7 @@ INLINE void depthwise_channels(const q7_t *in, const window_t *w, int channels, 
     }
 }
 
-/* As many groups as channels, of which four are computed at a time; the weights are C/4,KH,KW,4, filled up with zeros. */
+/* As many groups as channels, four at a time; the weights are C/4,KH,KW,4, padded with zeros. */
 INLINE void depthwise_q7(const q7_t *in, const window_t *w, int channels, const q7_t *weights, const int bits,
                          const scaling_t *s, q7_t *out)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Products of 8-bit weights with 16-bit numbers, several at once: with the DSP extension two in one instruction.
- * Sums have 32 bits, and wrap around. */
+ * Dot products of 8-bit or 4-bit weights with 16-bit numbers; the DSP extension computes two products per instruction.
+ * Sums have 32 bits and wrap around. */
 #ifndef DOT_Q7_H
 #define DOT_Q7_H
 
@@ -16,7 +16,7 @@ INLINE void clear_q15(q15_t *to, int count)
     }
 }
 
-/* To lower addresses, which may overlap; `count` is a multiple of 2. */
+/* Moves numbers to lower addresses; ranges may overlap. `count` is a multiple of 2. */
 INLINE void move_q15(q15_t *to, const q15_t *from, int count)
 {
     for (int i = 0; i < count; i += 2) {
@@ -24,7 +24,7 @@ INLINE void move_q15(q15_t *to, const q15_t *from, int count)
     }
 }
 
-/* Bytes as 16-bit numbers: of each four, those at even places come first, where `count` is a multiple of 4. */
+/* Widens bytes to 16 bits; if `count` is a multiple of 4, each group of four becomes 0, 2, 1, 3. */
 INLINE void widen_q7(const q7_t *from, int count, q15_t *to)
 {
     if (count % 4 != 0) {
@@ -47,7 +47,7 @@ INLINE void widen_q7(const q7_t *from, int count, q15_t *to)
     }
 }
 
-/* 16 times the weight of 4 bits in half of a byte. */
+/* 16 times the 4-bit weight in the low or high half of a byte. */
 INLINE q31_t low_half(q7_t byte)
 {
     return (q7_t)(uint8_t)(byte * 16);
@@ -58,23 +58,23 @@ INLINE q31_t high_half(q7_t byte)
     return byte & ~15;
 }
 
-/* dot_q7: two outputs of one to three columns of 16-bit numbers, which begin `step` numbers apart.
+/* dot_q7: two outputs for one to three columns of 16-bit numbers, `step` numbers apart.
  *
- * Adds the products to sums[column][output], and says where the weights end. These come in blocks of four of one output
- * and four of the other, of which the bytes at even places meet the first two numbers; `length` is a multiple of 4. For
- * each four numbers of three columns it takes a load and four instructions that widen eight weights, and for each column
- * a load and four SMLAD: 20 instructions for 24 products.
+ * Adds the products to sums[column][output], and returns the end of the weights. Weights come in blocks of four of one
+ * output and four of the other; bytes at even positions belong to the first two numbers. `length` is a multiple of 4.
+ * Four numbers of three columns take one load and four instructions to widen eight weights, and one load and four
+ * SMLAD per column: 20 instructions for 24 products.
  *
- * `bits` are 8 or 4. Weights of 4 bits come four bytes a block: one output's in the low halves, the other's in the high
- * ones. What is added then is 16 times the products, since the halves stay where a byte's high half is: that takes three
- * instructions more for eight weights, and with 16 * 4-bit weights, sums are no larger than those of 8 bits. */
+ * `bits` is 8 or 4. A block of 4-bit weights has four bytes: one output in the low halves, the other in the high
+ * halves. The weights stay in the high half of a byte, so sums are 16 times as large; this takes three more
+ * instructions for eight weights. Since 4-bit weights are 16 times smaller, sums are no larger than with 8 bits. */
 #if DSP_WORDS
-/* Four weights each of two outputs, widened. */
+/* Four widened weights for each of two outputs. */
 typedef struct {
     uint32_t first_even, first_odd, second_even, second_odd;
 } weights_2x4_t;
 
-/* Low halves of bytes, moved up, and high halves. */
+/* The low halves of bytes, shifted up, and the high halves. */
 INLINE uint32_t low_halves(uint32_t word)
 {
     return word << 4 & 0xf0f0f0f0u;
@@ -85,7 +85,7 @@ INLINE uint32_t high_halves(uint32_t word)
     return word & 0xf0f0f0f0u;
 }
 
-/* Eight weights of so many bits take as many bytes. */
+/* Eight weights of `bits` bits are `bits` bytes. */
 INLINE const q7_t *widen_2x4(const q7_t *weights, const int bits, weights_2x4_t *w)
 {
     const uint32_t word = load_word(weights);
@@ -106,9 +106,9 @@ INLINE void mac_2x4(const q15_t *x, const weights_2x4_t *w, q31_t sums[2])
 }
 
 #if defined(__ARM_FEATURE_DSP)
-/* In assembler, since it takes all fourteen registers: compilers keep something else in one, and load pairs of words one
- * by one. r7 and r11, which may be reserved, are saved here. r0 is where the weights are, r1 the column that lies
- * `distance` bytes from its neighbours, r2 and r3 four of its numbers; r7, r11, r12 and lr are the widened weights. */
+/* In assembler because it needs all fourteen registers: compilers reserve one, and load pairs of words one by one. r7
+ * and r11, which may be reserved, are saved here. r0 is the address of the weights, r1 that of a column, `distance`
+ * bytes from its neighbours; r2 and r3 hold four of its numbers; r7, r11, r12 and lr hold widened weights. */
 #define WIDEN_2X4                    \
     ".if %c[bits] == 8\n\t"          \
     "ldrd r7, r11, [r0], #8\n\t"     \
@@ -150,7 +150,7 @@ INLINE void mac_2x4(const q15_t *x, const weights_2x4_t *w, q31_t sums[2])
     MAC_2X4("r4", "r5")         \
     WIDEN_2X4                   \
     MAC_2X4("r6", "r8")
-/* r3 is where the weights end that four steps at a time take; then so many steps more. */
+/* Four steps at a time until r3, the end of their weights; then the remaining steps. */
 #define DOT_LOOP(step)                          \
     "push {r3, r7, r11}\n\t"                    \
     ".if %c[length] >= 16\n"                    \
@@ -224,7 +224,7 @@ INLINE const q7_t *dot_q7(const q7_t *weights, const int bits, const q15_t *x, c
     return weights;
 }
 
-/* Four outputs of one column: the weights come in blocks of four of each. */
+/* Four outputs for one column; the weights come in blocks of four per output. */
 INLINE const q7_t *dot_4x1_q7(const q7_t *weights, const int bits, const q15_t *x, const int length, q31_t sums[4])
 {
 #if defined(__ARM_FEATURE_DSP)
@@ -242,7 +242,7 @@ INLINE const q7_t *dot_4x1_q7(const q7_t *weights, const int bits, const q15_t *
     return weights;
 }
 #else
-/* Written out, since compilers unroll no such loop below -O3. */
+/* Unrolled by hand because compilers do not unroll this loop below -O3. */
 INLINE q31_t dot_4(const q31_t a, const q31_t b, const q31_t c, const q31_t d, const q15_t *x, q31_t sum)
 {
     return sum + a * x[0] + b * x[1] + c * x[2] + d * x[3];

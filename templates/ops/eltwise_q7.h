@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Sums, maxima and products of whole inputs. */
+ * Elementwise sums, maxima and products of inputs. */
 #ifndef ELTWISE_Q7_H
 #define ELTWISE_Q7_H
 
 #include "words_q7.h"
 
-/* An input, and what it is multiplied with: 1 or -1 times a power of two. */
+/* An input and its factor: 1 or -1 times a power of two. */
 typedef struct {
     const q7_t *data;
     q31_t factor;
 } operand_t;
 
-/* Sums of `size` elements, limited to low ... high; the output may be one of the operands. */
+/* Elementwise sum of `size` elements, limited to low ... high; the output may be one of the operands. */
 INLINE void add_q7(const operand_t *operands, int count, int size, int out_rshift, q31_t low, q31_t high, q7_t *out)
 {
     for (int i = 0; i < size; i++) {
@@ -23,7 +23,7 @@ INLINE void add_q7(const operand_t *operands, int count, int size, int out_rshif
     }
 }
 
-/* Maxima of `size` elements, limited to low ... high; the output may be one of the operands. */
+/* Elementwise maximum of `size` elements, limited to low ... high; the output may be one of the operands. */
 INLINE void max_q7(const operand_t *operands, int count, int size, int out_rshift, q31_t low, q31_t high, q7_t *out)
 {
     for (int i = 0; i < size; i++) {
@@ -36,7 +36,7 @@ INLINE void max_q7(const operand_t *operands, int count, int size, int out_rshif
     }
 }
 
-/* Sums of `size` elements with as many others, or again and again with `others` numbers. */
+/* Elementwise sum; the second operand repeats every `others` elements. */
 INLINE void add_channels_q7(const operand_t *operands, int size, int others, int out_rshift, q31_t low, q31_t high,
                             q7_t *out)
 {
@@ -46,8 +46,8 @@ INLINE void add_channels_q7(const operand_t *operands, int size, int others, int
     }
 }
 
-/* Products of `size` elements with as many others, or again and again with `others` numbers; the output may be the first
- * input, and the second where it is as large. */
+/* Elementwise product; the second input repeats every `others` elements. The output may be the first input, or the
+ * second if that has `size` elements. */
 INLINE void multiply_q7(const q7_t *in_1, const q7_t *in_2, int size, int others, int lshift, int rshift, q7_t *out)
 {
     for (int i = 0; i < size; i += others) {

@@ -5,7 +5,7 @@
 
 #include "weighted_q7.h"
 
-/* The weights of four outputs at a time come in blocks of four of each; one or two that are left over, as a pair. */
+/* Four outputs at a time, with weights in blocks of four per output; one or two remaining outputs form a pair. */
 INLINE void inner_product_q7(const q7_t *in, int size, int outputs, const q7_t *weights, const int bits,
                              const scaling_t *s, q15_t *vector, q7_t *out)
 {

@@ -5,10 +5,10 @@
 
 #include "words_q7.h"
 
-/* The place in one direction that an output's cell has among the input's: the first and the last have the same. */
+/* An output cell's position among the input cells along one axis; the corners are aligned. */
 typedef struct {
-    int cell, next; /* elements from the image's, or the row's, begin */
-    q31_t part;     /* of the way to the next one, in 2048ths */
+    int cell, next; /* offset from the start of the image or row, in elements */
+    q31_t part;     /* fraction of the way to the next cell, in units of 1/2048 */
 } place_t;
 
 static inline place_t place_among(int out, int outs, int ins, int apart)
@@ -19,7 +19,7 @@ static inline place_t place_among(int out, int outs, int ins, int apart)
     return place;
 }
 
-/* Each element of an enlarged or reduced image on the straight lines between its four neighbours. */
+/* Enlarges or reduces an image by bilinear interpolation between four neighbours. */
 static inline void interpolate_q7(const q7_t *in, int in_y, int in_x, int channels, int out_y, int out_x, q7_t *out)
 {
     for (int oy = 0; oy < out_y; oy++) {

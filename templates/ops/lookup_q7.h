@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Functions of one number, as a table. */
+ * Functions of one number, from a table. */
 #ifndef LOOKUP_Q7_H
 #define LOOKUP_Q7_H
 
 #include "words_q7.h"
 
-/* The value of each of the 256 inputs, by its bits as an unsigned number; the output may be the input. */
+/* Looks up each input, reinterpreted as unsigned, in a table of 256 values. Works in place. */
 static inline void lookup_q7(const q7_t *in, int size, const q7_t *table, q7_t *out)
 {
     for (int i = 0; i < size; i++) {

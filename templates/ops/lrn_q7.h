@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Local response normalisation: elements times a power of a sum of squares. Images are HWC. */
+ * Local response normalization: elements times a power of a sum of squares. Images are HWC. */
 #ifndef LRN_Q7_H
 #define LRN_Q7_H
 
 #include "windows_q7.h"
 
-/* Powers of sums: table entries at the ends of 2**steps pieces of each octave of sum + 2**octave. */
+/* Table of powers: 2**steps entries per octave of sum + 2**octave. */
 typedef struct {
     const uint16_t *table;
     int octave, steps, rshift;
 } powers_t;
 
-/* The power of a sum of squares, on the line between two entries, with 7 bits more than these have. */
+/* The power of a sum of squares, interpolated linearly, with 7 bits more than the table's entries. */
 INLINE q31_t power_q7(const powers_t *p, uint32_t sum)
 {
     const uint32_t value = sum + (1u << p->octave);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Elements in another order. */
+ * Copies elements in another order. */
 #ifndef MOVES_Q7_H
 #define MOVES_Q7_H
 
 #include "words_q7.h"
 
-/* Where the elements of an output come from: loops from the outermost on, how often and how far each time. */
+/* Source of the output's elements: nested loops, outermost first, with their counts and strides. */
 typedef struct {
     int start, counts[5], strides[5];
 } move_t;

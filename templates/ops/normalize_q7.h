@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Vectors of length 1. Images are HWC. */
+ * Normalizes vectors to length 1. Images are HWC. */
 #ifndef NORMALIZE_Q7_H
 #define NORMALIZE_Q7_H
 
 #include "lrn_q7.h"
 
-/* Each element times a power of the sum of squares of all channels of its pixel. */
+/* Multiplies each element by a power of the sum of squares of its pixel's channels. */
 static inline void normalize_q7(const q7_t *in, int pixels, int channels, const powers_t *p, q7_t *out)
 {
     for (int i = 0; i < pixels; i++) {

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Maximum and average of windows, rounded half up. Images are HWC. */
+ * Max and average pooling; averages are rounded half up. Images are HWC. */
 #ifndef POOLING_Q7_H
 #define POOLING_Q7_H
 
 #include "windows_q7.h"
 
-/* floor(sum / divisor + 1/2), where C's division truncates toward zero. */
+/* floor(sum / divisor + 1/2); C's division truncates toward zero. */
 static inline q7_t divide_q7(q31_t sum, q31_t divisor)
 {
     const q31_t numerator = 2 * sum + divisor;
     return saturate_q7(numerator / (2 * divisor) - (numerator % (2 * divisor) < 0));
 }
 
-/* The maximum of one channel's cells. */
+/* The maximum of one channel. */
 INLINE q7_t largest_cell(const q7_t *in, int in_x, int channels, span_t rows, span_t columns)
 {
     q7_t most = -128;
@@ -26,7 +26,7 @@ INLINE q7_t largest_cell(const q7_t *in, int in_x, int channels, span_t rows, sp
 }
 
 #if DSP_WORDS
-/* Of four channels. */
+/* The maxima of four channels. */
 INLINE uint32_t largest_cells(const q7_t *in, int in_x, int channels, span_t rows, span_t columns)
 {
     uint32_t most = 0x80808080u;
@@ -39,7 +39,7 @@ INLINE uint32_t largest_cells(const q7_t *in, int in_x, int channels, span_t row
 }
 #endif
 
-/* Takes any window; the output may take the image's place where windows stay ahead of it. */
+/* Supports any window; works in place if no window reads a cell that is already overwritten. */
 static inline void maxpool_q7(const q7_t *in, const window_t *w, int channels, q7_t *out)
 {
     for (int oy = 0; oy < w->out_y; oy++) {
@@ -60,7 +60,7 @@ static inline void maxpool_q7(const q7_t *in, const window_t *w, int channels, q
     }
 }
 
-/* sum * multiplier / (cells * divisor); leaves the image alone, and takes any window. */
+/* sum * multiplier / (cells * divisor), for any window; does not change the image. */
 static inline void avepool_q7(const q7_t *in, const window_t *w, int channels, int multiplier, int divisor, q7_t *out)
 {
     for (int oy = 0; oy < w->out_y; oy++) {
@@ -81,7 +81,7 @@ static inline void avepool_q7(const q7_t *in, const window_t *w, int channels, i
     }
 }
 
-/* Adds a row to the sums of its channels, which begin with the first row. */
+/* Adds a row to the sums of its channels; the first row resets the sums. */
 static inline void add_row_q7(const q7_t *in, int pixels, int channels, int first, q31_t *sums)
 {
     for (int c = 0; c < channels; c++) {
@@ -93,7 +93,7 @@ static inline void add_row_q7(const q7_t *in, int pixels, int channels, int firs
     }
 }
 
-/* sum * multiplier / (cells * divisor); the output may lie where the sums begin. */
+/* sum * multiplier / (cells * divisor); the output may start at the same address as the sums. */
 static inline void avepool_of_sums_q7(const q31_t *sums, int channels, int cells, int multiplier, int divisor, q7_t *out)
 {
     for (int c = 0; c < channels; c++) {

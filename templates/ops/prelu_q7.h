@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A slope for the negative inputs of each channel. */
+ * ReLU with a slope per channel for negative inputs. */
 #ifndef PRELU_Q7_H
 #define PRELU_Q7_H
 
 #include "words_q7.h"
 
-/* x * one, or x * slope where x is negative, shifted; each channel has its own slope. The output may be the input. */
+/* x * one, or x * slope if x is negative, shifted right; one slope per channel. Works in place. */
 static inline void prelu_q7(const q7_t *in, int size, int channels, const int16_t *slopes, int one, int rshift, q7_t *out)
 {
     for (int i = 0; i < size; i += channels) {

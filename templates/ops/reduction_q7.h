@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Sums along axes, times a number; rounded half up. */
+ * Scaled sums along axes, rounded half up. */
 #ifndef REDUCTION_Q7_H
 #define REDUCTION_Q7_H
 
@@ -11,16 +11,16 @@ INLINE q7_t scaled_sum_q7(q31_t sum, int multiplier, int rshift)
     return (q7_t)(scaled > 127 ? 127 : scaled < -128 ? -128 : scaled);
 }
 
-/* What is added up of each element. */
+/* The terms of the sum. */
 typedef enum { ELEMENTS, MAGNITUDES, SQUARES } terms_t;
 
-/* Sums of `count` elements, `distance` from each other; how far apart those of the next group, and of the next sum, are. */
+/* Each sum has `count` elements, `distance` apart; sums are `apart`, and groups of sums `group_apart`. */
 typedef struct {
     int groups, sums, count, group_apart, apart, distance;
     terms_t terms;
 } sums_t;
 
-/* Sums times a number. */
+/* Sums times multiplier / 2**rshift. */
 INLINE void reduce_q7(const q7_t *in, const sums_t *s, int multiplier, int rshift, q7_t *out)
 {
     for (int g = 0; g < s->groups; g++) {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Softmax: of powers of two for a vector, of exponentials along an axis. */
+ * Softmax: with powers of two for a vector, with exponentials along an axis. */
 #ifndef SOFTMAX_Q7_H
 #define SOFTMAX_Q7_H
 
 #include "words_q7.h"
 
-/* Powers of two in place of exponentials, as arm_softmax_q7 of CMSIS 5.9.0; the output may be the input. */
+/* Powers of two instead of exponentials, like arm_softmax_q7 of CMSIS 5.9.0. Works in place. */
 static inline void softmax_q7(const q7_t *in, int size, q7_t *out)
 {
     int most = in[0], sum = 0;
@@ -22,8 +22,8 @@ static inline void softmax_q7(const q7_t *in, int size, q7_t *out)
     }
 }
 
-/* exp(x - largest) * 128 / the sum of these along an axis: `count` elements, `distance` from each other, in each of some
- * stretches of memory. The table has exp of 0, -1, ... -255; the output may be the input. */
+/* exp(x - largest) * 128 / sum along an axis of `count` elements, `distance` apart, in each of `stretches` blocks of
+ * memory. The table has exp of 0, -1, ... -255. Works in place. */
 static inline void softmax_along_q7(const q7_t *in, int stretches, int count, int distance, const uint32_t *table, q7_t *out)
 {
     for (int i = 0; i < stretches * distance; i++) {

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What layers with weights have in common: the integers of CMSIS-NN's q7 kernels, for sizes that the compiler knows.
+ * Shared by layers with weights: the arithmetic of CMSIS-NN's q7 kernels, for sizes known at compile time.
  *
- * sum = bias << bias_lshift, plus the rounding term, plus all products, in 32 bits; the output is sum >> out_rshift,
- * limited to low ... high. */
+ * sum = (bias << bias_lshift) + rounding term + all products, in 32 bits; the output is sum >> out_rshift, limited to
+ * low ... high. */
 #ifndef WEIGHTED_Q7_H
 #define WEIGHTED_Q7_H
 
 #include "dot_q7.h"
 
-/* How a layer's sums become its outputs. */
+/* Converts a layer's sums to its outputs. */
 typedef struct {
     const q7_t *bias;
     int bias_lshift, out_rshift;
@@ -20,8 +20,8 @@ INLINE q31_t first_sum(const scaling_t *s, int output)
     return s->bias[output] * (1 << s->bias_lshift) + ROUNDING(s->out_rshift);
 }
 
-/* Products with weights of 4 bits are added up 16 times as large, without the first sum: that is added at the end, so
- * that its shift and the rounding term have the room that they have beside weights of 8 bits. */
+/* Sums of products with 4-bit weights are 16 times as large. The first sum is added at the end, which leaves its shift
+ * and the rounding term the same range as with 8-bit weights. */
 INLINE q31_t start(q31_t first, const int bits)
 {
     return bits == 8 ? first : 0;
@@ -37,7 +37,7 @@ INLINE int even(int count)
     return count + count % 2;
 }
 
-/* All outputs of `columns` pixels; two at a time, the last alone where their number is odd. */
+/* All outputs of `columns` pixels, two at a time; the last one alone if their number is odd. */
 INLINE void convolve_pixels(const q15_t *x, int step, int columns, int length, const q7_t *weights, const int bits,
                             const scaling_t *s, int outputs, int out_channels, q7_t *out)
 {

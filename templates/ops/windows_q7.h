@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Windows on an image, of any shape, stride and padding. */
+ * Windows of any shape, stride and padding on an image. */
 #ifndef WINDOWS_Q7_H
 #define WINDOWS_Q7_H
 
 #include "words_q7.h"
 
-/* How windows lie on an image, in cells; x is the width. */
+/* The geometry of windows on an image, in cells; x is the width. */
 typedef struct {
     int in_x, in_y, kernel_x, kernel_y, padding_x, padding_y, stride_x, stride_y, out_x, out_y;
 } window_t;
 
-/* The cells [begin, end) of an axis that a window holds, and how many it has with the padding that Caffe counts. */
+/* The cells [begin, end) of a window along an axis, and their number including the padding that Caffe counts. */
 typedef struct {
     int begin, end, counted;
 } span_t;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Words of four bytes or two 16-bit numbers at once, and limits, in the instructions that some cores have for them.
+ * SIMD operations on words of four bytes or two 16-bit numbers, and saturation.
  *
- * With the DSP extension (Cortex-M4, M7, M33, M55) these are instructions of the core; on a computer that stands for one
- * they are written in C, so that the same loops run there; other cores have loops without words (DSP_WORDS is 0).
- * The types q7_t and q31_t come from the program. */
+ * With the DSP extension (Cortex-M4, M7, M33, M55), these are single instructions. On a PC that emulates such a core,
+ * they are written in C to run the same loops. Other cores use loops without words (DSP_WORDS is 0).
+ * The program defines the types q7_t and q31_t. */
 #ifndef WORDS_Q7_H
 #define WORDS_Q7_H
 
@@ -21,7 +21,7 @@
 #define DSP_WORDS 0
 #endif
 
-/* Four bytes or two 16-bit numbers, wherever they lie. */
+/* Four bytes or two 16-bit numbers, at any address. */
 INLINE uint32_t load_word(const void *from)
 {
     uint32_t word;
@@ -40,7 +40,7 @@ INLINE uint32_t even_bytes(uint32_t word)
     return (uint32_t)__sxtb16((int8x4_t)word);
 }
 
-/* In one instruction, which GCC does not find by itself. */
+/* One instruction, which GCC does not generate by itself. */
 INLINE uint32_t odd_bytes(uint32_t word)
 {
     uint32_t bytes;
@@ -105,14 +105,14 @@ INLINE uint32_t largest_bytes(uint32_t a, uint32_t b)
 }
 #endif
 
-/* The rounding term of the library's kernels: half a step up, or none where they are built to truncate. */
+/* The rounding term of the library's kernels: half a step, or 0 if they are built to truncate. */
 #if defined(ARM_NN_TRUNCATE)
 #define ROUNDING(shift) 0
 #else
 #define ROUNDING(shift) ((1 << (shift)) >> 1)
 #endif
 
-/* max(low, min(value, high)); one instruction (SSAT, USAT) where a core has it and the limits allow it. */
+/* max(low, min(value, high)); one instruction (SSAT, USAT) if the core and the limits allow it. */
 INLINE q7_t limited_q7(q31_t value, q31_t low, q31_t high)
 {
 #if defined(__ARM_FEATURE_SAT) && defined(__GNUC__)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The types of CMSIS-DSP's arm_math.h that the q7 kernels need, for builds without Arm's libraries. */
+ * The types from CMSIS-DSP's arm_math.h that the q7 kernels need, for builds without Arm's libraries. */
 #ifndef ARM_MATH_H
 #define ARM_MATH_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The q7 kernels of CMSIS-NN 5.9.0 in portable C, as exact as Arm's and as dangerous: they check no more, read and
- * write what Arm's read and write, beyond their arrays too, and leave scratch memory filled with garbage. */
+ * The q7 kernels of CMSIS-NN 5.9.0 in portable C, with the same results and side effects as Arm's: they check no more,
+ * read and write the same memory, even beyond their arrays, and fill scratch memory with garbage. */
 #include "arm_nnfunctions.h"
 
 #include <assert.h>
@@ -12,7 +12,7 @@
 #define DSP_PATH 0
 #endif
 
-/* Accumulators are unsigned here, since the kernels' 32-bit sums wrap and C leaves that open for signed ones. */
+/* Accumulators are unsigned because the kernels' 32-bit sums wrap, which is undefined in C for signed numbers. */
 
 static uint32_t start(q7_t bias, uint16_t bias_shift, uint16_t out_shift)
 {
@@ -30,7 +30,7 @@ static q7_t finish(uint32_t sum, uint16_t out_shift)
     return (q7_t)(value > 127 ? 127 : value < -128 ? -128 : value);
 }
 
-/* All scratch memory is written before and after it is used; the kernels need it aligned to words. */
+/* Overwrites scratch memory before and after use; the kernels require word alignment. */
 static void spoil(void *scratch, int bytes)
 {
     assert(scratch != NULL && (size_t)scratch % sizeof(q31_t) == 0);
@@ -41,13 +41,13 @@ typedef struct {
     int in, out, kernel, padding, stride; /* cells along one axis */
 } axis_t;
 
-/* How sums become outputs. */
+/* Converts sums to outputs. */
 typedef struct {
     const q7_t *bias;
     uint16_t bias_shift, out_shift;
 } scaling_t;
 
-/* The part of the window of output o that lies in the image: cells [*begin, *end) of the kernel. */
+/* The part of output o's window inside the image: cells [*begin, *end) of the kernel. */
 static int clip_window(const axis_t *axis, int o, int *begin, int *end)
 {
     const int origin = o * axis->stride - axis->padding;
@@ -63,7 +63,7 @@ static int is_outside(const axis_t *axis, int cell)
     return cell < 0 || cell >= axis->in;
 }
 
-/* The fast kernels check windows of the first and the last `padding` outputs along each axis, and no others. */
+/* The fast kernels check only the windows of the first and the last `padding` outputs along each axis. */
 static int is_checked(const axis_t *axis, int o)
 {
     return o < axis->padding || o >= axis->out - axis->padding;
@@ -74,7 +74,7 @@ static int larger(int a, int b)
     return a > b ? a : b;
 }
 
-/* Windows as columns of 16 bits in scratch memory, which are multiplied two at a time. Weights O,KH,KW,C. */
+/* Windows become columns of 16 bits in scratch memory, multiplied two at a time. Weights O,KH,KW,C. */
 static void convolve(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, scaling_t s,
                      int fast, q15_t *scratch, q7_t *out)
 {
@@ -116,7 +116,7 @@ static void convolve(const q7_t *image, axis_t x, axis_t y, int channels, const 
     spoil(scratch, scratch_bytes);
 }
 
-/* Each pixel as a column, rows of the input as they come: its height is not looked at. */
+/* Each pixel is a column; the height of the input is ignored. */
 static void convolve_1x1(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, scaling_t s,
                          q15_t *scratch, q7_t *out)
 {
@@ -135,7 +135,7 @@ static uint32_t dot(const q7_t *a, const q7_t *b, int length)
     return (uint32_t)sum;
 }
 
-/* Weights O,KH,KW,C. Needs no scratch memory, and checks every window. */
+/* Weights O,KH,KW,C. Uses no scratch memory and checks every window. */
 static void convolve(const q7_t *image, axis_t x, axis_t y, int channels, const q7_t *wt, int outputs, scaling_t s,
                      int fast, q15_t *scratch, q7_t *out)
 {
@@ -232,7 +232,7 @@ ARM_Q7_CONVOLVE_SQUARE(arm_convolve_HWC_q7_basic)
 ARM_Q7_CONVOLVE_SQUARE(arm_convolve_HWC_q7_RGB)
 {
     AXES_SQUARE();
-    if (DSP_PATH) { /* it reads three bytes as four */
+    if (DSP_PATH) { /* reads four bytes at a time */
         (void)*(const volatile q7_t *)(Im_in + dim_im_in * dim_im_in * 3);
     }
     CONVOLVE(ch_im_in == 3, 0);
@@ -281,7 +281,7 @@ ARM_Q7_CONVOLVE_NONSQUARE(arm_depthwise_separable_conv_HWC_q7_nonsquare)
 
 #if DSP_PATH
 
-/* The DSP path widens the vector into scratch memory first, so that its output may lie where the vector lay. */
+/* The DSP path first widens the vector into scratch memory, so the output may overwrite the vector. */
 typedef q15_t element_t;
 
 static const element_t *prepare(const q7_t *vector, int size, q15_t *scratch)
@@ -335,7 +335,7 @@ arm_status arm_fully_connected_q7(const q7_t *pV, const q7_t *pM, const uint16_t
 }
 
 /* Weights as a stream of 4x4 blocks: (row, column) in the order (0,0)(1,0)(0,2)(1,2) (2,0)(3,0)(2,2)(3,2)
- * (0,1)(1,1)(0,3)(1,3) (2,1)(3,1)(2,3)(3,3), then the left-over columns, four rows side by side. */
+ * (0,1)(1,1)(0,3)(1,3) (2,1)(3,1)(2,3)(3,3), then the remaining columns, four rows at a time. */
 arm_status arm_fully_connected_q7_opt(const q7_t *pV, const q7_t *pM, const uint16_t dim_vec,
                                       const uint16_t num_of_rows, const uint16_t bias_shift, const uint16_t out_shift,
                                       const q7_t *bias, q7_t *pOut, q15_t *vec_buffer)
@@ -374,7 +374,7 @@ void arm_relu_q7(q7_t *data, uint16_t size)
     }
 }
 
-/* round(128 / (1 + exp(-k / 16))) and round(128 * tanh(k / 16)), at most 127, for the 8 bits of a signed k. */
+/* round(128 / (1 + exp(-k / 16))) and round(128 * tanh(k / 16)), at most 127, indexed by a signed 8-bit k. */
 static const q7_t sigmoid_table[256] = {
     64, 66, 68, 70, 72, 74, 76, 78, 80, 82, 83, 85, 87, 89, 90, 92, 94, 95, 97, 98, 99, 101, 102, 103, 105, 106, 107,
     108, 109, 110, 111, 112, 113, 114, 114, 115, 116, 116, 117, 118, 118, 119, 119, 120, 120, 121, 121, 122, 122, 122,
@@ -411,7 +411,7 @@ void arm_nn_activations_direct_q7(q7_t *data, uint16_t size, uint16_t int_width,
     }
 }
 
-/* Powers of two in place of exponentials; the maximum counts as much as what is one below it. */
+/* Powers of two instead of exponentials; the maximum counts as much as a value one below it. */
 void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out)
 {
     int most = -128;
@@ -432,7 +432,7 @@ void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out)
 
 #if DSP_PATH
 
-/* The largest of the cells [first, end) of an axis, `lanes` bytes each and `pitch` apart, into out, which may be a cell. */
+/* The maximum of the cells [first, end) of an axis, `lanes` bytes each and `pitch` apart; out may be one of them. */
 static void largest(const q7_t *cells, int pitch, int first, int end, int lanes, q7_t *out)
 {
     for (int lane = 0; lane < lanes; lane++) {
@@ -445,8 +445,8 @@ static void largest(const q7_t *cells, int pitch, int first, int end, int lanes,
     }
 }
 
-/* Along x in place in the image, then along y. A window that starts before the image starts at column i of the
- * i-th output instead of at 0, as in the library: exact while the padding is below the stride. */
+/* Along x in place, then along y. As in the library, a window that starts before the image starts at column i for the
+ * i-th output instead of at 0, which is exact if the padding is less than the stride. */
 static void max_pool(q7_t *image, const axis_t *axis, int channels, q7_t *out)
 {
     const int row_bytes = axis->in * channels, out_bytes = axis->out * channels;
@@ -475,7 +475,7 @@ static void max_pool(q7_t *image, const axis_t *axis, int channels, q7_t *out)
             int kx_begin, kx_end;
             const int column = clip_window(axis, ox, &kx_begin, &kx_end);
             for (int c = 0; c < channels; c++) {
-                int most = -129; /* a window without any cell becomes 127 */
+                int most = -129; /* an empty window gives 127 */
                 for (int ky = ky_begin; ky < ky_end; ky++) {
                     for (int kx = kx_begin; kx < kx_end; kx++) {
                         const q7_t value = image[((row + ky) * axis->in + column + kx) * channels + c];

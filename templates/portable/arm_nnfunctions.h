@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The q7 kernels of CMSIS-NN 5.9.0 in portable C: the same prototypes, the same results to the last bit.
+ * The q7 kernels of CMSIS-NN 5.9.0 in portable C: the same prototypes and the same results, to the last bit.
  *
- * Define ARM_MATH_DSP for the arithmetic of a core with the DSP extension (Cortex-M4, M7, M33), which pools in two
- * stages; without it, or with ARM_MATH_MVEI (M55), that of Cortex-M0 and M3. Define ARM_NN_TRUNCATE to requantize
- * without rounding. */
+ * Define ARM_MATH_DSP for the arithmetic of cores with the DSP extension (Cortex-M4, M7, M33): pooling has two stages.
+ * Without it, or with ARM_MATH_MVEI (M55), the arithmetic is that of Cortex-M0 and M3. Define ARM_NN_TRUNCATE to
+ * requantize without rounding. */
 #ifndef PORTABLE_ARM_NNFUNCTIONS_H
 #define PORTABLE_ARM_NNFUNCTIONS_H
 
@@ -49,7 +49,7 @@ typedef enum { ARM_SIGMOID = 0, ARM_TANH = 1 } arm_nn_activation_type;
 
 void arm_nn_activations_direct_q7(q7_t *data, uint16_t size, uint16_t int_width, arm_nn_activation_type type);
 
-/* As 5.9.0 has it; older releases compute other values. */
+/* As in 5.9.0; older releases compute other values. */
 void arm_softmax_q7(const q7_t *vec_in, const uint16_t dim_vec, q7_t *p_out);
 
 void arm_maxpool_q7_HWC(q7_t *Im_in, const uint16_t dim_im_in, const uint16_t ch_im_in, const uint16_t dim_kernel,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The s8 and s4 kernels of CMSIS-NN 7 in portable C, as exact as Arm's and as dangerous: they check no more, read and
- * write what Arm's read and write, beyond their arrays too, and leave scratch memory filled with garbage. */
+ * The s8 and s4 kernels of CMSIS-NN 7 in portable C, with the same results and side effects as Arm's: they check no
+ * more, read and write the same memory, even beyond their arrays, and fill scratch memory with garbage. */
 #include "arm_nnfunctions.h"
 
 #include <assert.h>
@@ -16,7 +16,7 @@ enum { MVE_PATH = 0, DSP_PATH = 1 };
 enum { MVE_PATH = 0, DSP_PATH = 0 };
 #endif
 
-/* All scratch memory is written before and after it is used; the kernels need it aligned to words. */
+/* Overwrites scratch memory before and after use; the kernels require word alignment. */
 static void spoil(const cmsis_nn_context *ctx)
 {
     if (ctx->buf != NULL) {
@@ -25,7 +25,7 @@ static void spoil(const cmsis_nn_context *ctx)
     }
 }
 
-/* Sums are unsigned here, since the kernels' 32-bit sums wrap and C leaves that open for signed ones. */
+/* Sums are unsigned because the kernels' 32-bit sums wrap, which is undefined in C for signed numbers. */
 
 static int8_t clamp(int32_t value, const cmsis_nn_activation *range)
 {
@@ -37,7 +37,7 @@ static int8_t finish(uint32_t sum, int32_t multiplier, int32_t shift, int32_t of
     return clamp(arm_nn_requantize((int32_t)sum, multiplier, shift) + offset, range);
 }
 
-/* The i-th weight of an array, each a byte or half a byte; of two, the first is in the low half. */
+/* The i-th weight of an array, in a byte or half a byte; the first of two is in the low half. */
 typedef int32_t weight_t(const int8_t *weights, int32_t i);
 
 static int32_t byte_at(const int8_t *weights, int32_t i)
@@ -60,7 +60,7 @@ static inline uint32_t dot(const int8_t *values, int32_t offset, const int8_t *w
     return sum;
 }
 
-/* A window along one axis: its first cell, and the taps [begin, end) of the kernel that meet the image. */
+/* A window along one axis: its first cell, and the taps [begin, end) of the kernel inside the image. */
 typedef struct {
     int32_t origin, begin, end;
 } window_t;
@@ -78,7 +78,7 @@ static window_t clip_window(int32_t output, int32_t stride, int32_t padding, int
     return window;
 }
 
-/* What a layer with weights takes beside its geometry. */
+/* The arguments of a layer with weights, except its geometry. */
 typedef struct {
     const cmsis_nn_per_channel_quant_params *quant;
     int32_t input_offset, output_offset;
@@ -93,7 +93,7 @@ static int8_t scaled(const scaling_t *s, uint32_t sum, int32_t o)
     return finish(sum, s->quant->multiplier[o], s->quant->shift[o], s->output_offset, s->range);
 }
 
-/* `count` outputs for each of the windows from `input` on, of `size` bytes and `pitch` bytes apart. */
+/* `count` outputs for each window from `input` on; windows have `size` bytes and are `pitch` bytes apart. */
 static inline void convolve_windows(const scaling_t *s, const int8_t *input, int32_t pitch, int32_t size,
                                     int32_t windows, int32_t count, int8_t *output)
 {
@@ -134,8 +134,8 @@ static inline void convolve(const cmsis_nn_conv_params *conv_params, const scali
     }
 }
 
-/* 1x1 without padding: with strides of 1 all pixels of the input, however large the output is; else whatever pixels
- * the output's size asks for, in the input or not. */
+/* 1x1 without padding. With a stride of 1, it computes all pixels of the input, regardless of the output's size;
+ * otherwise all pixels of the output, even beyond the input. */
 static inline void convolve_1x1(const cmsis_nn_conv_params *p, const scaling_t *s, const cmsis_nn_dims *in,
                                 const int8_t *input, const cmsis_nn_dims *out, int8_t *output)
 {
@@ -149,8 +149,8 @@ static inline void convolve_1x1(const cmsis_nn_conv_params *p, const scaling_t *
     }
 }
 
-/* An image of one row, on MVE: one row of outputs, however many the output's size asks for. Windows at the left are
- * checked at the left alone, those at the right at the right alone; what the geometry leaves over is refused. */
+/* An image of one row, on MVE: one row of outputs, regardless of the output's height. Windows that start left of the
+ * image are checked only on the left, all others only on the right; inconsistent geometry is rejected. */
 static inline arm_cmsis_nn_status convolve_row(const cmsis_nn_conv_params *p, const scaling_t *s,
                                                const cmsis_nn_dims *in, const int8_t *input, const cmsis_nn_dims *k,
                                                const cmsis_nn_dims *out, int8_t *output)
@@ -246,8 +246,8 @@ static inline void depthwise(const cmsis_nn_dw_conv_params *dw_conv_params, cons
     }
 }
 
-/* 3x3 with a padding of at most 1, without MVE: a window's second column is read wherever it lies, and its first one
- * where that is not left of the image. */
+/* 3x3 with a padding of at most 1, without MVE: the second column of a window is read unchecked, the first one only
+ * if it is not left of the image. */
 static void depthwise_3x3(const cmsis_nn_dw_conv_params *p, const scaling_t *s, const cmsis_nn_dims *in,
                           const int8_t *input, const cmsis_nn_dims *out, int8_t *output)
 {
@@ -270,8 +270,8 @@ static void depthwise_3x3(const cmsis_nn_dw_conv_params *p, const scaling_t *s, 
     }
 }
 
-/* One output for each channel: a window's cells as 16-bit numbers in scratch memory. The rows of zeros above and below
- * the image are as many as the geometry says, whether the window has so many or not. */
+/* One output per channel: a window's cells as 16-bit numbers in scratch memory. The number of zero rows above and below
+ * the image follows from the geometry, even if the window has fewer rows. */
 static void depthwise_columns(const cmsis_nn_context *ctx, const cmsis_nn_dw_conv_params *p, const scaling_t *s,
                               const cmsis_nn_dims *in, const int8_t *input, const cmsis_nn_dims *k,
                               const cmsis_nn_dims *out, int8_t *output)
@@ -306,7 +306,7 @@ static void depthwise_columns(const cmsis_nn_context *ctx, const cmsis_nn_dw_con
     }
 }
 
-/* Where the library's generic code for weights of 4 bits is right. */
+/* Whether the library's generic code for 4-bit weights is correct. */
 static int is_right(const cmsis_nn_dw_conv_params *p, const cmsis_nn_dims *in, const cmsis_nn_dims *k)
 {
     const int unpadded = p->padding.w == 0 && p->padding.h == 0;
@@ -452,7 +452,7 @@ static arm_cmsis_nn_status pool(const cmsis_nn_context *ctx, const cmsis_nn_pool
             if (cells == 0 && average) {
                 return ARM_CMSIS_NN_ARG_ERROR;
             }
-            if (cells == 0) { /* the maximum of nothing is not written */
+            if (cells == 0) { /* an empty window is not written */
                 output += in->c;
                 continue;
             }
@@ -482,7 +482,7 @@ arm_cmsis_nn_status arm_max_pool_s8(const cmsis_nn_context *ctx, const cmsis_nn_
     return pool(ctx, pool_params, input_dims, input_data, filter_dims, output_dims, 0, output_data);
 }
 
-/* Rounds to the nearest, ties away from zero. */
+/* Rounds to nearest, ties away from zero. */
 arm_cmsis_nn_status arm_avgpool_s8(const cmsis_nn_context *ctx, const cmsis_nn_pool_params *pool_params,
                                    const cmsis_nn_dims *input_dims, const int8_t *input_data,
                                    const cmsis_nn_dims *filter_dims, const cmsis_nn_dims *output_dims,

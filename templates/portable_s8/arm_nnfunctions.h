@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The s8 and s4 kernels of CMSIS-NN 7 that a generated network calls, in portable C: the same types and prototypes, the
- * same results to the last bit on every core. Scratch memory is not used. */
+ * The s8 and s4 kernels of CMSIS-NN 7 that generated networks call, in portable C: the same types and prototypes, and
+ * the same results to the last bit on every core. */
 #ifndef ARM_NNFUNCTIONS_H
 #define ARM_NNFUNCTIONS_H
 
@@ -43,7 +43,7 @@ typedef struct {
 } cmsis_nn_activation;
 
 typedef struct {
-    int32_t *multiplier, *shift; /* of each output channel */
+    int32_t *multiplier, *shift; /* one per output channel */
 } cmsis_nn_per_channel_quant_params;
 
 typedef struct {
@@ -72,7 +72,7 @@ typedef struct {
     cmsis_nn_activation activation;
 } cmsis_nn_fc_params;
 
-/* Weights O,KH,KW,C, where C counts the channels of a group. */
+/* Weights O,KH,KW,C, where C is the number of channels in a group. */
 arm_cmsis_nn_status arm_convolve_wrapper_s8(const cmsis_nn_context *ctx, const cmsis_nn_conv_params *conv_params,
                                             const cmsis_nn_per_channel_quant_params *quant_params,
                                             const cmsis_nn_dims *input_dims, const int8_t *input_data,
@@ -96,7 +96,7 @@ arm_cmsis_nn_status arm_depthwise_conv_s8(const cmsis_nn_context *ctx, const cms
                                           const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
                                           const cmsis_nn_dims *output_dims, int8_t *output_data);
 
-/* Weights row by row. The bias is read from ctx->buf, as CMSIS-NN 7 does on MVE. */
+/* Weights row by row. The bias is read from ctx->buf, as in CMSIS-NN 7 on MVE. */
 arm_cmsis_nn_status arm_fully_connected_s8(const cmsis_nn_context *ctx, const cmsis_nn_fc_params *fc_params,
                                            const cmsis_nn_per_tensor_quant_params *quant_params,
                                            const cmsis_nn_dims *input_dims, const int8_t *input_data,
@@ -104,7 +104,7 @@ arm_cmsis_nn_status arm_fully_connected_s8(const cmsis_nn_context *ctx, const cm
                                            const cmsis_nn_dims *bias_dims, const int32_t *bias_data,
                                            const cmsis_nn_dims *output_dims, int8_t *output_data);
 
-/* Weights of 4 bits, in the orders of the s8 kernels: two in a byte, the first in its low half. */
+/* 4-bit weights, in the order of the s8 kernels: two per byte, the first in the low half. */
 arm_cmsis_nn_status arm_convolve_wrapper_s4(const cmsis_nn_context *ctx, const cmsis_nn_conv_params *conv_params,
                                             const cmsis_nn_per_channel_quant_params *quant_params,
                                             const cmsis_nn_dims *input_dims, const int8_t *input_data,

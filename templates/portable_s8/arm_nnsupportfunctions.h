@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the portable s8 kernels share. */
+ * Shared by the portable s8 kernels. */
 #ifndef ARM_NNSUPPORTFUNCTIONS_H
 #define ARM_NNSUPPORTFUNCTIONS_H
 

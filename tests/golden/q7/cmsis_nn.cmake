@@ -1,4 +1,4 @@
-# NN_SOURCES and NN_INCLUDES: of Arm's library in CMSIS_NN_PATH, the kernels' files and those whose functions they call.
+# NN_SOURCES and NN_INCLUDES: the kernels' files from Arm's library in CMSIS_NN_PATH, with their dependencies.
 set(CMSIS_NN_PATH "" CACHE PATH "Folder of CMSIS 5.9.0, which holds CMSIS/")
 set(NN_SOURCES "")
 set(NN_INCLUDES ${CMAKE_CURRENT_LIST_DIR})

@@ -31,7 +31,7 @@
 #error "CMSIS-NN has no q7 kernels from version 4 on: use CMSIS 5.9.0, or generate this code with code_gen.py --library s8"
 #endif
 
-/* The kernels have two code paths: for cores with the DSP extension but without MVE, and for all others. */
+/* The kernels have two code paths: one for cores with the DSP extension but without MVE, one for all others. */
 #if defined(ARM_MATH_MVEI)
 #error "ARM_MATH_MVEI is defined, but this code is for Cortex-M4, M7 or M33: generate it with code_gen.py --core mve"
 #elif !defined(ARM_MATH_DSP)
@@ -46,13 +46,13 @@
 #include "parameter.h"
 #include "weights.h"
 
-#if NETWORK_FINGERPRINT != 0xe39db083u || \
-    PARAMETER_FINGERPRINT != 0xe39db083u || \
-    WEIGHTS_FINGERPRINT != 0xe39db083u
+#if NETWORK_FINGERPRINT != 0x153ab427u || \
+    PARAMETER_FINGERPRINT != 0x153ab427u || \
+    WEIGHTS_FINGERPRINT != 0x153ab427u
 #error "This file and its headers were written by different runs of code_gen.py: run it again"
 #endif
 
-/* Where constants and the arena go: attributes such as __attribute__((section(".qspi"))). */
+/* Attributes that place constants and the arena, such as __attribute__((section(".qspi"))). */
 #ifndef NN_WEIGHTS_SECTION
 #define NN_WEIGHTS_SECTION
 #endif
@@ -76,8 +76,8 @@ NN_WEIGHTS_SECTION static const q7_t ip1_bias[10] = IP1_BIAS;
 NN_WEIGHTS_SECTION static const q7_t ip2_wt[60] = IP2_WT;
 NN_WEIGHTS_SECTION static const q7_t ip2_bias[6] = IP2_BIAS;
 
-/* Every layer's output and scratch memory; in words, since the kernels use scratch memory as 16-bit numbers.
- * Networks that never run at the same time can share it: NN_ARENA names an array of int32_t elsewhere. */
+/* Activations and scratch memory; word-aligned because kernels use q15_t.
+ * Networks that never run at the same time can share it: define NN_ARENA as the name of an int32_t array. */
 #ifdef NN_ARENA
 #ifdef __cplusplus
 extern "C"
@@ -89,8 +89,8 @@ NN_ARENA_SECTION static int32_t arena_words[NN_ARENA_BYTES / sizeof(int32_t)];
 #endif
 static q7_t *const arena = (q7_t *)arena_words;
 
-/* (pixel - mean) on the input's Q-format grid; the shift is arithmetic and rounds down. Works in place.
- * The mean is of one value, of one for each channel, or of a whole image. */
+/* (pixel - mean) in the input's Q-format; the shift is arithmetic and rounds down. Works in place.
+ * The mean is one value, one value per channel, or a whole image. */
 static void read_pixels(const uint8_t *image, q7_t *out)
 {
     for (int i = 0; i < NN_INPUT_BYTES; i += (int)sizeof(mean)) {
@@ -102,7 +102,7 @@ static void read_pixels(const uint8_t *image, q7_t *out)
     }
 }
 
-/* Inline, so that nothing is left of an observer where there is none. */
+/* Force-inlined so the observer check is optimised away. */
 #if defined(INLINE)
 #elif defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -117,7 +117,7 @@ INLINE void tell(nn_observer_t *observer, void *context, int layer, const q7_t *
     }
 }
 
-/* Runs every layer, and hands each output to the observer before later layers reuse its memory. */
+/* Runs all layers, and passes each output to the observer before later layers reuse its memory. */
 INLINE const q7_t *run_layers(const uint8_t *image, nn_observer_t *observer, void *context)
 {
     q7_t *const data_out = arena + DATA_OFFSET;
@@ -217,7 +217,7 @@ const int8_t *run_nn_observed(const uint8_t *image, nn_observer_t *observer, voi
     return run_layers(image, observer, context);
 }
 
-/* Define NN_NO_MAIN to link the network into a program of your own, which includes network.h. */
+/* Define NN_NO_MAIN to link the network into your own program, which includes network.h. */
 #ifndef NN_NO_MAIN
 #include "test_images.h"
 #if TEST_IMAGES_FINGERPRINT != NETWORK_FINGERPRINT
@@ -259,7 +259,7 @@ static void print_result(const int8_t *logits)
     printf("\n");
 }
 
-/* CRC-32 as in Ethernet, zip and PNG, going on from that of what came before, 0 where nothing did. */
+/* CRC-32 as in Ethernet, zip and PNG; `crc` is that of the preceding bytes, or 0. */
 static uint32_t crc32(uint32_t crc, const int8_t *data, int bytes)
 {
     crc = ~crc;
@@ -272,7 +272,7 @@ static uint32_t crc32(uint32_t crc, const int8_t *data, int bytes)
     return ~crc;
 }
 
-/* Of each layer's output, which may come in parts. */
+/* One per layer; the output may arrive in parts. */
 static uint32_t checksums[NN_LAYERS];
 
 static void take_checksum(void *context, int layer, const int8_t *output, int bytes)
@@ -281,7 +281,7 @@ static void take_checksum(void *context, int layer, const int8_t *output, int by
     checksums[layer] = crc32(checksums[layer], output, bytes);
 }
 
-/* What a test image gives, whatever was in the arena before. */
+/* Runs a test image, after overwriting the arena with a pattern. */
 static const int8_t *run_image(int image)
 {
     memset(checksums, 0, sizeof(checksums));
@@ -289,7 +289,7 @@ static const int8_t *run_image(int image)
     return run_nn_observed(test_pixels + image * NN_INPUT_BYTES, take_checksum, NULL);
 }
 
-/* The first layer whose checksum differs from the predicted one, or NN_LAYERS. */
+/* The first layer with a checksum other than predicted, or NN_LAYERS. */
 static int first_difference(int image)
 {
     int differs = NN_LAYERS;
@@ -301,14 +301,14 @@ static int first_difference(int image)
     return differs;
 }
 
-/* Of every layer, where NN_PRINT_CHECKSUMS is defined. */
+/* Prints all layers' checksums if NN_PRINT_CHECKSUMS is defined. */
 static void print_checksums(int image)
 {
     (void)image;
 #ifdef NN_PRINT_CHECKSUMS
     for (int layer = 0; layer < NN_LAYERS; layer++) {
         printf("image %d: layer %s: checksum ", (int)test_positions[image], layer_names[layer]);
-        for (int shift = 28; shift >= 0; shift -= 4) { /* some printf have no %08lx */
+        for (int shift = 28; shift >= 0; shift -= 4) { /* some printf implementations lack %08lx */
             putchar("0123456789abcdef"[(checksums[layer] >> shift) & 15]);
         }
         printf("\n");
@@ -316,11 +316,11 @@ static void print_checksums(int image)
 #endif
 }
 
-/* Runs the test images; returns how many of them this device computes differently than predicted. */
+/* Runs the test images; returns the number of images that differ from the prediction. */
 static int known_answer_test(void)
 {
     int failures = 0;
-    run_image(0); /* the first image runs twice, since memory is different then */
+    run_image(0); /* the first image runs twice, with different memory contents */
     const int before = first_difference(0);
     for (int i = 0; i < TEST_IMAGES; i++) {
         const int8_t *const logits = run_image(i);
@@ -343,7 +343,7 @@ static int known_answer_test(void)
 
 static uint32_t layer_ticks[NN_LAYERS], layer_begin;
 
-/* Adds up the time that each layer takes. */
+/* Adds up the time of each layer. */
 static void take_time(void *context, int layer, const int8_t *output, int bytes)
 {
     const uint32_t end = ticks();
@@ -357,7 +357,7 @@ static void take_time(void *context, int layer, const int8_t *output, int bytes)
 static void print_time(const char *name, uint32_t time)
 {
     printf("%s", name);
-    for (size_t column = strlen(name); column < 25; column++) { /* some printf have no %-25s */
+    for (size_t column = strlen(name); column < 25; column++) { /* some printf implementations lack %-25s */
         printf(" ");
     }
     printf("%lu " TICK_UNIT "\n", (unsigned long)time);
@@ -374,7 +374,7 @@ static void print_profile(const uint8_t *image)
     print_time("all", total);
 }
 
-/* What the network does with the test images, or, where there are none, with what is in nn_input. */
+/* Runs the test images or, without any, the content of nn_input. Returns the number of failures. */
 static int report(void)
 {
     const int failures = known_answer_test();
@@ -382,7 +382,7 @@ static int report(void)
     return failures;
 }
 
-/* For your own pictures: fill nn_input from a camera or a file, then classify(run_nn(nn_input)). */
+/* To run your own pictures, write them to nn_input, then call classify(run_nn(nn_input)). */
 int main(void)
 {
     report();

@@ -17,7 +17,7 @@
 #ifndef PARAMETER_H
 #define PARAMETER_H
 
-#define PARAMETER_FINGERPRINT 0xe39db083u
+#define PARAMETER_FINGERPRINT 0x153ab427u
 
 /* data: Data, 3x9x9, Q7.0 */
 #define DATA_OUT_CH 3
@@ -142,7 +142,7 @@
 #define IP2_OFFSET 20
 #define IP2_SCRATCH 0
 
-/* All buffers lie in one arena (bytes; "layers" are counted from 0):
+/* All buffers share one arena (bytes; layers are numbered from 0):
  *
  * buffer                    layers  offset   bytes  |0                                                           1000|
  * data                         0-1     648     244  |                                         #################      |

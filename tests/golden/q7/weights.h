@@ -17,7 +17,7 @@
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
 
-#define WEIGHTS_FINGERPRINT 0xe39db083u
+#define WEIGHTS_FINGERPRINT 0x153ab427u
 
 /* data: Data, 3x9x9, Q7.0 */
 #define MEAN_DATA { \

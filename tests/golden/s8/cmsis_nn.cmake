@@ -1,4 +1,4 @@
-# NN_SOURCES and NN_INCLUDES: of Arm's library in CMSIS_NN_PATH, the kernels' files and those whose functions they call.
+# NN_SOURCES and NN_INCLUDES: the kernels' files from Arm's library in CMSIS_NN_PATH, with their dependencies.
 set(CMSIS_NN_PATH "" CACHE PATH "Folder of CMSIS-NN 4 to 7, which holds Source/ and Include/")
 set(CMSIS_CORE_PATH "" CACHE PATH "Folder of CMSIS 5 or 6, which holds CMSIS/: for CMSIS-NN 4")
 set(NN_SOURCES "")

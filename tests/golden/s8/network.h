@@ -17,7 +17,7 @@
 
 #include <stdint.h>
 
-#define NETWORK_FINGERPRINT 0x9b3bcbfeu
+#define NETWORK_FINGERPRINT 0xa3eaa099u
 #define NN_INPUT_BYTES 243
 #define NN_CLASSES 6
 #define NN_LAYERS 10
@@ -28,14 +28,14 @@
 extern "C" {
 #endif
 
-/* Where a picture may be put before run_nn(nn_input), which overwrites it; it takes no memory of its own. */
+/* Optional in-place input buffer for run_nn(nn_input), which overwrites it; part of the arena. */
 extern uint8_t *const nn_input;
 
 /* Runs the network on NN_INPUT_BYTES raw pixels in HWC order. Its NN_CLASSES logits stay valid until the next run.
- * NULL says that a kernel of the library refused its arguments. */
+ * Returns NULL if a library kernel rejected its arguments. */
 const int8_t *run_nn(const uint8_t *image);
 
-/* Sees a layer's output, or a part of it, while it is there; layers are counted from 0. */
+/* Called with each layer's output, or a part of it, before it is overwritten; layers are numbered from 0. */
 typedef void nn_observer_t(void *context, int layer, const int8_t *output, int bytes);
 
 /* The same with an observer. */
@@ -45,7 +45,7 @@ const int8_t *run_nn_observed(const uint8_t *image, nn_observer_t *observer, voi
 }
 #endif
 
-/* The first of the largest logits. */
+/* The index of the largest logit; the first one if several are equal. */
 static inline int classify(const int8_t *logits)
 {
     int best = 0;

@@ -15,7 +15,7 @@
 #ifndef PARAMETER_H
 #define PARAMETER_H
 
-#define PARAMETER_FINGERPRINT 0x9b3bcbfeu
+#define PARAMETER_FINGERPRINT 0xa3eaa099u
 
 /* data: Data, 3x9x9, Q7.0 */
 #define DATA_OUT_CH 3
@@ -134,7 +134,7 @@
 #define IP2_ACT_MAX 127
 #define IP2_OFFSET 12
 
-/* All buffers lie in one arena (bytes; "layers" are counted from 0):
+/* All buffers share one arena (bytes; layers are numbered from 0):
  *
  * buffer                    layers  offset   bytes  |0                                                           1004|
  * data                         0-1     648     244  |                                         ################       |

@@ -15,7 +15,7 @@
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
 
-#define WEIGHTS_FINGERPRINT 0x9b3bcbfeu
+#define WEIGHTS_FINGERPRINT 0xa3eaa099u
 
 /* data: Data, 3x9x9, Q7.0 */
 #define MEAN_DATA { \
