@@ -133,7 +133,10 @@ def build_parser() -> Parser:
     output = parser.add_argument_group("output options")
     amount = output.add_mutually_exclusive_group()
     amount.add_argument(
-        "-v", "--verbose", action="store_true", help="print every trial, and where an unexpected error happened"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print every trial, why it was kept or not, and where an unexpected error happened",
     )
     amount.add_argument("-q", "--quiet", action="store_true", help="print the result only")
     output.add_argument("--report", metavar="HTML", help="write a page with everything that was found")
