@@ -15,12 +15,10 @@ from dataclasses import fields
 from typing import Any
 
 import caffe_to_cmsis_nn
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.emit import projects
 from caffe_to_cmsis_nn.errors import finish
 from caffe_to_cmsis_nn.flags import CORES, Parser, add_choice, add_library, is_verbose
-from caffe_to_cmsis_nn.network import test_images
-from caffe_to_cmsis_nn.pipeline import generate
-from caffe_to_cmsis_nn.plan import rows
 from caffe_to_cmsis_nn.target import KERNEL_LIBRARIES, Core
 
 MODEL = "models/cifar10_m4.pkl"
@@ -52,78 +50,96 @@ def positions(text: str) -> list[int]:
 
 def ram(text: str) -> int | str:
     """Bytes, or the name of a plan."""
-    if text in (rows.FAST, rows.LEAST):
+    if text in (choices.RAM_FAST, choices.RAM_LEAST):
         return text
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not {rows.FAST}, {rows.LEAST} or a number of bytes")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not {choices.RAM_FAST}, {choices.RAM_LEAST} or a number of bytes"
+        )
     return int(text)
 
 
-def build_parser() -> Parser:
-    parser = Parser(__doc__)
+def _add_files(parser: Parser) -> None:
     paths = parser.add_argument_group("files")
     paths.add_argument(
         "--model", metavar="FILE", default=MODEL, help="pickle of nn_quantizer.py, or of the original tool"
     )
     paths.add_argument("--out_dir", metavar="DIR", default=OUT_DIR, help="folder to write to, created if missing")
-    paths.add_argument("--weights", metavar="FILE", help="of an old pickle, in place of the caffemodel that it names")
-    paths.add_argument("--mean", metavar="FILE", help="of an old pickle, in place of the mean file that it names")
-    device = parser.add_argument_group("what the code is for")
-    add_choice(device, "--target", projects.PROJECTS, "board or project")
-    add_library(device, "; the pickle's if left out")
-    add_choice(device, "--core", (core.value for core in Core), CORES, "; the pickle's if left out")
-    code = parser.add_argument_group("the network's code")
+    paths.add_argument(
+        "--weights", metavar="FILE", help="caffemodel to use instead of the one that an original-tool pickle names"
+    )
+    paths.add_argument(
+        "--mean", metavar="FILE", help="mean file to use instead of the one that an original-tool pickle names"
+    )
+
+
+def _add_target(parser: Parser) -> None:
+    device = parser.add_argument_group("target")
+    add_choice(device, "--target", projects.PROJECTS, "board or build system")
+    add_library(device, " (default: the pickle's)")
+    add_choice(device, "--core", (core.value for core in Core), CORES, " (default: the pickle's)")
+
+
+def _add_code(parser: Parser) -> None:
+    code = parser.add_argument_group("generated code")
     code.add_argument(
         "--ram",
         type=ram,
-        default=rows.FAST,
+        default=choices.RAM_FAST,
         metavar="{fast,least,BYTES}",
-        help="memory for layers' outputs: fast: one call for each layer; least: row by row wherever that takes less; "
-        "or the fastest code that takes so many bytes",
+        help="memory for layer outputs: fast: one call per layer; least: row by row wherever that takes less; or the "
+        "fastest code that fits into BYTES",
     )
     code.add_argument(
         "--no_inplace_pooling",
         action="store_true",
-        help="give pooling its own output memory, since the library does not promise that it works in place",
+        help="give pooling a separate output buffer (the library does not guarantee in-place pooling)",
     )
     code.add_argument(
         "--name",
         metavar="NAME",
         default="",
-        help="what the network's files, functions and macros begin with, so that a program can hold several",
+        help="prefix of the network's files, functions and macros, to combine several networks in a program",
     )
-    add_choice(code, "--weights_in", ("flash", "ram"), "ram: faster where flash is slow; copied at start-up")
+    add_choice(code, "--weights_in", ("flash", "ram"), "ram: copy weights to RAM at start-up, for slow flash")
     code.add_argument(
-        "--softmax", action="store_true", help="end in arm_softmax_q7: scores from 0 to 127, not probabilities"
+        "--softmax", action="store_true", help="append arm_softmax_q7: scores from 0 to 127, not probabilities"
     )
     code.add_argument(
-        "--serve", action="store_true", help="have the program run images that nn_quantizer.py --eval --board sends"
+        "--serve", action="store_true", help="the program runs images sent by nn_quantizer.py --eval --board"
     )
-    code.add_argument("--classes", metavar="FILE", help="the classes' names that the program prints, one on each line")
-    code.add_argument("--profile", action="store_true", help="emit code that times each layer")
+    code.add_argument("--classes", metavar="FILE", help="file with class names for the program to print, one per line")
+    code.add_argument("--profile", action="store_true", help="generate code that times each layer")
+
+
+def _add_test(parser: Parser) -> None:
     test = parser.add_argument_group("known-answer test")
     images = test.add_mutually_exclusive_group()
     images.add_argument(
         "--test_images",
         metavar="N",
         type=int,
-        help="images of the test data to run and check at start-up; "
-        f"{generate.TEST_IMAGES} if left out and the data are found",
+        help="number of test images to run and check at start-up "
+        f"(default: {choices.TEST_IMAGES} if the data are found)",
     )
     images.add_argument(
-        "--images", metavar="N,N,...", type=positions, help="images at these positions instead, from 0: 17,203"
+        "--images", metavar="N,N,...", type=positions, help="use the images at these positions instead, from 0: 17,203"
     )
-    images.add_argument("--image", metavar="FILE", help="a picture (PNG, JPEG) instead, cut and resized to fit")
-    order = "order of the channels of --image: that of the images that the network was trained with"
-    add_choice(test, "--channel_order", test_images.CHANNEL_ORDERS, order)
-    test.add_argument("--dump", metavar="DIR", help="write what every layer computes for these images, as .npy")
+    images.add_argument("--image", metavar="FILE", help="use a picture (PNG, JPEG) instead, cropped and resized to fit")
+    order = "channel order of the training images, for --image"
+    add_choice(test, "--channel_order", choices.CHANNEL_ORDERS, order)
+    test.add_argument("--dump", metavar="DIR", help="write every layer's output for these images as .npy")
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    for add in (_add_files, _add_target, _add_code, _add_test):
+        add(parser)
     also = parser.add_argument_group("output options")
-    also.add_argument(
-        "--onnx", metavar="FILE", help="write the integer network as ONNX, to look at and to run anywhere"
-    )
-    instead = parser.add_argument_group("in place of all that")
-    instead.add_argument("--describe", metavar="PICKLE", help="print what is in a pickle")
+    also.add_argument("--onnx", metavar="FILE", help="write the integer network as an ONNX model")
     also.add_argument("-v", "--verbose", action="store_true", help="print where an unexpected error happened")
+    instead = parser.add_argument_group("other modes")
+    instead.add_argument("--describe", metavar="PICKLE", help="print the content of a pickle")
     instead.add_argument("--version", action="version", version=caffe_to_cmsis_nn.__version__)
     return parser
 
@@ -139,13 +155,15 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
+    from caffe_to_cmsis_nn.pipeline import generate  # takes a second
+
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(generate.Options)}
     given["library"] = KERNEL_LIBRARIES[args.library] if args.library else None
     given["core"] = Core(args.core) if args.core else None
     run = generate.describe if args.describe else generate.generate
 
     def work() -> None:
-        code = projects.Options(args.target, args.profile, args.weights_in == "ram", args.name, args.serve)
+        code = projects.CodeOptions(args.target, args.profile, args.weights_in == "ram", args.name, args.serve)
         run(generate.Options(**{**given, "code": code}))
 
     return finish("code_gen", work, verbose=is_verbose(arguments))

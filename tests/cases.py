@@ -171,6 +171,11 @@ ACCEPTED = [
         pool("pool: AVE global_pooling: true", name="g") + layer("Scale", "scale_param { axis: 0 }", "data g"),
         *("multiply_q7", "multiply_q7"),
     ),
+    Accepted(
+        "squeeze and excitation",
+        CONV1 + pool("pool: AVE global_pooling: true", name="g") + layer("Axpy", "", "g c data"),
+        *("axpy_q7", "axpy_q7"),
+    ),
     Accepted("rows of both", CONV1 + layer("Concat", "concat_param { axis: -2 }", "data c"), "concat_q7", "concat_q7"),
     *(
         Accepted(f"{kind} {parameters}", layer(kind, parameters), "move_q7", "move_q7")
@@ -310,6 +315,7 @@ DECLINED = [
     Declined(
         "scaled with an offset", layer("Scale", "scale_param { axis: 0 bias_term: true }", "data data"), "bias_term"
     ),
+    Declined("excitation of another map", CONV1 + HALVED + layer("Axpy", "", "c c p"), "and two of one shape"),
     Declined("scaled along columns", layer("Scale", "scale_param { axis: 1 }", "data data"), "axis 1 with two inputs"),
     Declined("uneven parts", layer("Slice", 'top: "b" top: "c"'), "3 tops of the same size, but axis 1 has 4"),
     Declined(

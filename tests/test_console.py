@@ -210,3 +210,10 @@ def test_an_output_folder_that_leads_to_itself(
 
 def test_errors_are_one_line() -> None:
     assert str(errors.UserError(HOSTILE + "\n")) == "a?[31m??é?"
+
+
+@pytest.mark.parametrize("script", ["nn_quantizer", "code_gen"])
+def test_help_imports_nothing_that_takes_long(script: str) -> None:
+    heavy = "numpy", "onnx", "onnxruntime", "google.protobuf", "h5py", "lmdb", "jinja2"
+    code = f"import sys, {script}; {script}.build_parser().format_help(); print({{*{heavy}}} & {{*sys.modules}})"
+    assert run(sys.executable, "-c", code, cwd=ROOT).stdout == "set()\n"

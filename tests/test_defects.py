@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from caffe_to_cmsis_nn.emit import render
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.engines import known_answers
 from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers
 from caffe_to_cmsis_nn.network.graph import mark_shared
@@ -22,7 +22,7 @@ from caffe_to_cmsis_nn.plan import lowering, rows
 from caffe_to_cmsis_nn.plan.rows import RowPlan
 from caffe_to_cmsis_nn.target import OWN, Q7, S8, Core, Target
 from tests import small
-from tests.generated import check_on_host, longest_runs, make
+from tests.generated import check_on_host, longest_row_groups, make
 from tests.support import tool
 
 IMAGES = 3
@@ -177,7 +177,7 @@ def lowered(
     network = lowering.fuse(lowering.retarget(quantized, target))
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *defect.shape), dtype=np.uint8)
     answers = known_answers.compute(network, images, np.zeros(IMAGES, np.int32))
-    return network, longest_runs(network) if plan == "runs" else rows.plan(network, ram=plan), answers
+    return network, longest_row_groups(network) if plan == "runs" else rows.plan(network, ram=plan), answers
 
 
 @pytest.mark.parametrize(("name", "target", "plan", "bits"), CASES, ids=str)
@@ -191,5 +191,5 @@ def test_boards_compute_what_is_predicted(name: str, core: str, tmp_path: Path) 
     tool("arm-none-eabi-g++")
     tool("qemu-system-arm")
     network, plan, answers = lowered(DEFECTS[name], Target(CORES[core], library=S8), "least", 8, tmp_path)
-    render.write(tmp_path, render.render(network, plan, Options("mps2"), answers))
+    render.write(tmp_path, render.render(network, plan, CodeOptions("mps2"), answers))
     assert "PASS" in make(tmp_path, "run", f"CORE={core}", "OPTIMIZE=-O1")

@@ -22,7 +22,7 @@ from caffe_to_cmsis_nn.ops.input import Features
 from caffe_to_cmsis_nn.store import record
 from tests import tiny
 from tests.generated import STRICT, generate, make, network, on_host, predicted
-from tests.support import ROOT, run, tool
+from tests.support import ROOT, once, run, tool
 
 VOWELS = ROOT / "tests" / "data" / "vowels"
 
@@ -42,12 +42,15 @@ def quantize(folder: Path, *flags: str) -> Path:
     return folder / "net.pkl"
 
 
-@pytest.fixture(scope="module")
-def pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vowels")
+def _quantize_vowels(folder: Path) -> None:
     for file in VOWELS.iterdir():
         shutil.copy(file, folder)
-    return quantize(folder, "--report", str(folder / "report.html"), "--onnx", str(folder / "float.onnx"))
+    quantize(folder, "--report", str(folder / "report.html"), "--onnx", str(folder / "float.onnx"))
+
+
+@pytest.fixture(scope="module")
+def pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "vowels", _quantize_vowels) / "net.pkl"
 
 
 def given(quantized: QuantizedNetwork, features: np.ndarray) -> np.ndarray:
@@ -70,11 +73,11 @@ def test_formats_by_the_original_procedure(pickle: Path, tmp_path: Path) -> None
     assert outcome and outcome.known.loss <= 1.1
 
 
-def test_onnx_takes_features(pickle: Path, features: np.ndarray) -> None:
+def test_onnx_takes_features(pickle: Path, features: np.ndarray, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(pickle.parent / "float.onnx", providers=["CPUExecutionProvider"])
-    generate(pickle, pickle.parent / "code", "--target", "host", "--onnx", str(pickle.parent / "device.onnx"))
+    generate(pickle, tmp_path / "code", "--target", "host", "--onnx", str(tmp_path / "device.onnx"))
     (logits,) = session.run(None, {"features": features})
-    (integers,) = onnxruntime.InferenceSession(pickle.parent / "device.onnx").run(None, {"features": features})
+    (integers,) = onnxruntime.InferenceSession(tmp_path / "device.onnx").run(None, {"features": features})
     np.testing.assert_array_equal(integers, predicted(network(pickle), features))
     assert (logits.argmax(axis=1) == integers.argmax(axis=1)).mean() > 0.98
 

@@ -57,7 +57,7 @@ def test_round_trip(tiny_pickle: Path, tmp_path: Path) -> None:
     record.save(tmp_path / "again.pkl", loaded)
     assert content(tmp_path / "again.pkl") == content(tiny_pickle)
     plan = rows.plan(loaded.network)
-    assert "conv1" in render.render(loaded.network, plan, projects.Options())["main.cpp"]
+    assert "conv1" in render.render(loaded.network, plan, projects.CodeOptions())["main.cpp"]
 
 
 def test_the_pickle_holds_plain_values_alone(tiny_pickle: Path) -> None:
@@ -514,7 +514,7 @@ def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
     loaded = record.load(tmp_path / "evil.pkl").network
     assert loaded
     assert loaded.graph.layers[1].name == evil
-    rendered = render.render(loaded, rows.plan(loaded), projects.Options(profile=True))
+    rendered = render.render(loaded, rows.plan(loaded), projects.CodeOptions(profile=True))
     assert "int evil" in rendered["parameter.h"]
     for text in rendered.values():
         assert "*/ int evil" not in text

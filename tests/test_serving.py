@@ -36,7 +36,7 @@ from tests.generated import arm_compilers, flip_first_value, generate, make, net
 from tests.support import FULL_SIZE, run, tool
 
 FAULTS = 0.002, 0.001  # shares of bytes with a bit flipped, and of bytes lost, each way
-LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (20, 8, 8)
+LENET_IMAGES, FAULTY_IMAGES, SMALL_IMAGES = (250, 100, small.IMAGES) if FULL_SIZE else (5, 4, 3)
 BOARDS = {"cortex-m4": Core.DSP, "cortex-m55": Core.MVE}
 
 
@@ -222,6 +222,12 @@ def accuracy(pickle: Path, count: int) -> float:
     return float(np.mean(predicted(quantized, images).argmax(axis=1) == labels) * 100)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are repeated soon."""
+    monkeypatch.setattr(client, "PATIENCE", 0.1)
+
+
 def test_an_emulated_board_runs_lenets_images(
     lenet_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,10 +238,8 @@ def test_an_emulated_board_runs_lenets_images(
     assert capsys.readouterr().out.startswith(said(LENET_IMAGES, accuracy(lenet_pickle, LENET_IMAGES)))
 
 
-def test_a_bad_line_changes_nothing(
-    lenet_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "PATIENCE", 0.1)
+@pytest.mark.usefixtures("impatient")
+def test_a_bad_line_changes_nothing(lenet_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = generate(lenet_pickle, tmp_path, "--target", "host", "--serve")
     with on_this_computer(folder) as terminal, bad_terminal(terminal, Faults(*FAULTS)) as port:
         capsys.readouterr()
@@ -245,6 +249,7 @@ def test_a_bad_line_changes_nothing(
     assert "requests repeated" in out
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("core", "library"),
     [
@@ -261,10 +266,8 @@ def test_emulated_boards_on_a_bad_line(
     small_pickle: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From one pickle for any library and core: the board says which it has. Times are printed where it has them."""
-    monkeypatch.setattr(client, "PATIENCE", 0.1)
     kernels = ("--kernels", "own") if library is OWN else ("--api", library.name)
     flags = ("--core", BOARDS[core].value, *kernels, "--ram", "least", "--name", "kws")
     folder = generate(small_pickle, tmp_path, "--target", "mps2", "--serve", "--profile", *flags)

@@ -5,49 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from caffe_to_cmsis_nn.kernels.call import Call, Statement, Value
 
 LINE = 112  # characters of a generated line, indentation aside
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a network's files, functions and macros are called; where it has a name, all of them begin with that."""
-
-    name: str = ""  # a C identifier in lower case, or nothing
-    features: bool = False  # whether the network takes integers in a Q-format, and not pixels
-
-    @property
-    def prefix(self) -> str:
-        """Of files, variables and, in upper case, macros."""
-        return f"{self.name}_" if self.name else ""
-
-    @property
-    def nn(self) -> str:
-        """The prefix of what network.h declares, where there is no name."""
-        return self.prefix or "nn_"
-
-    @property
-    def file(self) -> str:
-        """Of the network and its header, without a suffix."""
-        return self.name or "network"
-
-    @property
-    def run(self) -> str:
-        return (f"{self.prefix}run" if self.name else "run_nn") + "_q7" * self.features
-
-    @property
-    def cell(self) -> str:
-        """The type of an input's elements."""
-        return "int8_t" if self.features else "uint8_t"
-
-    @property
-    def classify(self) -> str:
-        return f"{self.prefix}classify"
 
 
 def identifiers(names: Iterable[str]) -> dict[str, str]:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffe_to_cmsis_nn.emit.c_text import comment, identifiers
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.kernels.base import Array
 from caffe_to_cmsis_nn.kernels.call import CNames, Statement
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.ops.base import Layer
-from caffe_to_cmsis_nn.plan.cost import run_lines
+from caffe_to_cmsis_nn.plan.cost import row_group_lines
 from caffe_to_cmsis_nn.plan.rows import RowPlan
-from caffe_to_cmsis_nn.plan.schedule import Run, Window
+from caffe_to_cmsis_nn.plan.schedule import RowBuffer, RowGroup
 from caffe_to_cmsis_nn.plan.stages import Reading, Stage
 
 
@@ -44,10 +44,10 @@ class RowStep:
     """The layers that make a row of one image; its name is the first layer's."""
 
     steps: Sequence[Step]
-    image: int  # its place among the run's images
+    row_buffer: int  # its place among the group's row buffers
     rows: int
     row_bytes: int  # in memory
-    window: Window
+    zeros: RowBuffer  # the rows of zeros around the rows
     readings: Sequence[tuple[str, Reading, int]]  # name of what is read, which rows, and how many it has with zeros
     wanted: Mapping[str, Sequence[tuple[str, int, Reading]]]  # by what is read: all its readers, and how many rows
     scratch_bytes: int
@@ -59,12 +59,12 @@ class RowStep:
 
 
 @dataclass(frozen=True)
-class RunStep:
+class RowGroupStep:
     """Layers that run row by row."""
 
-    images: Sequence[RowStep]  # in the order of their addresses
+    row_buffers: Sequence[RowStep]  # in the order of their addresses
     stages: Sequence[RowStep]  # in the order in which they are computed
-    source: str  # what the run reads: the first layer of its stage
+    source: str  # what the group reads: the first layer of its stage
     source_output: str  # and the last
     source_rows: int
     source_row_bytes: int
@@ -72,17 +72,17 @@ class RunStep:
     source_below: int
     source_in_place: bool  # it lies at the arena's end already
     slack: int  # bytes that scratch memory may have to be moved by, to be aligned
-    lines: Sequence[str]  # that say what the run holds
+    lines: Sequence[str]  # that say what the group holds
 
     @property
     def summed(self) -> list[str]:
         """Images that are made of sums."""
-        return [image.name for image in self.images if image.sums]
+        return [one.name for one in self.row_buffers if one.sums]
 
     @property
     def output(self) -> str:
-        """The layer whose output the run gives."""
-        return self.images[0].steps[-1].identifier
+        """The layer whose output the group gives."""
+        return self.row_buffers[0].steps[-1].identifier
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Program:
     """All steps in network order, and the sections that they run in."""
 
     steps: Sequence[Step]
-    sections: Sequence[RunStep | Sequence[Step]]
+    sections: Sequence[RowGroupStep | Sequence[Step]]
     outputs: Sequence[OutputStep]  # of a network that is no classifier
 
 
@@ -115,7 +115,7 @@ class OutputStep:
 
 
 class _Builder:
-    def __init__(self, network: QuantizedNetwork, plan: RowPlan, options: Options) -> None:
+    def __init__(self, network: QuantizedNetwork, plan: RowPlan, options: CodeOptions) -> None:
         self.network, self.plan, self.options = network, plan, options
         self.printed = identifiers(layer.name for layer in network.graph.layers)
         self.prefix = options.names.prefix
@@ -197,86 +197,91 @@ class _Builder:
         )
         return self._step(i, c, {}, stage)
 
-    def run(self, run: Run, in_place: bool) -> RunStep:
-        """The stages of a run; the deepest image has the lowest address."""
+    def _first_layer(self, stage: int) -> str:
+        """The identifier of a stage's first layer, which names its row buffer in C."""
+        return self.ids[self.plan.stages[stage].layers[0]]
+
+    def _row_step(self, group: RowGroup, index: int, row_buffers: Mapping[int, RowBuffer]) -> RowStep:
+        """What computes a row of one stage of a row group."""
+        stages, name = self.plan.stages, self._first_layer
+        stage = stages[index]
+        return RowStep(
+            steps=[self._row(stage, i) for i in stage.layers],
+            row_buffer=len(group.stages) - 1 - group.stages.index(index),
+            rows=stage.rows,
+            row_bytes=stage.held_bytes,
+            zeros=row_buffers[index],
+            readings=[(name(r.source), r, stages[r.source].rows + row_buffers[r.source].below) for r in stage.readings],
+            wanted={name(r.source): self._readers(group, r.source) for r in stage.readings},
+            scratch_bytes=stage.scratch_bytes,
+            sums=stage.sums,
+        )
+
+    def _readers(self, group: RowGroup, source: int) -> list[tuple[str, int, Reading]]:
+        """The stages of a row group that read `source`: name, number of rows, and which rows each needs."""
         stages = self.plan.stages
-        windows = {w.stage: w for w in run.windows}
-        places = {s: len(run.stages) - 1 - k for k, s in enumerate(run.stages)}
+        return [
+            (self._first_layer(reader), stages[reader].rows, r)
+            for reader in group.stages
+            for r in stages[reader].readings
+            if r.source == source
+        ]
 
-        def name(s: int) -> str:
-            return self.ids[stages[s].layers[0]]
-
-        found = []
-        for s in run.stages:
-            stage = stages[s]
-            readings = [(name(r.source), r, stages[r.source].rows + windows[r.source].below) for r in stage.readings]
-            wanted = {
-                name(source): [
-                    (name(other), stages[other].rows, r)
-                    for other in run.stages
-                    for r in stages[other].readings
-                    if r.source == source
-                ]
-                for source in dict.fromkeys(r.source for r in stage.readings)
-            }
-            steps = [self._row(stage, i) for i in stage.layers]
-            found.append(
-                RowStep(
-                    steps=steps,
-                    image=places[s],
-                    rows=stage.rows,
-                    row_bytes=stage.held_bytes,
-                    window=windows[s],
-                    readings=readings,
-                    wanted=wanted,
-                    scratch_bytes=stage.scratch_bytes,
-                    sums=stage.sums,
-                )
-            )
-        source = stages[run.source]
-        last = run.windows[-1]
-        return RunStep(
-            images=found[::-1],
-            stages=found,
-            source=name(run.source),
+    def row_group(self, group: RowGroup, in_place: bool) -> RowGroupStep:
+        """The stages of a row group; the deepest has the lowest address."""
+        row_buffers = {b.stage: b for b in group.row_buffers}
+        steps = [self._row_step(group, index, row_buffers) for index in group.stages]
+        source, zeros = self.plan.stages[group.source], group.row_buffers[-1]
+        return RowGroupStep(
+            row_buffers=steps[::-1],
+            stages=steps,
+            source=self._first_layer(group.source),
             source_output=self.ids[source.layers[-1]],
             source_rows=source.rows,
             source_row_bytes=source.row_bytes,
-            source_above=last.above,
-            source_below=last.below,
+            source_above=zeros.above,
+            source_below=zeros.below,
             source_in_place=in_place,
-            slack=run.slack,
-            lines=[comment(line) for line in run_lines(self.network, self.plan, run)],
+            slack=group.slack,
+            lines=[comment(line) for line in row_group_lines(self.network, self.plan, group)],
         )
 
     def program(self) -> Program:
-        sections: list[RunStep | Sequence[Step]] = []
+        sections: list[RowGroupStep | Sequence[Step]] = []
         steps: list[Step] = []
         for number, section in enumerate(self.plan.sections):
-            if section.run:
+            if section.group:
                 before = self.plan.sections[number - 1] if number else None
-                run = self.run(section.run, bool(before and not before.run and before.stages == (0,)))
-                sections.append(run)
-                steps += [step for stage in run.stages for step in stage.steps]
+                group = self.row_group(section.group, bool(before and not before.group and before.stages == (0,)))
+                sections.append(group)
+                steps += [step for stage in group.stages for step in stage.steps]
             else:
                 own = [self.whole(i) for i in sorted(i for s in section.stages for i in self.plan.stages[s].layers)]
                 sections.append(own)
                 steps += own
-        graph, of_run = self.network.graph, bool(self.plan.sections[-1].run)
-        outputs = [] if graph.classifier else [self._output(layer, of_run) for layer in graph.output_layers]
+        graph, of_group = self.network.graph, bool(self.plan.sections[-1].group)
+        outputs = [] if graph.classifier else [self._output(layer, of_group) for layer in graph.output_layers]
         return Program(sorted(steps, key=lambda step: step.index), sections, outputs)
 
-    def _output(self, layer: Layer, of_run: bool) -> OutputStep:
-        """That of a run lies at the arena's start."""
+    def _output(self, layer: Layer, of_group: bool) -> OutputStep:
+        """That of a row group lies at the arena's start."""
         name, shape = layer.name, layer.out_shape
         channels, height, width = shape if len(shape) == 3 else (layer.out_size, 1, 1)
-        place, y = "0" if of_run else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
+        place, y = "0" if of_group else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
         assert y
-        printed = self.printed[name]
-        sizes = layer.out_size, channels, height, width
-        return OutputStep(printed, printed.upper(), self.index[name], place, *sizes, y.fraction_bits)
+        return OutputStep(
+            name=self.printed[name],
+            macro=self.printed[name].upper(),
+            layer=self.index[name],
+            place=place,
+            bytes=layer.out_size,
+            channels=channels,
+            height=height,
+            width=width,
+            fraction_bits=y.fraction_bits,
+        )
 
 
-def build(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Program:
+def build(network: QuantizedNetwork, plan: RowPlan, options: CodeOptions) -> Program:
     """What the templates print of a network."""
     return _Builder(network, plan, options).program()

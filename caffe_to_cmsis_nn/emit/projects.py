@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from caffe_to_cmsis_nn.emit.c_text import Names
+from caffe_to_cmsis_nn.emit.names import Names
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.plan.cost import Totals
 from caffe_to_cmsis_nn.target import OWN, Q7, S8, Core, Library, Rounding, Target
 from caffe_to_cmsis_nn.templating import TEMPLATES
+
+if TYPE_CHECKING:
+    from caffe_to_cmsis_nn.plan.cost import Totals
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ LEAST_CODE = 12 << 10  # bytes that a program takes beside its constants
 
 
 @dataclass(frozen=True)
-class Options:
+class CodeOptions:
     """What code_gen.py was asked for."""
 
     project: str = "mbed"  # of PROJECTS

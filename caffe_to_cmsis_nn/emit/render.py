@@ -13,9 +13,10 @@ from typing import Any
 import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn import files
 from caffe_to_cmsis_nn.board import protocol
-from caffe_to_cmsis_nn.emit.c_text import Names, affine, c_array, c_statement, c_string, comment
-from caffe_to_cmsis_nn.emit.program import RunStep, build
-from caffe_to_cmsis_nn.emit.projects import BOARDS, DEVICES, PACKS, PROJECTS, Options, definitions
+from caffe_to_cmsis_nn.emit.c_text import affine, c_array, c_statement, c_string, comment
+from caffe_to_cmsis_nn.emit.names import Names
+from caffe_to_cmsis_nn.emit.program import Program, RowGroupStep, build
+from caffe_to_cmsis_nn.emit.projects import BOARDS, DEVICES, PACKS, PROJECTS, CodeOptions, definitions
 from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
@@ -68,21 +69,46 @@ def _with_included(headers: Sequence[str]) -> list[str]:
 
 
 def render(
-    network: QuantizedNetwork, plan: RowPlan, options: Options, answers: KnownAnswers | None = None
+    network: QuantizedNetwork, plan: RowPlan, options: CodeOptions, answers: KnownAnswers | None = None
 ) -> dict[str, str]:
-    """The generated files by name."""
-    served, network = network, plan.lower(network)
-    program = build(network, plan, options)
-    portable = PROJECTS[options.project].portable and bool(network.target.library.portable)
-    sources = {Path(name) for layer in network.layers for name in (layer.kernel.source_file, layer.kernel.tables)}
-    headers = sorted({layer.kernel.header for layer in network.layers if layer.kernel.header})
-    library_files = sorted(source for source in sources if source.suffix == ".c")
+    """The text of each generated file, by its path within the folder."""
+    lowered = plan.lower(network)
+    headers = sorted({layer.kernel.header for layer in lowered.layers if layer.kernel.header})
+    header_files = sorted(_with_included(headers))
+    portable = lowered.target.library.portable if PROJECTS[options.project].portable else ""
     context: dict[str, Any] = {
+        **_network_values(lowered, plan, build(lowered, plan, options)),
+        **_input_format(lowered),
+        **_kernel_values(lowered),
+        **_option_values(options),
+        "headers": headers,
+        "header_files": header_files,
+        "portable": bool(portable),
+        "serving": protocol.board_side(network, options.profile) if options.serve else None,
+        "answers": answers,
+        "n": replace(options.names, features=lowered.graph.input.features),
+        "fingerprint": _FINGERPRINT,
+    }
+    needed = {
+        "network.c.jinja": options.split,
+        "test_images.h.jinja": answers is not None,
+        "rows_q7.h": bool(plan.row_groups),
+    }
+    contents = _fill_templates(options, needed, context)
+    contents.update({f"{name}.h": _operator_header(name).read_text() for name in header_files})
+    if portable:
+        contents.update({f"portable/{p.name}": p.read_text() for p in sorted((TEMPLATES / portable).iterdir())})
+    return _with_fingerprint(contents)
+
+
+def _network_values(network: QuantizedNetwork, plan: RowPlan, program: Program) -> dict[str, Any]:
+    """What the templates print about the layers and their memory."""
+    return {
         "origin": _origin(network),
         "memory": [comment(line) for line in memory_lines(network, plan)],
         "steps": program.steps,
         "sections": program.sections,
-        "runs": [section for section in program.sections if isinstance(section, RunStep)],
+        "row_groups": [section for section in program.sections if isinstance(section, RowGroupStep)],
         "arena_bytes": plan.memory.arena_bytes,
         "input_bytes": network.graph.input.out_size,
         "input_offset": program.steps[0].defines["OFFSET"],
@@ -91,62 +117,70 @@ def render(
         "outputs": program.outputs,
         "output": program.steps[-1].identifier,
         "scores": "softmax values" if network.graph.output_layers[-1].probabilities else "logits",
+    }
+
+
+def _input_format(network: QuantizedNetwork) -> dict[str, Any]:
+    """The input's fraction bits, and the factor from real numbers to integers, as a float in C."""
+    y = network.formats[network.graph.input.name].y
+    assert y
+    return {"input_fraction_bits": y.fraction_bits, "input_scale": f"{2.0**y.fraction_bits!r}f"}
+
+
+def _kernel_values(network: QuantizedNetwork) -> dict[str, Any]:
+    """What the templates print about the target and the library's files that the kernels need."""
+    target = network.target
+    sources = {Path(name) for layer in network.layers for name in (layer.kernel.source_file, layer.kernel.tables)}
+    library_files = sorted(source for source in sources if source.suffix == ".c")
+    return {
+        "api": target.library.name,
+        "guards": target.library.guards,
+        "core": target.core.value,
+        "board": BOARDS[target.core],
+        "definitions": definitions(target),
+        "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
+        "library_files": [source.stem for source in library_files],
+        "library_groups": sorted({source.parent.name.removesuffix("Functions").upper() for source in library_files}),
+        "own": target.library is OWN,
+        "packs": PACKS[target.library],
+        "devices": DEVICES[target.core],
+        "truncate": target.rounding is Rounding.TRUNCATE,
+    }
+
+
+def _option_values(options: CodeOptions) -> dict[str, Any]:
+    """What the templates print about the options and the kind of project."""
+    project = PROJECTS[options.project]
+    return {
         "class_names": options.class_names,
-        "n": replace(options.names, features=network.graph.input.features),
-        **_input_format(network),
         "split": options.split,
         "profile": options.profile,
         "serve": options.serve,
-        "serving": protocol.board_side(served, options.profile) if options.serve else None,
-        "answers": answers,
-        "api": network.target.library.name,
-        "guards": network.target.library.guards,
-        "core": network.target.core.value,
-        "board": BOARDS[network.target.core],
-        "definitions": definitions(network.target),
-        "version": max(i.kernel.least_version(layer) for layer, i in zip(network.graph.layers, network.layers)),
-        "headers": headers,
-        "header_files": sorted(_with_included(headers)),
-        "library_files": [source.stem for source in library_files],
-        "library_groups": sorted({source.parent.name.removesuffix("Functions").upper() for source in library_files}),
-        "portable": portable,
-        "has_core": PROJECTS[options.project].has_core,
-        "checked": PROJECTS[options.project].checked,
-        "own": network.target.library is OWN,
+        "has_core": project.has_core,
+        "checked": project.checked,
         "library": options.name or "nn",
         "module": f"NN_{options.names.file.upper()}",
-        "packs": PACKS[network.target.library],
-        "devices": DEVICES[network.target.core],
-        "truncate": network.target.rounding is Rounding.TRUNCATE,
-        "fingerprint": _FINGERPRINT,
     }
+
+
+def _fill_templates(options: CodeOptions, needed: Mapping[str, bool], context: Mapping[str, Any]) -> dict[str, str]:
+    """The project's templates, filled in, and the files that it copies."""
     environment = templates(
         TEMPLATES, autoescape=False, c_array=c_array, c_statement=c_statement, affine=affine, c_string=c_string
     )
     contents = {}
-    needed = {
-        "network.c.jinja": options.split,
-        "test_images.h.jinja": answers is not None,
-        "rows_q7.h": bool(plan.runs),
-    }
     for path in _templates(options.project, needed):
         name = path.relative_to(TEMPLATES).as_posix()
         text = environment.get_template(name).render(context) if path.suffix == ".jinja" else path.read_text()
         contents[_output(path, options.names)] = text
-    contents.update({f"{name}.h": _operator_header(name).read_text() for name in context["header_files"]})
-    if portable:
-        for path in sorted((TEMPLATES / network.target.library.portable).iterdir()):
-            contents[f"portable/{path.name}"] = path.read_text()
+    return contents
+
+
+def _with_fingerprint(contents: Mapping[str, str]) -> dict[str, str]:
+    """Replaces the placeholder by the CRC-32 of the headers that contain it."""
     headers = [text for name, text in contents.items() if name.endswith(".h") and _FINGERPRINT in text]
     fingerprint = zlib.crc32("".join(headers).encode())
     return {name: text.replace(_FINGERPRINT, f"0x{fingerprint:08x}u") for name, text in contents.items()}
-
-
-def _input_format(network: QuantizedNetwork) -> dict[str, Any]:
-    """The input's fraction bits, and what a real number is multiplied with, as a float in C."""
-    y = network.formats[network.graph.input.name].y
-    assert y
-    return {"input_fraction_bits": y.fraction_bits, "input_scale": f"{2.0**y.fraction_bits!r}f"}
 
 
 def write(out_dir: Path, contents: Mapping[str, str], read: Iterable[Path] = ()) -> list[str]:

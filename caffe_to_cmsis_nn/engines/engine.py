@@ -13,18 +13,18 @@ import onnx
 import onnxruntime
 
 import caffe_to_cmsis_nn
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.engines.batches import BATCH, LARGE_BATCH, BatchRunner, Run, Use, Values, cores
-from caffe_to_cmsis_nn.engines.prefix_cache import NONE, Last, PrefixCache, Settings
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops.base import Layer
 
-MEMORY = 1 << 31  # bytes of images and layers' outputs that a search may keep in all
-MEMORY_SHARES = 4  # of that: the images, what weights are fitted to, and the two slabs of a PrefixCache
+MEMORY_SHARES = 4  # of that: images, and what weights are fitted to, have one each
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
 Layers = Sequence[Layer]
+Settings = Sequence[Any]  # how each layer behaves, in network order; hashable
 N = TypeVar("N", bound="Network")
 
 
@@ -63,22 +63,19 @@ class Network:
         bool
     ]  # else layers are computed one by one, so that their values are the same wherever a run starts
 
-    def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = MEMORY) -> None:
+    def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = choices.MEMORY) -> None:
         self.graph = graph
         self.images = images
         self.providers = providers
         self.memory = memory
         self.batches = BatchRunner(LARGE_BATCH, 1) if GPU in providers else BatchRunner(BATCH, cores())
         self._runners: dict[tuple[Any, ...], Run] = {}  # the latest alone
-        self._trials = PrefixCache(graph, images, self.stored, memory // MEMORY_SHARES)
 
-    def part(self: N, images: Any, last: Last = NONE) -> N:
-        """The same network over some of its images, with their part of the memory, and perhaps their last trial."""
+    def part(self: N, images: Any) -> N:
+        """The same network over some of its images, with their part of the memory."""
         part = copy.copy(self)
         part.images = images
         part.memory = self.memory * len(images) // len(self.images)
-        limit = part.memory // MEMORY_SHARES
-        part._trials = PrefixCache(self.graph, images, self.stored, limit, last, whole=self._trials)
         return part
 
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Any) -> str:
@@ -199,19 +196,8 @@ class Network:
 
     def logits_from(self, first: int, inputs: Values, settings: Settings) -> np.ndarray:
         """The same from layer `first` on, which takes `inputs`."""
-        return self._logits(first, inputs, settings, {})
-
-    def trial_logits(self, settings: Settings) -> np.ndarray:
-        """The same, going on from what was kept of earlier trials, and keeping what enters a later layer."""
-        settings = tuple(settings)
-        return self._trials.logits(
-            settings, lambda first, inputs, kept: self._logits(first, inputs, settings[first:], kept)
-        )
-
-    def _logits(self, first: int, inputs: Values, settings: Settings, kept: Values) -> np.ndarray:
-        """The same from some layer on; fills the arrays `kept`, too."""
         made = [layer for layer in self.graph.output_layers if first == 0 or layer.name not in inputs]
-        outputs = self.advance(first, inputs, settings, {**self._room(made), **kept})
+        outputs = self.advance(first, inputs, settings, self._room(made))
         return self.graph.join({**inputs, **outputs})
 
     def survey(self, settings: Settings, names: Container[str] | None = None) -> tuple[np.ndarray, Values]:

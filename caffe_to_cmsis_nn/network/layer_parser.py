@@ -140,7 +140,7 @@ class LayerParser:
         """Whether all stays where it is, or an image becomes a vector, which is up to its readers."""
         if len(layer.out_shape) == 1 and len(layer.in_shape) == 3:
             return isinstance(layer, Reshape)
-        return layer.out_shape == layer.in_shape and layer.steps.nothing
+        return layer.out_shape == layer.in_shape and layer.loops.nothing
 
     def _same(self, message: Any) -> None:
         """A layer that changes nothing."""

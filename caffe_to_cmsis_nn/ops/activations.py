@@ -49,7 +49,7 @@ class LeakyReLU(Elementwise):
     negative_slope: float = 0.01
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"negative_slope": message.relu_param.negative_slope}
 
     def check(self) -> None:
@@ -81,7 +81,7 @@ class Clip(Elementwise):
     high: float = 6.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"low": message.clip_param.min, "high": message.clip_param.max}
 
     def check(self) -> None:
@@ -104,7 +104,7 @@ class ReLU6(Clip):
     caffe_type = "ReLU6"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {}
 
 

@@ -106,7 +106,7 @@ class BatchNorm(Affine):
     scale_bias: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.batch_norm_param
         if param.HasField("use_global_stats") and not param.use_global_stats:
             raise UnsupportedLayer(
@@ -145,7 +145,7 @@ class Scale(Affine):
     bias_term: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         _each_channel(message.scale_param)
         return {"bias_term": message.scale_param.bias_term}
 
@@ -174,7 +174,7 @@ class Bias(Affine):
     caffe_type = "Bias"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         _each_channel(message.bias_param)
         return {}
 

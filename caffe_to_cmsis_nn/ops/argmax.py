@@ -33,7 +33,7 @@ class ArgMax(AlongAxis):
     out_max_val: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param, shape = message.argmax_param, in_shapes[0]
         if not param.HasField("axis") and (math.prod(shape) > shape[0] or param.out_max_val):
             raise UnsupportedLayer(f"no axis with out_max_val {param.out_max_val} and an input of shape {shape}")

@@ -68,7 +68,7 @@ class Layer:
     @classmethod
     def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Self:
         """From a LayerParameter; raises UnsupportedLayer where the layer asks for what cannot be done."""
-        layer = cls(message.name, inputs, message.top[0], in_shapes, **cls.options(message, in_shapes))
+        layer = cls(message.name, inputs, message.top[0], in_shapes, **cls.read_fields(message, in_shapes))
         layer.verify()
         return layer
 
@@ -91,7 +91,7 @@ class Layer:
             raise UnsupportedLayer(f"{weights} weights, allowed are {LARGEST_WEIGHTS}")
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         """The fields of the layer's own type, from a LayerParameter; raises UnsupportedLayer as `parse` does."""
         return {}
 

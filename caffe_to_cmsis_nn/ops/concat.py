@@ -37,7 +37,7 @@ class Concat(Merged):
     axis: int = 0  # without the batch's
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.concat_param
         return {"axis": axis_of(param, in_shapes[0], "concat_dim" if param.HasField("concat_dim") else "axis")}
 

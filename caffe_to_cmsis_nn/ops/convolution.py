@@ -58,7 +58,7 @@ class Grouped(Windowed, Weighted):
     bias_term: bool = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.convolution_param
         spatial(in_shapes[0])
         if param.axis != 1:
@@ -150,9 +150,9 @@ class DilatedConvolution(Convolution):
     dilation: tuple[int, int] = (1, 1)
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         """Along an axis in which a window has one cell, dilation means nothing."""
-        options = super().options(message, in_shapes)
+        options = super().read_fields(message, in_shapes)
         dilation = along_axes("dilation", message.convolution_param.dilation) or (1, 1)
         along = tuple(d if k > 1 else min(d, 1) for k, d in zip(options["window"], dilation))
         return {**options, "dilation": along}

@@ -40,11 +40,11 @@ class Deconvolution(Grouped):
     caffe_type = "Deconvolution"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         dilation = list(message.convolution_param.dilation)
         if set(dilation) - {1}:
             raise UnsupportedLayer(f"dilation {dilation}, allowed is 1")
-        return super().options(message, in_shapes)
+        return super().read_fields(message, in_shapes)
 
     @property
     def out_shape(self) -> Shape:

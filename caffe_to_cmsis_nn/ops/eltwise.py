@@ -90,7 +90,7 @@ class Sum(_Eltwise):
     negative: tuple[bool, ...] = ()
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         coefficients = list(message.eltwise_param.coeff) or [1.0] * len(in_shapes)
         if len(coefficients) != len(in_shapes) or not set(coefficients) <= {1.0, -1.0}:
             raise UnsupportedLayer(f"coefficients {coefficients}, allowed is one for each of {len(in_shapes)} inputs")
@@ -113,7 +113,7 @@ class WeightedSum(_Eltwise):
     coefficients: tuple[float, ...] = ()
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"coefficients": tuple(message.eltwise_param.coeff)}
 
     def check(self) -> None:
@@ -136,7 +136,7 @@ class Maximum(_Eltwise):
     variant = "MAX"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         if message.eltwise_param.coeff:
             raise UnsupportedLayer("coefficients are for SUM only")
         return {}
@@ -201,7 +201,7 @@ class ScaleByInput(_ByInput, _Product):
     caffe_type = "Scale"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         if message.scale_param.bias_term:
             raise UnsupportedLayer("bias_term with two inputs")
         return cls._axis(message.scale_param, in_shapes)
@@ -213,7 +213,7 @@ class BiasByInput(_ByInput):
     caffe_type = "Bias"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return cls._axis(message.bias_param, in_shapes)
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:

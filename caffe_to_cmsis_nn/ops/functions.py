@@ -48,7 +48,7 @@ class SteepReLU(Function):
     negative_slope: float = 2.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"negative_slope": message.relu_param.negative_slope}
 
     def check(self) -> None:
@@ -71,7 +71,7 @@ class ELU(Function):
     alpha: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"alpha": message.elu_param.alpha}
 
     def check(self) -> None:
@@ -134,7 +134,7 @@ class Power(_OfLine):
     power: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"power": message.power_param.power, **cls._line(message.power_param)}
 
     def value(self, x: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ class Exp(_OfBase):
     caffe_type = "Exp"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return cls._based(message.exp_param)
 
     def value(self, x: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ class Log(_OfBase):
     caffe_type = "Log"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return cls._based(message.log_param)
 
     def value(self, x: np.ndarray) -> np.ndarray:
@@ -203,7 +203,7 @@ class Threshold(Function):
     threshold: float = 0.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"threshold": message.threshold_param.threshold}
 
     def check(self) -> None:
@@ -226,7 +226,7 @@ class Swish(Function):
     beta: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"beta": message.swish_param.beta}
 
     def check(self) -> None:

@@ -38,7 +38,7 @@ class InnerProduct(Weighted):
     transpose: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.inner_product_param
         if param.axis != 1:
             raise UnsupportedLayer(f"axis {param.axis}, allowed is 1")

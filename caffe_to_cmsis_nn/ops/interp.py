@@ -39,7 +39,7 @@ class Interp(Layer):
     size: tuple[int, ...] = (1, 1)  # height, width
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.interp_param
         spatial(in_shapes[0])
         shrink, zoom = param.HasField("shrink_factor"), param.HasField("zoom_factor")

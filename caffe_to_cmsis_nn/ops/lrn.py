@@ -145,7 +145,7 @@ class _Lrn(Layer):
     k: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.lrn_param
         spatial(in_shapes[0])
         return {"local_size": param.local_size, "alpha": param.alpha, "beta": param.beta, "k": param.k}
@@ -200,9 +200,9 @@ class Within(_Lrn):
     dilation = (1, 1)
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         """Caffe does not read k."""
-        return {**super().options(message, in_shapes), "k": 1.0}
+        return {**super().read_fields(message, in_shapes), "k": 1.0}
 
     @property
     def window(self) -> tuple[int, int]:

@@ -27,7 +27,7 @@ MOST_LOOPS = 5  # of move_q7
 
 
 @dataclass(frozen=True)
-class Steps:
+class MoveLoops:
     """Loops over the positions of elements in memory, the outermost first: how often, and how far each time."""
 
     start: int
@@ -35,7 +35,7 @@ class Steps:
     strides: tuple[int, ...]
 
     @classmethod
-    def find(cls, positions: np.ndarray) -> Steps:
+    def find(cls, positions: np.ndarray) -> MoveLoops:
         """The fewest loops that give these positions, each as long as it can be; there may be too many."""
         start, counts, strides = int(positions[0]), [], []
         while len(positions) > 1:
@@ -70,12 +70,12 @@ class Move(Layer):
         return self.moved(np.arange(math.prod(self.in_shape), dtype=np.int32).reshape(self.in_shape))
 
     @cached_property
-    def steps(self) -> Steps:
+    def loops(self) -> MoveLoops:
         """The same in the order in which they lie in the device's memory."""
         numbers = np.arange(math.prod(self.in_shape), dtype=np.int32)
         places = np.empty_like(numbers)
         places[device_order(numbers.reshape(self.in_shape))] = numbers
-        return Steps.find(places[device_order(self.sources)])
+        return MoveLoops.find(places[device_order(self.sources)])
 
     @cached_property
     def _out_shape(self) -> Shape:
@@ -172,7 +172,7 @@ class Permute(Move):
     order: tuple[int, ...] = ()  # without the batch's axis, from 0 on
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         given = [*message.permute_param.order]
         order = given + [axis for axis in range(len(in_shapes[0]) + 1) if axis not in given]
         if order[0] != 0:
@@ -198,7 +198,7 @@ class Reshape(Move):
     shape: tuple[int, ...] = ()
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         """As reshape_layer.cpp: of the new axes, 0 stands for the old one's size, and -1 for what is left."""
         param, old = message.reshape_param, (0, *in_shapes[0])  # 0: the batch, whatever its size
         start = param.axis if param.axis >= 0 else param.axis + len(old) + 1
@@ -240,7 +240,7 @@ class Flatten(Reshape):
     homogeneous = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param, shape = message.flatten_param, in_shapes[0]
         start, end = axis_of(param, shape), axis_of(param, shape, "end_axis")
         if start > end:
@@ -257,7 +257,7 @@ class ShuffleChannel(Move):
     group: int = 1
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"group": message.shuffle_channel_param.group}
 
     def check(self) -> None:
@@ -282,7 +282,7 @@ class Upsample(Move):
     scale: int = 2
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"scale": message.upsample_param.scale}
 
     def check(self) -> None:
@@ -304,7 +304,7 @@ class Tile(Move):
     tiles: int = 1
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.tile_param
         return {"axis": axis_of(param, in_shapes[0]), "tiles": param.tiles}
 
@@ -340,18 +340,18 @@ class OwnMove(OwnLoop[Move, object]):
         return gathered(g, xs[0], layer)
 
     def in_place(self, layer: Move, promised_only: bool) -> bool:
-        return layer.steps.nothing
+        return layer.loops.nothing
 
     def calls(self, layer: Move, c: CNames) -> list[Statement]:
         """Nothing to do where nothing moves, and the output lies where the input lay."""
         if c.in_place:
             return [Call("(void)", (c.input,))]
-        name, steps = c.variable("out_move"), layer.steps
-        missing = MOST_LOOPS - len(steps.counts)
-        counts = (*["1"] * missing, *map(str, steps.counts))
-        strides = (*["0"] * missing, *map(str, steps.strides))
+        name, loops = c.variable("out_move"), layer.loops
+        missing = MOST_LOOPS - len(loops.counts)
+        counts = (*["1"] * missing, *map(str, loops.counts))
+        strides = (*["0"] * missing, *map(str, loops.strides))
         return [
-            Declaration("const move_t", name, (str(steps.start), counts, strides)),
+            Declaration("const move_t", name, (str(loops.start), counts, strides)),
             Call(self.name, (c.input, f"&{name}", c.output)),
         ]
 
@@ -364,7 +364,7 @@ def gathered(g: OnnxGraph, x: str, layer: Move) -> str:
 
 def even_steps(layer: Move, target: Target) -> bool:
     """elements at even distances in the device's memory, in at most 5 loops"""
-    return len(layer.steps.counts) <= 5
+    return len(layer.loops.counts) <= 5
 
 
 computed_by(Move, OwnMove("move_q7", (even_steps,)))

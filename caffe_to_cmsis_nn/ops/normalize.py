@@ -34,7 +34,7 @@ class UnitLength(Layer):
     eps: float = 1e-10
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"across_spatial": message.norm_param.across_spatial, "eps": message.norm_param.eps}
 
     @classmethod
@@ -74,7 +74,7 @@ class LengthScale(Affine):
     channel_shared: bool = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"channel_shared": message.norm_param.channel_shared}
 
     def weight_shapes(self) -> tuple[Shape, ...]:

@@ -55,7 +55,7 @@ class Pooling(Windowed):
     round_up: bool = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.pooling_param
         spatial(in_shapes[0])
         round_up = param.round_mode == param.CEIL
@@ -158,7 +158,7 @@ def pooling(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
         raise UnsupportedLayer("STOCHASTIC pooling, allowed are MAX and AVE")
     if param.pool == param.MAX:
         return MaxPooling
-    options = AveragePooling.options(message, in_shapes)
+    options = AveragePooling.read_fields(message, in_shapes)
     whole = covers_image(in_shapes[0], options["window"], options.get("pad", (0, 0)))
     return GlobalAveragePooling if whole else AveragePooling
 

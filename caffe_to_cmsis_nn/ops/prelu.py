@@ -33,7 +33,7 @@ class PReLU(Layer):
     channel_shared: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"channel_shared": message.prelu_param.channel_shared}
 
     def weight_shapes(self) -> tuple[Shape, ...]:

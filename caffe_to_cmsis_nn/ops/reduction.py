@@ -49,7 +49,7 @@ class Reduction(AlongAxis):
     coeff: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.reduction_param
         return {"axis": axis_of(param, in_shapes[0]), "coeff": param.coeff}
 

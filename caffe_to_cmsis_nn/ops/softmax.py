@@ -33,7 +33,7 @@ class Softmax(AlongAxis):
     caffe_type = "Softmax"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"axis": axis_of(message.softmax_param, in_shapes[0])}
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn import choices, files
 from caffe_to_cmsis_nn.caffe_io.blobs import read_weights
 from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 from caffe_to_cmsis_nn.data.image_set import pick
@@ -20,7 +20,7 @@ from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork
 from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.folding import simplify
-from caffe_to_cmsis_nn.network.from_caffe import ACCURACY, attach_weights, parse_network
+from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.pipeline.job import memory_bytes, split, warn
 from caffe_to_cmsis_nn.report import statistics, summary
@@ -71,7 +71,7 @@ def _in_float(network: QuantizedNetwork, path: Path, images: Any, memory: int) -
     prototxt, graph = read_prototxt(model), network.graph
     source = replace(data_source(prototxt), mean_file="", mean_values=(), scale=network.scale, crop=0)
     blobs = [layer.blob for layer in graph.output_layers]
-    trained = parse_network(prototxt, ACCURACY, source, graph.input.out_shape, network.target, blobs)
+    trained = parse_network(prototxt, choices.ACCURACY, source, graph.input.out_shape, network.target, blobs)
     data = replace(trained.input, mean=graph.input.mean)
     trained = replace(trained, layers=(data, *trained.layers[1:]))
     trained = simplify(attach_weights(trained, read_weights(weights)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe_to_cmsis_nn import errors, files
+from caffe_to_cmsis_nn import choices, errors, files
 from caffe_to_cmsis_nn.data import class_names
 from caffe_to_cmsis_nn.emit import c_text, projects, render
 from caffe_to_cmsis_nn.engines import known_answers
@@ -20,15 +20,13 @@ from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
 from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.plan import cost, lowering, rows
+from caffe_to_cmsis_nn.plan import cost, lowering, proof, rows
 from caffe_to_cmsis_nn.plan.rows import RowPlan
 from caffe_to_cmsis_nn.report import summary
 from caffe_to_cmsis_nn.store import original
 from caffe_to_cmsis_nn.target import OWN, Q7, Core, Library, Target
 
 warn = functools.partial(errors.warn, "code_gen")
-
-TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Options:
     out_dir: str
     library: Library | None
     core: Core | None
-    code: projects.Options
+    code: projects.CodeOptions
     ram: int | str  # bytes, or what rows.plan calls a plan
     no_inplace_pooling: bool  # but where the library promises it
     softmax: bool
@@ -79,7 +77,9 @@ def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     network = lowering.fuse(lowering.retarget(network, target))
     if options.softmax:
         network = lowering.add_softmax(network)
-    return network, rows.plan(network, options.no_inplace_pooling, options.ram)
+    plan = rows.plan(network, options.no_inplace_pooling, options.ram)
+    proof.prove(network, plan)
+    return network, plan
 
 
 def _find_dataset(network: QuantizedNetwork, options: Options) -> Path:
@@ -110,7 +110,7 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
         path = _find_dataset(network, options)
         images = test_images.read_positions(network, path, options.images)
         return known_answers.compute(network, *images, options.images)
-    count = TEST_IMAGES if options.test_images is None else options.test_images
+    count = choices.TEST_IMAGES if options.test_images is None else options.test_images
     if count == 0:
         return None
     try:

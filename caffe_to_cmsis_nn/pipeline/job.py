@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from caffe_to_cmsis_nn import errors, files
+from caffe_to_cmsis_nn import choices, errors, files
 from caffe_to_cmsis_nn.caffe_io.blobs import read_weights
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt, is_prototxt, read_prototxt
 from caffe_to_cmsis_nn.data import class_names, lmdb_images
@@ -24,7 +24,6 @@ from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, check_types, find_outputs, parse_network
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import SourceFile, held_out
-from caffe_to_cmsis_nn.search import weight_bits
 from caffe_to_cmsis_nn.target import Target
 
 warn = functools.partial(errors.warn, "nn_quantizer")
@@ -90,11 +89,11 @@ class Options:
 
     def _check_weight_bits(self) -> None:
         asked = f"--weight_bits {self.weight_bits}"
-        if self.weight_bits != weight_bits.EIGHT and self.objective != "device":
+        if self.weight_bits != choices.WEIGHTS_8 and self.objective != "device":
             raise UserError(f"{asked} needs --objective device: the original's procedure is for weights of 8 bits")
         if self.loss is not None:
-            if self.weight_bits != weight_bits.MIXED:
-                raise UserError(f"--loss is for --weight_bits {weight_bits.MIXED}, not for {asked}")
+            if self.weight_bits != choices.WEIGHTS_MIXED:
+                raise UserError(f"--loss is for --weight_bits {choices.WEIGHTS_MIXED}, not for {asked}")
             if not self.loss >= 0:
                 raise UserError(f"--loss {self.loss} must be 0 or more")
 
@@ -209,9 +208,9 @@ def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, la
         raise UserError(
             f"--objective {options.objective} needs accuracies, and there is no Accuracy layer: leave it out"
         )
-    if options.weight_bits == weight_bits.MIXED:
+    if options.weight_bits == choices.WEIGHTS_MIXED:
         raise UserError(
-            f"--weight_bits {weight_bits.MIXED} needs accuracies, and there is no Accuracy layer: 4 or 8 do"
+            f"--weight_bits {choices.WEIGHTS_MIXED} needs accuracies, and there is no Accuracy layer: 4 or 8 do"
         )
     warn(f"no Accuracy layer: {', '.join(network.outputs)} are judged by how close they come to the float network's")
     return network

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import caffe_to_cmsis_nn
-from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn import choices, files
 from caffe_to_cmsis_nn.caffe_io.blobs import to_caffemodel
 from caffe_to_cmsis_nn.data import lmdb_images
 from caffe_to_cmsis_nn.engines import engine
@@ -31,7 +31,7 @@ from caffe_to_cmsis_nn.network.quantized import (
 from caffe_to_cmsis_nn.network.to_caffe import caffe_types, quantized_blobs
 from caffe_to_cmsis_nn.pipeline.job import Job, Options, memory_bytes, prepare, warn
 from caffe_to_cmsis_nn.report import facts, page, statistics, summary
-from caffe_to_cmsis_nn.search import caffe_objective, common, device_objective, journal, progress, weight_bits
+from caffe_to_cmsis_nn.search import caffe_objective, common, device_objective, journal, progress
 from caffe_to_cmsis_nn.search.common import SearchResult, Trial
 from caffe_to_cmsis_nn.search.journal import Journal, RememberedErrors, RememberedNarrowing, RememberedSimulation
 from caffe_to_cmsis_nn.store import original, record
@@ -93,7 +93,7 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[SearchRe
             tolerance,
             functools.partial(RememberedErrors, answers),
             options.weight_bits,
-            weight_bits.LOSS if options.loss is None else options.loss,
+            choices.LOSS if options.loss is None else options.loss,
             functools.partial(RememberedNarrowing, answers),
         )
         schedule = common.tensors(job.graph)
@@ -130,7 +130,7 @@ def final_logits(
 
 def build(
     job: Job, found: SearchResult, trials: Sequence[Trial], options: Options, held_out: np.ndarray | None
-) -> tuple[facts.Run, bytes]:
+) -> tuple[facts.QuantizerRun, bytes]:
     """The chosen network with all that is known about it, and the caffemodel with its weights.
 
     `held_out` are the float network's logits for images that are held out.
@@ -169,7 +169,9 @@ def build(
         scale=job.source.scale,
     )
     commands, classes = (options.command, options.full_command), job.class_names
-    run = facts.Run(*commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device)
+    run = facts.QuantizerRun(
+        *commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device
+    )
     return run, weights
 
 

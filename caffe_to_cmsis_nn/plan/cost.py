@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from caffe_to_cmsis_nn.kernels import instructions
 from caffe_to_cmsis_nn.kernels.base import consider
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.plan.rows import RowPlan, Run
+from caffe_to_cmsis_nn.plan.rows import RowGroup, RowPlan
 from caffe_to_cmsis_nn.target import OWN, Core
 from caffe_to_cmsis_nn.templating import columns
 
 
-def run_lines(network: QuantizedNetwork, plan: RowPlan, run: Run) -> list[str]:
-    """What a run holds in memory: of each image the rows at most, and their bytes."""
+def row_group_lines(network: QuantizedNetwork, plan: RowPlan, group: RowGroup) -> list[str]:
+    """What a row group holds in memory: of each stage the rows at most, and their bytes."""
     layers, stages = network.graph.layers, plan.stages
-    names = [f"{layers[stages[i].layers[0]].name}" for i in (run.stages[0], run.stages[-1])]
-    lines = [f"Row by row, {names[0]} to {names[1]}: {run.bytes} bytes at most. Rows in memory, and bytes of each:"]
-    for window, most in zip(run.windows, run.most_rows):
-        stage = stages[window.stage]
-        what = f"all {stage.rows} at first" if window.stage == run.source else f"{most} of {stage.rows}"
+    names = [f"{layers[stages[i].layers[0]].name}" for i in (group.stages[0], group.stages[-1])]
+    lines = [f"Row by row, {names[0]} to {names[1]}: {group.bytes} bytes at most. Rows in memory, and bytes of each:"]
+    for row_buffer, most in zip(group.row_buffers, group.most_rows):
+        stage = stages[row_buffer.stage]
+        what = f"all {stage.rows} at first" if row_buffer.stage == group.source else f"{most} of {stage.rows}"
         lines.append(f"{layers[stage.layers[0]].name[:24]:24} {what:>18} {stage.held_bytes:>7}")
     return lines
 
@@ -35,7 +35,7 @@ def memory_lines(network: QuantizedNetwork, rows: RowPlan) -> list[str]:
         bar = " " * start + "#" * (end - start)
         layers = f"{buffer.first}-{buffer.last}"
         lines.append(f"{buffer.name[:24]:24} {layers:>7} {buffer.offset:7} {buffer.size:7}  |{bar:{width}}|")
-    return [*lines, *(line for run in rows.runs for line in ["", *run_lines(network, rows, run)])]
+    return [*lines, *(line for group in rows.row_groups for line in ["", *row_group_lines(network, rows, group)])]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def passed_over(network: QuantizedNetwork) -> list[str]:
 def _outputs(plan: RowPlan) -> dict[int, str]:
     """By layer, of those that run row by row: how many rows are in memory at most, and the bytes of each."""
     found = {}
-    for run in plan.runs:
-        most = {window.stage: rows for window, rows in zip(run.windows, run.most_rows)}
-        for i in run.stages:
+    for group in plan.row_groups:
+        most = {row_buffer.stage: rows for row_buffer, rows in zip(group.row_buffers, group.most_rows)}
+        for i in group.stages:
             first, *others = plan.stages[i].layers
             found.update({first: f"{most[i]} x {plan.stages[i].held_bytes}", **dict.fromkeys(others, "in place")})
     return found
@@ -110,7 +110,9 @@ def table(network: QuantizedNetwork, plan: RowPlan, weights_in_ram: bool) -> lis
     estimates = instruction_estimates(network)
     rows: list[list[str]] = [["layer", "kernel", "MACs", "weights", "output", "scratch"]]
     outputs = _outputs(plan)
-    scratch = {plan.stages[i].layers[0]: plan.stages[i].scratch_bytes for run in plan.runs for i in run.stages}
+    scratch = {
+        plan.stages[i].layers[0]: plan.stages[i].scratch_bytes for group in plan.row_groups for i in group.stages
+    }
     for i, (layer, integer, constants) in enumerate(zip(network.graph.layers, network.layers, constant_bytes(network))):
         buffer = plan.memory.scratch.get(layer.name)
         output, own_scratch = outputs.get(i, layer.out_size), scratch.get(i, buffer.size if buffer else 0)

@@ -79,6 +79,65 @@ def _place(groups: Sequence[Sequence[Buffer]], at_start: str) -> None:
         placed.extend(group)
 
 
+class _Buffers:
+    """The buffers of part of a network, and the layers during which each is alive.
+
+    Buffers in a group share an offset: a layer that works in place joins its input's group.
+    """
+
+    def __init__(self, graph: Graph, part: range) -> None:
+        self.outputs: dict[str, Buffer] = {}
+        self.scratch: dict[str, Buffer] = {}
+        self.in_place: dict[str, str] = {}
+        self.from_before = ""  # the tensor that the part reads and does not compute
+        self._graph, self._part = graph, part
+        self._groups: list[list[Buffer]] = []
+        self._group_of: dict[str, list[Buffer]] = {}  # by layer
+        self._last_reader = {name: index for index in part for name in graph.layers[index].inputs}
+
+    def read_inputs(self, index: int, overread: int) -> None:
+        """Keeps a layer's inputs alive, with `overread` bytes after each."""
+        layer = self._graph.layers[index]
+        for name, shape in zip(layer.inputs, layer.in_shapes):
+            if name not in self.outputs:
+                self.from_before = name
+                self._add_output(name, 0, index)
+            source = self.outputs[name]
+            source.last = index
+            source.size = max(source.size, aligned(math.prod(shape) + overread))
+
+    def add_output(self, index: int, in_place: bool) -> None:
+        """A layer's output; `in_place` if the kernel may overwrite an input that is not read again."""
+        layer = self._graph.layers[index]
+        free = [n for n in layer.inputs if self._last_reader[n] == index and n not in self._graph.outputs]
+        if in_place and free:
+            self.in_place[layer.name] = free[0]
+        self._add_output(layer.name, math.prod(layer.out_shape), index, self.in_place.get(layer.name))
+
+    def _add_output(self, name: str, size: int, index: int, host: str | None = None) -> None:
+        buffer = self.outputs[name] = Buffer(name, aligned(size), index, index)
+        if host is None:
+            self._group_of[name] = [buffer]
+            self._groups.append(self._group_of[name])
+        else:
+            self._group_of[name] = self._group_of[host]
+            self._group_of[name].append(buffer)
+
+    def add_scratch(self, index: int, size: int) -> None:
+        name = self._graph.layers[index].name
+        self.scratch[name] = Buffer(f"{name} scratch", aligned(size), index, index)
+        self._groups.append([self.scratch[name]])
+
+    def place(self) -> MemoryPlan:
+        """Gives each buffer its offset; the part's last tensor and the network's outputs stay alive to the end."""
+        graph, outputs = self._graph, self.outputs
+        for name in (graph.layers[self._part[-1]].name, *(name for name in graph.outputs if name in outputs)):
+            outputs[name].last = self._part.stop
+        _place(self._groups, self.from_before)
+        buffers = sorted((buffer for group in self._groups for buffer in group), key=lambda b: b.first)
+        return MemoryPlan(tuple(buffers), outputs, self.scratch, self.in_place)
+
+
 def plan(
     graph: Graph,
     layers: Sequence[IntegerLayer],
@@ -86,49 +145,22 @@ def plan(
     promised_only: bool = False,
     part: range | None = None,
 ) -> MemoryPlan:
-    """Gives each layer's output and scratch a place; the output of a layer that works in place starts at its input.
+    """Places each layer's output and scratch memory; the output of a layer that works in place starts at its input.
 
-    No layer works in place of an input that another one reads later, nor of one that is an output: these stay.
-
-    With `promised_only`, those layers alone that the kernel library promises to work in place. Of a `part` of the
-    layers, the one tensor that comes from before it lies at the arena's start.
+    No layer overwrites an output of the network, or an input that a later layer reads. With `promised_only`, only
+    kernels that the library documents as in-place work in place. If only a `part` of the layers is planned, the tensor
+    that it reads from before lies at the arena's start.
     """
     part = part or range(len(graph.layers))
-    outputs: dict[str, Buffer] = {}
-    scratch: dict[str, Buffer] = {}
-    groups: dict[str, list[Buffer]] = {}
-    taken: dict[str, str] = {}
-    last_reader = {name: index for index in part for name in graph.layers[index].inputs}
-    before = ""
+    buffers = _Buffers(graph, part)
     for index in part:
-        layer, integer = graph.layers[index], layers[index]
-        for name, shape in zip(layer.inputs, layer.in_shapes):
-            if name not in outputs:
-                before = name
-                outputs[name] = Buffer(name, 0, index, index)
-                groups[name] = [outputs[name]]
-            source = outputs[name]
-            source.last = index
-            source.size = max(source.size, aligned(math.prod(shape) + integer.kernel.overread))
-        output = outputs[layer.name] = Buffer(layer.name, aligned(math.prod(layer.out_shape)), index, index)
-        over = [name for name in layer.inputs if last_reader[name] == index and name not in graph.outputs]
-        if over and integer.kernel.in_place(layer, promised_only):
-            taken[layer.name] = over[0]
-            groups[layer.name] = groups[over[0]]
-            groups[layer.name].append(output)
-        else:
-            groups[layer.name] = [output]
-        size = integer.kernel.scratch_bytes(layer, target)
-        if size:
-            scratch[layer.name] = Buffer(f"{layer.name} scratch", aligned(size), index, index)
-            groups[f"{layer.name} scratch"] = [scratch[layer.name]]
-    for name in (graph.layers[part[-1]].name, *(name for name in graph.outputs if name in outputs)):
-        outputs[name].last = part.stop
-    unique = list({id(group): group for group in groups.values()}.values())
-    _place(unique, before)
-    return MemoryPlan(
-        tuple(sorted((b for group in unique for b in group), key=lambda b: b.first)), outputs, scratch, taken
-    )
+        layer, kernel = graph.layers[index], layers[index].kernel
+        buffers.read_inputs(index, kernel.overread)
+        buffers.add_output(index, kernel.in_place(layer, promised_only))
+        scratch_bytes = kernel.scratch_bytes(layer, target)
+        if scratch_bytes:
+            buffers.add_scratch(index, scratch_bytes)
+    return buffers.place()
 
 
 def join(plans: Sequence[MemoryPlan], least_bytes: int) -> MemoryPlan:

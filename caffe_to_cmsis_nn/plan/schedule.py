@@ -14,8 +14,8 @@ from caffe_to_cmsis_nn.plan.stages import Stage
 
 
 @dataclass(frozen=True)
-class Window:
-    """The rows of a stage in a run: how many rows of zeros lie above and below, for kernels that do not check rows."""
+class RowBuffer:
+    """A stage in a row group, and the rows of zeros above and below it for kernels that do not check rows."""
 
     stage: int
     above: int = 0
@@ -23,21 +23,21 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Stages that run row by row; windows in the order of `stages`, the one of what the run reads at the end."""
+class RowGroup:
+    """Stages that run row by row; row buffers in the order of `stages`, then the one of what the group reads."""
 
     stages: tuple[int, ...]
     source: int
-    windows: tuple[Window, ...]
+    row_buffers: tuple[RowBuffer, ...]
     bytes: int  # that are alive at most, the source included
     slack: int  # bytes beside scratch memory, which must be aligned where rows are not
-    most_rows: tuple[int, ...]  # that each window holds at most
+    most_rows: tuple[int, ...]  # that each row buffer holds at most
 
 
 class Schedule:
-    """The rows in memory at each step, for runs that begin with the same stage.
+    """The rows in memory at each step, for groups that begin with the same stage.
 
-    What a stage does depends on those before it alone, so that one schedule tells about all runs that end earlier.
+    What a stage does depends on those before it alone, so that one schedule tells about all groups that end earlier.
     """
 
     def __init__(self, stages: Sequence[Stage], members: range, source: int) -> None:
@@ -140,10 +140,10 @@ class Schedule:
         return ALIGNMENT - 1 if (self._sizes % ALIGNMENT).any() else 0
 
     @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Of the runs that end with each member: how many members, the bytes alive at most, and without the output.
+    def groups(self) -> list[tuple[int, int, int]]:
+        """Of the groups that end with each member: how many members, the bytes alive at most, and without the output.
 
-        A run whose members have rows that nobody reads takes 0 bytes: its loop would end before they are computed.
+        A group whose members have rows that nobody reads takes 0 bytes: its loop would end before they are computed.
         """
         count = len(self.members)
         sizes = self._sizes
@@ -155,18 +155,24 @@ class Schedule:
         found = []
         for k in range(count):
             seen = slice(0, finished[k] + 1)
-            in_run = inner[seen, k] + np.where(steps[seen] <= k, own_scratch[seen], 0)
+            in_group = inner[seen, k] + np.where(steps[seen] <= k, own_scratch[seen], 0)
             made = alive[seen, k] if self._own[k].sums else np.cumsum(steps[seen] == k) * sizes[k]
             complete = finished[k] >= finished[: k + 1].max()
-            found.append((k + 1, int((in_run + made).max()) if complete else 0, int(in_run.max())))
+            found.append((k + 1, int((in_group + made).max()) if complete else 0, int(in_group.max())))
         return found
 
-    def run(self, count: int, size: int) -> Run:
-        """The run of so many members, which takes so many bytes."""
+    def group(self, count: int, size: int) -> RowGroup:
+        """The group of so many members, which takes so many bytes."""
         columns = [*range(count), len(self.members)]
         most = self._held[: self._finished[count - 1] + 1, columns].max(axis=0)
         most[count - 1] = self._own[count - 1].rows
-        windows = [Window((*self.members, self.source)[c], self.above[c], self.below[c]) for c in columns]
-        windows[count - 1] = Window(windows[count - 1].stage)
-        stages = tuple(self.members[:count])
-        return Run(stages, self.source, tuple(windows), aligned(size), self.slack, tuple(map(int, most)))
+        row_buffers = [RowBuffer((*self.members, self.source)[c], self.above[c], self.below[c]) for c in columns]
+        row_buffers[count - 1] = RowBuffer(row_buffers[count - 1].stage)
+        return RowGroup(
+            stages=tuple(self.members[:count]),
+            source=self.source,
+            row_buffers=tuple(row_buffers),
+            bytes=aligned(size),
+            slack=self.slack,
+            most_rows=tuple(map(int, most)),
+        )

@@ -78,7 +78,7 @@ def _geometry(layer: Any) -> tuple[int, int, int]:
     return (dilated_kernel_size(layer)[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
 
 
-def _reaches_rows(layer: Any) -> bool:
+def _reaches_rows(layer: Layer) -> bool:
     """Whether every window has a row of the image: a kernel is not called for rows that only consist of padding."""
     rows, out = layer.in_shape[1] if len(layer.in_shape) == 3 else 1, _shape(layer)[0]
     window, stride, pad = _geometry(layer)

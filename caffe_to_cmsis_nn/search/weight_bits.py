@@ -21,8 +21,6 @@ from caffe_to_cmsis_nn.search.weight_fitting import Fit, Fitted
 from caffe_to_cmsis_nn.target import Target
 
 FEW = 4  # bits
-EIGHT, FOUR, MIXED = MODES = ("8", "4", "mixed")
-LOSS = 0.3  # percentage points
 ROUNDING = 1e-6  # percentage points, of accuracies as floats
 LEAST_COST = 1e-9  # nats of divergence; what costs less is taken to cost this
 Table = Mapping[str, LayerFormats]

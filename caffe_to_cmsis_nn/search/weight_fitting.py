@@ -23,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.data.image_set import Images, pick
-from caffe_to_cmsis_nn.engines.engine import MEMORY, MEMORY_SHARES
+from caffe_to_cmsis_nn.engines.engine import MEMORY_SHARES
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, quantize_layer
@@ -302,7 +303,9 @@ class Fit:
     A layer that has the formats of an earlier table, as all layers before it have, is not fitted again.
     """
 
-    def __init__(self, graph: Graph, images: Images, target: Target, memory: int = MEMORY // MEMORY_SHARES) -> None:
+    def __init__(
+        self, graph: Graph, images: Images, target: Target, memory: int = choices.MEMORY // MEMORY_SHARES
+    ) -> None:
         """`images` (N, C, H, W) uint8 are what the fit sees, `memory` (bytes) bounds what it holds of them."""
         self.graph, self.target = graph, target
         layers = [layer for layer in graph.layers if _can_fit(graph, layer)]

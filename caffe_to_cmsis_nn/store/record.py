@@ -246,39 +246,63 @@ def _format(value: Any, bits: Any = 8) -> QFormat:
     return QFormat(value, bits)
 
 
-def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
+def _unpack_graph(value: dict[str, Any]) -> Graph:
     outputs = _restore(value["outputs"], tuple[str, ...])
     if not outputs:
         raise ValueError("it has no outputs")
     layers = _unpack_layers(value["layers"], outputs)
-    classifier, top_k = _restore(value["classifier"], bool), _restore(value["top_k"], tuple[int, ...])
-    constants = _constants(layers, value["constants"])
-    name, scale = _restore(value["name"], str), _restore(value["scale"], float)
-    graph = Graph(name, layers, constants, "", outputs=outputs, classifier=classifier, top_k=top_k)
-    if classifier and (len(outputs) != 1 or math.prod(graph.output_layers[0].out_shape[1:]) > 1):
+    graph = Graph(
+        name=_restore(value["name"], str),
+        layers=layers,
+        weights=_constants(layers, value["constants"]),
+        accuracy="",
+        outputs=outputs,
+        classifier=_restore(value["classifier"], bool),
+        top_k=_restore(value["top_k"], tuple[int, ...]),
+    )
+    if graph.classifier and (len(outputs) != 1 or math.prod(graph.output_layers[0].out_shape[1:]) > 1):
         raise ValueError("a classifier has one vector of logits")
-    if top_k[:1] != (1,) or (len(top_k) > 1 and max(top_k) >= graph.result_size) or not 0 < scale < math.inf:
-        raise ValueError("its top_k or its scale make no sense")
+    if graph.top_k[:1] != (1,) or (len(graph.top_k) > 1 and max(graph.top_k) >= graph.result_size):
+        raise ValueError("its top_k makes no sense")
+    return graph
+
+
+def _unpack_formats(value: dict[str, Any], graph: Graph, target: Target) -> dict[str, LayerFormats]:
+    """Every layer's formats, from those that were chosen."""
     w, b, y = (
         {name: _format(own[tensor]) for name, own in value["formats"].items() if tensor in own} for tensor in "wby"
     )
     w = {name: _format(q.fraction_bits, value["weights"][name]["bits"]) for name, q in w.items()}
     formats = graph.formats(w, b, y)
-    if _own_formats(layers, _plain(formats)) != value["formats"]:
+    if _own_formats(graph.layers, _plain(formats)) != value["formats"]:
         raise ValueError("it has formats that no layer needs")
-    target = Target.named(**value["target"])
-    if target.library.bias_bits == 8 and any(layer.weighted and not formats[layer.name].b for layer in layers):
+    if target.library.bias_bits == 8 and any(layer.weighted and not formats[layer.name].b for layer in graph.layers):
         raise ValueError("its biases have no formats")
-    if set(value["weights"]) != {layer.name for layer in layers if layer.weighted}:
+    return formats
+
+
+def _unpack_scale(value: Any) -> float:
+    scale: float = _restore(value, float)
+    if not 0 < scale < math.inf:
+        raise ValueError("its scale makes no sense")
+    return scale
+
+
+def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
+    graph, target = _unpack_graph(value), Target.named(**value["target"])
+    formats = _unpack_formats(value, graph, target)
+    if set(value["weights"]) != {layer.name for layer in graph.layers if layer.weighted}:
         raise ValueError("it has weights that no layer needs")
-    integers = [_unpack_integers(layer, value["weights"], constants, formats[layer.name]) for layer in layers]
     reader = {name: entry for name, entry in value["reader"].items() if name != "type"}
     return QuantizedNetwork(
         graph=graph,
         formats=formats,
         layers=tuple(
-            IntegerLayer(layer.kernel_for(target, formats[layer.name].weight_bits), own)
-            for layer, own in zip(layers, integers)
+            IntegerLayer(
+                layer.kernel_for(target, formats[layer.name].weight_bits),
+                _unpack_integers(layer, value["weights"], graph.weights, formats[layer.name]),
+            )
+            for layer in graph.layers
         ),
         target=target,
         sources=_restore(value["sources"], Mapping[str, SourceFile]),
@@ -286,7 +310,7 @@ def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
         crop=_restore(value["crop"], int),
         outcome=None if value["outcome"] is None else _restore(value["outcome"], Outcome, 1 << 63),
         reader=_restore_fields(READERS[value["reader"]["type"]], reader),
-        scale=scale,
+        scale=_unpack_scale(value["scale"]),
     )
 
 
