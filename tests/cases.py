@@ -346,21 +346,21 @@ DECLINED = [
         Declined(
             f"padding before {after}",
             conv("num_output: 100 kernel_size: 1 pad: 10000", name="b") + layer(after, "", "b"),
-            "layer 'b' (Convolution): its output of shape (100, 20008, 20008), allowed are 16777216 elements",
+            "layer 'b' (Convolution): its output of shape (100, 20008, 20008), allowed are 33554432 elements",
         )
         for after in ("Flatten", "Permute", "Slice")
     ),
     Declined(
         "many weights",
         conv("num_output: 1000 kernel_size: 1000 pad: 500"),
-        "4000000000 weights, allowed are 134217728",
+        "4000001000 weights, allowed are 134217728",
     ),
     Declined(
         "many large layers",
-        conv("num_output: 100 kernel_size: 1 pad: 196", name="l0")
-        + "".join(conv("num_output: 100 kernel_size: 1", bottom=f"l{i}", name=f"l{i + 1}") for i in range(5))
-        + layer("Pooling", "pooling_param { global_pooling: true }", bottom="l5"),
-        "layer 'l4' (Convolution): outputs of 80000000 elements up to here, allowed are 67108864 in all",
+        conv("num_output: 100 kernel_size: 1 pad: 280", name="l0")
+        + "".join(conv("num_output: 100 kernel_size: 1", bottom=f"l{i}", name=f"l{i + 1}") for i in range(9))
+        + layer("Pooling", "pooling_param { global_pooling: true }", bottom="l9"),
+        "(Convolution): outputs of 290361600 elements up to here, allowed are 268435456 in all",
     ),
     Declined("no scale", layer("Upsample", "upsample_param { scale: 0 }"), "scale 0: allowed is at least 1"),
     Declined("too many tiles", layer("Tile", "tile_param { tiles: 1000000 }"), "tiles 1000000: allowed is at least 1"),

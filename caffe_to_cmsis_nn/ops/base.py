@@ -31,7 +31,7 @@ Weights = tuple[np.ndarray, np.ndarray]  # OIHW or (rows, columns), and the bias
 
 
 # Elements of a layer's output and weights, and of a network's outputs together; no device holds so many.
-LARGEST_OUTPUT, LARGEST_WEIGHTS, LARGEST_NETWORK = 1 << 24, 1 << 27, 1 << 26
+LARGEST_OUTPUT, LARGEST_WEIGHTS, LARGEST_NETWORK = 1 << 25, 1 << 27, 1 << 28
 
 
 class UnsupportedLayer(UserError):
