@@ -253,7 +253,7 @@ DECLINED = [
     Declined(
         "depthwise in other groups",
         layer("DepthwiseConvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 }"),
-        "group 2, allowed are as many groups as channels, 4",
+        "group 2, allowed is the number of channels, 4",
     ),
     Declined("dilated deconvolution", deconv("num_output: 4 kernel_size: 3 dilation: 2"), "dilation [2], allowed is 1"),
     Declined("empty deconvolution", deconv("num_output: 4 kernel_size: 1 pad: 4"), "its output would be empty"),
@@ -381,7 +381,7 @@ DECLINED = [
     Declined(
         "nothing left",
         layer("Interp", "interp_param { zoom_factor: 2 pad_beg: -4 pad_end: -4 }"),
-        "what crops the image",
+        "values that crop the image",
     ),
     Declined("offsets along columns", layer("Bias", "", "data data"), "axis 1 with two inputs, allowed is 0"),
     Declined("sum of the batch", layer("Reduction", ""), "axis 0, allowed are 1 to 3"),
@@ -389,7 +389,7 @@ DECLINED = [
     Declined(
         "elements at odd places",
         layer("Reshape", "reshape_param { shape { dim: 0 dim: 5 dim: 7 dim: 2 } }"),
-        "move_q7 needs elements at even distances in the device's memory, in at most 5 loops",
+        "move_q7 needs at most 5 nested loops over evenly spaced elements in the device's memory",
         (2, 5, 7),
     ),
     Declined("unknown field", conv("num_output: 4 kernel_size: 3 offset: 2"), "a field that this tool does not know"),

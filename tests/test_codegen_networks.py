@@ -121,7 +121,7 @@ def test_a_named_network_has_its_own_program(target: str, pickles: dict[str, Pat
 @pytest.mark.parametrize("name", ["KWS", "1st", "a-b", "a b", "main", "string", "convolution_q7"])
 def test_names_that_cannot_be(name: str, pickles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert code_gen.main(["--model", str(pickles["first"]), "--name", name]) == 2
-    reason = "is the name of another file" if name in projects.TAKEN_NAMES else "is not a C identifier in lower case"
+    reason = "is the name of another file" if name in projects.TAKEN_NAMES else "is not a lower-case C identifier"
     assert capsys.readouterr().err == f"code_gen: --name '{name}' {reason}\n"
 
 

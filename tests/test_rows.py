@@ -109,7 +109,7 @@ def test_too_few_bytes_end_in_one_sentence(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert code_gen.main([*arguments, "--ram", str(least - 1)]) == 2
     *_, last = capsys.readouterr().err.splitlines()
-    assert last == f"code_gen: --ram {least - 1}: this network's layers take {least} bytes at least"
+    assert last == f"code_gen: --ram {least - 1}: this network's layers need at least {least} bytes"
 
 
 @pytest.mark.parametrize("text", ["little", "-1", "1.5"])

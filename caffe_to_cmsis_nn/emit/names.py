@@ -8,24 +8,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Names:
-    """What a network's files, functions and macros are called; where it has a name, all of them begin with that."""
+    """The names of a network's files, functions and macros; with --name, all of them begin with that name."""
 
-    name: str = ""  # a C identifier in lower case, or nothing
-    features: bool = False  # whether the network takes integers in a Q-format, and not pixels
+    name: str = ""  # a lower-case C identifier, or empty
+    features: bool = False  # whether the network takes integers in a Q-format instead of pixels
 
     @property
     def prefix(self) -> str:
-        """Of files, variables and, in upper case, macros."""
+        """The prefix of files, variables and, in upper case, macros."""
         return f"{self.name}_" if self.name else ""
 
     @property
     def nn(self) -> str:
-        """The prefix of what network.h declares, where there is no name."""
+        """The prefix of declarations in network.h; never empty."""
         return self.prefix or "nn_"
 
     @property
     def file(self) -> str:
-        """Of the network and its header, without a suffix."""
+        """The name of the network's source and header, without suffix."""
         return self.name or "network"
 
     @property
@@ -34,7 +34,7 @@ class Names:
 
     @property
     def cell(self) -> str:
-        """The type of an input's elements."""
+        """The C type of input elements."""
         return "int8_t" if self.features else "uint8_t"
 
     @property

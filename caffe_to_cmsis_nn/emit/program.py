@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers as the templates print them: constants, macros and calls, in one call each or row by row."""
+"""The layers as the templates print them: constants, macros and calls, whole or row by row."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Step:
     """One layer in the generated code."""
 
     index: int
-    name: str  # as it is printed
+    name: str  # for printing, without the network's prefix
     identifier: str
     comment: str
     defines: Mapping[str, int]
     calls: Sequence[Statement]
-    last_calls: Sequence[Statement]  # of a layer that is made of sums, once it has them all
+    last_calls: Sequence[Statement]  # that turn complete sums into the output, if the layer adds up rows
     arrays: Sequence[Array]
-    storage: str  # of the arrays
-    bytes: int  # of its output, or of a row of it
+    storage: str  # C storage class of the arrays
+    bytes: int  # in its output, or in a row of it
 
     @property
     def macro(self) -> str:
@@ -41,15 +41,15 @@ class Step:
 
 @dataclass(frozen=True)
 class RowStep:
-    """The layers that make a row of one image; its name is the first layer's."""
+    """The layers that compute a row of one stage; named after the first of them."""
 
     steps: Sequence[Step]
-    row_buffer: int  # its place among the group's row buffers
+    row_buffer: int  # index of its row buffer
     rows: int
     row_bytes: int  # in memory
-    zeros: RowBuffer  # the rows of zeros around the rows
-    readings: Sequence[tuple[str, Reading, int]]  # name of what is read, which rows, and how many it has with zeros
-    wanted: Mapping[str, Sequence[tuple[str, int, Reading]]]  # by what is read: all its readers, and how many rows
+    zeros: RowBuffer  # its rows of zeros above and below
+    readings: Sequence[tuple[str, Reading, int]]  # source, rows to read, and the source's rows including zeros
+    wanted: Mapping[str, Sequence[tuple[str, int, Reading]]]  # by source: each reader, its rows, and what it reads
     scratch_bytes: int
     sums: bool
 
@@ -62,46 +62,46 @@ class RowStep:
 class RowGroupStep:
     """Layers that run row by row."""
 
-    row_buffers: Sequence[RowStep]  # in the order of their addresses
-    stages: Sequence[RowStep]  # in the order in which they are computed
-    source: str  # what the group reads: the first layer of its stage
-    source_output: str  # and the last
+    row_buffers: Sequence[RowStep]  # by address
+    stages: Sequence[RowStep]  # in the order of computation
+    source: str  # the first layer of the stage that the group reads
+    source_output: str  # the last layer of that stage
     source_rows: int
     source_row_bytes: int
     source_above: int  # rows of zeros
     source_below: int
-    source_in_place: bool  # it lies at the arena's end already
-    slack: int  # bytes that scratch memory may have to be moved by, to be aligned
-    lines: Sequence[str]  # that say what the group holds
+    source_in_place: bool  # the source already lies at the arena's end
+    slack: int  # most bytes by which aligning scratch memory moves it
+    lines: Sequence[str]  # comment on the memory that the group uses
 
     @property
     def summed(self) -> list[str]:
-        """Images that are made of sums."""
+        """The stages that add up rows."""
         return [one.name for one in self.row_buffers if one.sums]
 
     @property
     def output(self) -> str:
-        """The layer whose output the group gives."""
+        """The last layer of the group."""
         return self.row_buffers[0].steps[-1].identifier
 
 
 @dataclass(frozen=True)
 class Program:
-    """All steps in network order, and the sections that they run in."""
+    """All steps in network order, and the sections that they belong to."""
 
     steps: Sequence[Step]
     sections: Sequence[RowGroupStep | Sequence[Step]]
-    outputs: Sequence[OutputStep]  # of a network that is no classifier
+    outputs: Sequence[OutputStep]  # empty for a classifier
 
 
 @dataclass(frozen=True)
 class OutputStep:
     """An output of the network in the generated code."""
 
-    name: str  # as it is printed
+    name: str  # for printing, without the network's prefix
     macro: str
     layer: int  # index
-    place: str  # in the arena, bytes
+    place: str  # offset in the arena (bytes), a C expression
     bytes: int
     channels: int
     height: int
@@ -110,7 +110,7 @@ class OutputStep:
 
     @property
     def step(self) -> str:
-        """What 1 stands for, as a float in C."""
+        """The value of one step of the output's format, as a float in C."""
         return f"{2.0**-self.fraction_bits!r}f"
 
 
@@ -125,7 +125,7 @@ class _Builder:
         self.index = {layer.name: i for i, layer in enumerate(network.graph.layers)}
 
     def _step(self, i: int, c: CNames, offsets: Mapping[str, int], stage: Stage | None = None) -> Step:
-        layer: Any = self.network.graph.layers[i]  # that its kernel takes
+        layer: Any = self.network.graph.layers[i]  # mypy cannot see that the kernel takes it
         integer, kernel = self.network.layers[i], self.network.layers[i].kernel
         return Step(
             index=i,
@@ -143,7 +143,7 @@ class _Builder:
         )
 
     def whole(self, i: int) -> Step:
-        """A layer in one call."""
+        """A layer that runs whole, in one call."""
         layer, memory = self.network.graph.layers[i], self.plan.memory
         macro, scratch = self.ids[i].upper(), memory.scratch.get(layer.name)
         c = CNames(
@@ -164,7 +164,7 @@ class _Builder:
         return self._step(i, c, offsets)
 
     def _row(self, stage: Stage, i: int) -> Step:
-        """A layer for one row: of windows if it is the stage's first, else in the row's place."""
+        """A layer that computes one row: the stage's first layer from its windows, the others in place."""
         layer = self.network.graph.layers[i]
         name = self.ids[stage.layers[0]]
         first = stage.layers[0] == i
@@ -228,7 +228,7 @@ class _Builder:
         ]
 
     def row_group(self, group: RowGroup, in_place: bool) -> RowGroupStep:
-        """The stages of a row group; the deepest has the lowest address."""
+        """A row group; the last stage's buffer has the lowest address."""
         row_buffers = {b.stage: b for b in group.row_buffers}
         steps = [self._row_step(group, index, row_buffers) for index in group.stages]
         source, zeros = self.plan.stages[group.source], group.row_buffers[-1]
@@ -264,7 +264,7 @@ class _Builder:
         return Program(sorted(steps, key=lambda step: step.index), sections, outputs)
 
     def _output(self, layer: Layer, of_group: bool) -> OutputStep:
-        """That of a row group lies at the arena's start."""
+        """An output of the network; a row group's output lies at the arena's start."""
         name, shape = layer.name, layer.out_shape
         channels, height, width = shape if len(shape) == 3 else (layer.out_size, 1, 1)
         place, y = "0" if of_group else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
@@ -283,5 +283,5 @@ class _Builder:
 
 
 def build(network: QuantizedNetwork, plan: RowPlan, options: CodeOptions) -> Program:
-    """What the templates print of a network."""
+    """The program for a network, as the templates print it."""
     return _Builder(network, plan, options).program()

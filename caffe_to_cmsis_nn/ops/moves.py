@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that move elements and change none: each element of the output is one of the input's."""
+"""Layers that only move elements: each output element equals an input element."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-MOST_AXES = 32  # of a blob, with the batch's: Caffe's limit
+MOST_AXES = 32  # of a blob, with the batch axis: Caffe's limit
 MOST_LOOPS = 5  # of move_q7
 
 
 @dataclass(frozen=True)
 class MoveLoops:
-    """Loops over the positions of elements in memory, the outermost first: how often, and how far each time."""
+    """Nested loops over positions of elements in memory: count and stride of each, the outermost first."""
 
     start: int
     counts: tuple[int, ...]
@@ -36,7 +36,7 @@ class MoveLoops:
 
     @classmethod
     def find(cls, positions: np.ndarray) -> MoveLoops:
-        """The fewest loops that give these positions, each as long as it can be; there may be too many."""
+        """The fewest loops that visit these positions in order; more than MOST_LOOPS if there are too many."""
         start, counts, strides = int(positions[0]), [], []
         while len(positions) > 1:
             stride = int(positions[1] - positions[0])
@@ -51,27 +51,27 @@ class MoveLoops:
 
     @property
     def nothing(self) -> bool:
-        """Whether each element stays where it is."""
+        """Whether all elements stay in place."""
         return self.start == 0 and len(self.counts) <= 1 and self.strides in ((), (1,))
 
 
 class Move(Layer):
-    """Its output inherits the input's format."""
+    """A layer that moves elements; the output has the input's format."""
 
     any_rank = True
 
     def moved(self, x: np.ndarray) -> np.ndarray:
-        """The output of a blob without the batch's axis, in Caffe's order."""
+        """The output for a blob in Caffe's order, without batch axis."""
         raise NotImplementedError
 
     @property
     def sources(self) -> np.ndarray:
-        """Which of the input's elements each of the output's is, both counted in Caffe's order; not kept."""
+        """For each output element, the index of the input element that it equals, both in Caffe's order; not kept."""
         return self.moved(np.arange(math.prod(self.in_shape), dtype=np.int32).reshape(self.in_shape))
 
     @cached_property
     def loops(self) -> MoveLoops:
-        """The same in the order in which they lie in the device's memory."""
+        """The loops over the input that produce the output, both in the order of the device's memory."""
         numbers = np.arange(math.prod(self.in_shape), dtype=np.int32)
         places = np.empty_like(numbers)
         places[device_order(numbers.reshape(self.in_shape))] = numbers
@@ -86,7 +86,7 @@ class Move(Layer):
         return self._out_shape
 
     def joined(self, first: Layer) -> Layer | None:
-        """Under this one's name."""
+        """Both moves in one, with this layer's name."""
         if not isinstance(first, Move):
             return None
         return _Joined(self.name, first.inputs, self.blob, first.in_shapes, parts=(first, self))
@@ -97,7 +97,7 @@ class Move(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Part(Move):
-    """Some places along each axis."""
+    """A range along each axis."""
 
     begins: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
@@ -114,13 +114,13 @@ class Part(Move):
 
 
 class Slice(Part):
-    """A part along one axis for each top that is read."""
+    """Splits the input along an axis, one part per top."""
 
     caffe_type = "Slice"
 
     @classmethod
     def parse_all(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> list[Self]:
-        """Named NAME/TOP where there are several."""
+        """One layer per top, named NAME/TOP if there are several."""
         param, shape, tops = message.slice_param, in_shapes[0], [*message.top]
         axis = axis_of(param, shape, "slice_dim" if param.HasField("slice_dim") else "axis")
         points = [*param.slice_point]
@@ -141,7 +141,7 @@ class Slice(Part):
 
 
 class Crop(Part):
-    """As large as the second input from an axis on; the device reads the first alone."""
+    """Crops the first input to the second one's size, from an axis on; the device only reads the first."""
 
     caffe_type = "Crop"
     most_inputs = 2
@@ -165,11 +165,11 @@ class Crop(Part):
 
 @dataclass(frozen=True, eq=False)
 class Permute(Move):
-    """Axes in another order; the batch's stays the first."""
+    """Permutes the axes; the batch axis stays first."""
 
     caffe_type = "Permute"
 
-    order: tuple[int, ...] = ()  # without the batch's axis, from 0 on
+    order: tuple[int, ...] = ()  # without the batch axis, from 0
 
     @classmethod
     def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Permute(Move):
 
 @dataclass(frozen=True, eq=False)
 class Reshape(Move):
-    """Another shape for the same elements in Caffe's order."""
+    """Changes the shape; elements keep Caffe's order."""
 
     caffe_type = "Reshape"
 
@@ -199,8 +199,8 @@ class Reshape(Move):
 
     @classmethod
     def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
-        """As reshape_layer.cpp: of the new axes, 0 stands for the old one's size, and -1 for what is left."""
-        param, old = message.reshape_param, (0, *in_shapes[0])  # 0: the batch, whatever its size
+        """As in reshape_layer.cpp: size 0 copies the old axis, -1 is inferred."""
+        param, old = message.reshape_param, (0, *in_shapes[0])  # 0: the batch, of any size
         start = param.axis if param.axis >= 0 else param.axis + len(old) + 1
         end = len(old) if param.num_axes == -1 else start + param.num_axes
         if not 0 <= start <= end <= len(old):
@@ -215,7 +215,7 @@ class Reshape(Move):
         dims = [*old[:start], *(old[start + i] if dim == 0 else dim for i, dim in enumerate(wanted)), *old[end:]]
         size = math.prod(old[1:])
         if dims and dims[0] == -1 and -1 not in dims[1:] and math.prod(dims[1:]) == size:
-            dims[0] = 0  # so many as there are in the batch
+            dims[0] = 0  # the batch size
         if not dims or dims[0] != 0:
             raise UnsupportedLayer(f"shape {wanted}, which does not keep the batch's axis: allowed are 0 or -1 for it")
         known = math.prod(dim for dim in dims[1:] if dim != -1)
@@ -234,7 +234,7 @@ class Reshape(Move):
 
 
 class Flatten(Reshape):
-    """Neighbouring axes as one, in Caffe's order."""
+    """Merges neighbouring axes, in Caffe's order."""
 
     caffe_type = "Flatten"
     homogeneous = True
@@ -250,7 +250,7 @@ class Flatten(Reshape):
 
 @dataclass(frozen=True, eq=False)
 class ShuffleChannel(Move):
-    """The first channel of each group, then the second of each, and so on (ShuffleNet)."""
+    """Interleaves the channels of groups: the first of each group, then the second of each, and so on (ShuffleNet)."""
 
     caffe_type = "ShuffleChannel"
 
@@ -275,7 +275,7 @@ def _repeated(layer: Layer, times: int, what: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Upsample(Move):
-    """Each cell of an image as a square of so many along each side."""
+    """Repeats each pixel `scale` times along both axes."""
 
     caffe_type = "Upsample"
 
@@ -296,7 +296,7 @@ class Upsample(Move):
 
 @dataclass(frozen=True, eq=False)
 class Tile(Move):
-    """All of an axis again and again."""
+    """Repeats the input `tiles` times along an axis."""
 
     caffe_type = "Tile"
 
@@ -319,7 +319,7 @@ class Tile(Move):
 
 @dataclass(frozen=True, eq=False)
 class _Joined(Move):
-    """Moves one after the other, as one."""
+    """Consecutive moves as one."""
 
     caffe_type = "moves"
 
@@ -332,7 +332,7 @@ class _Joined(Move):
 
 
 class OwnMove(OwnLoop[Move, object]):
-    """Elements in another order, some of them, or some of them again and again; none changes."""
+    """Copies elements in nested loops: reordered, selected or repeated."""
 
     header = "moves_q7"
 
@@ -343,7 +343,7 @@ class OwnMove(OwnLoop[Move, object]):
         return layer.loops.nothing
 
     def calls(self, layer: Move, c: CNames) -> list[Statement]:
-        """Nothing to do where nothing moves, and the output lies where the input lay."""
+        """No copy if the output overwrites the input, which is only allowed if nothing moves."""
         if c.in_place:
             return [Call("(void)", (c.input,))]
         name, loops = c.variable("out_move"), layer.loops
@@ -357,13 +357,13 @@ class OwnMove(OwnLoop[Move, object]):
 
 
 def gathered(g: OnnxGraph, x: str, layer: Move) -> str:
-    """The layer's output of a blob in Caffe's order."""
+    """The layer's output for a blob in Caffe's order."""
     flat = g.add("Gather", g.add("Flatten", x), layer.sources.ravel(), axis=1)
     return g.add("Reshape", flat, np.array([-1, *layer.out_shape]))
 
 
 def even_steps(layer: Move, target: Target) -> bool:
-    """elements at even distances in the device's memory, in at most 5 loops"""
+    """at most 5 nested loops over evenly spaced elements in the device's memory"""
     return len(layer.loops.counts) <= 5
 
 

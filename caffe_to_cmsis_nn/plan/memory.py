@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each layer's output and scratch memory lie in one arena, from when they are alive."""
+"""Places each layer's output and scratch memory in one arena; buffers share memory if they are not alive together."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer
 from caffe_to_cmsis_nn.target import Target
 
-ALIGNMENT = 4  # bytes; scratch memory is used as q15_t
+ALIGNMENT = 4  # bytes; kernels use scratch memory as q15_t
 
 
 @dataclass
 class Buffer:
-    """A stretch of the arena: bytes, the first and the last layer (index) that uses it, and its offset in bytes."""
+    """A range of the arena: size and offset in bytes, and the first and last layer (indices) that use it."""
 
     name: str
     size: int
@@ -31,13 +31,13 @@ class Buffer:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Buffers by the time they come alive, and the arena that holds them (bytes)."""
+    """The buffers of a network, in the order in which they come alive."""
 
     buffers: tuple[Buffer, ...]
     outputs: dict[str, Buffer]  # by layer
-    scratch: dict[str, Buffer]  # by layer, where its kernel needs any
-    in_place: dict[str, str]  # by layer that works in place, the layer whose output it takes the memory of
-    least_bytes: int = 0  # of the arena, beside these buffers
+    scratch: dict[str, Buffer]  # by layer, for kernels that need it
+    in_place: dict[str, str]  # by layer that works in place: the layer whose output it overwrites
+    least_bytes: int = 0  # size of the arena at least, whatever the buffers
 
     @property
     def arena_bytes(self) -> int:
@@ -45,14 +45,14 @@ class MemoryPlan:
 
 
 def aligned(size: int) -> int:
-    """Bytes, rounded up."""
+    """A number of bytes, rounded up to the alignment."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _place(groups: Sequence[Sequence[Buffer]], at_start: str) -> None:
-    """Each group at the lowest offset where none of its buffers meets another one alive with it, the largest first.
+    """Places groups at the lowest free offset, the largest first, but the group of the buffer `at_start` before all.
 
-    The group of the buffer `at_start` comes before all others.
+    An offset is free if no buffer of the group overlaps another one that is alive at the same time.
     """
 
     def order(group: Sequence[Buffer]) -> tuple[bool, int, int, str]:
@@ -164,7 +164,7 @@ def plan(
 
 
 def join(plans: Sequence[MemoryPlan], least_bytes: int) -> MemoryPlan:
-    """Plans of parts of a network that follow each other, in one arena of at least so many bytes."""
+    """Joins the plans of consecutive parts of a network in one arena of at least `least_bytes`."""
     outputs: dict[str, Buffer] = {}
     scratch: dict[str, Buffer] = {}
     in_place: dict[str, str] = {}
