@@ -154,7 +154,7 @@ def test_ctrl_c_during_the_imports(tmp_path: Path, script: str) -> None:
 @pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_that_end_a_run(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """All as Ctrl-C, which keeps the journal; what was set before holds again afterwards."""
+    """All as Ctrl-C; what was set before holds again afterwards."""
     number, before = getattr(signal, name), signal.getsignal(getattr(signal, name))
 
     def work() -> None:

@@ -30,9 +30,6 @@ from caffe_to_cmsis_nn.emit import projects, render
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
 from caffe_to_cmsis_nn.plan import cost, rows
-from caffe_to_cmsis_nn.search import journal
-from caffe_to_cmsis_nn.search.journal import Journal
-from caffe_to_cmsis_nn.search.verdict import Verdict
 from caffe_to_cmsis_nn.store import original, record
 from caffe_to_cmsis_nn.target import Target
 from tests import tiny
@@ -171,22 +168,6 @@ def _read_leveldb(path: Path, suffix: str) -> object:
     return LevelDb().probe(folder).read(folder)
 
 
-def _ask(path: Path) -> list[Verdict]:
-    """A judge's answers, from a journal or made up; the journal stays as another run leaves it."""
-    answers = Journal(path, "key")
-
-    def verdict(images: int) -> Verdict:
-        return Verdict(np.arange(images) % 3 > 0, np.linspace(0, 1, images))
-
-    judged = [answers.remember(count, partial(verdict, count), journal._plain, journal._verdict) for count in (8, 13)]
-    answers.close()
-    return judged
-
-
-def _read_journal(path: Path) -> object:
-    return _ask(path), _ask(path)  # the second one finds what the first has appended
-
-
 def _read_pickle(path: Path) -> object:
     """As code_gen.py does, which writes nothing before all is rendered."""
     loaded = record.load(path)
@@ -213,7 +194,6 @@ READERS: dict[str, Reader] = {
     "list of images": _read_list,
     "list of HDF5 files": _read_hdf5_list,
     "HDF5 images": _read_hdf5_images,
-    "journal": _read_journal,
 }
 LEVELDB_FILES = ("log", "ldb") if find_spec("plyvel") else ()  # it has no wheel for the newest Pythons
 READERS.update({f"LevelDB {suffix}": partial(_read_leveldb, suffix=suffix) for suffix in LEVELDB_FILES})
@@ -249,7 +229,6 @@ def samples(folder: Path) -> dict[str, bytes]:
         "list of images": "images.txt",
         "list of HDF5 files": "files.txt",
         "HDF5 images": "images.h5",
-        "journal": "net.journal",
     }
     encoded = {"png": _encoded("PNG"), "jpeg": _encoded("JPEG")}
     for kind, content in encoded.items():
@@ -258,7 +237,6 @@ def samples(folder: Path) -> dict[str, bytes]:
     with h5py.File(folder / "images.h5", "w") as file:
         file["data"], file["label"] = np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3), np.arange(2.0)
     (folder / "files.txt").write_text("images.h5\n images.h5\n")
-    _ask(folder / "net.journal")
     files = {reader: (folder / name).read_bytes() for reader, name in names.items()}
     for suffix in LEVELDB_FILES:
         (file,) = (folder / f"{suffix}_leveldb").glob(f"*.{suffix}")

@@ -61,13 +61,6 @@ def hard_link(folder: Path) -> None:
     os.link(folder / "data_lmdb" / "data.mdb", folder / "hard.html")
 
 
-def list_as_journal(folder: Path) -> None:
-    write_pictures(folder)
-    (folder / "net.pkl.journal").write_bytes((folder / "list.txt").read_bytes())
-    text = (folder / "net.prototxt").read_text()
-    (folder / "net.prototxt").write_text(text.replace("list.txt", "net.pkl.journal"))
-
-
 def nothing(folder: Path) -> None:
     """Leaves the files as they are."""
 
@@ -84,7 +77,6 @@ QUANTIZER = {
     "a picture": (write_pictures, "--save", "i0.png"),
     "a list of HDF5 files": (write_hdf5, "--save", "list.txt"),
     "an HDF5 file": (write_hdf5, "--report", "images.h5"),
-    "a list where the journal goes": (list_as_journal, "--save", "net.pkl"),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import nn_quantizer
 from caffe_to_cmsis_nn.pipeline.job import prepare
-from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
+from caffe_to_cmsis_nn.pipeline.quantize import find_formats
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.search import caffe_objective, common, progress
 from caffe_to_cmsis_nn.search.common import Score, Search, SearchResult, Tensor, Trial
@@ -56,12 +56,12 @@ def test_schedules() -> None:
 def test_time_left_is_the_pace_so_far_over_what_can_still_come() -> None:
     clock = Clock()
     estimate = Estimate(SCHEDULE, COSTS, clock)
-    estimate.see(trial(*SCHEDULE[0]), computed=True)
+    estimate.see(trial(*SCHEDULE[0]))
     assert estimate.share == 0 and estimate.seconds_left is None
     clock.now += 10
     for i in range(6):
-        estimate.see(trial(*SCHEDULE[i]), computed=True)
-        estimate.see(trial(*SCHEDULE[i]), computed=True)
+        estimate.see(trial(*SCHEDULE[i]))
+        estimate.see(trial(*SCHEDULE[i]))
     assert estimate.share == pytest.approx(5 / 14)
     assert estimate.seconds_left == pytest.approx(10 / 5 * 9)
 
@@ -69,22 +69,10 @@ def test_time_left_is_the_pace_so_far_over_what_can_still_come() -> None:
 def test_tensors_that_are_not_looked_at_again_are_passed_over() -> None:
     estimate = Estimate(SCHEDULE, COSTS, Clock())
     for key in (SCHEDULE[0], SCHEDULE[6], SCHEDULE[9]):
-        estimate.see(trial(*key), computed=True)
+        estimate.see(trial(*key))
     assert estimate.position == 9
-    estimate.see(trial("nobody", Tensor.WEIGHTS), computed=True)
+    estimate.see(trial("nobody", Tensor.WEIGHTS))
     assert estimate.position == 9
-
-
-def test_what_comes_out_of_a_journal_tells_no_pace() -> None:
-    clock = Clock()
-    estimate = Estimate(SCHEDULE, COSTS, clock)
-    for key in SCHEDULE[:8]:
-        estimate.see(trial(*key), computed=False)
-    assert estimate.seconds_left is None
-    estimate.see(trial(*SCHEDULE[8]), computed=True)
-    clock.now += 3
-    estimate.see(trial(*SCHEDULE[9]), computed=True)
-    assert estimate.seconds_left == pytest.approx(3 * 5)
 
 
 def test_what_trials_cost() -> None:
@@ -134,7 +122,7 @@ class Terminal(io.StringIO):
 def test_the_bar_says_what_is_tried_the_best_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    found, trials = progress.follow(_search(), SCHEDULE, COSTS, lambda: True)
+    found, trials = progress.follow(_search(), SCHEDULE, COSTS)
     assert len(trials) == 2 and found.measured == ()
     frames = terminal.getvalue().split("\r")
     assert any("conv weights Q4.3, best " in frame and "of search left" in frame for frame in frames)
@@ -144,7 +132,7 @@ def test_the_bar_says_what_is_tried_the_best_and_the_time_left(monkeypatch: pyte
 def test_no_bar_where_stderr_is_no_terminal_or_nobody_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream, disable in ((io.StringIO(), None), (Terminal(), True)):
         monkeypatch.setattr(sys, "stderr", stream)
-        progress.follow(_search(), SCHEDULE, COSTS, lambda: True, disable=disable)
+        progress.follow(_search(), SCHEDULE, COSTS, disable=disable)
         assert stream.getvalue() == ""
 
 
@@ -152,9 +140,8 @@ def test_no_bar_where_stderr_is_no_terminal_or_nobody_wants_it(monkeypatch: pyte
 def test_the_trials_follow_the_schedule(objective: str, tmp_path: Path) -> None:
     options = nn_quantizer.parse_arguments([*tiny.write(tmp_path), "--objective", objective])
     job = prepare(options)
-    answers = open_journal(job, options)
     later = iter(common.tensors(job.graph) if objective == "device" else caffe_objective.schedule(job.graph))
-    _, trials = find_formats(job, options, answers)
+    _, trials = find_formats(job, options)
     changes = dict.fromkeys((t.layer, t.tensor) for t in trials)  # as they come for the first time
     assert len(trials) >= len(changes) > 3
     assert all(key in later for key in changes)  # each after the one before

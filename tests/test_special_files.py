@@ -61,11 +61,6 @@ def _list(kind: str, entries: bool) -> Callable[[Path, Path], int]:
     return run
 
 
-def _journal(folder: Path, bad: Path) -> int:
-    (folder / "out.pkl.journal").symlink_to(bad)
-    return _quantize(folder, iterations="1")
-
-
 def _old_pickle(key: str) -> Callable[[Path, Path], int]:
     def run(folder: Path, bad: Path) -> int:
         data = shared("data", "arm_m4")
@@ -110,7 +105,6 @@ READ: dict[str, Callable[[Path, Path], int]] = {
     "mean": lambda folder, bad: _quantize(folder, mean=str(bad)),
     "LMDB": lambda folder, bad: _quantize(folder, lmdb=str(bad)),
     "LevelDB's files": _leveldb,
-    "journal": _journal,
     "list of pictures": _list("ImageData", entries=False),
     "picture of a list": _list("ImageData", entries=True),
     "list of HDF5 files": _list("HDF5Data", entries=False),
@@ -125,8 +119,7 @@ READ: dict[str, Callable[[Path, Path], int]] = {
 
 @pytest.mark.parametrize(
     ("make", "what"),
-    # A long journal is another run's, and replaced.
-    [(make, what) for make in (_fifo, _device, _endless) for what in READ if (make, what) != (_endless, "journal")],
+    [(make, what) for make in (_fifo, _device, _endless) for what in READ],
 )
 def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None], what: str) -> None:
     make(tmp_path / "bad")

@@ -22,7 +22,7 @@ from caffe_to_cmsis_nn.ops.deconvolution import Deconvolution
 from caffe_to_cmsis_nn.ops.inner_product import InnerProduct
 from caffe_to_cmsis_nn.ops.input import Input
 from caffe_to_cmsis_nn.qformat import QFormat
-from caffe_to_cmsis_nn.search import common, journal, weight_bits
+from caffe_to_cmsis_nn.search import common, weight_bits
 from caffe_to_cmsis_nn.search.common import Candidate, SearchResult, Tensor, Trial
 from caffe_to_cmsis_nn.search.device_objective import device_objective
 from caffe_to_cmsis_nn.search.verdict import Verdict
@@ -181,35 +181,6 @@ def test_the_order_is_that_of_bytes_saved_for_divergence_added() -> None:
         return Narrowing(fit, formats, lambda candidate: sample([], formats), sample).by_cost(["conv", "ip"])[0]
 
     assert (order(0.001), order(1.0), order(-1.0)) == (["ip", "conv"], ["conv", "ip"], ["ip", "conv"])
-
-
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was judged is not judged again."""
-    arguments = [*tiny.write(tmp_path), "--api", "s8", "--weight_bits", "mixed", "--loss", "100"]
-    assert nn_quantizer.main(arguments) == 0
-    expected = (tmp_path / "net.pkl").read_bytes()
-    judge = Narrowing.judge
-    judged: list[list[str]] = []
-
-    def stop(self: Narrowing, names: Sequence[str]) -> Verdict:
-        if len(judged) == 2:
-            raise KeyboardInterrupt
-        judged.append([*names])
-        return judge(self, names)
-
-    monkeypatch.setattr(Narrowing, "judge", stop)
-    assert nn_quantizer.main(arguments) == 130
-    assert judged[0] == [] and len(judged[1]) == 1
-
-    def count(self: Narrowing, names: Sequence[str]) -> Verdict:
-        judged.append([*names])
-        return judge(self, names)
-
-    monkeypatch.setattr(Narrowing, "judge", count)
-    assert nn_quantizer.main(arguments) == 0
-    assert judged[2:] == [["conv1", "ip1"]]
-    assert (tmp_path / "net.pkl").read_bytes() == expected
-    assert issubclass(journal.RememberedNarrowing, Narrowing)
 
 
 @pytest.mark.parametrize("api", ["q7", "s8"])

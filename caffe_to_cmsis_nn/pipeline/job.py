@@ -113,7 +113,6 @@ class Job:
     swept: np.ndarray  # indices of the images that the search sees
     reported: np.ndarray  # indices of those that the printed accuracies are from
     save: Path
-    journal: Path  # of what the search has found out
     quantized: Path  # the caffemodel with quantized weights
     class_names: tuple[str, ...]  # those of numbers where no names are given; none of a network that is no classifier
 
@@ -170,7 +169,7 @@ def prepare(options: Options) -> Job:
     if options.classes:
         names = class_names.read(Path(options.classes), network.result_size)
     inputs = [Path(file.name) for file in read.values()] + ([Path(options.classes)] if options.classes else [])
-    quantized, journal = _outputs(options, itertools.chain(inputs, source.reader.files(lmdb)))
+    quantized = _outputs(options, itertools.chain(inputs, source.reader.files(lmdb)))
     limit = None if options.iterations is None else options.iterations * source.batch_size
     in_memory = memory_bytes(options.memory) / engine.MEMORY_SHARES
     images, labels = source.reader.open(lmdb, limit, source.crop_image, in_memory)
@@ -183,7 +182,7 @@ def prepare(options: Options) -> Job:
         warn(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
     names = names if network.classifier else ()
     parts = split(len(images), options.holdout, options.seed)
-    return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized, names)
+    return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, quantized, names)
 
 
 def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, labelled: bool) -> Graph:
@@ -216,20 +215,19 @@ def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, la
     return network
 
 
-def _outputs(options: Options, inputs: Iterable[Path]) -> tuple[Path, Path]:
-    """Where the quantized weights and the journal go; raises UserError where an output cannot be written."""
+def _outputs(options: Options, inputs: Iterable[Path]) -> Path:
+    """Where the quantized weights go; raises UserError where an output cannot be written."""
     save = Path(options.save)
     # Under the pickle's name, so that the weights of another pickle stay what they are.
     quantized = save.with_name(f"quantized_{save.name[:-4] if save.name.endswith('.pkl') else save.name}.caffemodel")
-    journal = save.with_name(f"{save.name}.journal")
     outputs = [save, quantized, *(Path(name) for name in (options.report, options.json, options.onnx) if name)]
-    for path in (*outputs, journal):
+    for path in outputs:
         if not files.writable(path):
             raise UserError(f"cannot write '{path}'")
-    files.refuse_overwriting([*outputs, journal], inputs)
+    files.refuse_overwriting(outputs, inputs)
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise UserError(f"--save, --report, --json and --onnx must name files of their own, other than '{quantized}'")
-    return quantized, journal
+    return quantized
 
 
 def split(count: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import caffe_to_cmsis_nn
 from caffe_to_cmsis_nn import choices, files
 from caffe_to_cmsis_nn.caffe_io.blobs import to_caffemodel
 from caffe_to_cmsis_nn.data import lmdb_images
@@ -19,7 +17,7 @@ from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
 from caffe_to_cmsis_nn.engines.engine import NotFinite
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from caffe_to_cmsis_nn.errors import UserError, print_lines
+from caffe_to_cmsis_nn.errors import print_lines
 from caffe_to_cmsis_nn.network.quantized import (
     Accuracy,
     IntegerLayer,
@@ -31,9 +29,8 @@ from caffe_to_cmsis_nn.network.quantized import (
 from caffe_to_cmsis_nn.network.to_caffe import caffe_types, quantized_blobs
 from caffe_to_cmsis_nn.pipeline.job import Job, Options, memory_bytes, prepare, warn
 from caffe_to_cmsis_nn.report import facts, page, statistics, summary
-from caffe_to_cmsis_nn.search import caffe_objective, common, device_objective, journal, progress
+from caffe_to_cmsis_nn.search import caffe_objective, common, device_objective, progress
 from caffe_to_cmsis_nn.search.common import SearchResult, Trial
-from caffe_to_cmsis_nn.search.journal import Journal, RememberedErrors, RememberedNarrowing, RememberedSimulation
 from caffe_to_cmsis_nn.store import original, record
 from caffe_to_cmsis_nn.store.record import Record
 
@@ -60,28 +57,12 @@ def float_network(job: Job, images: Any, options: Options) -> FloatNetwork:
     return PycaffeNetwork(job.graph, images, job.prototxt, options.gpu, memory)
 
 
-def open_journal(job: Job, options: Options) -> Journal:
-    """What a run with the same inputs and options that was stopped has found out."""
-    arrays = [job.images, job.labels, job.swept, job.graph.input.mean]
-    arrays += [array for pair in job.graph.weights.values() for array in pair]
-    decisive: dict[str, Any] = {name: getattr(options, name) for name in ("engine", "gpu", "objective", "tolerance")}
-    decisive.update(weight_bits=options.weight_bits, loss=options.loss, outputs=job.graph.outputs)
-    decisive.update(target=str(options.target), layers=list(map(repr, job.graph.layers)))
-    decisive.update(tool=caffe_to_cmsis_nn.__version__)
-    opened = Journal(job.journal, journal.key(arrays, decisive))
-    if opened.replaced:
-        warn(f"'{opened.path}' is of another model, data or options: starting over")
-    elif opened.resumed:
-        warn(f"going on from '{opened.path}', which holds {opened.resumed} results of a run that was stopped")
-    return opened
-
-
-def find_formats(job: Job, options: Options, answers: Journal) -> tuple[SearchResult, list[Trial]]:
+def find_formats(job: Job, options: Options) -> tuple[SearchResult, list[Trial]]:
     """Runs the search below a progress bar; returns what it found, and its trials."""
     network = float_network(job, job.pick(job.swept), options)
     labels, tolerance = job.labels[job.swept], options.tolerance
     if options.objective == "caffe":
-        simulation = RememberedSimulation(answers, network, labels)
+        simulation = caffe_objective.ScreenedSimulation(network, labels)
         trials = caffe_objective.caffe_objective(job.graph, simulation, tolerance)
         schedule = caffe_objective.schedule(job.graph)
     else:
@@ -91,10 +72,8 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[SearchRe
             labels,
             options.target,
             tolerance,
-            functools.partial(RememberedErrors, answers),
-            options.weight_bits,
-            choices.LOSS if options.loss is None else options.loss,
-            functools.partial(RememberedNarrowing, answers),
+            bits=options.weight_bits,
+            loss=choices.LOSS if options.loss is None else options.loss,
         )
         schedule = common.tensors(job.graph)
     try:
@@ -102,7 +81,6 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[SearchRe
             trials,
             schedule,
             progress.work(job.graph, schedule, alone=options.objective == "device"),
-            computed=lambda: answers.computed > 0,
             show=print_lines if options.verbose else None,
             disable=options.quiet or None,
         )
@@ -175,14 +153,17 @@ def build(
     return run, weights
 
 
-def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
-    try:
-        # Images that are held out are looked at before the search: what they show would come after it.
-        held_out = logits_in_float(job, options) if options.holdout else None
-        found, trials = find_formats(job, options, answers)
-    except UserError:  # it would come again
-        answers.remove()
-        raise
+@np.errstate(over="ignore", invalid="ignore")  # what overflows has no Q-format, which is said
+def quantize(options: Options) -> None:
+    """Writes the pickle and the quantized weights, and prints what was found.
+
+    Raises UserError where an input is wrong or an output cannot be written.
+    """
+    check_engine(options)
+    job = prepare(options)
+    # Images that are held out are looked at before the search: what they show would come after it.
+    held_out = logits_in_float(job, options) if options.holdout else None
+    found, trials = find_formats(job, options)
     run, weights = build(job, found, trials, options, held_out)
     iterations = -(-len(job.images) // job.source.batch_size)
     attributes = original.attributes(run.network, job.source.batch_size, iterations, options.gpu)
@@ -192,7 +173,6 @@ def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
     if options.onnx:
         outputs[Path(options.onnx)] = FloatNetwork(job.graph, job.images[:0]).to_onnx(as_trained(job.graph))
     files.write_all(outputs)
-    answers.remove()
 
     *details, last = summary.recorded(run.network)
     if not options.quiet:
@@ -201,23 +181,3 @@ def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
             print_lines(f"Searched with {len(job.swept)} images")
         print_lines("Saved " + ", ".join(f"'{path}'" for path in outputs))
     print_lines(last)
-
-
-@np.errstate(over="ignore", invalid="ignore")  # what overflows has no Q-format, which is said
-def quantize(options: Options) -> None:
-    """Writes the pickle and the quantized weights, and prints what was found.
-
-    Raises UserError where an input is wrong or an output cannot be written. KeyboardInterrupt says what is kept.
-    """
-    check_engine(options)
-    job = prepare(options)
-    answers = open_journal(job, options)
-    try:
-        _search_and_write(job, options, answers)
-    except KeyboardInterrupt:
-        if not answers.kept:
-            raise
-        kept = f"the same command goes on from the {answers.kept} results in '{answers.path}'"
-        raise KeyboardInterrupt(f"interrupted: {kept}") from None
-    finally:
-        answers.close()

@@ -49,8 +49,7 @@ def work(graph: Graph, schedule: Sequence[tuple[str, Tensor]], alone: bool) -> l
 class Estimate:
     """How far a search is, and how long it can still take.
 
-    How many trials there will be is not known, but which tensors are still to be looked at, at the most. What comes
-    out of a journal takes no time, and tells nothing about the time that is left.
+    The number of trials is not known, but the tensors that may still come are.
     """
 
     def __init__(
@@ -62,13 +61,13 @@ class Estimate:
         self.position = -1
         self._start: tuple[float, float] | None = None  # time and share of the work when computing began
 
-    def see(self, trial: Trial, computed: bool) -> None:
+    def see(self, trial: Trial) -> None:
         """Moves on to the trial's tensor."""
         here = (trial.layer, trial.tensor)
         if self.position < 0 or self.schedule[self.position] != here:
             later = range(self.position + 1, len(self.schedule))
             self.position = next((i for i in later if self.schedule[i] == here), self.position)
-        if computed and self._start is None:
+        if self._start is None:
             self._start = self.clock(), self.share
 
     @property
@@ -114,8 +113,8 @@ class _Bar:
         self.bar.bar_format, self.bar.n = BAR, self.bar.total
         self.bar.set_description_str(phase)
 
-    def add(self, trial: Trial, computed: bool) -> None:
-        self._estimate.see(trial, computed)
+    def add(self, trial: Trial) -> None:
+        self._estimate.see(trial)
         self._best.see(trial)
         if self._show:
             with tqdm.external_write_mode():
@@ -137,15 +136,13 @@ def follow(
     search: Search,
     schedule: Sequence[tuple[str, Tensor]],
     costs: Sequence[float],
-    computed: Callable[[], bool],
     show: Callable[[str], None] | None = None,
     disable: bool | None = None,
 ) -> tuple[SearchResult, list[Trial]]:
     """Runs a search under a progress bar; returns its result and its trials.
 
     `schedule` holds the tensors in search order, some of which may be skipped, and `costs` their costs (`work`).
-    `computed` returns whether trials are computed by now or still come from a journal. `show` gets each trial as a
-    line. `disable` hides the bar; None hides it if stderr is not a terminal.
+    `show` gets each trial as a line. `disable` hides the bar; None hides it if stderr is not a terminal.
     """
     trials: list[Trial] = []
     progress = _Bar(Estimate(schedule, costs, time.monotonic), show, disable)
@@ -159,4 +156,4 @@ def follow(
                 progress.announce(step)
             else:
                 trials.append(step)
-                progress.add(step, computed())
+                progress.add(step)

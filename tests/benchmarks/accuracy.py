@@ -23,7 +23,7 @@ from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.quantized import quantize_network
 from caffe_to_cmsis_nn.pipeline.job import Job, prepare
-from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
+from caffe_to_cmsis_nn.pipeline.quantize import find_formats
 from caffe_to_cmsis_nn.search.common import Candidate, SearchResult
 from caffe_to_cmsis_nn.target import S8 as S8_LIBRARY
 from caffe_to_cmsis_nn.target import Target
@@ -72,9 +72,7 @@ def search(case: Case, folder: Path, *options: str) -> tuple[Job, SearchResult, 
     with contextlib.redirect_stderr(io.StringIO()):
         job = prepare(asked)
     start = time.perf_counter()
-    answers = open_journal(job, asked)
-    found, _ = find_formats(job, asked, answers)
-    answers.remove()
+    found, _ = find_formats(job, asked)
     return job, found, time.perf_counter() - start
 
 

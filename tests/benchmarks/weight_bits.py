@@ -22,7 +22,7 @@ import nn_quantizer
 from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.network.quantized import quantize_network
 from caffe_to_cmsis_nn.pipeline.job import prepare
-from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
+from caffe_to_cmsis_nn.pipeline.quantize import find_formats
 from caffe_to_cmsis_nn.search import weight_bits
 from caffe_to_cmsis_nn.target import LIBRARIES, Target
 from tests.benchmarks.accuracy import Case, cases, in_float, on_device
@@ -43,15 +43,13 @@ def measure(case: Case, target: Target, *options: str) -> tuple[float, dict[str,
         arguments += ["--save", str(Path(folder) / "net.pkl"), "--api", target.library.name, *options]
         asked = nn_quantizer.parse_arguments(arguments)
         job = prepare(asked)
-        answers = open_journal(job, asked)
         reference, results = in_float(job), {}
         for bits in choices.WEIGHT_BITS:
-            chosen = find_formats(job, replace(asked, weight_bits=bits), answers)[0].chosen
+            chosen = find_formats(job, replace(asked, weight_bits=bits))[0].chosen
             integers = quantize_network(chosen.graph, chosen.formats, target)
             flash = sum(own.constant_bytes(layer) for layer, own in zip(chosen.graph.layers, integers))
             narrow = sum(own.weight_bits == weight_bits.FEW for own in chosen.formats.values())
             results[bits] = Result(flash, reference - on_device(job, chosen, target), narrow)
-        answers.remove()
     return reference, results
 
 
