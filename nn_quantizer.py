@@ -14,20 +14,16 @@ import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import caffe_to_cmsis_nn
-from caffe_to_cmsis_nn.engines import engine
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.errors import UserError, finish
-from caffe_to_cmsis_nn.flags import CORES, Parser, Size, add_choice, add_library
-from caffe_to_cmsis_nn.network import test_images
-from caffe_to_cmsis_nn.network.from_caffe import ACCURACY
-from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.pipeline import board, evaluate, job, quantize
-from caffe_to_cmsis_nn.search import weight_bits
-from caffe_to_cmsis_nn.store import record
-from caffe_to_cmsis_nn.store.record import Record
+from caffe_to_cmsis_nn.flags import CORES, Parser, Size, add_choice, add_library, is_verbose
 from caffe_to_cmsis_nn.target import LIBRARIES, Q7, Core, Rounding, Target
+
+if TYPE_CHECKING:
+    from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 
 MODEL = "models/cifar10_m4_train_test.prototxt"
 WEIGHTS = "models/cifar10_m4_iter_40000.caffemodel.h5"
@@ -56,18 +52,21 @@ class Caffe_Quantizer:
 
     def load_quant_params(self, model_file_name: str) -> None:
         """Raises UserError where the file is not such a pickle."""
+        from caffe_to_cmsis_nn.store import record
+
         loaded = record.load(Path(model_file_name))
         self._network = loaded.network
         self.__dict__.update(loaded.attributes)
 
     def save_quant_params(self, model_file_name: str) -> None:
         """Replaces the file in one step."""
+        from caffe_to_cmsis_nn.store import record
+
         attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        record.save(Path(model_file_name), Record(attributes, self._network))
+        record.save(Path(model_file_name), record.Record(attributes, self._network))
 
 
-def build_parser() -> Parser:
-    parser = Parser(__doc__)
+def _add_files(parser: Parser) -> None:
     paths = parser.add_argument_group("files")
     paths.add_argument(
         "--model", metavar="FILE", default=MODEL, help="network definition (.prototxt) with the test images"
@@ -76,11 +75,17 @@ def build_parser() -> Parser:
         "--weights", metavar="FILE", default=WEIGHTS, help="trained weights (.caffemodel or .caffemodel.h5)"
     )
     paths.add_argument("--save", metavar="FILE", default=SAVE, help="pickle to write for code_gen.py")
+
+
+def _add_target(parser: Parser) -> None:
     device = parser.add_argument_group("target")
     add_library(device)
     add_choice(device, "--core", (core.value for core in Core), CORES)
     roundings = (rounding.value for rounding in Rounding)
     add_choice(device, "--rounding", roundings, "truncate: for q7 kernels built with ARM_NN_TRUNCATE")
+
+
+def _add_search(parser: Parser) -> None:
     search = parser.add_argument_group("search")
     add_choice(
         search,
@@ -91,13 +96,13 @@ def build_parser() -> Parser:
     add_choice(
         search,
         "--weight_bits",
-        weight_bits.MODES,
+        choices.WEIGHT_BITS,
         "4: in all supported layers; mixed: where 4 bits cost the least accuracy",
     )
     loss = "accuracy that --weight_bits mixed may lose, in percentage points (default: {})"
-    search.add_argument("--loss", metavar="POINTS", type=float, help=loss.format(weight_bits.LOSS))
+    search.add_argument("--loss", metavar="POINTS", type=float, help=loss.format(choices.LOSS))
     search.add_argument(
-        "--accuracy", metavar="NAME", default=ACCURACY, help="name of the Accuracy layer or its top blob"
+        "--accuracy", metavar="NAME", default=choices.ACCURACY, help="name of the Accuracy layer or its top blob"
     )
     search.add_argument(
         "--output",
@@ -118,6 +123,9 @@ def build_parser() -> Parser:
         help="fraction of the images to exclude from the search and report separately",
     )
     search.add_argument("--seed", metavar="N", type=int, default=0, help="random seed for --holdout")
+
+
+def _add_engine(parser: Parser) -> None:
     means = parser.add_argument_group("float engine")
     add_choice(means, "--engine", ("auto", "onnxruntime", "caffe"), "auto: onnxruntime")
     means.add_argument("--gpu", action="store_true", help="run the float network on a GPU")
@@ -125,9 +133,12 @@ def build_parser() -> Parser:
         "--memory",
         metavar="GB",
         type=float,
-        default=engine.MEMORY / 2**30,
+        default=choices.MEMORY / 2**30,
         help="memory for images and layer outputs; data that does not fit is read or computed again",
     )
+
+
+def _add_overrides(parser: Parser) -> None:
     replaced = parser.add_argument_group("overrides of the prototxt")
     replaced.add_argument("--lmdb", metavar="DIR", help="test images and labels")
     replaced.add_argument("--mean", help="mean image (.binaryproto), one value, or one value per channel: 104,117,123")
@@ -141,9 +152,13 @@ def build_parser() -> Parser:
         help="height and width to resize pictures to, before the crop",
     )
     replaced.add_argument("--crop", metavar="N", type=int, help="size of the centre crop")
+
+
+def _add_output(parser: Parser) -> None:
     output = parser.add_argument_group("output options")
     amount = output.add_mutually_exclusive_group()
-    amount.add_argument("-v", "--verbose", action="store_true", help="print every trial, and why it was kept or not")
+    verbose = "print every trial and why it was kept or not, and where an unexpected error happened"
+    amount.add_argument("-v", "--verbose", action="store_true", help=verbose)
     amount.add_argument("-q", "--quiet", action="store_true", help="print only the result")
     output.add_argument("--report", metavar="HTML", help="write an HTML report")
     output.add_argument(
@@ -152,7 +167,10 @@ def build_parser() -> Parser:
     output.add_argument("--onnx", metavar="FILE", help="write the float network as an ONNX model")
     output.add_argument("--classes", metavar="FILE", help="file with class names for --report, one per line")
     order = "channel order of the images, for the pictures in --report"
-    add_choice(output, "--channel_order", test_images.CHANNEL_ORDERS, order)
+    add_choice(output, "--channel_order", choices.CHANNEL_ORDERS, order)
+
+
+def _add_modes(parser: Parser) -> None:
     instead = parser.add_argument_group("other modes")
     instead.add_argument("--eval", metavar="PICKLE", help="evaluate an existing pickle")
     instead.add_argument(
@@ -163,6 +181,12 @@ def build_parser() -> Parser:
     )
     instead.add_argument("--board_images", metavar="N", type=int, help="run only the first N images on the board")
     instead.add_argument("--version", action="version", version=caffe_to_cmsis_nn.__version__)
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    for add in (_add_files, _add_target, _add_search, _add_engine, _add_overrides, _add_output, _add_modes):
+        add(parser)
     return parser
 
 
@@ -175,6 +199,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     if args.board_images is not None and (not args.board or args.board_images < 1):
         parser.error("--board_images needs --board, and is 1 or more")
     parser.allow_only(args, "eval", WITH_EVAL)
+    from caffe_to_cmsis_nn.pipeline import board, evaluate, job  # takes a second
+
     if args.eval:
         weights = None if args.weights == WEIGHTS else args.weights  # an old pickle names its own
         if args.board:
@@ -194,8 +220,10 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     asked = parse_arguments(arguments)
+    from caffe_to_cmsis_nn.pipeline import job, quantize
+
     work = partial(quantize.quantize, asked) if isinstance(asked, job.Options) else asked
-    return finish("nn_quantizer", work, "interrupted: nothing was saved")
+    return finish("nn_quantizer", work, "interrupted: nothing was saved", is_verbose(arguments))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -31,17 +32,21 @@ def _write(stream: Any, lines: tuple[str, ...]) -> None:
     if stream is not None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         text = "\n".join(map(printable, lines))
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=stream is sys.stderr)
 
 
-def say(*lines: str) -> None:
+def print_lines(*lines: str) -> None:
     """Prints lines to standard output."""
     _write(sys.stdout, lines)
 
 
-def note(script: str, text: str) -> None:
-    """Prints a sentence to standard error."""
-    _write(sys.stderr, (f"{script}: {text}",))
+def warn(script: str, text: str) -> None:
+    """Prints a sentence to standard error, or to standard output where that takes nothing, as on a full disk."""
+    try:
+        _write(sys.stderr, (f"{script}: {text}",))
+    except OSError:
+        sys.stderr = None  # closing it at the end would fail again
+        _write(sys.stdout, (f"{script}: {text}",))
 
 
 @contextlib.contextmanager
@@ -67,26 +72,45 @@ def _interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def finish(script: str, work: Callable[[], None], interrupted: str = "interrupted") -> int:
+REPORT = "this is a fault of the tool: please report it with the command and its input files (CONTRIBUTING.md)"
+
+
+def _unforeseen(error: Exception, verbose: bool) -> str:
+    """What is said of an error that nothing else explains."""
+    if verbose:
+        _write(
+            sys.stderr, tuple("".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines())
+        )
+    if isinstance(error, MemoryError):
+        return f"the memory does not suffice: give less --memory, or fewer images at once; otherwise, {REPORT}"
+    reason = " ".join(str(error).split())[:300]
+    hint = "" if verbose else "; -v shows where it happened"
+    return f"unexpected {type(error).__name__}{reason and ': '}{reason}: {REPORT}{hint}"
+
+
+def finish(script: str, work: Callable[[], None], interrupted: str = "interrupted", verbose: bool = False) -> int:
     """Does the work; returns the exit code.
 
     `interrupted` is said where the user, or the system, ends the work, unless KeyboardInterrupt carries a sentence of
-    its own.
+    its own. An error that is not foreseen ends in one sentence, too; where `verbose`, after its traceback.
     """
     with _interrupts() as came:
         try:
             work()
             print(end="", flush=True)
         except UserError as error:
-            note(script, str(error))
+            warn(script, str(error))
             return 2
         except OSError as error:
             if not error.filename:  # a full disk, or a pipe that nobody reads
                 sys.stdout = None
             where = f"'{error.filename}'" if error.filename else "cannot write to standard output"
-            note(script, f"{where}: {error.strerror}")
+            warn(script, f"{where}: {error.strerror}")
+            return 2
+        except Exception as error:
+            warn(script, _unforeseen(error, verbose))
             return 2
         except KeyboardInterrupt as stop:
-            note(script, str(stop) or interrupted)
+            warn(script, str(stop) or interrupted)
             return 128 + (came[0] if came else signal.SIGINT)
     return 0

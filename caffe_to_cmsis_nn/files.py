@@ -29,10 +29,12 @@ def find(path: str, beside: Path, what: str, maker: str = "") -> Path:
 
     Raises UserError where there is none; `maker` is the end of its sentence.
     """
-    for candidate in (Path(path), beside / path, beside / Path(path).name):
-        with contextlib.suppress(OSError, ValueError):  # a name too long, or with a null in it
-            if path and candidate.exists():
-                return candidate
+    # Texts, since lists have a million names; os.path.exists takes names that are too long, or have a null in them.
+    if path and os.path.exists(path):
+        return Path(path)
+    for name in (path, os.path.basename(path)) if path else ():
+        if os.path.exists(candidate := os.path.join(beside, name)):
+            return Path(candidate)
     raise UserError(f"{what} '{path}' does not exist (looked in the current directory and in '{beside}'){maker}")
 
 
@@ -70,12 +72,6 @@ def read(path: Path, most: float = LARGEST) -> bytes:
     if len(content) != size:
         raise UserError(f"'{path}' was changed while it was read: run again when nothing writes to it")
     return content
-
-
-def copy(path: Path, to: Path, most: float) -> None:
-    """Copies a file's bytes; raises UserError as `opened` does."""
-    with opened(path, most) as file, to.open("wb") as copied:
-        shutil.copyfileobj(file, copied)
 
 
 def sha256(path: Path) -> str:
@@ -149,10 +145,10 @@ def writable(path: Path) -> bool:
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raises UserError where an output is one of the files that the run reads, by whatever path or link."""
-    read = {_status(path, "dev", "ino") for path in inputs} - {()}
-    for path in outputs:
-        if _status(path, "dev", "ino") in read:
-            raise UserError(f"cannot write '{path}': it is also an input")
+    there = {status: path for path in outputs if (status := _status(path, "dev", "ino"))}
+    for status in (_status(path, "dev", "ino") for path in inputs) if there else ():
+        if status in there:
+            raise UserError(f"cannot write '{there[status]}': it is also an input")
 
 
 # --- replacing --------------------------------------------------------------------------------------------------------

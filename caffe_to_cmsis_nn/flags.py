@@ -56,7 +56,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        return super().parse_known_args([*map(_spelled, sys.argv[1:] if args is None else args)], namespace)
+        known, rest = super().parse_known_args([*map(_spelled, sys.argv[1:] if args is None else args)], namespace)
+        for action in self._actions:  # an unset variable of a script would choose another mode, or other data
+            value = getattr(known, action.dest, None)
+            if value != action.default and "" in (value if isinstance(value, list) else [value]):
+                self.error(f"{action.option_strings[-1]} is empty: give it a value, or leave it out")
+        return known, rest
 
     def spell_out(self, args: argparse.Namespace) -> list[str]:
         """The arguments that stand for these values, defaults included."""
@@ -98,3 +103,8 @@ def add_choice(parser: Any, flag: str, choices: Iterable[str], text: str, otherw
     names = [*choices]
     default = None if otherwise else names[0]
     parser.add_argument(flag, choices=names, default=default, help=text + otherwise)
+
+
+def is_verbose(arguments: Sequence[str] | None) -> bool:
+    """Whether a script was called with -v; None stands for the command line."""
+    return not {"-v", "--verbose"}.isdisjoint(sys.argv[1:] if arguments is None else arguments)

@@ -20,12 +20,14 @@ def _sentence(text: str | None) -> str:
 
 
 def _how(cls: type[Layer], library: Library) -> str:
-    able: dict[str, set[int]] = {}
+    supporting: dict[str, set[int]] = {}
     for kernel in sorted(cls.kernels, key=lambda kernel: -kernel.weight_bits):
         if library in kernel.libraries:
-            able.setdefault(kernel.name, set()).add(kernel.weight_bits)
-    bits = {name: "" if held == {8} else f" ({'also ' * (8 in held)}4-bit weights)" for name, held in able.items()}
-    names = "<br>".join(f"`{name}`{bits[name]}" for name in able)
+            supporting.setdefault(kernel.name, set()).add(kernel.weight_bits)
+    bits = {
+        name: "" if held == {8} else f" ({'also ' * (8 in held)}4-bit weights)" for name, held in supporting.items()
+    }
+    names = "<br>".join(f"`{name}`{bits[name]}" for name in supporting)
     if cls.folds:
         return f"folded into the convolution or inner product before it, else {names}"
     return names

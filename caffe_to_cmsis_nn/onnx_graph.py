@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import DTypeLike
 from onnx import helper, numpy_helper
 
 OPSET, IR_VERSION = 13, 8
@@ -18,11 +19,12 @@ class OnnxGraph:
     """Nodes in the order they were added; tensors are NCHW or (N, features) float32 unless cast."""
 
     def __init__(self) -> None:
-        self._nodes: dict[str, Any] = {}  # by their first output
+        self._nodes: dict[str, onnx.NodeProto] = {}  # by their first output
         self._scaled: set[str] = set()
-        self._constants: list[Any] = []
-        self._inputs: list[Any] = []
-        self._outputs: list[Any] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}  # of constants, by their content
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
 
     def add(self, op: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
         """Adds a node and returns its output's name; arrays become constants."""
@@ -48,14 +50,18 @@ class OnnxGraph:
         return self.add(node.op_type, self.max_pool(node.input[0], **windows), *node.input[1:])
 
     def constant(self, values: np.ndarray) -> str:
-        name = f"c{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
-        return name
+        """Its name; equal arrays are held once, since layers of one kind have tables in common."""
+        values = np.ascontiguousarray(values)
+        content = values.dtype.str, values.shape, values.tobytes()
+        if content not in self._names:
+            self._names[content] = f"c{len(self._constants)}"
+            self._constants.append(numpy_helper.from_array(values, self._names[content]))
+        return self._names[content]
 
-    def cast(self, x: str, dtype: Any) -> str:
+    def cast(self, x: str, dtype: DTypeLike) -> str:
         return self.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def clip(self, x: str, low: float, high: float, dtype: Any = np.float32) -> str:
+    def clip(self, x: str, low: float, high: float, dtype: DTypeLike = np.float32) -> str:
         return self.add("Clip", x, np.array(low, dtype), np.array(high, dtype))
 
     def scale(self, x: str, factor: float) -> str:
@@ -67,7 +73,7 @@ class OnnxGraph:
     def slice(self, x: str, axis: int, start: int, stop: int) -> str:
         return self.add("Slice", x, *(np.array([v], np.int64) for v in (start, stop, axis)))
 
-    def input(self, name: str, dtype: Any, shape: Sequence[int]) -> str:
+    def input(self, name: str, dtype: DTypeLike, shape: Sequence[int]) -> str:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self._inputs.append(helper.make_tensor_value_info(name, kind, ["N", *shape]))
         return name
@@ -79,16 +85,16 @@ class OnnxGraph:
         """Names the node that makes a value, for those who look at the graph."""
         self._nodes[value].name = name
 
-    def result(self, value: str, name: str, dtype: Any, shape: Sequence[int]) -> None:
+    def result(self, value: str, name: str, dtype: DTypeLike, shape: Sequence[int]) -> None:
         """An output under a name of its own, with its type; the last to be added. Other values may have the name."""
-        taken = {*self._nodes, *(known.name for known in (*self._constants, *self._inputs))}
+        taken = {*self._nodes, *(known.name for known in self._constants), *(known.name for known in self._inputs)}
         while name in taken:
             name += "_"
         self._nodes[name] = helper.make_node("Identity", [value], [name])
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self._outputs.append(helper.make_tensor_value_info(name, kind, ["N", *shape]))
 
-    def _needed(self) -> list[Any]:
+    def _needed(self) -> list[onnx.NodeProto]:
         """The nodes that the outputs are made of, in their order; onnxruntime would run the others, too."""
         needed = {output.name for output in self._outputs}
         for node in reversed(self._nodes.values()):

@@ -33,7 +33,7 @@ class Windows(Protocol):
         """Rows and columns from one cell of a window to the next."""
 
 
-def reach(layer: Windows) -> tuple[int, int]:
+def dilated_kernel_size(layer: Windows) -> tuple[int, int]:
     """(rows, columns) of the image from a window's first cell to its last."""
     rows, columns = ((k - 1) * d + 1 for k, d in zip(layer.window, layer.dilation))
     return rows, columns
@@ -46,7 +46,7 @@ def end_padding(extent: int, out: int, window: int, stride: int, pad: int) -> in
 
 def _windows(layer: Windows) -> list[tuple[int, ...]]:
     """(extent, output extent, cells from a window's begin to its end, stride, padding before) along y and x."""
-    return list(zip(layer.in_shape[1:], layer.out_shape[1:], reach(layer), layer.stride, layer.pad))
+    return list(zip(layer.in_shape[1:], layer.out_shape[1:], dilated_kernel_size(layer), layer.stride, layer.pad))
 
 
 def window_attributes(layer: Windows) -> dict[str, list[int]]:

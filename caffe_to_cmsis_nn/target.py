@@ -67,8 +67,8 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.rounding not in self.library.roundings:
-            able = " or ".join(rounding.value for rounding in self.library.roundings)
-            raise UserError(f"{self.rounding.value} rounding: the {self.library} kernels round to {able}")
+            supporting = " or ".join(rounding.value for rounding in self.library.roundings)
+            raise UserError(f"{self.rounding.value} rounding: the {self.library} kernels round to {supporting}")
 
     @classmethod
     def named(cls, core: str, rounding: str, api: str) -> Target:

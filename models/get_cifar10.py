@@ -28,7 +28,7 @@ from pictures import list_folders, read_pictures, shuffled, write
 from tqdm import tqdm
 
 from caffe_to_cmsis_nn import files
-from caffe_to_cmsis_nn.errors import UserError, finish, say
+from caffe_to_cmsis_nn.errors import UserError, finish, print_lines
 
 HERE = Path(__file__).resolve().parent
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
         out = args.out / f"cifar10_{split}_lmdb"
         mean = args.out / "mean.binaryproto" if split == "train" else None
         write(out, (images[i] for i in order), [int(labels[i]) for i in order], mean)
-        say(f"{len(labels)} images in '{out}'" + (f", their mean in '{mean}'" if mean else ""))
+        print_lines(f"{len(labels)} images in '{out}'" + (f", their mean in '{mean}'" if mean else ""))
 
 
 def main(arguments: list[str] | None = None) -> int:

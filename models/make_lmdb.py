@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pictures import list_folders, read_pictures, shuffled, write
 
-from caffe_to_cmsis_nn.errors import UserError, finish, say
+from caffe_to_cmsis_nn.errors import UserError, finish, print_lines
 from caffe_to_cmsis_nn.flags import Size
 
 
@@ -42,7 +42,7 @@ def list_pictures(source: Path) -> list[tuple[Path, int]]:
         raise UserError(f"'{source}' is neither a folder nor a CSV file")
     pairs, classes = list_folders(source)
     for label, name in enumerate(classes):
-        say(f"{label} {name}")
+        print_lines(f"{label} {name}")
     return pairs
 
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     pairs = shuffled(list_pictures(args.source), args.seed)
     images = read_pictures([path for path, _ in pairs], args.size, args.gray, args.order)
     write(args.out, images, [label for _, label in pairs], args.mean, [args.source, *(path for path, _ in pairs)])
-    say(f"{len(pairs)} pictures in '{args.out}'")
+    print_lines(f"{len(pairs)} pictures in '{args.out}'")
 
 
 def main(arguments: list[str] | None = None) -> int:

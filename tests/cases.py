@@ -145,6 +145,8 @@ ACCEPTED = [
     *(Accepted(kind, layer(kind), "lookup_q7", "lookup_q7") for kind in ("ELU", "AbsVal", "BNLL", "Swish")),
     Accepted("power", layer("Power", "power_param { power: 2 scale: 0.5 shift: 1 }"), "lookup_q7", "lookup_q7"),
     Accepted("exponential", layer("Exp", "exp_param { base: 2 scale: 0.01 }"), "lookup_q7", "lookup_q7"),
+    Accepted("LRN without alpha", lrn("alpha: 0 k: 2"), "lrn_across_q7", "lrn_across_q7"),
+    Accepted("LRN without beta", lrn("beta: 0"), "lrn_across_q7", "lrn_across_q7"),
     Accepted("logarithm", layer("Log", "log_param { shift: 300 }"), "lookup_q7", "lookup_q7"),
     Accepted("threshold", layer("Threshold", "threshold_param { threshold: 3 }"), "lookup_q7", "lookup_q7"),
     Accepted("normalized data", layer("BatchNorm"), "affine_q7", "affine_q7"),
@@ -168,6 +170,11 @@ ACCEPTED = [
         "product of each channel",
         pool("pool: AVE global_pooling: true", name="g") + layer("Scale", "scale_param { axis: 0 }", "data g"),
         *("multiply_q7", "multiply_q7"),
+    ),
+    Accepted(
+        "squeeze and excitation",
+        CONV1 + pool("pool: AVE global_pooling: true", name="g") + layer("Axpy", "", "g c data"),
+        *("axpy_q7", "axpy_q7"),
     ),
     Accepted("rows of both", CONV1 + layer("Concat", "concat_param { axis: -2 }", "data c"), "concat_q7", "concat_q7"),
     *(
@@ -246,7 +253,7 @@ DECLINED = [
     Declined(
         "depthwise in other groups",
         layer("DepthwiseConvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 }"),
-        "group 2, allowed are as many groups as channels, 4",
+        "group 2, allowed is the number of channels, 4",
     ),
     Declined("dilated deconvolution", deconv("num_output: 4 kernel_size: 3 dilation: 2"), "dilation [2], allowed is 1"),
     Declined("empty deconvolution", deconv("num_output: 4 kernel_size: 1 pad: 4"), "its output would be empty"),
@@ -308,6 +315,7 @@ DECLINED = [
     Declined(
         "scaled with an offset", layer("Scale", "scale_param { axis: 0 bias_term: true }", "data data"), "bias_term"
     ),
+    Declined("excitation of another map", CONV1 + HALVED + layer("Axpy", "", "c c p"), "and two of one shape"),
     Declined("scaled along columns", layer("Scale", "scale_param { axis: 1 }", "data data"), "axis 1 with two inputs"),
     Declined("uneven parts", layer("Slice", 'top: "b" top: "c"'), "3 tops of the same size, but axis 1 has 4"),
     Declined(
@@ -324,6 +332,35 @@ DECLINED = [
     Declined("no axes left", layer("Flatten", "flatten_param { axis: 3 end_axis: 2 }"), "axis 3 and end_axis 2"),
     Declined(
         "groups of a shuffle", layer("ShuffleChannel", "shuffle_channel_param { group: 3 }"), "3 does not divide 4"
+    ),
+    Declined("negative scale", layer("Upsample", "upsample_param { scale: -1 }"), "scale -1: allowed is at least 1"),
+    Declined(
+        "two negative axes", layer("Reshape", "reshape_param { shape { dim: 0 dim: -2 dim: -128 } }"), "[0, -2, -128]"
+    ),
+    Declined(
+        "2,000 axes",
+        layer("Reshape", f"reshape_param {{ shape {{ dim: 0 dim: 256 {'dim: 1 ' * 2000}}} }}"),
+        "a shape of 2002 axes, allowed are 32",
+    ),
+    *(
+        Declined(
+            f"padding before {after}",
+            conv("num_output: 100 kernel_size: 1 pad: 10000", name="b") + layer(after, "", "b"),
+            "layer 'b' (Convolution): its output of shape (100, 20008, 20008), allowed are 33554432 elements",
+        )
+        for after in ("Flatten", "Permute", "Slice")
+    ),
+    Declined(
+        "many weights",
+        conv("num_output: 1000 kernel_size: 1000 pad: 500"),
+        "4000001000 weights, allowed are 134217728",
+    ),
+    Declined(
+        "many large layers",
+        conv("num_output: 100 kernel_size: 1 pad: 280", name="l0")
+        + "".join(conv("num_output: 100 kernel_size: 1", bottom=f"l{i}", name=f"l{i + 1}") for i in range(9))
+        + layer("Pooling", "pooling_param { global_pooling: true }", bottom="l9"),
+        "(Convolution): outputs of 290361600 elements up to here, allowed are 268435456 in all",
     ),
     Declined("no scale", layer("Upsample", "upsample_param { scale: 0 }"), "scale 0: allowed is at least 1"),
     Declined("too many tiles", layer("Tile", "tile_param { tiles: 1000000 }"), "tiles 1000000: allowed is at least 1"),
@@ -344,7 +381,7 @@ DECLINED = [
     Declined(
         "nothing left",
         layer("Interp", "interp_param { zoom_factor: 2 pad_beg: -4 pad_end: -4 }"),
-        "what crops the image",
+        "values that crop the image",
     ),
     Declined("offsets along columns", layer("Bias", "", "data data"), "axis 1 with two inputs, allowed is 0"),
     Declined("sum of the batch", layer("Reduction", ""), "axis 0, allowed are 1 to 3"),
@@ -352,7 +389,7 @@ DECLINED = [
     Declined(
         "elements at odd places",
         layer("Reshape", "reshape_param { shape { dim: 0 dim: 5 dim: 7 dim: 2 } }"),
-        "move_q7 needs elements at even distances in the device's memory, in at most 5 loops",
+        "move_q7 needs at most 5 nested loops over evenly spaced elements in the device's memory",
         (2, 5, 7),
     ),
     Declined("unknown field", conv("num_output: 4 kernel_size: 3 offset: 2"), "a field that this tool does not know"),

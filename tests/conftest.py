@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import functools
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import nn_quantizer
+from caffe_to_cmsis_nn.emit import render
 from caffe_to_cmsis_nn.pipeline.job import Job, prepare
+from caffe_to_cmsis_nn.report import page
 from tests import tiny
-from tests.support import FULL_SIZE, MODELS, shared
+from tests.support import FULL_SIZE, MODELS, once, shared
 
-CCACHE = "/usr/lib/ccache"  # Debian's folder of compilers that look into ccache first
 # HYPOTHESIS_PROFILE=long tries many more; --hypothesis-show-statistics says how they ended. Hypothesis's own deadline
 # counts the time that other processes take.
 for profile, examples in (("ci", 100), ("long", 20000)):
@@ -29,6 +30,7 @@ for profile, examples in (("ci", 100), ("long", 20000)):
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
     )
+patches = pytest.MonkeyPatch()  # for the whole run
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -39,9 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """With -n, a process that has nothing left takes tests of another one. What was compiled before is not again."""
-    if Path(CCACHE).is_dir() and CCACHE not in os.environ["PATH"]:
-        os.environ["PATH"] = f"{CCACHE}{os.pathsep}{os.environ['PATH']}"
+    """With -n, a process that has nothing left takes tests of another one. No template is compiled twice."""
+    for module in (render, page):
+        patches.setattr(module, "templates", functools.cache(module.templates))
     if config.getoption("dist", "no") == "load":
         config.option.dist = "worksteal"
 
@@ -55,31 +57,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
-def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first process to need it fills for all processes of the run."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "whole").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            make(folder)
-            (folder / "whole").touch()
-    return folder
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compilers of C look into ccache first, where it is installed; the C++ programs are hardly ever the same."""
+    ccache, folder = shutil.which("ccache"), tmp_path_factory.mktemp("compilers")
+    for name in ("cc", "gcc", "arm-none-eabi-gcc"):
+        if ccache and shutil.which(name):
+            (folder / name).symlink_to(ccache)
+    patches.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
 def _quantize_lenet(folder: Path) -> None:
     (weights,) = MODELS.glob("lenet_iter_*.caffemodel.h5")
     shutil.copy(weights, folder)
     arguments = ["--model", str(MODELS / "lenet_train_test.prototxt"), "--weights", str(folder / weights.name)]
-    assert nn_quantizer.main([*arguments, "--save", str(folder / "lenet.pkl")]) == 0
+    with open(folder / "printed.txt", "w") as printed, contextlib.redirect_stdout(printed):
+        assert nn_quantizer.main([*arguments, "--save", str(folder / "lenet.pkl")]) == 0
 
 
 @pytest.fixture(scope="session")
 def lenet_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our LeNet, quantized over all test images."""
-    return _once(tmp_path_factory, "lenet", _quantize_lenet) / "lenet.pkl"
+    """Our LeNet, quantized over all test images; beside it, in printed.txt, what was printed."""
+    return once(tmp_path_factory, "lenet", _quantize_lenet) / "lenet.pkl"
 
 
 @pytest.fixture(scope="session")
@@ -107,11 +106,12 @@ def arm_m4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quantize_arm_m4(folder: Path) -> None:
     shutil.copytree(shared("data", "arm_m4"), folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
     arguments = ["--model", folder / "cifar10_m4_train_test.prototxt", "--save", folder / "ours.pkl"]
-    arguments += ["--weights", folder / "cifar10_m4_iter_70000.caffemodel.h5", "--iterations", "10"]
+    arguments += ["--weights", folder / "cifar10_m4_iter_70000.caffemodel.h5"]
+    arguments += ["--iterations", "10" if FULL_SIZE else "3"]
     assert nn_quantizer.main([str(argument) for argument in arguments]) == 0
 
 
 @pytest.fixture(scope="session")
 def arm_m4_pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Arm's network, quantized over 1,000 test images."""
-    return _once(tmp_path_factory, "arm_m4", _quantize_arm_m4) / "ours.pkl"
+    """Arm's network, quantized over the first test images."""
+    return once(tmp_path_factory, "arm_m4", _quantize_arm_m4) / "ours.pkl"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -57,14 +58,31 @@ def predicted(quantized: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
 def make(folder: Path, *arguments: str) -> str:
     """Runs make, which must succeed, and gives what it printed.
 
-    Programs are built with -O1, which takes a third of the time of -O3, unless `arguments` say otherwise;
-    test_codegen_run.py builds with -O3 and -Os for each core.
+    Unless `arguments` say otherwise, programs for boards are built with -O1, which takes a third of the time of -O3,
+    and those for this computer with -O0; test_codegen_run.py builds with -O3 and -Os for each core.
     """
-    names = ["OPTIMIZE"] if (folder / "mps2.ld").exists() else ["CFLAGS", "CXXFLAGS"]
-    level = [f"{name}=-O1" for name in names if not any(argument.startswith(name) for argument in arguments)]
-    done = run(tool("make"), "-s", "-C", folder, *level, *arguments)
+    done = made(folder, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def made(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs make as above, which may fail."""
+    levels = {"OPTIMIZE": "-O1"} if (folder / "mps2.ld").exists() else {"CFLAGS": "-O0", "CXXFLAGS": "-O0"}
+    chosen = [f"{name}={level}" for name, level in levels.items() if not any(a.startswith(name) for a in arguments)]
+    return run(tool("make"), "-s", "-C", folder, *chosen, *arguments)
+
+
+def share_kernels(folder: Path) -> None:
+    """Has the code call one copy of each of our kernels, where it would have a copy for each call.
+
+    Without optimisation, the compiler makes the same instructions of all copies, and takes several times as long.
+    """
+    header = folder / "words_q7.h"
+    if header.exists():
+        text = header.read_text()
+        assert text.count("always_inline") == 1
+        header.write_text(text.replace("always_inline", "unused"))
 
 
 def on_host(folder: Path, images: np.ndarray) -> np.ndarray:
@@ -137,13 +155,13 @@ def arm_compilers() -> dict[str, list[str]]:
 # --- programs for this computer, beside portable kernels that are built once ------------------------------------------
 
 
-def longest_runs(quantized: QuantizedNetwork, promised_only: bool = False) -> RowPlan:
+def longest_row_groups(quantized: QuantizedNetwork, promised_only: bool = False) -> RowPlan:
     """A plan that computes as much row by row as can be, whether that takes less memory or not."""
     planner = rows.Planner(quantized, promised_only)
     found: list[Section] = []
     start = 0
     while start < len(planner.cuts) - 1:
-        stop, one = max(planner.runs(start), default=(start + 1, None), key=lambda found: found[0])
+        stop, one = max(planner.row_groups(start), default=(start + 1, None), key=lambda found: found[0])
         found.append(Section(tuple(range(planner.cuts[start], planner.cuts[stop])), one))
         start = stop
     return planner.plan(found)
@@ -172,11 +190,14 @@ def portable_kernels(target: Target) -> Path:
 def check_on_host(folder: Path, quantized: QuantizedNetwork, plan: RowPlan, answers: KnownAnswers) -> None:
     """Builds a program and runs its known-answer test, which must pass."""
     target, count = quantized.target, len(answers.labels)
-    render.write(folder, render.render(quantized, plan, projects.Options("host"), answers))
-    compiler = [tool("g++", "c++"), *CHECKED, *STRICT, *_flags(target), "-x", "c++"]
-    objects: list[str | Path] = ["-x", "none", portable_kernels(target)] if target.library.portable else []
-    done = run(*compiler, folder / "main.cpp", *objects, "-o", folder / "network")
-    assert done.returncode == 0, done.stderr
+    render.write(folder, render.render(quantized, plan, projects.CodeOptions("host"), answers))
+    share_kernels(folder)
+    flags = [*CHECKED, *STRICT, *_flags(target), "-fno-exceptions"]
+    compiled = run(tool("g++", "c++"), *flags, "-c", "main.cpp", "-o", "main.o", cwd=folder)
+    assert compiled.returncode == 0, compiled.stderr
+    objects: list[str | Path] = ["main.o", *([portable_kernels(target)] if target.library.portable else [])]
+    linked = run(tool("gcc", "cc"), *objects, "-o", "network", cwd=folder)
+    assert linked.returncode == 0, linked.stderr
     done = run(folder / "network")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"PASS: every layer as predicted for {count} of {count} images" in done.stdout

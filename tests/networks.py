@@ -174,6 +174,13 @@ class Builder:
         kind = self.draw(st.sampled_from(["Scale", "Bias"]))
         self.add(kind, [blob, self.draw(st.sampled_from(numbers))], f"{kind.lower()}_param {{ axis: 0 }}")
 
+    def axpy(self, blob: str) -> None:
+        own = self.shapes[blob]
+        numbers = [name for name, shape in self.shapes.items() if shape in (own[:1], (*own[:1], 1, 1))]
+        if numbers:
+            summands = [name for name, shape in self.shapes.items() if shape == own]
+            self.add("Axpy", [self.draw(st.sampled_from(numbers)), blob, self.draw(st.sampled_from(summands))], "")
+
     def normalize(self, blob: str) -> None:
         across, shared = (str(self.draw(st.booleans())).lower() for _ in range(2))
         param = f"across_spatial: {across} channel_shared: {shared} eps: {self.draw(st.sampled_from([1e-10, 0.1]))}"
@@ -249,6 +256,7 @@ def prototxts(draw: st.DrawFn, without: Collection[str] = ()) -> tuple[str, tupl
         builder.concat,
         builder.move,
         builder.by_input,
+        builder.axpy,
         builder.along,
         builder.normalize,
     ]

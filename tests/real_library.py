@@ -34,7 +34,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 
 import code_gen
 from caffe_to_cmsis_nn.emit import render
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.engines import known_answers
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.plan import lowering, rows
@@ -168,7 +168,7 @@ def _random_network(program: Program, folder: Path) -> None:
     images = np.random.default_rng(program.seed).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
     answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
     plan = rows.plan(lowered, ram=program.ram)
-    render.write(folder, render.render(lowered, plan, Options("mps2"), answers))
+    render.write(folder, render.render(lowered, plan, CodeOptions("mps2"), answers))
 
 
 def _generate(program: Program, folder: Path) -> None:

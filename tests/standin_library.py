@@ -61,13 +61,21 @@ def _implemented(library: Library) -> set[str]:
 
 
 def _body(file: File, library: Library) -> str:
-    """Our functions that the file defines; a header, since lists of files are made of the names in sources."""
-    own, stem = set(file.defines), Path(file.name).stem
-    others = sorted(_implemented(library) - own)
-    lines = [f"#define {name} {stem}_has_{name}" for name in others]
-    lines += [f'#include "{PORTABLE[library] / "arm_nnfunctions.c"}"']
+    """Our functions that the file defines; a header, since lists of files are made of the names in sources.
+
+    The others are static, and have other names: compilers leave out those that nothing calls.
+    """
+    folder, stem = PORTABLE[library], Path(file.name).stem
+    others = sorted(_implemented(library) - {*file.defines})
+    text = (folder / "arm_nnfunctions.c").read_text()
+    includes = re.findall(r'^#include "(.*)"$', text, re.M)
+    text = re.sub(r'^#include ".*"$', "", text, flags=re.M)
+    text = re.sub(rf"\b({'|'.join(others)})\b", rf"{stem}_has_\1", text)
+    text = re.sub(rf"^(?=\w.*\b{stem}_has_\w+\()", "static inline ", text, flags=re.M)
+    lines = [f"#define {name} {stem}_declares_{name}" for name in others]
+    lines += [f'#include "{folder / name}"' for name in includes]
     lines += [f"#undef {name}" for name in others]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, text])
 
 
 def _text(file: File, library: Library) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,8 +19,11 @@ import code_gen
 import nn_quantizer
 from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
 from caffe_to_cmsis_nn.data import lmdb_images
+from caffe_to_cmsis_nn.emit import render
+from caffe_to_cmsis_nn.pipeline import quantize
+from caffe_to_cmsis_nn.search import device_objective
 from tests import tiny
-from tests.support import write_dataset
+from tests.support import ROOT, write_dataset
 from tests.test_fuzz import OLD_PICKLE
 
 
@@ -253,6 +259,100 @@ def test_weights_at_the_ends_of_float32(
     assert code_gen.main(["--model", "net.pkl", "--out_dir", "code"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "nan" not in out
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--objective", "caffe"], ["--holdout", "0.5"], ["--holdout", "0.5", "--seed", "1"]], ids=" ".join
+)
+def test_nan_for_one_image_is_found_before_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether that image is in the first batch or not, in the sample or not, held out or not."""
+    logarithm = """layer { name: "log" type: "Log" bottom: "data" top: "log" log_param { scale: -1 shift: 200 } }
+    layer { name: "positive" type: "ReLU" bottom: "log" top: "positive" }\n"""
+    arguments = tiny.write(tmp_path)
+    replace(tiny.LAYERS, logarithm + tiny.LAYERS.replace('bottom: "data"', 'bottom: "positive"'))(tmp_path)
+    replace("mean_value: 120", "")(tmp_path)
+    images = np.full((70, *tiny.IMAGE), 100, np.uint8)
+    images[43, 1, 2, 3] = 201
+    lmdb_images.write(tmp_path / "data_lmdb", images, np.arange(70) % tiny.CLASSES)
+    monkeypatch.setattr(device_objective, "SAMPLE", 20)
+    monkeypatch.setattr(device_objective, "layer_by_layer", None)  # the search does not begin
+    err = fails(capsys, tmp_path, nn_quantizer.main, *arguments, *flags)
+    assert "layer 'log' (Log): its output for image 43 (counted from 0) is NaN or infinite, and has no Q-format" in err
+    assert len(err.splitlines()) == 2, "after the note that there are few images"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence_"),
+    [
+        (
+            RuntimeError("a\nlong story"),
+            "unexpected RuntimeError: a long story: this is a fault of the tool: please",
+        ),
+        (
+            KeyError(),
+            "unexpected KeyError: this is a fault of the tool: please report it with the command",
+        ),
+        (
+            MemoryError(),
+            "the memory does not suffice: give less --memory, or fewer images at once; otherwise, this",
+        ),
+    ],
+    ids=repr,
+)
+def test_what_is_not_foreseen(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    sentence_: str,
+) -> None:
+    """In the middle of the writing; with -v, its traceback comes first."""
+    arguments = tiny.write(tmp_path)
+    assert nn_quantizer.main(arguments) == 0
+    generating = ["--model", "net.pkl", "--out_dir", "code", "--onnx", "net.onnx"]
+    fail = mock.Mock(side_effect=error)
+    for module, script, name, main, flags in (
+        (quantize.files, "nn_quantizer", "write_all", nn_quantizer.main, [*arguments, "-q"]),
+        (render.files, "code_gen", "write_all", code_gen.main, generating),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            (tmp_path / "net.pkl.journal").unlink(missing_ok=True)
+            before = {path for path in tree(tmp_path) if not path.endswith(".journal")}
+            capsys.readouterr()
+            assert main(flags) == 2
+            line = sentence(capsys.readouterr().err, script)
+            assert line.startswith(f"{script}: {sentence_}")
+            assert line.endswith("(CONTRIBUTING.md)" if type(error) is MemoryError else "; -v shows where it happened")
+            assert {path for path in tree(tmp_path) if not path.endswith(".journal")} == before
+            assert main([*(flag for flag in flags if flag != "-q"), "-v"]) == 2
+            *traceback, line = [one for one in capsys.readouterr().err.splitlines() if " | " not in one]
+            assert line.startswith(f"{script}: {sentence_}")
+            assert any("Traceback (most recent call last)" in one for one in traceback)
+
+
+def test_a_full_standard_error(tmp_path: Path) -> None:
+    """The sentence goes to standard output, and the exit code stays."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, str(ROOT / "code_gen.py"), "--model", "none.pkl"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.startswith("code_gen: cannot read the pickle 'none.pkl'")
+
+
+def test_onnx_among_the_generated_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was written, and then replaced by the code."""
+    tiny.quantize(tmp_path)
+    capsys.readouterr()
+    flags = ["--model", "net.pkl", "--out_dir", "code", "--test_images", "0", "--onnx", "code/../code/main.cpp"]
+    assert code_gen.main(flags) == 2
+    message = sentence(capsys.readouterr().err, "code_gen")
+    assert message.endswith("--onnx 'code/../code/main.cpp' is a file of the generated code: give it another name")
+    assert not (tmp_path / "code").exists()
 
 
 def test_truncated_caffemodel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,8 +73,16 @@ def test_cmake_builds_and_tests_the_network(library: Library, rounding: Rounding
     assert (done.returncode, "100% tests passed" in done.stdout) == (0, True), done.stdout
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+@pytest.mark.parametrize(
+    ("library", "compiler"),
+    [
+        (Q7, "gcc"),
+        (S8, "clang"),
+        pytest.param(Q7, "clang", marks=pytest.mark.slow),
+        pytest.param(S8, "gcc", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_cmake_builds_arms_kernels_for_a_board(
     library: Library, compiler: str, small_pickle: Path, tmp_path: Path
 ) -> None:
@@ -126,8 +134,16 @@ target_compile_definitions(mbed-os INTERFACE ARM_MATH_DSP)
 }
 
 
-@pytest.mark.parametrize("name", ["", "kws"])
-@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        (Q7, ""),
+        (S8, "kws"),
+        pytest.param(Q7, "kws", marks=pytest.mark.slow),
+        pytest.param(S8, "", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_mbed_builds(library: Library, name: str, small_pickle: Path, tmp_path: Path) -> None:
     named = ["--name", name] if name else []
     folder = generate(small_pickle, tmp_path / "code", "--target", "mbed", "--api", library.name, *named)

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caffe_to_cmsis_nn.emit import render
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.engines import known_answers
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.plan import lowering, rows
+from caffe_to_cmsis_nn.plan import lowering, proof, rows
 from caffe_to_cmsis_nn.store import record
 from caffe_to_cmsis_nn.store.record import Record
 from caffe_to_cmsis_nn.target import LIBRARIES, OWN, Q7, S8, Core, Library, Rounding, Target
-from tests.generated import check_on_host, longest_runs, make, predicted
+from tests.generated import check_on_host, longest_row_groups, make, predicted
 from tests.networks import BEFORE_LAST, TARGETS, prototxts, quantize
 from tests.support import tool
 
@@ -79,9 +79,10 @@ def test_program_computes_what_the_model_predicts(
         }
         if "arm_avgpool_s8" not in exchanged:  # rounds ties away from zero
             np.testing.assert_array_equal(results, device_order(quantized, images))
-        plan = longest_runs(lowered, promised_only) if ram == "runs" else rows.plan(lowered, promised_only, ram)
+        plan = longest_row_groups(lowered, promised_only) if ram == "runs" else rows.plan(lowered, promised_only, ram)
         assert ram != "least" or plan.memory.arena_bytes <= rows.plan(lowered, promised_only).memory.arena_bytes
         np.testing.assert_array_equal(results, device_order(plan.lower(lowered), images))
+        proof.prove(lowered, plan)
         check_on_host(folder, lowered, plan, answers)
 
 
@@ -112,7 +113,7 @@ def test_rows_at_the_limits(case: str, tmp_path: Path) -> None:
     lowered = lowering.fuse(quantize(tmp_path, text, shape, "i", target, seed=0))  # weights of 8 bits
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
     answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
-    check_on_host(tmp_path, lowered, longest_runs(lowered), answers)
+    check_on_host(tmp_path, lowered, longest_row_groups(lowered), answers)
     assert needed in (tmp_path / "main.cpp").read_text()
 
 
@@ -136,6 +137,6 @@ def test_boards_compute_row_by_row_what_the_model_predicts(
         lowered = lowering.fuse(lowering.retarget(quantize(folder, *network, origin, seed, outputs), target))
         images = np.random.default_rng(seed).integers(0, 256, (IMAGES, *network[1]), dtype=np.uint8)
         answers = known_answers.compute(lowered, images, np.zeros(IMAGES, np.int32))
-        render.write(folder, render.render(lowered, longest_runs(lowered, False), Options("mps2"), answers))
+        render.write(folder, render.render(lowered, longest_row_groups(lowered, False), CodeOptions("mps2"), answers))
         text = make(folder, "run", f"CORE={core}")
         assert f"PASS: every layer as predicted for {IMAGES} of {IMAGES} images" in text

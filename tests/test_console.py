@@ -23,24 +23,24 @@ import nn_quantizer
 from caffe_to_cmsis_nn import errors
 from caffe_to_cmsis_nn.caffe_io import blobs
 from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
-from caffe_to_cmsis_nn.errors import UserError, finish, note, say
+from caffe_to_cmsis_nn.errors import UserError, finish, print_lines, warn
 from tests.support import ROOT, prototxt, run, write_dataset
 
 HOSTILE = "a\x1b[31m\udc80\u202eé"
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    say(HOSTILE, "b\nc")
-    note("script", HOSTILE)
+    print_lines(HOSTILE, "b\nc")
+    warn("script", HOSTILE)
     assert tuple(capsys.readouterr()) == ("a?[31m??é\nb?c\n", "script: a?[31m??é\n")
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
-    say(HOSTILE)
+    print_lines(HOSTILE)
     assert raw.getvalue() == b"a?[31m??\\xe9\n"
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    say("nothing")
-    note("script", "nothing")
+    print_lines("nothing")
+    warn("script", "nothing")
 
 
 def test_a_sentence_has_an_end() -> None:
@@ -210,3 +210,10 @@ def test_an_output_folder_that_leads_to_itself(
 
 def test_errors_are_one_line() -> None:
     assert str(errors.UserError(HOSTILE + "\n")) == "a?[31m??é?"
+
+
+@pytest.mark.parametrize("script", ["nn_quantizer", "code_gen"])
+def test_help_imports_nothing_that_takes_long(script: str) -> None:
+    heavy = "numpy", "onnx", "onnxruntime", "google.protobuf", "h5py", "lmdb", "jinja2"
+    code = f"import sys, {script}; {script}.build_parser().format_help(); print({{*{heavy}}} & {{*sys.modules}})"
+    assert run(sys.executable, "-c", code, cwd=ROOT).stdout == "set()\n"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.ops.input import Features
 from caffe_to_cmsis_nn.store import record
+from tests import tiny
 from tests.generated import STRICT, generate, make, network, on_host, predicted
-from tests.support import ROOT, run, tool
+from tests.support import ROOT, once, run, tool
 
 VOWELS = ROOT / "tests" / "data" / "vowels"
 
@@ -40,12 +42,15 @@ def quantize(folder: Path, *flags: str) -> Path:
     return folder / "net.pkl"
 
 
-@pytest.fixture(scope="module")
-def pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vowels")
+def _quantize_vowels(folder: Path) -> None:
     for file in VOWELS.iterdir():
         shutil.copy(file, folder)
-    return quantize(folder, "--report", str(folder / "report.html"), "--onnx", str(folder / "float.onnx"))
+    quantize(folder, "--report", str(folder / "report.html"), "--onnx", str(folder / "float.onnx"))
+
+
+@pytest.fixture(scope="module")
+def pickle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "vowels", _quantize_vowels) / "net.pkl"
 
 
 def given(quantized: QuantizedNetwork, features: np.ndarray) -> np.ndarray:
@@ -68,11 +73,11 @@ def test_formats_by_the_original_procedure(pickle: Path, tmp_path: Path) -> None
     assert outcome and outcome.known.loss <= 1.1
 
 
-def test_onnx_takes_features(pickle: Path, features: np.ndarray) -> None:
+def test_onnx_takes_features(pickle: Path, features: np.ndarray, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(pickle.parent / "float.onnx", providers=["CPUExecutionProvider"])
-    generate(pickle, pickle.parent / "code", "--target", "host", "--onnx", str(pickle.parent / "device.onnx"))
+    generate(pickle, tmp_path / "code", "--target", "host", "--onnx", str(tmp_path / "device.onnx"))
     (logits,) = session.run(None, {"features": features})
-    (integers,) = onnxruntime.InferenceSession(pickle.parent / "device.onnx").run(None, {"features": features})
+    (integers,) = onnxruntime.InferenceSession(tmp_path / "device.onnx").run(None, {"features": features})
     np.testing.assert_array_equal(integers, predicted(network(pickle), features))
     assert (logits.argmax(axis=1) == integers.argmax(axis=1)).mean() > 0.98
 
@@ -149,6 +154,25 @@ def test_an_lmdb_of_floats(pickle: Path, features: np.ndarray, tmp_path: Path) -
     stored, _ = quantized.reader.open(tmp_path / "data_lmdb", None, lambda image: image, in_memory=100)
     assert not isinstance(stored, np.ndarray)
     np.testing.assert_array_equal(stored[3:5], features[3:5] * 4 + 1)
+
+
+def test_denormal_features(tmp_path: Path) -> None:
+    """Their factor would be 8.9e+43f in network.h, which no float holds."""
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "tiny.h5", "w") as file:
+        file["data"] = rng.uniform(-1e-42, 1e-42, (40, 3, 6, 6)).astype(np.float32)
+        file["label"] = rng.integers(0, 3, 40)
+    (tmp_path / "tiny.txt").write_text("tiny.h5\n")
+    arguments = tiny.write(tmp_path)
+    text = (tmp_path / "net.prototxt").read_text().replace('type: "Data"', 'type: "HDF5Data"')
+    text = text.replace("transform_param { mean_value: 120 }", "").replace("data_param {", "hdf5_data_param {")
+    text = text.replace(" backend: LMDB", "").replace("data_lmdb", str(tmp_path / "tiny.txt"))
+    (tmp_path / "net.prototxt").write_text(text)
+    assert nn_quantizer.main([*arguments, "-q"]) == 0
+    code = generate(tmp_path / "net.pkl", tmp_path / "code", "--test_images", "0")
+    factors = [float(number) for number in re.findall(r"(\d[-+.0-9e]*)f\b", (code / "network.h").read_text())]
+    assert factors
+    assert np.isfinite(np.array(factors, np.float32)).all()
 
 
 def test_vectors_of_features(tmp_path: Path, features: np.ndarray) -> None:

@@ -168,7 +168,7 @@ def _read_leveldb(path: Path, suffix: str) -> object:
     folder = path.parent / f"{suffix}_leveldb"
     (file,) = folder.glob(f"*.{suffix}")
     file.write_bytes(path.read_bytes())
-    return LevelDb().looked_at(folder).read(folder)
+    return LevelDb().probe(folder).read(folder)
 
 
 def _ask(path: Path) -> list[Verdict]:
@@ -192,7 +192,7 @@ def _read_pickle(path: Path) -> object:
     loaded = record.load(path)
     network = loaded.network or original.rebuild(loaded.attributes, path.parent, Target())
     plan = rows.plan(network)
-    return render.render(network, plan, projects.Options()), cost.table(network, plan, weights_in_ram=False)
+    return render.render(network, plan, projects.CodeOptions()), cost.table(network, plan, weights_in_ram=False)
 
 
 Reader = Callable[[Path], object]
@@ -342,7 +342,7 @@ IN_PROCESS = [reader for reader in READERS if "LevelDB" not in reader]
 
 @pytest.mark.parametrize("reader", [reader for reader in READERS if "LevelDB" in reader])
 @given(edits=st.lists(EDITS, min_size=1, max_size=6))
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_damaged_leveldbs_end_in_a_result_or_one_sentence(
     folder: Path, sound: dict[str, bytes], reader: str, edits: list[Edit]
 ) -> None:
@@ -352,6 +352,7 @@ def test_damaged_leveldbs_end_in_a_result_or_one_sentence(
 
 @pytest.mark.parametrize("reader", IN_PROCESS)
 @given(edits=st.lists(EDITS, min_size=1, max_size=6))
+@settings(max_examples=settings().max_examples // 2)
 def test_damaged_files_end_in_a_result_or_one_sentence(
     folder: Path, sound: dict[str, bytes], reader: str, edits: list[Edit]
 ) -> None:
@@ -362,6 +363,7 @@ def test_damaged_files_end_in_a_result_or_one_sentence(
 
 @pytest.mark.parametrize("reader", IN_PROCESS)
 @given(content=st.binary(max_size=300))
+@settings(max_examples=settings().max_examples // 4)
 def test_arbitrary_bytes_end_in_a_result_or_one_sentence(folder: Path, reader: str, content: bytes) -> None:
     # No bytes at all are a caffemodel without layers.
     event(outcome(reader, folder / "arbitrary", content))

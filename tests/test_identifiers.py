@@ -121,12 +121,12 @@ def rendered(content: Any, path: Path, names: dict[str, str], origin: str) -> di
     answers = known_answers.compute(loaded, np.zeros((1, *tiny.IMAGE), np.uint8), np.zeros(1, np.int32))
     files = {}
     for target in projects.PROJECTS:
-        files.update(render.render(loaded, plan, projects.Options(target, profile=True), answers))
+        files.update(render.render(loaded, plan, projects.CodeOptions(target, profile=True), answers))
     texts = {name: without_fingerprint(text) for name, text in files.items()}
     return {name: re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL) for name, text in texts.items()}
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(name=st.lists(st.sampled_from(NASTY), min_size=1, max_size=6).map("".join))
 def test_names_reach_comments_alone(plain: Any, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     """Without comments, the code is that of a network whose names are plain, byte for byte."""

@@ -156,7 +156,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], message: s
         (LISTED.replace("list.txt", "broken.txt") + " }", "is truncated, damaged or of another kind"),
         (
             LISTED.replace("list.txt", "mixed.txt") + " }",
-            "but the first has (3, 6, 6): new_height and new_width, or --resize, would",
+            "but the first has (3, 6, 6): --resize HEIGHTxWIDTH makes them equal",
         ),
         (DATA["scaled"] + " transform_param { scale: 2 }", "HDF5Data takes no transform_param"),
         (DATA["scaled"].replace("scaled", "flat"), ", 9, 1), allowed are (images, channels, height, width)"),

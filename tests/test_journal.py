@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,7 @@ from caffe_to_cmsis_nn.search.journal import Journal, RememberedErrors, Remember
 from caffe_to_cmsis_nn.search.layer_errors import LayerErrors
 from caffe_to_cmsis_nn.search.verdict import Verdict
 from caffe_to_cmsis_nn.store import record
-from tests import tiny
-from tests.support import ROOT
+from tests import children, tiny
 
 OBJECTIVES = {"device": (LayerErrors, "errors"), "caffe": (caffe_objective.ScreenedSimulation, "judge")}
 
@@ -209,10 +205,11 @@ def test_sigkill_at_any_moment(tmp_path: Path) -> None:
     left = tmp_path / "net.pkl.journal"
     for size in (1, 3000, 9000):
         (tmp_path / "net.pkl").unlink()
-        with subprocess.Popen([sys.executable, ROOT / "nn_quantizer.py", *arguments], stderr=subprocess.DEVNULL) as run:
-            while run.poll() is None and not (left.exists() and left.stat().st_size >= size):
-                time.sleep(0.001)
-            run.send_signal(signal.SIGKILL)
+        child, wait = children.start(tmp_path, "nn_quantizer", arguments)
+        while child.is_alive() and not (left.exists() and left.stat().st_size >= size):
+            time.sleep(0.001)
+        child.kill()
+        wait()
         assert nn_quantizer.main(arguments) == 0
         assert (tmp_path / "net.pkl").read_bytes() == expected
         assert not left.exists()

@@ -37,9 +37,9 @@ def memory_before(seed: int, size: int) -> np.ndarray:
     """The high bytes of a linear congruential generator, at an aligned address."""
     room = np.empty(size + ALIGNMENT, np.int8)
     memory = room[-room.ctypes.data % ALIGNMENT :][:size]
-    for i in range(size):
-        seed = (seed * 1664525 + 1013904223) & 0xFFFFFFFF
-        memory[i] = np.int8((seed >> 24) - 256 if seed >> 31 else seed >> 24)
+    factors = np.cumprod(np.full(size, 1664525, np.uint32), dtype=np.uint32)
+    summands = 1013904223 * np.cumsum(np.append(np.uint32(1), factors[:-1]), dtype=np.uint32)
+    memory[:] = (factors * np.uint32(seed) + summands >> 24).astype(np.uint8).view(np.int8)
     return memory
 
 

@@ -23,7 +23,7 @@ from caffe_to_cmsis_nn.search.common import Candidate, Tensor, Trial
 from caffe_to_cmsis_nn.search.device_objective import device_objective
 from caffe_to_cmsis_nn.search.layer_errors import LayerErrors, layer_by_layer, sections
 from caffe_to_cmsis_nn.target import Target
-from tests.support import run_through
+from tests.support import FULL_SIZE, run_through
 from tests.test_search_device import _graph
 
 SHAPE = (8, 8, 8)
@@ -143,12 +143,13 @@ def test_small_channels_are_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_trained_network_comes_close(lenet_job: Job) -> None:
-    network = FloatNetwork(lenet_job.graph, lenet_job.images)
-    steps, found = run_through(device_objective(lenet_job.graph, network, lenet_job.labels, Target(), 0.001))
+    count = 10_000 if FULL_SIZE else 2000
+    network = FloatNetwork(lenet_job.graph, lenet_job.images[:count])
+    steps, found = run_through(device_objective(lenet_job.graph, network, lenet_job.labels[:count], Target(), 0.001))
     trials = [step for step in steps if isinstance(step, Trial)]
     visited = dict.fromkeys((trial.layer, trial.tensor) for trial in trials)
     assert [*visited] == [key for key in common.tensors(lenet_job.graph) if key in visited]
-    measured = {one.candidate: one for one in found.measured if one.images == 10_000}
+    measured = {one.candidate: one for one in found.measured if one.images == count}
     adapted, in_float = measured["weights adapted"], measured["float"]
     assert adapted.accuracy is not None and in_float.accuracy is not None and adapted.divergence is not None
     assert abs(adapted.accuracy - in_float.accuracy) <= 0.05

@@ -48,7 +48,20 @@ def code(release: str, kind: str, folder: Path, target: str, *flags: str) -> Pat
     return generate(pickle, folder / "code", "--target", target, *flags)
 
 
-@pytest.mark.parametrize(("release", "kind"), CASES)
+# Compiling them all takes long: the oldest and the newest of each library are enough beside the lists of the others.
+COMPILED = ("CMSIS 5.9.0", "CMSIS-NN 4.0.0", "CMSIS-NN main")
+
+
+@pytest.mark.parametrize(
+    ("release", "kind"),
+    [
+        (release, kind)
+        if release in COMPILED and kind == kinds[-1]
+        else pytest.param(release, kind, marks=pytest.mark.slow)
+        for release, kinds in KINDS_OF.items()
+        for kind in kinds
+    ],
+)
 def test_the_makefile_compiles_what_is_needed(release: str, kind: str, tmp_path: Path) -> None:
     """And not those that it does not need, one of which cannot be compiled."""
     for name in ("make", "arm-none-eabi-g++", "qemu-system-arm"):
@@ -57,7 +70,7 @@ def test_the_makefile_compiles_what_is_needed(release: str, kind: str, tmp_path:
     for path in (folder / "portable").iterdir():
         path.unlink()
     library = standin_library.write(tmp_path / "library", release)
-    assert "PASS" in make(folder, "run", f"CMSIS_PATH={library}", f"CMSIS_CORE_PATH={library}", "OPTIMIZE=-O1")
+    assert "PASS" in make(folder, "run", f"CMSIS_PATH={library}", f"CMSIS_CORE_PATH={library}", "OPTIMIZE=-O0")
     (build,) = folder.glob("build-*")
     objects = [path for path in build.glob("*.o") if path.name not in ("main.o", "startup.o")]
     assert standin_library.undefined(objects) & _all_symbols(release) == set()
@@ -69,29 +82,19 @@ def _all_symbols(release: str) -> set[str]:
 
 @pytest.mark.parametrize(("release", "kind"), CASES)
 def test_cmake_compiles_what_is_needed(release: str, kind: str, tmp_path: Path) -> None:
-    """The list is the same for Mbed; on a computer, the linker finds what is missing."""
+    """The list is the same for Mbed; its files define every function and table that they name."""
     folder = code(release, kind, tmp_path, "cmake")
     library = standin_library.write(tmp_path / "library", release)
     (folder / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.19)\nproject(list C)\ninclude(cmsis_nn.cmake)\n"
+        "cmake_minimum_required(VERSION 3.19)\nproject(list NONE)\ninclude(cmsis_nn.cmake)\n"
         'list(JOIN NN_SOURCES "\\n" lines)\nfile(WRITE list.txt "${lines}")\n'
     )
     done = run(tool("cmake"), "-S", ".", "-B", "build", f"-DCMSIS_NN_PATH={library}", cwd=folder)
     assert done.returncode == 0, done.stderr
-    objects = []
-    for source in (folder / "list.txt").read_text().splitlines():
-        objects.append(folder / f"{Path(source).stem}.o")
-        flags: list[str | Path] = [
-            "-w",
-            "-c",
-            source,
-            "-o",
-            objects[-1],
-            *(f"-I{path}" for path in library.rglob("Include")),
-        ]
-        done = run(tool("gcc"), *flags)
-        assert done.returncode == 0, done.stderr
-    assert standin_library.undefined(objects) & _all_symbols(release) == set()
+    listed = {Path(source).name for source in (folder / "list.txt").read_text().splitlines()}
+    files = [file for file in RELEASES[release] if Path(file.name).name in listed]
+    assert len(files) == len(listed) > 0
+    assert {name for file in files for name in file.names} <= {name for file in files for name in file.defines}
 
 
 def test_the_table_has_every_kernel() -> None:

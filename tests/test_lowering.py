@@ -111,7 +111,7 @@ def test_the_program_computes_what_the_model_predicts(s8_pickle: Path, tmp_path:
 
 def test_refusals(s8_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code_gen.main(["--model", str(s8_pickle), "--out_dir", str(tmp_path / "x"), "--api", "q7"]) == 2
-    assert "has a bias of 32 bits, which the q7 kernels cannot take" in capsys.readouterr().err
+    assert "has a 32-bit bias, which the q7 kernels do not support" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
     command = ["--model", str(s8_pickle), "--out_dir", str(tmp_path / "x"), "--softmax"]
     assert code_gen.main(command) == 2

@@ -136,7 +136,7 @@ def unit(channels: int, eps: float = 1e-10, across_spatial: bool = False) -> Uni
 
 @given(st.sampled_from([1, 2, 16, 100]), st.floats(1e-12, 10), st.integers(-8, 16), st.integers(-6, 20))
 @example(512, 1e-10, 3, 3)  # SSD's conv4_3_norm
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_lengths_less_than_half_a_step_off_for_every_sum(channels: int, eps: float, x: int, finer: int) -> None:
     norm, y = unit(channels, eps), x + finer
     sums = np.arange(channels * 128**2 + 1)
@@ -163,7 +163,7 @@ def test_the_model_gives_vectors_the_length_one(channels: int, across_spatial: b
 
 
 @given(st.integers(0, 24), st.integers(1, 6), st.integers(0, 1 << 30))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_graph_computes_the_listed_multipliers(octave: int, steps: int, seed: int) -> None:
     rng, most = np.random.default_rng(seed), lrn.MOST_LISTED
     last = int(lrn._pieces(np.array([most]), octave, steps)[0][0])

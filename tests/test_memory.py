@@ -192,7 +192,7 @@ def test_totals_are_those_of_the_built_object(
 def test_what_is_printed_says_why_a_kernel_was_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate(small.save(small.quantized(tmp_path), tmp_path / "small.pkl"), tmp_path / "code")
     lines = capsys.readouterr().out.splitlines()
-    reasons = dict(line.split(": ", 1) for line in lines[lines.index("Kernels that were passed over:") + 1 :][:4])
+    reasons = dict(line.split(": ", 1) for line in lines[lines.index("Faster kernels not used:") + 1 :][:4])
     pointwise = "arm_convolve_1x1_HWC_q7_fast_nonsquare needs a 1x1 kernel with stride 1 and no padding"
     assert reasons["conv1"] == pointwise  # and then comes the kernel for three channels
     assert "arm_convolve_HWC_q7_fast needs one group" in reasons["depthwise"]

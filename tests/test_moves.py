@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caffe_to_cmsis_nn.ops.moves import MOST_LOOPS, Steps
+from caffe_to_cmsis_nn.ops.moves import MOST_LOOPS, MoveLoops
 from caffe_to_cmsis_nn.ops.reduction import Ratio
 from caffe_to_cmsis_nn.ops.softmax import Exponentials
 from caffe_to_cmsis_nn.plan import lowering
@@ -49,21 +49,21 @@ def test_moves_become_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("positions", "steps"),
+    ("positions", "loops"),
     [
-        ([0, 1, 2, 3], Steps(0, (4,), (1,))),
-        ([5], Steps(5, (), ())),
-        ([3, 2, 1, 0], Steps(3, (4,), (-1,))),
-        ([0, 0, 4, 4, 1, 1, 5, 5], Steps(0, (2, 2, 2), (1, 4, 0))),
-        ([1, 2, 3, 4, 7, 8, 9, 10], Steps(1, (2, 4), (6, 1))),
+        ([0, 1, 2, 3], MoveLoops(0, (4,), (1,))),
+        ([5], MoveLoops(5, (), ())),
+        ([3, 2, 1, 0], MoveLoops(3, (4,), (-1,))),
+        ([0, 0, 4, 4, 1, 1, 5, 5], MoveLoops(0, (2, 2, 2), (1, 4, 0))),
+        ([1, 2, 3, 4, 7, 8, 9, 10], MoveLoops(1, (2, 4), (6, 1))),
     ],
 )
-def test_loops_that_give_positions(positions: list[int], steps: Steps) -> None:
-    assert Steps.find(np.array(positions)) == steps
+def test_loops_that_give_positions(positions: list[int], loops: MoveLoops) -> None:
+    assert MoveLoops.find(np.array(positions)) == loops
 
 
 def test_no_loops_for_uneven_positions() -> None:
-    assert len(Steps.find(np.array([0, 1, 3, 2])).counts) > MOST_LOOPS
+    assert len(MoveLoops.find(np.array([0, 1, 3, 2])).counts) > MOST_LOOPS
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000, 1 << 20])

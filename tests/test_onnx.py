@@ -19,8 +19,10 @@ from caffe_to_cmsis_nn.plan import lowering
 from caffe_to_cmsis_nn.target import LIBRARIES, Core, Library, Target
 from tests import small, tiny
 from tests.generated import network, predicted
-from tests.support import MODELS
+from tests.support import FULL_SIZE, MODELS
 from tests.test_bad_input import sentence
+
+FLOAT_IMAGES = 10_000 if FULL_SIZE else 2000
 
 
 def run(path: Path, images: np.ndarray) -> np.ndarray:
@@ -43,7 +45,7 @@ def export(pickle: Path, folder: Path, *flags: str) -> Path:
     return out
 
 
-@pytest.mark.parametrize("flags", [[], ["--api", "s8"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [[], pytest.param(["--api", "s8"], marks=pytest.mark.slow)], ids=" ".join)
 def test_all_test_images_on_the_device(lenet_pickle: Path, tmp_path: Path, flags: list[str]) -> None:
     images, labels = lmdb_images.read(MODELS / "mnist_test_lmdb")
     logits = run(export(lenet_pickle, tmp_path, *flags), images)
@@ -66,12 +68,12 @@ def test_kernels_of_all_kinds(library: Library, core: Core, tmp_path: Path) -> N
     assert {"data", "ip2"} < names
 
 
-def test_all_test_images_in_float(lenet_job: Job, tmp_path: Path) -> None:
-    path = tmp_path / "float.onnx"
-    trained = FloatNetwork(lenet_job.graph, lenet_job.images)
+def test_test_images_in_float(lenet_job: Job, tmp_path: Path) -> None:
+    path, images = tmp_path / "float.onnx", lenet_job.images[:FLOAT_IMAGES]
+    trained = FloatNetwork(lenet_job.graph, images)
     path.write_bytes(trained.to_onnx(as_trained(lenet_job.graph)))
-    logits, expected = run(path, lenet_job.images), trained.logits(as_trained(lenet_job.graph))
-    assert logits.dtype == np.float32 and len(logits) == 10000
+    logits, expected = run(path, images), trained.logits(as_trained(lenet_job.graph))
+    assert logits.dtype == np.float32 and len(logits) == FLOAT_IMAGES
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(logits.argmax(axis=1), expected.argmax(axis=1))
 

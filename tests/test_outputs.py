@@ -32,6 +32,7 @@ from tests.generated import (
     flip_first_value,
     generate,
     macros,
+    made,
     make,
     network,
     on_host,
@@ -335,7 +336,7 @@ def test_an_output_that_is_overwritten_is_seen(three: Path, tmp_path: Path) -> N
     text = header.read_text()
     assert len({*offsets.values()}) == 3 and f"#define BOXES_OFFSET {offsets['boxes']}\n" in text
     header.write_text(text.replace(f"BOXES_OFFSET {offsets['boxes']}\n", f"BOXES_OFFSET {offsets['map']}\n"))
-    done = run(tool("make"), "-s", "run", cwd=folder)
+    done = made(folder, "run")
     assert done.returncode != 0 and "FAIL: output map has been overwritten" in done.stdout, done.stdout
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests import tiny
-from tests.support import ROOT, run
+from tests.support import ROOT, run, tool
 
 
 def test_a_run_writes_its_outputs_alone(tmp_path: Path) -> None:
@@ -23,3 +23,13 @@ def test_a_run_writes_its_outputs_alone(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert [path for path in home.rglob("*") if path.is_file()] == []
     assert {path.name for path in {*work.iterdir()} - before} == {"net.pkl", "quantized_net.caffemodel"}
+
+
+def test_a_run_opens_no_socket(tmp_path: Path) -> None:
+    """Native code of libraries neither: the system calls are watched."""
+    arguments = [*tiny.write(tmp_path), "-q"]
+    trace = [tool("strace"), "-f", "-qq", "-e", "trace=socket,connect", "-o", str(tmp_path / "calls")]
+    ended = run(*trace, sys.executable, "nn_quantizer.py", *arguments, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert "AF_INET" not in calls and "AF_UNIX" not in calls, calls

@@ -16,7 +16,7 @@ from caffe_to_cmsis_nn.pipeline.job import prepare
 from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.search import caffe_objective, common, progress
-from caffe_to_cmsis_nn.search.common import Found, Score, Search, Tensor, Trial
+from caffe_to_cmsis_nn.search.common import Score, Search, SearchResult, Tensor, Trial
 from caffe_to_cmsis_nn.search.progress import Best, Estimate
 from tests import tiny
 from tests.test_search_device import _graph
@@ -123,7 +123,7 @@ def _search() -> Search:
         [trial("data", Tensor.ACTIVATIONS, kept=True), trial("conv", Tensor.WEIGHTS), "adapting the weights"]
     )
     yield from steps
-    return Found(None, ())  # type: ignore[arg-type]
+    return SearchResult(None, ())  # type: ignore[arg-type]
 
 
 class Terminal(io.StringIO):

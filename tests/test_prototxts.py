@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 from caffe_to_cmsis_nn.data.source import data_source
 from caffe_to_cmsis_nn.emit import render
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
@@ -24,6 +25,7 @@ from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.search import common
 from caffe_to_cmsis_nn.target import Core, Target
 from tests.test_graph import random_weights
+from tests.test_public_networks import LARGEST, LARGEST_WEIGHTS
 
 
 def layer(kind: str, name: str, bottoms: str, param: str = "", top: str = "") -> str:
@@ -479,14 +481,15 @@ def test_parsed_and_placed(name: str, tmp_path: Path) -> None:
     target = Target(case.core)
     network = parse(tmp_path, case)
     assert len([layer for layer in network.layers if not layer.folds]) == case.layers
-    if sum(layer.macs for layer in network.layers) > 2e8:
+    weights = sum(math.prod(shape) for layer in network.layers for shape in layer.weight_shapes()[:1])
+    if sum(layer.macs for layer in network.layers) > LARGEST or weights > LARGEST_WEIGHTS:
         return
     network = simplify(attach_weights(network, random_weights(network)))
     formats = common.table(network, {key: QFormat(4) for key in common.tensors(network)})
     layers = tuple(quantize_network(network, formats, target))
     quantized = QuantizedNetwork(network, formats, layers, target)
     plan = rows.plan(quantized)
-    files = render.render(quantized, plan, Options("host"))
+    files = render.render(quantized, plan, CodeOptions("host"))
     assert all(integer.kernel.name in files["main.cpp"] for integer in layers)
 
 

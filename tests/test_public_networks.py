@@ -8,7 +8,7 @@ import math
 import pytest
 
 from caffe_to_cmsis_nn.emit import render
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, quantize_network
@@ -17,6 +17,7 @@ from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.search import common
 from caffe_to_cmsis_nn.target import Target
 from tests.public_networks import NETWORKS, declined, graph
+from tests.support import FULL_SIZE
 from tests.test_graph import random_weights
 
 DECLINED = {
@@ -25,7 +26,8 @@ DECLINED = {
     "Faster R-CNN": "(Python): this type is not supported; layer 'roipooling5' (ROIPooling): this type",
     "LRCN": "(Embed): this type is not supported; layer 'lstm2' (LSTM): this type is not supported",
 }
-LARGEST, LARGEST_WEIGHTS = 2e8, 5e6  # multiplications, and weights, of networks for which code is generated
+# Multiplications, and weights, of networks for which code is generated: weights take long to print.
+LARGEST, LARGEST_WEIGHTS = 2e8, 5e6 if FULL_SIZE else 1e6
 
 
 def test_nine_in_ten_are_computed() -> None:
@@ -48,5 +50,5 @@ def test_computed_or_declined_with_the_reason(name: str) -> None:
     formats = common.table(network, {key: QFormat(4) for key in common.tensors(network)})
     layers = tuple(quantize_network(network, formats, Target()))
     quantized = QuantizedNetwork(network, formats, layers, Target())
-    main = render.render(quantized, rows.plan(quantized), Options("host"))["main.cpp"]
+    main = render.render(quantized, rows.plan(quantized), CodeOptions("host"))["main.cpp"]
     assert all(integer.kernel.name in main for integer in layers)

@@ -181,7 +181,7 @@ def test_grids_in_any_order(caffe: Any, tmp_path: Path) -> None:
     for _ in range(30):
         settings = [Simulation(*rng.choice(np.array([None, *grids]), 3)) for _ in job.graph.layers]
         settings[0] = Simulation(y=Grid(QFormat(-1)))
-        close(ours.trial_logits(settings), theirs.trial_logits(settings))
+        close(ours.logits(settings), theirs.logits(settings))
         (logits, ranges), (their_logits, their_ranges) = ours.survey(settings), theirs.survey(settings)
         close(logits, their_logits)
         for name, ends in ranges.items():

@@ -22,6 +22,7 @@ from caffe_to_cmsis_nn.plan import rows
 from caffe_to_cmsis_nn.store import plain_pickle, record
 from caffe_to_cmsis_nn.store.record import Record
 from nn_quantizer import Caffe_Quantizer
+from tests import small
 from tests.support import shared
 
 ATTRIBUTES = (
@@ -56,7 +57,7 @@ def test_round_trip(tiny_pickle: Path, tmp_path: Path) -> None:
     record.save(tmp_path / "again.pkl", loaded)
     assert content(tmp_path / "again.pkl") == content(tiny_pickle)
     plan = rows.plan(loaded.network)
-    assert "conv1" in render.render(loaded.network, plan, projects.Options())["main.cpp"]
+    assert "conv1" in render.render(loaded.network, plan, projects.CodeOptions())["main.cpp"]
 
 
 def test_the_pickle_holds_plain_values_alone(tiny_pickle: Path) -> None:
@@ -465,6 +466,41 @@ def test_tampered_networks_are_refused(tmp_path: Path, tiny_pickle: Path, number
     assert len(message) < 600
 
 
+MERGING = """
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+  convolution_param { num_output: 6 kernel_size: 1 } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "relu1" }
+layer { name: "sum" type: "Eltwise" bottom: "conv1" bottom: "relu1" top: "sum" }
+layer { name: "pool" type: "Pooling" bottom: "sum" top: "pool" pooling_param { pool: AVE global_pooling: true } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (change(NET, "formats", "sum", "y", to=127), "layer 'sum': its output has 127 fraction bits, allowed are "),
+        (change(NET, "formats", "sum", "y", to=-63), "layer 'sum': its output has -63 fraction bits, allowed are "),
+        (change(NET, "formats", "data", "y", to=60), "layer 'data': its output has 60 fraction bits, allowed are "),
+        (change(NET, "layers", 1, "group", to=2), "layer 'conv1': group 2 does not divide 3 inputs and 6 outputs"),
+        (change(NET, "layers", 1, "group", to=0), "layer 'conv1': group 0 does not divide 3 inputs and 6 outputs"),
+    ],
+)
+def test_what_a_prototxt_may_not_ask_for_a_pickle_may_not_either(
+    tmp_path: Path, tamper: Callable[[Any], None], message: str
+) -> None:
+    """Such pickles ended in a traceback, or in C that shifts by 70 bits."""
+    pickled = small.save(small.quantized(tmp_path, layers=MERGING, top="pool"), tmp_path / "net.pkl")
+    tampered = content(pickled)
+    tamper(tampered)
+    assert message in refused(tmp_path / "bad.pkl", pickle.dumps(tampered))
+
+
+@pytest.mark.parametrize("name", ["C_1_73", "_1_137", "_2_82", "_3_161", "_el_y127"])
+def test_mutated_pickles_that_once_passed(name: str) -> None:
+    with pytest.raises(UserError, match=r"the pickle's layer '(el|c)': (its output has|group 2 does not divide 3)"):
+        record.load(shared("cases", "attack", f"pickle{name}.pkl"))
+
+
 def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
     """Names of layers and files come into C comments and identifiers."""
     evil = '*/ int evil; // "\n#error \\\n'
@@ -478,7 +514,7 @@ def test_names_cannot_become_code(tmp_path: Path, tiny_pickle: Path) -> None:
     loaded = record.load(tmp_path / "evil.pkl").network
     assert loaded
     assert loaded.graph.layers[1].name == evil
-    rendered = render.render(loaded, rows.plan(loaded), projects.Options(profile=True))
+    rendered = render.render(loaded, rows.plan(loaded), projects.CodeOptions(profile=True))
     assert "int evil" in rendered["parameter.h"]
     for text in rendered.values():
         assert "*/ int evil" not in text

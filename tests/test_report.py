@@ -37,7 +37,7 @@ CLASSES = ["horse", "ship", "truck"]
 
 @dataclass
 class Reported:
-    """A quantized network with its page and its values."""
+    """A quantized network with its values, and its page if it was asked for."""
 
     folder: Path
     arguments: list[str]
@@ -48,17 +48,10 @@ class Reported:
 def quantize(folder: Path, *options: str) -> Reported:
     (folder / "names.txt").write_text("\n".join(CLASSES))
     named = ["--classes", str(folder / "names.txt")]
-    arguments = [
-        *tiny.write(folder),
-        *named,
-        "--report",
-        str(folder / "r.html"),
-        "--json",
-        str(folder / "r.json"),
-        *options,
-    ]
+    arguments = [*tiny.write(folder), *named, "--json", str(folder / "r.json"), *options]
     assert nn_quantizer.main(arguments) == 0
-    return Reported(folder, arguments, (folder / "r.html").read_text(), json.loads((folder / "r.json").read_text()))
+    written = (folder / "r.html").read_text() if "--report" in options else ""
+    return Reported(folder, arguments, written, json.loads((folder / "r.json").read_text()))
 
 
 MIXED = "device --api s8 --weight_bits mixed --loss 100"
@@ -68,7 +61,8 @@ MIXED = "device --api s8 --weight_bits mixed --loss 100"
     scope="module", params=["device", *(pytest.param(one, marks=pytest.mark.slow) for one in ("caffe", MIXED))]
 )
 def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reported:
-    return quantize(tmp_path_factory.mktemp("reported"), "--objective", *request.param.split())
+    folder = tmp_path_factory.mktemp("reported")
+    return quantize(folder, "--report", str(folder / "r.html"), "--objective", *request.param.split())
 
 
 def test_the_schema_holds(reported: Reported) -> None:
@@ -269,7 +263,7 @@ def test_the_full_command_does_the_same(reported: Reported) -> None:
 
 def test_images_of_few_and_many_classes(reported: Reported) -> None:
     one = {"name": "x", "images": 7, "float": 7, "device": 0}
-    for classes in (1, 2, 15, 300):
+    for classes in (1, 300):
         pairs = {"device": classes - 1, "count": 7}
         changed = {"classes": classes, "per_class": [one] * classes, "changed": []}
         confusion = {"confusion": [{"float": 0, **pairs}], "confusion_with_labels": [{"label": 0, **pairs}]}
@@ -343,7 +337,7 @@ def test_pictures_have_the_colours_of_their_order(reported: Reported) -> None:
     image = np.zeros((1, 3, 6, 6), np.uint8)
     image[:, 0] = 200
     logits = np.array([[1, 0]]), np.array([[0, 1]])
-    told: Any = facts.Run("", "", None, ["0", "1"], [], None, np.array([7]), image, np.array([0]), *logits)  # type: ignore[arg-type]
+    told: Any = facts.QuantizerRun("", "", None, ["0", "1"], [], None, np.array([7]), image, np.array([0]), *logits)  # type: ignore[arg-type]
     for order, colour in (("rgb", (200, 0, 0)), ("bgr", (0, 0, 200))):
         (url,) = page.pictures(told, order).values()
         png = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))

@@ -10,7 +10,7 @@ import pytest
 
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.graph import Graph
-from caffe_to_cmsis_nn.network.rescaling import rescaled, taker
+from caffe_to_cmsis_nn.network.rescaling import compensating_layer, rescaled
 from caffe_to_cmsis_nn.ops.activations import Clip, LeakyReLU, ReLU
 from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.ops.convolution import Convolution
@@ -65,7 +65,7 @@ FLAT = Flatten("flat", ("pool",), "flat", (HALF,), shape=(96,))
 def test_the_same_network_in_float(graph: Graph) -> None:
     """Powers of two change nothing at all; the outputs in between are the factors' times as large."""
     layers = section(graph)
-    reader = taker(graph, layers)
+    reader = compensating_layer(graph, layers)
     assert reader is graph.layers[-1]
     factors = 2.0 ** np.array([0, 3, -2, 5, 1, -7])
     images = np.random.default_rng(1).integers(0, 256, (20, 3, 8, 8), dtype=np.uint8)
@@ -94,9 +94,9 @@ def other_reader() -> Graph:
     ids=["a bound", "an output", "another reader", "no reader"],
 )
 def test_what_cannot_take_factors_back(graph: Graph) -> None:
-    assert taker(graph, section(graph)) is None
+    assert compensating_layer(graph, section(graph)) is None
 
 
 def test_an_input_has_no_factors() -> None:
     graph = network(RELU, MAX, last=convolution(1))
-    assert taker(graph, graph.layers[:1]) is None
+    assert compensating_layer(graph, graph.layers[:1]) is None

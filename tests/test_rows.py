@@ -14,7 +14,7 @@ from caffe_to_cmsis_nn.caffe_io.blobs import Blobs, read_weights
 from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 from caffe_to_cmsis_nn.data.source import data_source, override
 from caffe_to_cmsis_nn.emit import program
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.kernels.base import Integers
 from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import parse_network
@@ -89,7 +89,7 @@ def test_a_number_of_bytes_gets_the_fastest_plan_that_fits(core: Core) -> None:
     fast, least = (rows.plan(quantized, ram=ram) for ram in ("fast", "least"))
 
     def computed_alone(plan: rows.RowPlan) -> int:
-        return sum(plan.stages[i].rows for run in plan.runs for i in run.stages)
+        return sum(plan.stages[i].rows for group in plan.row_groups for i in group.stages)
 
     before = computed_alone(least)
     assert before > 0 == computed_alone(fast)
@@ -98,7 +98,7 @@ def test_a_number_of_bytes_gets_the_fastest_plan_that_fits(core: Core) -> None:
         assert plan.memory.arena_bytes <= ram
         assert computed_alone(plan) <= before
         before = computed_alone(plan)
-    assert not rows.plan(quantized, ram=fast.memory.arena_bytes).runs
+    assert not rows.plan(quantized, ram=fast.memory.arena_bytes).row_groups
 
 
 def test_too_few_bytes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,7 @@ def test_too_few_bytes_end_in_one_sentence(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert code_gen.main([*arguments, "--ram", str(least - 1)]) == 2
     *_, last = capsys.readouterr().err.splitlines()
-    assert last == f"code_gen: --ram {least - 1}: this network's layers take {least} bytes at least"
+    assert last == f"code_gen: --ram {least - 1}: this network's layers need at least {least} bytes"
 
 
 @pytest.mark.parametrize("text", ["little", "-1", "1.5"])
@@ -138,8 +138,8 @@ def test_rows_of_zeros_are_left_out(zero: list[int], tmp_path: Path) -> None:
     changed = replace(quantized.layers[1], integers=replace(integers, weights=weights))
     quantized = replace(quantized, layers=(quantized.layers[0], changed, *quantized.layers[2:]))
     planner = Planner(quantized)
-    stop, run = max(planner.runs(1), key=lambda found: found[0])
-    sections = [rows.Section((0,)), rows.Section(tuple(range(1, planner.cuts[stop])), run)]
+    stop, group = max(planner.row_groups(1), key=lambda found: found[0])
+    sections = [rows.Section((0,)), rows.Section(tuple(range(1, planner.cuts[stop])), group)]
     lowered = planner.plan(sections).lower(quantized)
     assert lowered.graph.layers[1].weight_shapes()[0][2] == {0: 4, 1: 3, 2: 2, 4: 4}[len(zero)]
     assert lowered.graph.layers[1].out_shape == quantized.graph.layers[1].out_shape
@@ -151,7 +151,7 @@ def test_a_layer_whose_last_rows_nobody_reads_runs_whole(tmp_path: Path) -> None
     """Its checksum is of all rows."""
     layers = CONV.replace("kernel_size: 3 pad: 1", "kernel_size: 1 stride: 4")
     quantized = small.quantized(tmp_path, layers=layers, shape=(3, 12, 12))
-    members = [{*run.stages} for start in range(2) for _, run in Planner(quantized).runs(start)]
+    members = [{*group.stages} for start in range(2) for _, group in Planner(quantized).row_groups(start)]
     assert all(not {1, 2} <= stages for stages in members)
 
 
@@ -166,11 +166,13 @@ def test_rows_of_zeros_stand_for_padding_that_a_kernel_does_not_check(target: Ta
     layers = (pixels, *(replace(own, integers=0) if own.kernel in averages else own for own in quantized.layers[1:]))
     quantized = replace(quantized, formats=dict.fromkeys(names, LayerFormats()), layers=layers)
     plan = rows.plan(quantized, ram="least")
-    (run,) = plan.runs
-    padded = {plan.stages[w.stage].layers[0]: (w.above, w.below) for w in run.windows if (w.above, w.below) != (0, 0)}
+    (group,) = plan.row_groups
+    padded = {
+        plan.stages[b.stage].layers[0]: (b.above, b.below) for b in group.row_buffers if (b.above, b.below) != (0, 0)
+    }
     assert padded == ({names.index("pool1"): (zeros, zeros)} if zeros else {})
-    built = program.build(plan.lower(quantized), plan, Options())
-    (section,) = (section for section in built.sections if isinstance(section, program.RunStep))
+    built = program.build(plan.lower(quantized), plan, CodeOptions())
+    (section,) = (section for section in built.sections if isinstance(section, program.RowGroupStep))
     stages = {stage.name: stage for stage in section.stages}
     assert [(name, count) for name, _, count in stages["conv2"].readings] == [("pool1", 16 + zeros)]
     assert "conv2_scratch" in str(stages["conv2"].steps[0].calls)

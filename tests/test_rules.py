@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from caffe_to_cmsis_nn.kernels import exact_onnx
-from caffe_to_cmsis_nn.kernels.base import Integers, stays_ahead
+from caffe_to_cmsis_nn.kernels.base import Integers, can_pool_in_place
 from caffe_to_cmsis_nn.kernels.cmsis_s8 import INT32_MAX, multiplier
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops import concat, eltwise
@@ -77,4 +77,4 @@ def test_poolings_that_may_write_over_their_input(pad: int, stride: int, ahead: 
     """With a padding as long as the stride, window 1 begins at cell 0, which output 0 has been written to."""
     shape = (1, 8, 8)
     layer = MaxPooling("p", ("x",), "p", (shape,), window=(3, 3), stride=(stride, stride), pad=(pad, pad))
-    assert stays_ahead(layer) is ahead
+    assert can_pool_in_place(layer) is ahead

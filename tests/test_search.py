@@ -24,7 +24,7 @@ from caffe_to_cmsis_nn.pipeline.job import Job
 from caffe_to_cmsis_nn.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, LayerFormats, QFormat, shifts
 from caffe_to_cmsis_nn.search import caffe_objective, common
 from caffe_to_cmsis_nn.search.caffe_objective import Grids, Judged
-from caffe_to_cmsis_nn.search.common import Found, Search, Tensor, Trial
+from caffe_to_cmsis_nn.search.common import Search, SearchResult, Tensor, Trial
 from caffe_to_cmsis_nn.store import record
 from tests.support import run_through
 
@@ -51,7 +51,7 @@ RANGES = {"data": 255.0, "conv": 30.0, "relu": 30.0, "pool": 20.0, "ip": 7.0}
 
 def _search(
     accuracy: Callable[[Grids], float], tolerance: float = 0.0, graph: Graph | None = None
-) -> tuple[list[Trial], Found]:
+) -> tuple[list[Trial], SearchResult]:
     class Simulation(caffe_objective.CaffeSimulation):
         def __init__(self) -> None:
             pass
@@ -65,7 +65,7 @@ def _search(
     return collect(caffe_objective.caffe_objective(graph or _graph(), Simulation(), tolerance))
 
 
-def collect(steps: Search) -> tuple[list[Trial], Found]:
+def collect(steps: Search) -> tuple[list[Trial], SearchResult]:
     trials, found = run_through(steps)
     assert all(isinstance(trial, Trial) for trial in trials)
     return trials, found
@@ -147,7 +147,7 @@ def test_screening_chooses_the_same_and_tells_the_same_accuracies(lenet_job: Job
     """On a trained network, against all images for every trial; what was given up was far from being taken."""
     images, labels = lenet_job.images[:4000], lenet_job.labels[:4000]
 
-    def sweep(simulation: type[caffe_objective.CaffeSimulation]) -> tuple[list[Trial], Found]:
+    def sweep(simulation: type[caffe_objective.CaffeSimulation]) -> tuple[list[Trial], SearchResult]:
         network = FloatNetwork(lenet_job.graph, images)
         return collect(caffe_objective.caffe_objective(lenet_job.graph, simulation(network, labels), 0.001))
 
@@ -173,9 +173,9 @@ def test_legal_formats_can_be_carried(fraction_bits: int) -> None:
     table = dict.fromkeys(("data", "conv", "ip"), q)
     for w, b, y in ((q, QFormat(7), QFormat(7)), (QFormat(7), q, QFormat(7)), (QFormat(7), QFormat(7), q)):
         wild = graph.formats(dict.fromkeys(table, w), dict.fromkeys(table, b), dict.fromkeys(table, y))
-        legal = common.legal(graph, wild)
+        clamp_to_kernel_limits = common.clamp_to_kernel_limits(graph, wild)
         for name in ("conv", "ip"):
-            carried = shifts(legal[name])
+            carried = shifts(clamp_to_kernel_limits[name])
             assert 0 <= carried.bias_lshift <= MAX_BIAS_LSHIFT
             assert 0 <= carried.out_rshift <= MAX_OUT_RSHIFT
 
@@ -187,8 +187,10 @@ def test_a_format_is_legal_up_to_the_limits_of_the_layer_that_reads_it(asked: in
     sigmoid = Sigmoid("relu", ("conv",), "conv", ((4, 4, 4),))
     graph = replace(graph, layers=(*graph.layers[:2], sigmoid, *graph.layers[3:]))
     y = {"data": QFormat(0), "conv": QFormat(asked), "ip": QFormat(0)}
-    legal = common.legal(graph, graph.formats(dict.fromkeys(("conv", "ip"), QFormat(7)), {}, y))
-    assert legal["conv"].y == QFormat(given)
+    clamp_to_kernel_limits = common.clamp_to_kernel_limits(
+        graph, graph.formats(dict.fromkeys(("conv", "ip"), QFormat(7)), {}, y)
+    )
+    assert clamp_to_kernel_limits["conv"].y == QFormat(given)
 
 
 def test_a_tie_is_wrong_for_caffe_and_goes_to_the_first_on_the_device() -> None:

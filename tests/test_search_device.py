@@ -118,7 +118,7 @@ def test_candidates_given_up_early_would_not_have_been_chosen(lenet_job: Job, mo
     """On a trained network: the same choice as where all images judge every candidate."""
     job = lenet_job
 
-    def find() -> common.Found:
+    def find() -> common.SearchResult:
         network = FloatNetwork(job.graph, job.images)
         return run_through(device_objective(job.graph, network, job.labels, Target(), 0.001))[1]
 
@@ -142,7 +142,7 @@ def assert_same(first: common.Candidate, second: common.Candidate) -> None:
         np.testing.assert_array_equal(b, second.graph.weights[name][1])
 
 
-def _search(graph: Graph, count: int = 300) -> common.Found:
+def _search(graph: Graph, count: int = 300) -> common.SearchResult:
     rng = np.random.default_rng(5)
     images = rng.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
     labels = rng.integers(0, 5, count)
@@ -329,7 +329,7 @@ class RoundedLogits:
 def finer_logits(logits: np.ndarray) -> QFormat | None:
     """Their format, where the search begins with steps of a quarter."""
     formats = common.table(_graph(), {key: QFormat(5) for key in common.tensors(_graph())})
-    formats = common.legal(_graph(), {**formats, "ip": replace(formats["ip"], y=QFormat(2))})
+    formats = common.clamp_to_kernel_limits(_graph(), {**formats, "ip": replace(formats["ip"], y=QFormat(2))})
     expected = Expected(_graph(), logits.argmax(axis=1), logits)
     found = _finer_logits(RoundedLogits(logits), formats, expected)  # type: ignore[arg-type]
     assert {**found, "ip": formats["ip"]} == formats

@@ -3,19 +3,29 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
-from caffe_to_cmsis_nn.data import pictures
+from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn.data import image_set, lmdb_images, pictures
+from caffe_to_cmsis_nn.data.image_set import StoredImages
+from caffe_to_cmsis_nn.data.readers import Hdf5List, ImageList, LevelDb, Reader
 from caffe_to_cmsis_nn.emit.c_text import identifiers
+from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.report import plots
+from tests.support import ROOT, run, write_leveldb
 
 
 @contextmanager
@@ -70,3 +80,92 @@ def test_a_confusion_matrix_of_many_classes() -> None:
     assert shown is not None
     assert (shown.shape, shown.sum()) == ((500, 500), 15000)
     assert [*ax.images[0].get_extent()] == [-0.5, 4999.5, 4999.5, -0.5]
+
+
+# --- data sets beyond the memory --------------------------------------------------------------------------------------
+
+MANY, SIDE = 120, 400  # pictures of 480 kB each
+LIMIT = 0.005  # GB, which is much less
+
+
+def _picture_list(folder: Path) -> tuple[Reader, Path]:
+    """Lines that name one picture."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / "a.png")
+    (folder / "list.txt").write_text("a.png 1\n" * MANY)
+    return ImageList(), folder / "list.txt"
+
+
+def _leveldb(folder: Path) -> tuple[Reader, Path]:
+    pytest.importorskip("plyvel", reason="plyvel has no wheel for this Python")
+    images = np.random.default_rng(0).integers(0, 256, (MANY, 3, SIDE, SIDE), dtype=np.uint8)
+    write_leveldb(folder / "db", images, np.ones(MANY, int), None)
+    return LevelDb(), folder / "db"
+
+
+def _hdf5(folder: Path) -> tuple[Reader, Path]:
+    (folder / "list.txt").write_text("a.h5\n")
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["data"] = np.random.default_rng(0).integers(0, 256, (MANY, 3, SIDE, SIDE), dtype=np.uint8)
+        file["label"] = np.ones(MANY)
+    return Hdf5List(), folder / "list.txt"
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+from caffe_to_cmsis_nn.data.readers import Hdf5List, ImageList, LevelDb
+import h5py, numpy as np
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+images, labels = {reader}.open(Path(sys.argv[1]), None, lambda image: image, {memory})
+np.save(sys.argv[2], images[{count} - 2 :])
+print(images.shape, labels.sum(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("write", [_picture_list, _leveldb, _hdf5])
+def test_data_sets_keep_within_the_memory(write: Callable[[Path], tuple[Reader, Path]], tmp_path: Path) -> None:
+    reader, path = write(tmp_path)
+    program = READ.format(reader=reader, memory=LIMIT * 2**30, count=MANY)
+    done = run(sys.executable, "-c", program, path, tmp_path / "last.npy", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    *shape, labels, kilobytes = done.stdout.split()
+    assert (" ".join(shape), labels) == (f"({MANY}, 3, {SIDE}, {SIDE})", str(MANY))
+    assert int(kilobytes) < 40 << 10, "all images have 57 MB"
+    np.testing.assert_array_equal(np.load(tmp_path / "last.npy"), reader.read_at(path, [MANY - 2, MANY - 1])[0])
+    small, _ = reader.open(path, 2, lambda image: image[:, :5, :5], math.inf)
+    assert isinstance(small, np.ndarray)
+    stored, _ = reader.open(path, 3, lambda image: image[:, :5, :5], 1)
+    assert isinstance(stored, StoredImages)
+    np.testing.assert_array_equal(stored[[1, 0]], small[[1, 0]])
+    np.testing.assert_array_equal(stored.pick(np.array([2, 1]))[1:], small[1:])
+    assert stored[:0].shape == (0, 3, 5, 5)
+
+
+def test_a_huge_datum_is_not_read(tmp_path: Path) -> None:
+    """An LMDB whose node says that its value, in a hole of the file, has 900 MB."""
+    lmdb_images.write(tmp_path / "db", [np.zeros((3, 60, 60), np.uint8)], [1])
+    data = tmp_path / "db" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    leaf = next(at for at in range(8192, len(content), 4096) if content[at + 10] == 2)
+    node = leaf + int.from_bytes(content[leaf + 16 : leaf + 18], "little")
+    content[node : node + 4] = (900_000_000).to_bytes(4, "little")
+    data.write_bytes(content)
+    os.truncate(data, 1 << 30)
+    with pytest.raises(UserError, match="it has a value of 900000000 bytes, allowed are 67108864"):
+        lmdb_images.read(tmp_path / "db")
+    with pytest.raises(UserError, match="a Datum of 67108865 bytes, allowed are 67108864"):
+        image_set.parse_datum(bytes((1 << 26) + 1), "here")
+
+
+def test_long_lists_are_read_in_seconds(tmp_path: Path) -> None:
+    """A million lines took 100 s."""
+    count = 50_000
+    (tmp_path / "list.txt").write_text("".join(f"a{i}.png 1\n" for i in range(count)))
+    (tmp_path / "a7.png").write_bytes(b"")
+    with mock.patch("os.path.exists", lambda _: True):
+        began = time.process_time()
+        assert sum(1 for _ in ImageList().files(tmp_path / "list.txt")) == count + 1
+        assert time.process_time() - began < 1.5
+    files.refuse_overwriting([tmp_path / "none"], (tmp_path / "a" for _ in range(10**9)))  # where nothing is there yet
+    with pytest.raises(UserError, match=r"a7.png': it is also an input"):
+        files.refuse_overwriting([tmp_path / "a7.png"], [tmp_path / "list.txt", tmp_path / "a7.png"])

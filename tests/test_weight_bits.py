@@ -23,7 +23,7 @@ from caffe_to_cmsis_nn.ops.inner_product import InnerProduct
 from caffe_to_cmsis_nn.ops.input import Input
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.search import common, journal, weight_bits
-from caffe_to_cmsis_nn.search.common import Candidate, Found, Tensor, Trial
+from caffe_to_cmsis_nn.search.common import Candidate, SearchResult, Tensor, Trial
 from caffe_to_cmsis_nn.search.device_objective import device_objective
 from caffe_to_cmsis_nn.search.verdict import Verdict
 from caffe_to_cmsis_nn.search.weight_bits import Narrowing
@@ -59,7 +59,7 @@ def _images(count: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
 
 
-def _search(bits: str, loss: float = 0.3) -> tuple[list[Any], Found]:
+def _search(bits: str, loss: float = 0.3) -> tuple[list[Any], SearchResult]:
     """Labels are what the float network says."""
     graph, images = _graph(), _images(400)
     reference = FloatNetwork(graph, images)
@@ -77,7 +77,11 @@ def test_layers_without_a_kernel_for_them_keep_8_bits() -> None:
     layers = {layer.name: layer for layer in found.chosen.graph.layers}
     assert weight_bits.objection(layers["groups"], TARGET).startswith("arm_convolve_wrapper_s4 needs one group; ")
     assert weight_bits.objection(layers["conv"], TARGET) == ""
-    assert weight_bits.able(found.chosen.graph, Target()) == ["conv", "groups", "ip"]  # our own kernels take them all
+    assert weight_bits.supporting(found.chosen.graph, Target()) == [
+        "conv",
+        "groups",
+        "ip",
+    ]  # our own kernels take them all
     integers = quantize_network(found.chosen.graph, found.chosen.formats, TARGET)
     kernels = [integer.kernel.name for integer in integers if integer.integers is not None][1:]
     assert kernels == ["arm_convolve_wrapper_s4", "arm_convolve_wrapper_s8", "arm_fully_connected_s4"]
@@ -105,7 +109,7 @@ def test_fitted_weights_of_4_bits_are_closer_to_the_float_network_than_rounded_o
     formats = common.table(
         graph, {(name, tensor): QFormat(3) for name, tensor in common.tensors(graph) if tensor is not Tensor.BIAS}
     )
-    names = weight_bits.able(graph, TARGET)
+    names = weight_bits.supporting(graph, TARGET)
     assert names == ["conv", *["groups"] * (group == 8), "ip"]
     narrow = weight_bits.narrowed(graph, formats, names)
     fitted = Fit(graph, images[:800], TARGET).refine(narrow)

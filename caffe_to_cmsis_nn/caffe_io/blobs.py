@@ -100,7 +100,9 @@ def read_hdf5_images(path: Path, data: str, label: str, rows: slice | list[int])
     """Some rows of two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32."""
     # What float32 does not hold becomes infinite, and is refused as such.
     with files.reading(f"the HDF5 file '{path}'"), _open_images(path) as file, np.errstate(over="ignore"):
-        images, labels = (np.asarray(_dataset(file, path, name)[rows], np.float32) for name in (data, label))
+        sets = [_dataset(file, path, name) for name in (data, label)]
+        count, shape = len(sets[0]), sets[1].shape
+        images, labels = (np.asarray(one[rows], np.float32) for one in sets)
     if images.ndim == 2:  # vectors
         images = images[:, :, None, None]
     if images.ndim != 4 or min(images.shape[1:]) < 1:
@@ -108,10 +110,9 @@ def read_hdf5_images(path: Path, data: str, label: str, rows: slice | list[int])
             f"'{path}': data set '{data}' has shape {images.shape}, allowed are (images, channels, height, width) and "
             "(vectors, features)"
         )
-    if len(images) != labels.size or not (labels == np.rint(labels)).all() or np.abs(labels).max(initial=0) > 1e6:
-        raise UserError(
-            f"'{path}': data set '{label}' of shape {labels.shape} is not one class for each of {len(images)} images"
-        )
+    sound = count == math.prod(shape) and (labels == np.rint(labels)).all() and np.abs(labels).max(initial=0) <= 1e6
+    if not sound or len(images) != labels.size:
+        raise UserError(f"'{path}': data set '{label}' of shape {shape} is not one class for each of {count} images")
     return images, labels.ravel().astype(np.int32)
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Union
@@ -18,8 +19,15 @@ from caffe_to_cmsis_nn.data.lmdb_file import LmdbFile
 from caffe_to_cmsis_nn.errors import UserError
 
 
+def check_size(size: int, where: str) -> None:
+    """Raises UserError where a Datum is larger than any image, before it is read."""
+    if size > files.LARGEST:
+        raise UserError(f"{where}: a Datum of {size} bytes, allowed are {files.LARGEST}")
+
+
 def parse_datum(value: bytes, where: str) -> Any:
     """Caffe's Datum message; raises UserError that says where it lies."""
+    check_size(len(value), where)
     with files.reading(f"{where}: its Datum"):
         return pb.Datum.FromString(value)
 
@@ -87,34 +95,80 @@ class Decoder:
 
 PLAIN = Decoder()
 Crop = Callable[[np.ndarray], np.ndarray]
+ReadAgain = Callable[[Sequence[int]], Iterable[np.ndarray]]  # images (C, H, W), cropped, at positions
+
+
+def whole(image: np.ndarray) -> np.ndarray:
+    """Crops nothing."""
+    return image
 
 
 class StoredImages:
-    """Images (N, C, H, W) uint8, or float32 features, too many for the memory: an index reads some from their LMDB."""
+    """Images (N, C, H, W) uint8, or float32 features, too many for the memory: an index reads some of them again."""
 
-    def __init__(
-        self, path: Path, file: BinaryIO, database: LmdbFile, places: np.ndarray, crop: Crop, decode: Decoder = PLAIN
-    ) -> None:
-        """`places` (N, 2) holds the offset and the size of each value in the file."""
-        self._path, self._file, self._database, self._places, self._crop = path, file, database, places, crop
-        self._decode = decode
-        self.shape = (len(places), *self[:1].shape[1:])
+    def __init__(self, read: ReadAgain, shape: tuple[int, ...], which: np.ndarray) -> None:
+        """`read` gives the images (C, H, W) at positions, cropped to `shape`; `which` are those of this set."""
+        self._read, self._which = read, which
+        self.shape = (len(which), *shape)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._which)
 
     def __getitem__(self, which: Any) -> np.ndarray:
-        images, where = [], f"'{self._path}'"
-        with self._database.lock, unchanged(self._path, self._database):
-            for offset, size in self._places[which].tolist():
-                self._file.seek(offset)
-                datum = parse_datum(self._file.read(size), where)
-                images.append(self._crop(self._decode(datum, where)))
-        return np.stack(images)
+        found = [*self._read(self._which[which].tolist())]
+        if any(image.shape != self.shape[1:] for image in found):
+            raise UserError("the images were changed while they were read: run again when nothing writes to them")
+        return np.stack(found) if found else np.empty((0, *self.shape[1:]), np.uint8)
 
     def pick(self, which: np.ndarray) -> StoredImages:
         """Some of the images, which stay where they are."""
-        return StoredImages(self._path, self._file, self._database, self._places[which], self._crop, self._decode)
+        return StoredImages(self._read, self.shape[1:], self._which[which])
+
+
+class Gathering:
+    """Images that come one after the other, cropped: kept unless they take more bytes than `in_memory`."""
+
+    def __init__(self, crop: Crop, in_memory: float, decode: Decoder = PLAIN) -> None:
+        self._crop, self._in_memory, self.decode = crop, in_memory, decode
+        self._kept: list[np.ndarray] | None = []
+        self._first: tuple[int, ...] = ()  # its shape before the crop
+        self._cropped: tuple[int, ...] = ()
+        self.count = 0
+
+    def add(self, image: np.ndarray, where: str) -> None:
+        """Raises UserError, which begins with `where`, unless it has the shape of the first one."""
+        cropped = self._crop(image)
+        self._first, self._cropped = self._first or image.shape, self._cropped or cropped.shape
+        self.decode.check_shape(image, self._first, where)
+        self.count += 1
+        if self._kept is not None and self.count * cropped.nbytes <= self._in_memory:
+            self._kept.append(cropped if cropped.base is None else cropped.copy())
+        else:
+            self._kept = None
+
+    def images(self, read: ReadAgain) -> Images:
+        """All, in memory, or read again where they are needed."""
+        if self._kept is not None:
+            return np.stack(self._kept)
+        return StoredImages(read, self._cropped, np.arange(self.count))
+
+
+class Datums:
+    """Datums in a file, each at an offset and of a size in bytes: images that are decoded again where needed."""
+
+    def __init__(self, file: BinaryIO, where: str, places: np.ndarray, crop: Crop, decode: Decoder) -> None:
+        """`places` (N, 2) holds offsets and sizes."""
+        self._file, self._where, self._places, self._crop, self._decode = file, where, places, crop, decode
+        self._lock = threading.Lock()  # for threads: the file has one position
+
+    def __call__(self, positions: Sequence[int]) -> list[np.ndarray]:
+        images = []
+        for offset, size in self._places[positions].tolist():
+            with self._lock:
+                self._file.seek(offset)
+                data = self._file.read(size)
+            images.append(self._crop(self._decode(parse_datum(data, self._where), self._where)))
+        return images
 
 
 Images = Union[np.ndarray, StoredImages]
@@ -135,7 +189,7 @@ def unchanged(path: Path, database: LmdbFile) -> Iterator[None]:
             raise UserError(f"the LMDB '{path}' was changed while it was read: run again when nothing writes to it")
 
 
-def spread(count: int, most: int) -> np.ndarray:
+def evenly_spaced(count: int, most: int) -> np.ndarray:
     """Indices of at most so many of `count` images, evenly spaced."""
     return np.linspace(0, count - 1, min(most, count)).astype(int)
 

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Container, Iterator
 from typing import BinaryIO
 
+from caffe_to_cmsis_nn import files
+
 MAGIC, VERSION = 0xBEEFC0DE, 1
 PAGE_HEADER = 16  # bytes: page number (8), padding (2), flags (2), start and end of the free space (2 + 2)
 BRANCH, LEAF = 1, 2  # page flags
@@ -84,6 +86,8 @@ class LmdbFile:
             if next(numbers) not in wanted:
                 continue
             size = low | high << 16
+            if size > files.LARGEST:
+                raise ValueError(f"it has a value of {size} bytes, allowed are {files.LARGEST}")
             if flags == OVERFLOW:
                 (first,) = struct.unpack_from("<Q", page, start)
                 offset = first * self._page_size + PAGE_HEADER

@@ -22,12 +22,15 @@ from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
 from caffe_to_cmsis_nn.data.image_set import (
     PLAIN,
     Crop,
+    Datums,
     Decoder,
+    Gathering,
     StoredImages,
     has_features,
     parse_datum,
     place_of,
     unchanged,
+    whole,
 )
 from caffe_to_cmsis_nn.data.lmdb_file import LmdbFile
 from caffe_to_cmsis_nn.errors import UserError
@@ -36,32 +39,22 @@ ALL = range(sys.maxsize)  # positions
 
 
 def _read_images(
-    path: Path, database: LmdbFile, wanted: Sequence[int], crop: Crop, in_memory: float, decode: Decoder
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """Images, unless they are too many for the memory, their labels, and each one's (offset, size) in the file."""
+    path: Path, database: LmdbFile, wanted: Sequence[int], gathering: Gathering
+) -> tuple[np.ndarray, np.ndarray]:
+    """Has images gathered; their labels, and each one's (offset, size) in the file."""
     wanted = wanted[: bisect.bisect_left(wanted, database.entries)]
     count, chosen = len(wanted), wanted if isinstance(wanted, range) else frozenset(wanted)
-    images, shape = None, None
     labels, places = np.empty(count, np.int32), np.empty((count, 2), np.int64)
-    done = 0
     for key, offset, value in itertools.islice(database.at(chosen), count):
         where = place_of(path, key)
         datum = parse_datum(value, where)
-        pixels = decode(datum, where)
-        if shape is None:
-            shape, cropped = pixels.shape, crop(pixels)
-            if count * cropped.nbytes <= in_memory:
-                images = np.empty((count, *cropped.shape), cropped.dtype)
-        decode.check_shape(pixels, shape, where)
-        if images is not None:
-            images[done] = crop(pixels)
-        labels[done], places[done] = datum.label, (offset, len(value))
-        done += 1
-    if done != count:
+        labels[gathering.count], places[gathering.count] = datum.label, (offset, len(value))
+        gathering.add(gathering.decode(datum, where), where)
+    if gathering.count != count:
         raise ValueError(f"it says that it has {database.entries} entries")
     if not count:
         raise UserError(f"the LMDB '{path}' holds no images")
-    return images, labels, places
+    return labels, places
 
 
 def _data_file(path: Path) -> Path:
@@ -83,7 +76,7 @@ def version(path: Path) -> object:
 def read(
     path: Path,
     wanted: Sequence[int] = ALL,
-    crop: Crop = lambda image: image,
+    crop: Crop = whole,
     in_memory: float = math.inf,
     decode: Decoder = PLAIN,
 ) -> tuple[Any, np.ndarray]:
@@ -96,12 +89,19 @@ def read(
     with files.reading(f"the LMDB '{path}'"), contextlib.ExitStack() as stack:
         file = stack.enter_context(files.opened(_data_file(path), math.inf))
         database = LmdbFile(file)
+        gathering = Gathering(crop, in_memory, decode)
         with unchanged(path, database):
-            images, labels, places = _read_images(path, database, wanted, crop, in_memory, decode)
-        if images is not None:
-            return images, labels
-        stack.pop_all()  # the file stays open
-        return StoredImages(path, file, database, places, crop, decode), labels
+            labels, places = _read_images(path, database, wanted, gathering)
+        again = Datums(file, f"'{path}'", places, crop, decode)
+
+        def read_again(positions: Sequence[int]) -> list[np.ndarray]:
+            with database.lock, unchanged(path, database):
+                return again(positions)
+
+        images = gathering.images(read_again)
+        if isinstance(images, StoredImages):
+            stack.pop_all()  # the file stays open
+        return images, labels
 
 
 def holds_features(path: Path) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +16,7 @@ import numpy as np
 from caffe_to_cmsis_nn import files
 from caffe_to_cmsis_nn.caffe_io.blobs import count_hdf5_images, read_hdf5_images
 from caffe_to_cmsis_nn.data import leveldb_images, lmdb_images, pictures
-from caffe_to_cmsis_nn.data.image_set import Crop, Decoder, Images, are_pixels
+from caffe_to_cmsis_nn.data.image_set import Crop, Decoder, Gathering, Images, are_pixels, whole
 from caffe_to_cmsis_nn.data.lmdb_images import ALL
 from caffe_to_cmsis_nn.errors import UserError
 
@@ -28,7 +29,7 @@ class Reader:
     kind: ClassVar[str]  # of what `path` names
     features = False  # whether the data are no pixels
 
-    def looked_at(self, path: Path) -> Reader:
+    def probe(self, path: Path) -> Reader:
         """The reader that knows whether the data are pixels."""
         return self
 
@@ -36,7 +37,7 @@ class Reader:
         """The reader that resizes pictures."""
         raise UserError(f"--resize is for pictures in an LMDB, a LevelDB or files, and not for a {self.kind}")
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, path: Path) -> Iterable[Path]:
         """All that a reading of `path` may read."""
         raise NotImplementedError
 
@@ -44,13 +45,17 @@ class Reader:
         """How many images there are, without reading them."""
         raise NotImplementedError
 
-    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The images at those of the wanted positions (ascending, from 0) that there are, and their labels."""
+    def _read(self, path: Path, wanted: Sequence[int], crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
+        """The images at those of the wanted positions (ascending, from 0) that there are, cropped, and their labels.
+
+        Those of more bytes than `in_memory` are read again where they are needed.
+        """
         raise NotImplementedError
 
     def read(self, path: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Raises UserError where the images are missing, damaged or not 8-bit pixels of one shape."""
-        return self._read(path, ALL[:limit])
+        images, labels = self._read(path, ALL[:limit], whole, math.inf)
+        return images[:], labels
 
     def read_at(self, path: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """As `read`, of the images at these positions, counted from 0; no others are read."""
@@ -58,14 +63,13 @@ class Reader:
         if max(positions) >= count:
             raise UserError(f"'{path}' has no image at position {max(positions)}: it holds positions 0 to {count - 1}")
         wanted = sorted({*positions})
-        images, labels = self._read(path, wanted)
+        images, labels = self._read(path, wanted, whole, math.inf)
         rows = np.searchsorted(wanted, positions)
         return images[rows], labels[rows]
 
     def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
-        """As `read`, with the images cropped; those of more bytes than `in_memory` may stay in their file."""
-        images, labels = self.read(path, limit)
-        return np.ascontiguousarray(crop(images)), labels
+        """As `read`, with the images cropped; those of more bytes than `in_memory` stay in their file."""
+        return self._read(path, ALL[:limit], crop, in_memory)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Lmdb(Database):
     caffe_type = "Data"
     kind = "LMDB"
 
-    def looked_at(self, path: Path) -> Reader:
+    def probe(self, path: Path) -> Reader:
         return replace(self, features=lmdb_images.holds_features(path))
 
     def files(self, path: Path) -> list[Path]:
@@ -111,11 +115,8 @@ class Lmdb(Database):
     def count(self, path: Path) -> int:
         return lmdb_images.count(path)
 
-    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        return lmdb_images.read(path, wanted, decode=self.decoder(path))
-
-    def open(self, path: Path, limit: int | None, crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
-        return lmdb_images.read(path, ALL[:limit], crop, in_memory, self.decoder(path))
+    def _read(self, path: Path, wanted: Sequence[int], crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
+        return lmdb_images.read(path, wanted, crop, in_memory, self.decoder(path))
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class LevelDb(Database):
     caffe_type = "Data (LevelDB)"
     kind = "LevelDB"
 
-    def looked_at(self, path: Path) -> Reader:
+    def probe(self, path: Path) -> Reader:
         return replace(self, features=leveldb_images.holds_features(path))
 
     def files(self, path: Path) -> list[Path]:
@@ -134,8 +135,8 @@ class LevelDb(Database):
     def count(self, path: Path) -> int:
         return leveldb_images.count(path)
 
-    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        return leveldb_images.read(path, wanted, self.decoder(path))
+    def _read(self, path: Path, wanted: Sequence[int], crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
+        return leveldb_images.read(path, wanted, crop, in_memory, self.decoder(path))
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
@@ -168,32 +169,30 @@ class ImageList(PictureReader):
     def _find(self, name: str, path: Path) -> Path:
         return files.find(self.root_folder + name, path.parent, f"'{path}': the image")
 
-    def files(self, path: Path) -> list[Path]:
-        return [path, *(self._find(name, path) for name, _ in self._entries(path))]
+    def files(self, path: Path) -> Iterable[Path]:
+        yield path
+        for name in {name: None for name, _ in self._entries(path)}:
+            yield self._find(name, path)
 
     def count(self, path: Path) -> int:
         return sum(1 for _ in self._entries(path))
 
-    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, path: Path, wanted: Sequence[int], crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
         self.check_size(path)
         chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
         listed = enumerate(itertools.islice(self._entries(path), wanted[-1] + 1))
         entries = [entry for i, entry in listed if i in chosen]
-        images: np.ndarray | None = None
-        for i, (name, _) in enumerate(entries):
+        gathering = Gathering(crop, in_memory)
+        for name, _ in entries:
             file = self._find(name, path)
-            image = self._decode(file)
-            if images is None:
-                images = np.empty((len(entries), *image.shape), np.uint8)
-            if image.shape != images.shape[1:]:
-                raise UserError(
-                    f"'{file}': image shape {image.shape}, but the first has {images.shape[1:]}: "
-                    "new_height and new_width, or --resize, would make them equal"
-                )
-            images[i] = image
-        if images is None:
+            gathering.add(self._decode(file), f"'{file}'")
+        if not entries:
             raise UserError(f"the list of images '{path}' is empty")
-        return images, np.array([label for _, label in entries], np.int32)
+
+        def read_again(positions: Sequence[int]) -> Iterator[np.ndarray]:
+            return (crop(self._decode(self._find(entries[i][0], path))) for i in positions)
+
+        return gathering.images(read_again), np.array([label for _, label in entries], np.int32)
 
     def _decode(self, file: Path) -> np.ndarray:
         pixels = pictures.read(file, self.color)
@@ -205,7 +204,7 @@ class ImageList(PictureReader):
 WHOLE = 0.01  # how far from a whole number a pixel may be, which covers float32's rounding many times
 
 
-BLOCK = 1000  # rows of an HDF5 file that are looked at together
+BLOCK, BLOCK_BYTES = 1000, 1 << 24  # rows of an HDF5 file that are read together, at most
 
 
 @dataclass(frozen=True)
@@ -224,16 +223,24 @@ class Hdf5List(Reader):
     scale: float = 1.0
     features: bool = False
 
-    def looked_at(self, path: Path) -> Reader:
+    def probe(self, path: Path) -> Reader:
         """Where nobody says what was done to pixels, whatever is no pixel itself makes the data features."""
         if self.mean or self.scale != 1:
             return self
-        blocks = (
-            read_hdf5_images(file, self.data, self.label, slice(start, start + BLOCK))[0]
-            for file, count in self._files(path)
-            for start in range(0, count, BLOCK)
+        blocks = (self._blocks(file, range(count)) for file, count in self._files(path))
+        return replace(
+            self, features=not all(are_pixels(values) for values, _ in itertools.chain.from_iterable(blocks))
         )
-        return replace(self, features=not all(map(are_pixels, blocks)))
+
+    def _blocks(self, file: Path, rows: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images and labels at rows of a file, a part at a time: the first alone, to learn its size."""
+        size = 1
+        while rows:
+            now, rows = rows[:size], rows[size:]
+            some = slice(now[0], now[-1] + 1) if isinstance(now, range) else [*now]
+            values, labels = read_hdf5_images(file, self.data, self.label, some)
+            size = max(1, min(BLOCK, BLOCK_BYTES * len(values) // values.nbytes))
+            yield values, labels
 
     def _find(self, line: str, path: Path) -> Path:
         return files.find(line, path.parent, f"'{path}': the file")
@@ -250,26 +257,30 @@ class Hdf5List(Reader):
     def count(self, path: Path) -> int:
         return sum(count for _, count in self._files(path))
 
-    def _read(self, path: Path, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        images: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
+    def _read(self, path: Path, wanted: Sequence[int], crop: Crop, in_memory: float) -> tuple[Images, np.ndarray]:
+        gathering, labels = Gathering(crop, in_memory, Decoder(features=True)), list[np.ndarray]()
+        rows = list[tuple[Path, int]]()  # where each image lies
         first = 0
         for file, count in self._files(path):
-            inside = wanted[bisect.bisect_left(wanted, first) : bisect.bisect_left(wanted, first + count)]
-            rows: slice | list[int] = slice(0, len(inside))
-            if inside and not isinstance(inside, range):
-                rows = [position - first for position in inside]
-            values, truth = read_hdf5_images(file, self.data, self.label, rows)
-            if images and values.shape[1:] != images[0].shape[1:]:
-                raise UserError(f"'{file}': image shape {values.shape[1:]}, but the first has {images[0].shape[1:]}")
-            images.append(self._pixels(values, file))
-            labels.append(truth)
+            begin, end = bisect.bisect_left(wanted, first), bisect.bisect_left(wanted, first + count)
+            inside = range(end - begin) if isinstance(wanted, range) else [place - first for place in wanted[begin:end]]
+            rows += [(file, row) for row in inside]
+            for values, truth in self._blocks(file, inside):
+                for image in self._pixels(values, file):
+                    gathering.add(image, f"'{file}'")
+                labels.append(truth)
             first += count
             if first > wanted[-1]:
                 break
-        if not sum(map(len, images)):
+        if not rows:
             raise UserError(f"the list of HDF5 files '{path}' leads to no images")
-        return np.concatenate(images), np.concatenate(labels)
+
+        def read_again(positions: Sequence[int]) -> Iterator[np.ndarray]:
+            for file, row in (rows[i] for i in positions):
+                values, _ = read_hdf5_images(file, self.data, self.label, slice(row, row + 1))
+                yield crop(self._pixels(values, file)[0])
+
+        return gathering.images(read_again), np.concatenate(labels)
 
     def _pixels(self, values: np.ndarray, file: Path) -> np.ndarray:
         if self.features:

@@ -131,7 +131,15 @@ def _from_shape(prototxt: Prototxt, name: str, top: str, dims: Sequence[int]) ->
         raise UserError(
             f"layer '{name}': the input has shape {list(dims)}, allowed is (images, channels, height, width)"
         )
-    return DataSource(name, top, "", prototxt.path.parent, "", dims[0] if dims else 1, shape=tuple(dims[1:]))
+    return DataSource(
+        layer=name,
+        top=top,
+        label="",
+        folder=prototxt.path.parent,
+        images="",
+        batch_size=dims[0] if dims else 1,
+        shape=tuple(dims[1:]),
+    )
 
 
 def _from_input(prototxt: Prototxt, message: Any) -> DataSource:

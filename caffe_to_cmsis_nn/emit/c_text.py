@@ -1,63 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that is valid C whatever goes into it: identifiers, comments, initializers, calls."""
+"""Generates valid C for any input: identifiers, comments, initializers, calls."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from caffe_to_cmsis_nn.kernels.call import Call, Statement, Value
 
-LINE = 112  # characters of a generated line, indentation aside
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a network's files, functions and macros are called; where it has a name, all of them begin with that."""
-
-    name: str = ""  # a C identifier in lower case, or nothing
-    features: bool = False  # whether the network takes integers in a Q-format, and not pixels
-
-    @property
-    def prefix(self) -> str:
-        """Of files, variables and, in upper case, macros."""
-        return f"{self.name}_" if self.name else ""
-
-    @property
-    def nn(self) -> str:
-        """The prefix of what network.h declares, where there is no name."""
-        return self.prefix or "nn_"
-
-    @property
-    def file(self) -> str:
-        """Of the network and its header, without a suffix."""
-        return self.name or "network"
-
-    @property
-    def run(self) -> str:
-        return (f"{self.prefix}run" if self.name else "run_nn") + "_q7" * self.features
-
-    @property
-    def cell(self) -> str:
-        """The type of an input's elements."""
-        return "int8_t" if self.features else "uint8_t"
-
-    @property
-    def classify(self) -> str:
-        return f"{self.prefix}classify"
+LINE = 112  # characters in a generated line, without indentation
 
 
 def identifiers(names: Iterable[str]) -> dict[str, str]:
-    """A C identifier for each layer name, lower case and unique also in upper case; the first name is the input's.
+    """A lower-case C identifier for each layer name, unique also in upper case; the first name is the input's.
 
-    Macros are the identifier in upper case and a suffix, arrays the identifier and a suffix, so that no keyword or
-    other name can be met.
+    Macros and arrays append a suffix to the identifier, so they cannot clash with keywords or other names.
     """
     found: dict[str, str] = {}
-    next_number: dict[str, int] = {}  # of each identifier that is taken: of the next layer that would share it
+    next_number: dict[str, int] = {}  # by identifier in use: the number for the next layer with that identifier
     for i, name in enumerate(names):
         base = "data" if i == 0 else re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "layer"
         base = f"layer_{base}" if base[0].isdigit() else base
@@ -71,7 +33,7 @@ def identifiers(names: Iterable[str]) -> dict[str, str]:
 
 
 def _lines(items: Iterable[str], width: int) -> list[str]:
-    """Items with commas between them, as many on a line as fit."""
+    """Joins items by commas, with as many on a line as fit."""
     lines = [""]
     for item in items:
         if lines[-1] and len(lines[-1]) + len(item) >= width:
@@ -81,14 +43,14 @@ def _lines(items: Iterable[str], width: int) -> list[str]:
 
 
 def c_array(values: np.ndarray) -> str:
-    """A brace initializer, broken into continued lines of a macro; uint32 values are hexadecimal."""
+    """A brace initializer as a macro body with line continuations; uint32 values are hexadecimal."""
     number = "0x{:08x}u" if values.dtype == np.uint32 else "{}"
     lines = _lines(map(number.format, values.ravel().tolist()), LINE)
     return "{ \\\n" + " \\\n".join(f"    {line}" for line in lines) + " \\\n}"
 
 
 def c_string(text: str) -> str:
-    """A string literal: what is not printable ASCII, or means something in one, becomes octal bytes of UTF-8."""
+    """A string literal; special and non-ASCII characters become octal escapes of their UTF-8 bytes."""
     plain = set(range(ord(" "), ord("~") + 1)) - set(b'"\\?')
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
 
@@ -98,9 +60,9 @@ def _value(value: Value) -> str:
 
 
 def c_statement(statement: Statement, indent: int = 4) -> str:
-    """A call or a declaration, broken after its outer commas and aligned with the opening bracket.
+    """A call or declaration, wrapped at its outer commas and aligned with the opening bracket.
 
-    Where a call that is checked fails, the function that it stands in returns NULL.
+    If a checked call fails, the surrounding function returns NULL.
     """
     if isinstance(statement, Call):
         values: tuple[Value, ...] = statement.arguments
@@ -116,15 +78,16 @@ def c_statement(statement: Statement, indent: int = 4) -> str:
 
 
 def affine(variable: str, factor: int, summand: int) -> str:
-    """variable * factor + summand as C."""
+    """variable * factor + summand as a C expression."""
     product = variable if factor == 1 else f"{variable} * {factor}"
     return f"{product} {'+' if summand > 0 else '-'} {abs(summand)}" if summand else product
 
 
 def comment(text: str) -> str:
-    """Text that cannot end or continue a comment: other than printable ASCII becomes '?', and so does a backslash.
+    """Text that is safe within a C comment.
 
-    Spaces come between * and /, and into the trigraph that stands for a backslash.
+    Backslashes and everything but printable ASCII become '?'. Spaces separate * from /, and break up the trigraph for a
+    backslash.
     """
     text = "".join(c if " " <= c <= "~" else "?" for c in text)
     return text.replace("\\", "?").replace("*/", "* ?").replace("/*", "? *").replace("??/", "?? /")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers as the templates print them: constants, macros and calls, in one call each or row by row."""
+"""The layers as the templates print them: constants, macros and calls, whole or row by row."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffe_to_cmsis_nn.emit.c_text import comment, identifiers
-from caffe_to_cmsis_nn.emit.projects import Options
+from caffe_to_cmsis_nn.emit.projects import CodeOptions
 from caffe_to_cmsis_nn.kernels.base import Array
 from caffe_to_cmsis_nn.kernels.call import CNames, Statement
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 from caffe_to_cmsis_nn.ops.base import Layer
-from caffe_to_cmsis_nn.plan.cost import run_lines
+from caffe_to_cmsis_nn.plan.cost import row_group_lines
 from caffe_to_cmsis_nn.plan.rows import RowPlan
-from caffe_to_cmsis_nn.plan.schedule import Run, Window
+from caffe_to_cmsis_nn.plan.schedule import RowBuffer, RowGroup
 from caffe_to_cmsis_nn.plan.stages import Reading, Stage
 
 
@@ -24,15 +24,15 @@ class Step:
     """One layer in the generated code."""
 
     index: int
-    name: str  # as it is printed
+    name: str  # for printing, without the network's prefix
     identifier: str
     comment: str
     defines: Mapping[str, int]
     calls: Sequence[Statement]
-    last_calls: Sequence[Statement]  # of a layer that is made of sums, once it has them all
+    last_calls: Sequence[Statement]  # that turn complete sums into the output, if the layer adds up rows
     arrays: Sequence[Array]
-    storage: str  # of the arrays
-    bytes: int  # of its output, or of a row of it
+    storage: str  # C storage class of the arrays
+    bytes: int  # in its output, or in a row of it
 
     @property
     def macro(self) -> str:
@@ -41,15 +41,15 @@ class Step:
 
 @dataclass(frozen=True)
 class RowStep:
-    """The layers that make a row of one image; its name is the first layer's."""
+    """The layers that compute a row of one stage; named after the first of them."""
 
     steps: Sequence[Step]
-    image: int  # its place among the run's images
+    row_buffer: int  # index of its row buffer
     rows: int
     row_bytes: int  # in memory
-    window: Window
-    readings: Sequence[tuple[str, Reading, int]]  # name of what is read, which rows, and how many it has with zeros
-    wanted: Mapping[str, Sequence[tuple[str, int, Reading]]]  # by what is read: all its readers, and how many rows
+    zeros: RowBuffer  # its rows of zeros above and below
+    readings: Sequence[tuple[str, Reading, int]]  # source, rows to read, and the source's rows including zeros
+    wanted: Mapping[str, Sequence[tuple[str, int, Reading]]]  # by source: each reader, its rows, and what it reads
     scratch_bytes: int
     sums: bool
 
@@ -59,49 +59,49 @@ class RowStep:
 
 
 @dataclass(frozen=True)
-class RunStep:
+class RowGroupStep:
     """Layers that run row by row."""
 
-    images: Sequence[RowStep]  # in the order of their addresses
-    stages: Sequence[RowStep]  # in the order in which they are computed
-    source: str  # what the run reads: the first layer of its stage
-    source_output: str  # and the last
+    row_buffers: Sequence[RowStep]  # by address
+    stages: Sequence[RowStep]  # in the order of computation
+    source: str  # the first layer of the stage that the group reads
+    source_output: str  # the last layer of that stage
     source_rows: int
     source_row_bytes: int
     source_above: int  # rows of zeros
     source_below: int
-    source_in_place: bool  # it lies at the arena's end already
-    slack: int  # bytes that scratch memory may have to be moved by, to be aligned
-    lines: Sequence[str]  # that say what the run holds
+    source_in_place: bool  # the source already lies at the arena's end
+    slack: int  # most bytes by which aligning scratch memory moves it
+    lines: Sequence[str]  # comment on the memory that the group uses
 
     @property
     def summed(self) -> list[str]:
-        """Images that are made of sums."""
-        return [image.name for image in self.images if image.sums]
+        """The stages that add up rows."""
+        return [one.name for one in self.row_buffers if one.sums]
 
     @property
     def output(self) -> str:
-        """The layer whose output the run gives."""
-        return self.images[0].steps[-1].identifier
+        """The last layer of the group."""
+        return self.row_buffers[0].steps[-1].identifier
 
 
 @dataclass(frozen=True)
 class Program:
-    """All steps in network order, and the sections that they run in."""
+    """All steps in network order, and the sections that they belong to."""
 
     steps: Sequence[Step]
-    sections: Sequence[RunStep | Sequence[Step]]
-    outputs: Sequence[OutputStep]  # of a network that is no classifier
+    sections: Sequence[RowGroupStep | Sequence[Step]]
+    outputs: Sequence[OutputStep]  # empty for a classifier
 
 
 @dataclass(frozen=True)
 class OutputStep:
     """An output of the network in the generated code."""
 
-    name: str  # as it is printed
+    name: str  # for printing, without the network's prefix
     macro: str
     layer: int  # index
-    place: str  # in the arena, bytes
+    place: str  # offset in the arena (bytes), a C expression
     bytes: int
     channels: int
     height: int
@@ -110,12 +110,12 @@ class OutputStep:
 
     @property
     def step(self) -> str:
-        """What 1 stands for, as a float in C."""
+        """The value of one step of the output's format, as a float in C."""
         return f"{2.0**-self.fraction_bits!r}f"
 
 
 class _Builder:
-    def __init__(self, network: QuantizedNetwork, plan: RowPlan, options: Options) -> None:
+    def __init__(self, network: QuantizedNetwork, plan: RowPlan, options: CodeOptions) -> None:
         self.network, self.plan, self.options = network, plan, options
         self.printed = identifiers(layer.name for layer in network.graph.layers)
         self.prefix = options.names.prefix
@@ -125,23 +125,25 @@ class _Builder:
         self.index = {layer.name: i for i, layer in enumerate(network.graph.layers)}
 
     def _step(self, i: int, c: CNames, offsets: Mapping[str, int], stage: Stage | None = None) -> Step:
-        layer: Any = self.network.graph.layers[i]  # that its kernel takes
+        layer: Any = self.network.graph.layers[i]  # mypy cannot see that the kernel takes it
         integer, kernel = self.network.layers[i], self.network.layers[i].kernel
         return Step(
-            i,
-            self.printed[layer.name],
-            self.ids[i],
-            comment(f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {self.network.formats[layer.name].y}"),
-            {**layer.defines(), **integer.defines(), **offsets},
-            kernel.calls(layer, c),
-            kernel.last_calls(layer, c),
-            kernel.arrays(layer, integer.integers, c),
-            "static" if self.options.weights_in_ram and layer.weighted else f"{self.constants} static const",
-            stage.row_bytes if stage else layer.out_size,
+            index=i,
+            name=self.printed[layer.name],
+            identifier=self.ids[i],
+            comment=comment(
+                f"{layer.name}: {layer.caffe_type}, {layer.describe()}, {self.network.formats[layer.name].y}"
+            ),
+            defines={**layer.defines(), **integer.defines(), **offsets},
+            calls=kernel.calls(layer, c),
+            last_calls=kernel.last_calls(layer, c),
+            arrays=kernel.arrays(layer, integer.integers, c),
+            storage="static" if self.options.weights_in_ram and layer.weighted else f"{self.constants} static const",
+            bytes=stage.row_bytes if stage else layer.out_size,
         )
 
     def whole(self, i: int) -> Step:
-        """A layer in one call."""
+        """A layer that runs whole, in one call."""
         layer, memory = self.network.graph.layers[i], self.plan.memory
         macro, scratch = self.ids[i].upper(), memory.scratch.get(layer.name)
         c = CNames(
@@ -162,7 +164,7 @@ class _Builder:
         return self._step(i, c, offsets)
 
     def _row(self, stage: Stage, i: int) -> Step:
-        """A layer for one row: of windows if it is the stage's first, else in the row's place."""
+        """A layer that computes one row: the stage's first layer from its windows, the others in place."""
         layer = self.network.graph.layers[i]
         name = self.ids[stage.layers[0]]
         first = stage.layers[0] == i
@@ -195,86 +197,91 @@ class _Builder:
         )
         return self._step(i, c, {}, stage)
 
-    def run(self, run: Run, in_place: bool) -> RunStep:
-        """The stages of a run; the deepest image has the lowest address."""
+    def _first_layer(self, stage: int) -> str:
+        """The identifier of a stage's first layer, which names its row buffer in C."""
+        return self.ids[self.plan.stages[stage].layers[0]]
+
+    def _row_step(self, group: RowGroup, index: int, row_buffers: Mapping[int, RowBuffer]) -> RowStep:
+        """What computes a row of one stage of a row group."""
+        stages, name = self.plan.stages, self._first_layer
+        stage = stages[index]
+        return RowStep(
+            steps=[self._row(stage, i) for i in stage.layers],
+            row_buffer=len(group.stages) - 1 - group.stages.index(index),
+            rows=stage.rows,
+            row_bytes=stage.held_bytes,
+            zeros=row_buffers[index],
+            readings=[(name(r.source), r, stages[r.source].rows + row_buffers[r.source].below) for r in stage.readings],
+            wanted={name(r.source): self._readers(group, r.source) for r in stage.readings},
+            scratch_bytes=stage.scratch_bytes,
+            sums=stage.sums,
+        )
+
+    def _readers(self, group: RowGroup, source: int) -> list[tuple[str, int, Reading]]:
+        """The stages of a row group that read `source`: name, number of rows, and which rows each needs."""
         stages = self.plan.stages
-        windows = {w.stage: w for w in run.windows}
-        places = {s: len(run.stages) - 1 - k for k, s in enumerate(run.stages)}
+        return [
+            (self._first_layer(reader), stages[reader].rows, r)
+            for reader in group.stages
+            for r in stages[reader].readings
+            if r.source == source
+        ]
 
-        def name(s: int) -> str:
-            return self.ids[stages[s].layers[0]]
-
-        found = []
-        for s in run.stages:
-            stage = stages[s]
-            readings = [(name(r.source), r, stages[r.source].rows + windows[r.source].below) for r in stage.readings]
-            wanted = {
-                name(source): [
-                    (name(other), stages[other].rows, r)
-                    for other in run.stages
-                    for r in stages[other].readings
-                    if r.source == source
-                ]
-                for source in dict.fromkeys(r.source for r in stage.readings)
-            }
-            steps = [self._row(stage, i) for i in stage.layers]
-            found.append(
-                RowStep(
-                    steps,
-                    places[s],
-                    stage.rows,
-                    stage.held_bytes,
-                    windows[s],
-                    readings,
-                    wanted,
-                    stage.scratch_bytes,
-                    stage.sums,
-                )
-            )
-        source = stages[run.source]
-        last = run.windows[-1]
-        return RunStep(
-            found[::-1],
-            found,
-            name(run.source),
-            self.ids[source.layers[-1]],
-            source.rows,
-            source.row_bytes,
-            last.above,
-            last.below,
-            in_place,
-            run.slack,
-            [comment(line) for line in run_lines(self.network, self.plan, run)],
+    def row_group(self, group: RowGroup, in_place: bool) -> RowGroupStep:
+        """A row group; the last stage's buffer has the lowest address."""
+        row_buffers = {b.stage: b for b in group.row_buffers}
+        steps = [self._row_step(group, index, row_buffers) for index in group.stages]
+        source, zeros = self.plan.stages[group.source], group.row_buffers[-1]
+        return RowGroupStep(
+            row_buffers=steps[::-1],
+            stages=steps,
+            source=self._first_layer(group.source),
+            source_output=self.ids[source.layers[-1]],
+            source_rows=source.rows,
+            source_row_bytes=source.row_bytes,
+            source_above=zeros.above,
+            source_below=zeros.below,
+            source_in_place=in_place,
+            slack=group.slack,
+            lines=[comment(line) for line in row_group_lines(self.network, self.plan, group)],
         )
 
     def program(self) -> Program:
-        sections: list[RunStep | Sequence[Step]] = []
+        sections: list[RowGroupStep | Sequence[Step]] = []
         steps: list[Step] = []
         for number, section in enumerate(self.plan.sections):
-            if section.run:
+            if section.group:
                 before = self.plan.sections[number - 1] if number else None
-                run = self.run(section.run, bool(before and not before.run and before.stages == (0,)))
-                sections.append(run)
-                steps += [step for stage in run.stages for step in stage.steps]
+                group = self.row_group(section.group, bool(before and not before.group and before.stages == (0,)))
+                sections.append(group)
+                steps += [step for stage in group.stages for step in stage.steps]
             else:
                 own = [self.whole(i) for i in sorted(i for s in section.stages for i in self.plan.stages[s].layers)]
                 sections.append(own)
                 steps += own
-        graph, of_run = self.network.graph, bool(self.plan.sections[-1].run)
-        outputs = [] if graph.classifier else [self._output(layer, of_run) for layer in graph.output_layers]
+        graph, of_group = self.network.graph, bool(self.plan.sections[-1].group)
+        outputs = [] if graph.classifier else [self._output(layer, of_group) for layer in graph.output_layers]
         return Program(sorted(steps, key=lambda step: step.index), sections, outputs)
 
-    def _output(self, layer: Layer, of_run: bool) -> OutputStep:
-        """That of a run lies at the arena's start."""
+    def _output(self, layer: Layer, of_group: bool) -> OutputStep:
+        """An output of the network; a row group's output lies at the arena's start."""
         name, shape = layer.name, layer.out_shape
         channels, height, width = shape if len(shape) == 3 else (layer.out_size, 1, 1)
-        place, y = "0" if of_run else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
+        place, y = "0" if of_group else f"{self.names[name].upper()}_OFFSET", self.network.formats[name].y
         assert y
-        printed = self.printed[name]
-        sizes = layer.out_size, channels, height, width
-        return OutputStep(printed, printed.upper(), self.index[name], place, *sizes, y.fraction_bits)
+        return OutputStep(
+            name=self.printed[name],
+            macro=self.printed[name].upper(),
+            layer=self.index[name],
+            place=place,
+            bytes=layer.out_size,
+            channels=channels,
+            height=height,
+            width=width,
+            fraction_bits=y.fraction_bits,
+        )
 
 
-def build(network: QuantizedNetwork, plan: RowPlan, options: Options) -> Program:
-    """What the templates print of a network."""
+def build(network: QuantizedNetwork, plan: RowPlan, options: CodeOptions) -> Program:
+    """The program for a network, as the templates print it."""
     return _Builder(network, plan, options).program()

@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What code can be generated for, and what depends on it."""
+"""The kinds of projects for which code can be generated, and their options."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from caffe_to_cmsis_nn.emit.c_text import Names
+from caffe_to_cmsis_nn.emit.names import Names
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.plan.cost import Totals
 from caffe_to_cmsis_nn.target import OWN, Q7, S8, Core, Library, Rounding, Target
 from caffe_to_cmsis_nn.templating import TEMPLATES
+
+if TYPE_CHECKING:
+    from caffe_to_cmsis_nn.plan.cost import Totals
 
 
 @dataclass(frozen=True)
 class Project:
-    """What a target's folder of templates asks of the code beside them."""
+    """The properties of a project's folder of templates."""
 
-    split: bool = False  # the network stands in a file of its own, whether it has a name or not
-    portable: bool = False  # our portable kernels come along
-    libraries: tuple[Library, ...] = (Q7, S8)  # that can be had there
-    has_core: bool = False  # CMSIS-Core's headers, for all files
-    checked: bool = False  # the code checks that nothing is written outside of its place
+    split: bool = False  # the network always has its own source file, even without a name
+    portable: bool = False  # includes portable kernels
+    libraries: tuple[Library, ...] = (Q7, S8)  # available in this kind of project
+    has_core: bool = False  # all files can include CMSIS-Core's headers
+    checked: bool = False  # the code checks for writes outside of buffers
 
 
 PROJECTS = {
@@ -36,7 +39,7 @@ PROJECTS = {
 
 @dataclass(frozen=True)
 class Packs:
-    """CMSIS packs with a library's kernels, and the components that have them."""
+    """The CMSIS packs and components that contain a library's kernels."""
 
     packs: tuple[str, ...]
     components: tuple[str, ...]
@@ -50,8 +53,8 @@ PACKS = {
     ),
     OWN: Packs(("ARM::CMSIS@5.9.0", "ARM::CMSIS-Compiler"), ()),
 }
-DEVICES = {Core.DSP: ("ARMCM4_FP", "ARMCM7"), Core.PLAIN: ("ARMCM3",), Core.MVE: ("ARMCM55",)}  # Arm's own, in packs
-# Of headers that generated code includes, and of files beside it.
+DEVICES = {Core.DSP: ("ARMCM4_FP", "ARMCM7"), Core.PLAIN: ("ARMCM3",), Core.MVE: ("ARMCM55",)}  # in Arm's packs
+# Names of headers that generated code includes, and of files beside it.
 TAKEN_NAMES = {
     "main",
     "startup",
@@ -64,26 +67,26 @@ TAKEN_NAMES = {
     "string",
     "time",
 }
-BOARDS = {Core.DSP: "cortex-m4", Core.PLAIN: "cortex-m3", Core.MVE: "cortex-m55"}  # that mps2 code is run on
+BOARDS = {Core.DSP: "cortex-m4", Core.PLAIN: "cortex-m3", Core.MVE: "cortex-m55"}  # that QEMU emulates for mps2
 
-MEMORY = {("mps2", Core.MVE): 512 << 10}  # bytes for code and constants, and as many for data, where they are few
-LEAST_CODE = 12 << 10  # bytes that a program takes beside its constants
+MEMORY = {("mps2", Core.MVE): 512 << 10}  # bytes for code and constants, and the same again for data, if scarce
+LEAST_CODE = 12 << 10  # bytes of a program without its constants
 
 
 @dataclass(frozen=True)
-class Options:
-    """What code_gen.py was asked for."""
+class CodeOptions:
+    """The options of code_gen.py that affect the generated code."""
 
-    project: str = "mbed"  # of PROJECTS
+    project: str = "mbed"  # a key of PROJECTS
     profile: bool = False
-    weights_in_ram: bool = False  # weights and biases, but not the mean, which each pixel meets once
-    name: str = ""  # what the network's symbols, macros and files begin with
-    serve: bool = False  # have the program run images that a host sends
-    class_names: tuple[str, ...] = ()  # that the program prints beside their numbers
+    weights_in_ram: bool = False  # copy weights and biases to RAM, but not the mean, which is read once per image
+    name: str = ""  # prefix of the network's symbols, macros and files
+    serve: bool = False  # the program runs images that a host sends
+    class_names: tuple[str, ...] = ()  # printed beside class numbers
 
     def __post_init__(self) -> None:
         if self.name and not re.fullmatch("[a-z][a-z0-9_]*", self.name):
-            raise UserError(f"--name '{self.name}' is not a C identifier in lower case")
+            raise UserError(f"--name '{self.name}' is not a lower-case C identifier")
         if self.name in TAKEN_NAMES:
             raise UserError(f"--name '{self.name}' is the name of another file")
 
@@ -93,24 +96,24 @@ class Options:
 
     @property
     def split(self) -> bool:
-        """Whether the network stands in a file of its own, in C, beside the program."""
+        """Whether the network has its own C file beside the program."""
         return bool(self.name) or PROJECTS[self.project].split
 
 
 def definitions(target: Target) -> list[str]:
-    """What the preprocessor is told of the core and the rounding on a computer, and by kernels' users."""
+    """The preprocessor macros with which kernels are built for a core and rounding."""
     dsp = ["ARM_MATH_DSP"] if target.core is not Core.PLAIN else []
     mve = ["ARM_MATH_MVEI"] if target.core is Core.MVE else []
     return [*dsp, *mve, *(["ARM_NN_TRUNCATE"] if target.rounding is Rounding.TRUNCATE else [])]
 
 
 def check_memory(project: str, core: Core, total: Totals, images_bytes: int) -> None:
-    """Raises UserError where a project's board lacks memory for the network and its test images."""
+    """Raises UserError if a project's board lacks memory for the network and its test images."""
     memory = MEMORY.get((project, core))
     if memory and total.ram > memory:
-        raise UserError(f"the board has {memory} bytes of RAM, the network takes {total.ram}")
+        raise UserError(f"the board has {memory} bytes of RAM, but the network needs {total.ram}")
     if memory and total.flash + images_bytes + LEAST_CODE > memory:
         raise UserError(
             f"the board has {memory} bytes for code and constants, too few for {total.flash} of the network and "
-            f"{images_bytes} of test images: give --test_images fewer"
+            f"{images_bytes} of test images: reduce --test_images"
         )

@@ -13,19 +13,34 @@ import onnx
 import onnxruntime
 
 import caffe_to_cmsis_nn
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.engines.batches import BATCH, LARGE_BATCH, BatchRunner, Run, Use, Values, cores
-from caffe_to_cmsis_nn.engines.prefix_cache import NONE, Last, PrefixCache, Settings
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops.base import Layer
 
-MEMORY = 1 << 31  # bytes of images and layers' outputs that a search may keep in all
-MEMORY_SHARES = 4  # of that: the images, what weights are fitted to, and the two slabs of a PrefixCache
+MEMORY_SHARES = 4  # of that: images, and what weights are fitted to, have one each
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
 Layers = Sequence[Layer]
+Settings = Sequence[Any]  # how each layer behaves, in network order; hashable
 N = TypeVar("N", bound="Network")
+
+
+class NotFinite(UserError):
+    """A layer's output for one image (its index) holds NaN or infinity."""
+
+    def __init__(self, layer: Layer, image: int) -> None:
+        super().__init__(
+            f"layer '{layer.name}' ({layer.caffe_type}): its output for image {image} (counted from 0) is NaN or "
+            "infinite, and has no Q-format: change the layer's parameters, or leave that image out"
+        )
+        self.layer, self.image = layer, image
+
+    def among(self, indices: np.ndarray) -> NotFinite:
+        """The same where the images were those at these indices of others."""
+        return NotFinite(self.layer, int(indices[self.image]))
 
 
 def providers(gpu: bool) -> Sequence[str]:
@@ -48,22 +63,19 @@ class Network:
         bool
     ]  # else layers are computed one by one, so that their values are the same wherever a run starts
 
-    def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = MEMORY) -> None:
+    def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = choices.MEMORY) -> None:
         self.graph = graph
         self.images = images
         self.providers = providers
         self.memory = memory
         self.batches = BatchRunner(LARGE_BATCH, 1) if GPU in providers else BatchRunner(BATCH, cores())
         self._runners: dict[tuple[Any, ...], Run] = {}  # the latest alone
-        self._trials = PrefixCache(graph, images, self.stored, memory // MEMORY_SHARES)
 
-    def part(self: N, images: Any, last: Last = NONE) -> N:
-        """The same network over some of its images, with their part of the memory, and perhaps their last trial."""
+    def part(self: N, images: Any) -> N:
+        """The same network over some of its images, with their part of the memory."""
         part = copy.copy(self)
         part.images = images
         part.memory = self.memory * len(images) // len(self.images)
-        limit = part.memory // MEMORY_SHARES
-        part._trials = PrefixCache(self.graph, images, self.stored, limit, last, whole=self._trials)
         return part
 
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Any) -> str:
@@ -116,8 +128,12 @@ class Network:
         return names, seen
 
     def watch(self, g: OnnxGraph, layer: Layer, value: str) -> list[str]:
-        """What is seen of an output that is watched: its smallest and its largest value."""
-        return [g.add(op, value, keepdims=0) for op in ("ReduceMin", "ReduceMax")]
+        """What is seen of an output that is watched: its smallest and its largest value.
+
+        Both are NaN where one value is NaN or infinite: onnxruntime's minimum and maximum pass over NaN.
+        """
+        nothing = g.add("ReduceSum", g.add("Mul", value, np.array(0, np.float32)), keepdims=0)
+        return [g.add("Add", g.add(op, value, keepdims=0), nothing) for op in ("ReduceMin", "ReduceMax")]
 
     def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
         """What runs a layer for each setting, from index `first` on: takes what is live there, gives `outputs`'.
@@ -180,31 +196,31 @@ class Network:
 
     def logits_from(self, first: int, inputs: Values, settings: Settings) -> np.ndarray:
         """The same from layer `first` on, which takes `inputs`."""
-        return self._logits(first, inputs, settings, {})
-
-    def trial_logits(self, settings: Settings) -> np.ndarray:
-        """The same, going on from what was kept of earlier trials, and keeping what enters a later layer."""
-        settings = tuple(settings)
-        return self._trials.logits(
-            settings, lambda first, inputs, kept: self._logits(first, inputs, settings[first:], kept)
-        )
-
-    def _logits(self, first: int, inputs: Values, settings: Settings, kept: Values) -> np.ndarray:
-        """The same from some layer on; fills the arrays `kept`, too."""
         made = [layer for layer in self.graph.output_layers if first == 0 or layer.name not in inputs]
-        outputs = self.advance(first, inputs, settings, {**self._room(made), **kept})
+        outputs = self.advance(first, inputs, settings, self._room(made))
         return self.graph.join({**inputs, **outputs})
 
     def survey(self, settings: Settings, names: Container[str] | None = None) -> tuple[np.ndarray, Values]:
-        """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named."""
+        """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named.
+
+        Raises NotFinite for the first of these layers whose output is not finite for some image.
+        """
         layers = [layer for layer in self.graph.layers if names is None or layer.name in names]
         logits = np.empty((len(self.images), self.graph.result_size), self.stored)
-        outputs, ends = self.graph.output_layers, []
+        outputs, ends, strange = self.graph.output_layers, list[Sequence[np.ndarray]](), list[slice]()
 
         def see(some: slice, found: Sequence[np.ndarray]) -> None:
             logits[some] = self.graph.join(dict(zip(self.graph.outputs, found)))
             ends.append(found[len(outputs) :])
+            if not np.isfinite(ends[-1]).all():
+                strange.append(some)
 
         self.run(0, self.start(), settings, outputs, see, layers)
+        for some in sorted(strange, key=lambda one: one.start):
+            values = self.part(self.images[some]).outputs(settings)
+            for layer in layers:
+                finite = np.isfinite(values[layer.name]).reshape(len(values[layer.name]), -1).all(axis=1)
+                if not finite.all():
+                    raise NotFinite(layer, some.start + int(np.argmin(finite)))
         low, high = np.array(ends)[:, ::2].min(axis=0), np.array(ends)[:, 1::2].max(axis=0)
         return logits, {layer.name: np.array(pair) for layer, *pair in zip(layers, low, high)}

@@ -60,7 +60,14 @@ def compute(
     logits = network.graph.join(outputs)[:, : network.graph.result_size * network.graph.classifier]
     where = np.array(range(len(images)) if positions is None else positions, np.int32)
     pixels = outputs[network.graph.input.name] if network.graph.input.features else _channels_last(images)
-    return KnownAnswers(where, pixels, labels, logits, outputs, np.array(checksums, np.uint32).T)
+    return KnownAnswers(
+        positions=where,
+        pixels=pixels,
+        labels=labels,
+        logits=logits,
+        outputs=outputs,
+        checksums=np.array(checksums, np.uint32).T,
+    )
 
 
 def device_input(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from caffe_to_cmsis_nn.engines.engine import MEMORY, Network
+from caffe_to_cmsis_nn import choices
+from caffe_to_cmsis_nn.engines.engine import Network
 from caffe_to_cmsis_nn.kernels.base import Bounds
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer
@@ -58,6 +59,10 @@ class FloatNetwork(Network):
 
     stored, exact = np.float32, False
 
+    def trained_logits(self) -> np.ndarray:
+        """Those of the network as it was trained; raises NotFinite for any layer where the values are not finite."""
+        return self.survey(as_trained(self.graph), {layer.name for layer in self.graph.layers if layer.own_format})[0]
+
     def build(self, g: OnnxGraph, layer: Layer, xs: Sequence[str], setting: Simulation) -> str:
         weights = self.graph.weights.get(layer.name)
         if weights:
@@ -72,7 +77,7 @@ class DeviceNetwork(Network):
 
     stored, exact = np.int8, True
 
-    def __init__(self, graph: Graph, images: Any, target: Target, memory: int = MEMORY) -> None:
+    def __init__(self, graph: Graph, images: Any, target: Target, memory: int = choices.MEMORY) -> None:
         super().__init__(graph, images, memory=memory)
         self.target = target
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from google.protobuf import text_format
 
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt
 from caffe_to_cmsis_nn.engines.batches import LARGE_BATCH, BatchRunner, Run, Values
-from caffe_to_cmsis_nn.engines.engine import MEMORY, Layers
+from caffe_to_cmsis_nn.engines.engine import Layers, Settings
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation
-from caffe_to_cmsis_nn.engines.prefix_cache import Settings
 from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.ops.base import Layer
@@ -168,7 +168,7 @@ class PycaffeNetwork(FloatNetwork):
     """The float network on pycaffe: weights on grids go into its parameters, outputs are floored between layers."""
 
     def __init__(
-        self, graph: Graph, images: np.ndarray, prototxt: Prototxt, gpu: bool = False, memory: int = MEMORY
+        self, graph: Graph, images: np.ndarray, prototxt: Prototxt, gpu: bool = False, memory: int = choices.MEMORY
     ) -> None:
         super().__init__(graph, images, memory=memory)
         self.batches = BatchRunner(min(LARGE_BATCH, len(images)), workers=1)  # there is one set of blobs

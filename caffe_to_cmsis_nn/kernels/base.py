@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every kernel has: what it can do, what exactly it computes, its constants, scratch memory and C calls."""
+"""The base class of kernels: constraints, exact integer computation, constants, scratch memory and C calls."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN, Shifts
 from caffe_to_cmsis_nn.target import LIBRARIES, OWN, Q7, S8, Library, Target
 
-Work = Mapping[str, float]  # how often a kernel does what instructions.COSTS names
+Work = Mapping[str, float]  # how often a kernel does each item of instructions.COSTS
 
-# --- what layers hold as integers -------------------------------------------------------------------------------------
+# --- integer parameters of layers -------------------------------------------------------------------------------------
 
 IntWidth = int  # the input's integer bits
 
 
 @dataclass(frozen=True)
 class Integers:
-    """A weighted layer as the device holds it: int8 weights OIHW or (rows, columns in CHW order), the bias (O,).
+    """A weighted layer's integers: int8 weights, OIHW or (rows, columns in CHW order), and the bias (O,).
 
-    The bias is int8, or, for s8 kernels, int32 on the accumulator's grid.
+    The bias is int8; for s8 kernels it is int32, with the accumulator's fraction bits.
     """
 
     weights: np.ndarray
@@ -39,36 +39,39 @@ class Integers:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The smallest and the largest integer that pass."""
+    """The range that an output is clamped to, both ends included."""
 
     low: int = INT8_MIN
     high: int = INT8_MAX
 
     def within(self, other: Bounds) -> Bounds:
-        """What is left where `other` limits the result."""
+        """The range after clamping to `other` as well."""
         return Bounds(*(min(max(value, other.low), other.high) for value in (self.low, self.high)))
 
 
-MOST_FACTOR_BITS, MOST_FACTOR_RSHIFT = 16, 20  # of operands; 128 of them and the rounding term stay within 32 bits
+MOST_FACTOR_BITS, MOST_FACTOR_RSHIFT = 16, 20  # with these, 128 operands and the rounding term fit into 32 bits
 
 
 @dataclass(frozen=True)
 class Operands:
-    """What each input is multiplied with, and the shift to the output's format (bits)."""
+    """The factor of each input, and the right shift of their sum to the output's format (bits)."""
 
     factors: tuple[int, ...]
     out_rshift: int
 
     @classmethod
     def align(cls, fraction_bits: Sequence[int], negative: Sequence[bool], output: int) -> Operands:
-        """All inputs are brought to the finest format, that of the output included."""
+        """Factors that bring all inputs to the finest format among inputs and output."""
         finest = max(*fraction_bits, output)
         factors = tuple((-1 if minus else 1) << (finest - n) for n, minus in zip(fraction_bits, negative))
         return cls(factors, finest - output)
 
     @classmethod
     def weigh(cls, fraction_bits: Sequence[int], coefficients: Sequence[float], output: int) -> Operands:
-        """Inputs times numbers, as factors of 16 bits at most; one beyond these saturates all outputs but that of 0."""
+        """Factors of at most 16 bits for inputs with coefficients.
+
+        A coefficient that needs more bits saturates every output, except for inputs of 0.
+        """
         scaled = [math.ldexp(c, output - n) for n, c in zip(fraction_bits, coefficients)]
         spare = MOST_FACTOR_BITS - math.frexp(max(map(abs, scaled)))[1]
         rshift = min(max(spare, 0), MOST_FACTOR_RSHIFT)
@@ -83,7 +86,7 @@ class Operands:
 class Array:
     """A constant array in C: its macro in weights.h, its name, type, and values in the kernel's order.
 
-    `spare` elements follow that the kernel reads and ignores.
+    The kernel reads `spare` more elements after the values, and ignores them.
     """
 
     macro: str
@@ -91,7 +94,7 @@ class Array:
     type: str
     values: np.ndarray
     spare: int = 0
-    in_words: bool = False  # the kernel reads words of 4 bytes, and needs them aligned
+    in_words: bool = False  # aligned to 4 bytes, since the kernel reads words
 
     @property
     def bytes(self) -> int:
@@ -100,22 +103,22 @@ class Array:
 
 @dataclass(frozen=True)
 class Kernel(Generic[L_contra, I_contra]):
-    """A C function: the kernel library's, or our own. It takes a kind of layer, and what that holds as integers."""
+    """A C function of a kernel library or of this tool, for one kind of layer and its integer parameters."""
 
-    source: ClassVar[str]  # its file: in CMSIS 5.9.0's CMSIS/, in CMSIS-NN 7, or here; {} stands for its name
-    tables: ClassVar[str] = ""  # another file of the library, which no function there is named after
-    header: ClassVar[str] = ""  # of one of ours: its file in templates/ops, without the suffix
-    libraries: ClassVar[tuple[Library, ...]] = (Q7, S8, OWN)  # it is of, or can be used beside
-    promises_in_place: ClassVar[bool] = False  # its output may take the input's memory, whatever the layer
-    weight_bits: ClassVar[int] = 8  # of each weight that it takes, at most
-    selects: ClassVar[bool] = False  # each output is one of the inputs, the largest of some
-    limits: ClassVar[bool] = False  # takes the range to limit its output to, as macros ACT_MIN and ACT_MAX
-    trims: ClassVar[bool] = False  # takes windows without their edges of zeros, whatever the shape that is left
-    sums_rows: ClassVar[bool] = False  # adds one row of the input after the other: see last_calls
+    source: ClassVar[str]  # its file in CMSIS 5.9.0's CMSIS/, in CMSIS-NN 7, or here; {} stands for its name
+    tables: ClassVar[str] = ""  # a second file of the library that it needs
+    header: ClassVar[str] = ""  # of a kernel of this tool: its file in templates/ops, without the suffix
+    libraries: ClassVar[tuple[Library, ...]] = (Q7, S8, OWN)  # the libraries that it belongs to, or works beside
+    promises_in_place: ClassVar[bool] = False  # the output may overwrite the input, whatever the layer
+    weight_bits: ClassVar[int] = 8  # the widest weights that it takes
+    selects: ClassVar[bool] = False  # each output equals one of the inputs: the largest of a window
+    limits: ClassVar[bool] = False  # clamps its output to the macros ACT_MIN and ACT_MAX
+    trims: ClassVar[bool] = False  # takes windows of any shape, so edges of zeros can be cut off
+    sums_rows: ClassVar[bool] = False  # adds up the input's rows, one call for each: see last_calls
 
     name: str
     constraints: tuple[Constraint[L_contra], ...] = ()
-    overread: int = 0  # bytes after its input that it reads and ignores
+    overread: int = 0  # bytes that it reads past its input, and ignores
 
     @property
     def source_file(self) -> str:
@@ -130,27 +133,30 @@ class Kernel(Generic[L_contra, I_contra]):
         return None
 
     def scratch_bytes(self, layer: L_contra, target: Target) -> int:
-        """Bytes of scratch memory that the kernel touches, 4-byte aligned."""
+        """The bytes of scratch memory that the kernel uses; the memory is 4-byte aligned."""
         return 0
 
     def in_place(self, layer: L_contra, promised_only: bool) -> bool:
-        """Whether the output may take the input's memory: as the library promises, or as was measured exact."""
+        """Whether the output may overwrite the input.
+
+        With `promised_only`, only if the library documents it; else also if tests showed that results are exact.
+        """
         return self.promises_in_place
 
     def least_version(self, layer: L_contra) -> int:
-        """The oldest CMSIS-NN whose kernel computes the layer; among the s8 kernels they differ."""
+        """The oldest major version of CMSIS-NN with an s8 kernel for the layer."""
         return 4
 
     def row_form(self, layer: L_contra, target: Target) -> RowForm | None:
-        """What computes one row of the output at a time, with the same constants and bits; None where nothing can."""
+        """The kernel that computes one output row per call, with the same constants and results, or None."""
         return None
 
     def work(self, layer: L_contra) -> Work | None:
-        """What it does on a core with the DSP extension, by the names in instructions.COSTS; None where unknown."""
+        """What the kernel does on a DSP core, in the terms of instructions.COSTS; None if unknown."""
         return None
 
     def bounds(self, integers: I_contra) -> Bounds | None:
-        """The range that the kernel limits its input to, where that is all it does."""
+        """The range, for a kernel that only clamps its input; else None."""
         return None
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: L_contra, integers: I_contra, target: Target) -> str:
@@ -158,15 +164,15 @@ class Kernel(Generic[L_contra, I_contra]):
         raise NotImplementedError
 
     def calls(self, layer: L_contra, c: CNames) -> list[Statement]:
-        """The C calls, and the variables that they take."""
+        """The C calls, and the declarations of the variables that they use."""
         raise NotImplementedError
 
     def last_calls(self, layer: L_contra, c: CNames) -> list[Statement]:
-        """What makes the output of sums to which all rows were added."""
+        """The calls that turn the sums of all rows into the output, if `sums_rows`."""
         return []
 
     def defines(self, integers: I_contra) -> dict[str, int]:
-        """Macros that follow from the quantization, without the layer's prefix."""
+        """The macros that depend on the formats, without the layer's prefix."""
         return {}
 
     def arrays(self, layer: L_contra, integers: I_contra, c: CNames) -> list[Array]:
@@ -174,15 +180,15 @@ class Kernel(Generic[L_contra, I_contra]):
         return []
 
 
-AnyKernel = Kernel[Any, Any]  # where layers of all kinds are held, each with a kernel that takes it
+AnyKernel = Kernel[Any, Any]  # for collections that pair layers of all kinds with their kernels
 
 
 @dataclass(frozen=True)
 class RowForm:
-    """What computes one row of an output from the rows that it reads.
+    """The kernel that computes one output row from the input rows in its window.
 
-    A kernel that does not check rows reads all rows of a window: rows of zeros must stand for the padding, except that
-    it takes one row of padding above.
+    Without `checks_rows`, the kernel reads all rows of a window, so padding must be stored as rows of zeros. A single
+    row of padding above needs no storage.
     """
 
     kernel: AnyKernel
@@ -196,7 +202,7 @@ class WeightedKernel(Kernel[L_contra, Integers]):
 
 
 class ShiftingKernel(WeightedKernel[L_contra]):
-    """Takes biases of 8 bits, and both shifts as arguments."""
+    """A kernel with 8-bit biases that takes both shifts as arguments."""
 
     def defines(self, integers: Integers) -> dict[str, int]:
         return {"BIAS_LSHIFT": integers.shifts.bias_lshift, "OUT_RSHIFT": integers.shifts.out_rshift}
@@ -208,12 +214,12 @@ class ShiftingKernel(WeightedKernel[L_contra]):
         ]
 
 
-def stays_ahead(layer: WindowedView) -> bool:
-    """Whether a pooling may write over its input.
+def can_pool_in_place(layer: WindowedView) -> bool:
+    """Whether a pooling layer may overwrite its input.
 
     With pad < stride, window i starts at i * stride - pad >= i for i >= 1, along each axis. So output (i, j) lies at or
-    before the first cell that it is made of, and every later window starts after it: nothing is overwritten that is
-    still to be read, provided that output rows are no longer than input rows.
+    before the first cell of its window, and all later windows start after it. If output rows are no longer than input
+    rows, no cell is overwritten before it is read.
     """
     return all(p < s and o <= d for p, s, o, d in zip(layer.pad, layer.stride, layer.out_shape[1:], layer.in_shape[1:]))
 
@@ -221,7 +227,7 @@ def stays_ahead(layer: WindowedView) -> bool:
 def consider(
     kernels: Sequence[Kernel[L, I]], layer: L, target: Target, weight_bits: int
 ) -> tuple[Kernel[L, I] | None, list[str]]:
-    """The first kernel whose constraints the layer meets, and the objections of those before it."""
+    """The first kernel that supports the layer, or None, and why each kernel before it does not."""
     objections: list[str] = []
     for kernel in kernels:
         if target.library not in kernel.libraries or kernel.weight_bits < weight_bits:
@@ -234,12 +240,12 @@ def consider(
 
 
 def choose(kernels: Sequence[Kernel[L, I]], layer: L, target: Target, weight_bits: int) -> Kernel[L, I]:
-    """The first kernel whose constraints the layer meets; raises UserError with every objection."""
+    """The first kernel that supports the layer; raises UserError with the objection of each kernel."""
     kernel, objections = consider(kernels, layer, target, weight_bits)
     if kernel is None:
-        able = " or ".join(
+        supporting = " or ".join(
             library.name for library in LIBRARIES.values() if any(library in k.libraries for k in kernels)
         )
-        reasons = "; ".join(objections) or f"there is no {target.library} kernel, use --library {able}"
+        reasons = "; ".join(objections) or f"there is no {target.library} kernel, use --library {supporting}"
         raise UserError(f"layer '{layer.name}' ({layer.caffe_type}): no kernel can compute it: {reasons}")
     return kernel

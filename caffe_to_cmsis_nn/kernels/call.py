@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C calls and declarations as data, and the C expressions that they are made of."""
+"""C calls and declarations as data, and the C expressions in them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Call:
 
     function: str
     arguments: tuple[str, ...]
-    checked: bool = False  # it returns a status of CMSIS-NN 4 to 7
+    checked: bool = False  # it returns an arm_cmsis_nn_status (CMSIS-NN 4 to 7)
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """A variable with its brace initializer: its type with qualifiers, and its name, with [] where it is an array."""
+    """A variable and its brace initializer; the type includes qualifiers, the name of an array ends in []."""
 
     type: str
     name: str
@@ -40,10 +40,10 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class CNames:
-    """The C expressions for what a layer's calls take: pointers, extents, and other macros of parameter.h.
+    """The C expressions for the arguments of a layer's calls: pointers, and macros of parameter.h.
 
-    Who runs a layer a few rows at a time gives other pointers, and in `replaced` expressions in place of macros, named
-    without their prefix: IN_DIM_Y, PAD_Y and OUT_DIM_Y (of square layers, too), SIZE (elements), PIXELS.
+    `replaced` maps macros, without their prefix, to other expressions, for layers that run row by row: IN_DIM_Y, PAD_Y
+    and OUT_DIM_Y (also of square layers), SIZE (elements) and PIXELS.
     """
 
     prefix: str
@@ -53,25 +53,25 @@ class CNames:
     weights: str
     bias: str
     scratch_bytes: int = 0
-    in_place: bool = False  # the output lies where the first input lay
-    square: bool = True  # one macro stands for both directions
+    in_place: bool = False  # the output overwrites the first input
+    square: bool = True  # one macro for height and width
     replaced: Mapping[str, str] = field(default_factory=dict)
-    network: str = ""  # what all macros of the network begin with
+    network: str = ""  # the prefix of all macros of the network
 
     @property
     def input(self) -> str:
         return self.inputs[0]
 
     def macro(self, what: str) -> str:
-        """A number of parameter.h."""
+        """The expression for a number in parameter.h."""
         return self.replaced.get(what, f"{self.prefix}_{what}")
 
     def variable(self, what: str) -> str:
-        """The name of another variable of the layer's."""
+        """The name of a variable of the layer."""
         return f"{self.prefix.lower()}_{what}"
 
     def extent(self, what: str) -> Extent:
-        """The macros of a pair."""
+        """The macros for width and height."""
         if not self.square:
             return Extent(self.macro(f"{what}_X"), self.macro(f"{what}_Y"))
         return Extent(self.macro(what), self.replaced.get(f"{what}_Y", self.macro(what)))
@@ -86,10 +86,10 @@ class CNames:
 
     @property
     def extents(self) -> list[Extent]:
-        """Of the input, the window, its padding and stride, and the output."""
+        """The extents of input, window, padding, stride and output, in this order."""
         return [self.extent(what) for what in ("IN_DIM", "KER_DIM", "PAD", "STRIDE", "OUT_DIM")]
 
     def elements(self, out_shape: tuple[int, ...]) -> str:
-        """The number of elements of an output of an elementwise layer."""
+        """The number of elements in an elementwise layer's output."""
         whole = [self.macro("OUT_DIM")] if len(out_shape) != 3 else [self.macro("OUT_CH"), *self.output_extent]
         return self.replaced.get("SIZE", "*".join(whole))

@@ -19,7 +19,7 @@ from caffe_to_cmsis_nn.kernels.base import (
     RowForm,
     ShiftingKernel,
     Work,
-    stays_ahead,
+    can_pool_in_place,
 )
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Statement
 from caffe_to_cmsis_nn.kernels.contract import ConvolutionView, I_contra, LayerView, WindowedView
@@ -32,15 +32,15 @@ from caffe_to_cmsis_nn.target import Q7, S8, Core, Library, Target
 
 @dataclass(frozen=True)
 class Convolution(ShiftingKernel[ConvolutionView]):
-    """Convolutions whose weights are O,KH,KW,C; two q15 columns of scratch on the DSP path (one for one pixel)."""
+    """arm_convolve_*_q7: weights OHWI; scratch memory on DSP cores: two q15 columns, one if the output is one pixel."""
 
     source = "NN/Source/ConvolutionFunctions/{}.c"
     libraries = (Q7,)
 
     nonsquare: bool = False
-    row_kernel: AnyKernel | None = None  # what computes rows, where this one is for squares
-    unchecked_rows: bool = False  # on DSP cores, rows above the image are checked for padding_y outputs alone
-    macs_cost: float = 0.0  # instructions for each multiply-accumulate on DSP cores, counted; 0 where it is unknown
+    row_kernel: AnyKernel | None = None  # the kernel for rows, if this one takes only square images
+    unchecked_rows: bool = False  # on DSP cores, only the first padding_y output rows check for rows above the image
+    macs_cost: float = 0.0  # measured instructions per multiply-accumulate on DSP cores; 0 if unknown
 
     def row_form(self, layer: ConvolutionView, target: Target) -> RowForm | None:
         return RowForm(self.row_kernel or self, not (self.unchecked_rows and target.core is Core.DSP))
@@ -68,7 +68,7 @@ class Convolution(ShiftingKernel[ConvolutionView]):
 
 
 class Depthwise(Convolution):
-    """Depthwise convolutions: weights KH,KW,C, one q7 column of scratch."""
+    """arm_depthwise_separable_conv_*: weights KH,KW,C; one q7 column of scratch memory."""
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
         return weight_layouts.depthwise(weights)
@@ -79,7 +79,7 @@ class Depthwise(Convolution):
 
 @dataclass(frozen=True)
 class FullyConnected(ShiftingKernel[LayerView]):
-    """Matrix times vector; the vector comes in H,W,C order where an image precedes it."""
+    """arm_fully_connected_q7*: matrix times vector; an image as input is read in HWC order."""
 
     source = "NN/Source/FullyConnectedFunctions/{}.c"
     libraries = (Q7,)
@@ -106,7 +106,10 @@ class FullyConnected(ShiftingKernel[LayerView]):
 
 
 class InPlace(Kernel[LayerView, I_contra]):
-    """Works in place, in a copy where others read the input; a size is 16 bits, so large tensors take several calls."""
+    """A kernel that works in place; it gets a copy if other layers read the input.
+
+    Sizes are 16 bits, so large tensors take several calls.
+    """
 
     LARGEST = 65535
     promises_in_place = True
@@ -115,7 +118,7 @@ class InPlace(Kernel[LayerView, I_contra]):
         return RowForm(self)
 
     def _arguments(self, c: CNames) -> list[str]:
-        """What follows the data and their size."""
+        """The arguments after data and size."""
         return []
 
     def calls(self, layer: LayerView, c: CNames) -> list[Statement]:
@@ -131,7 +134,7 @@ class InPlace(Kernel[LayerView, I_contra]):
 
 
 class Relu(InPlace[object]):
-    """max(x, 0); both libraries have it."""
+    """arm_relu_q7 in both libraries: max(x, 0)."""
 
     source = "NN/Source/ActivationFunctions/{}.c"
     libraries: ClassVar[tuple[Library, ...]] = (Q7, S8)
@@ -144,18 +147,18 @@ class Relu(InPlace[object]):
 
 
 def sigmoid_table() -> np.ndarray:
-    """round(128 / (1 + exp(-k / 16))) for k = -128 to 127, as arm_nntables.c of CMSIS-NN 5.9.0 has it."""
+    """(256,) round(128 / (1 + exp(-k / 16))) for k = -128 to 127, equal to arm_nntables.c in CMSIS 5.9.0."""
     return np.minimum(np.floor(128 / (1 + np.exp(np.arange(-128, 128) / -16)) + 0.5), INT8_MAX)
 
 
 def tanh_table() -> np.ndarray:
-    """round(128 * tanh(k / 16)) for k = -128 to 127, as arm_nntables.c of CMSIS-NN 5.9.0 has it."""
+    """(256,) round(128 * tanh(k / 16)) for k = -128 to 127, equal to arm_nntables.c in CMSIS 5.9.0."""
     return np.minimum(np.floor(128 * np.tanh(np.arange(-128, 128) / 16) + 0.5), INT8_MAX)
 
 
 @dataclass(frozen=True)
 class Activation(InPlace[IntWidth]):
-    """table[x >> (3 - int_width)], in Q0.7: the last bits of inputs finer than Q3.4 are dropped."""
+    """table[x >> (3 - int_width)], in Q0.7; drops the low bits of inputs finer than Q3.4 (arm_nn_activations_q7.c)."""
 
     source = "NN/Source/ActivationFunctions/arm_nn_activations_q7.c"
     tables = "NN/Source/NNSupportFunctions/arm_nntables.c"
@@ -177,9 +180,10 @@ class Activation(InPlace[IntWidth]):
 
 
 class Softmax(Kernel[LayerView, object]):
-    """Powers of two in place of exponentials, Q0.7; the text is 5.9.0's, older releases computed otherwise.
+    """arm_softmax_q7 of CMSIS 5.9.0: powers of two instead of exponentials, output in Q0.7.
 
-    b = 2**20 / sum(2**e) where e = clamp(x - max + 8, 0, 7); the output is min(127, b >> min(31, 5 + max - x)).
+    b = 2**20 / sum(2**e) where e = clamp(x - max + 8, 0, 7); the output is min(127, b >> min(31, 5 + max - x)). Older
+    releases compute something else.
     """
 
     source = "NN/Source/SoftmaxFunctions/{}.c"
@@ -187,7 +191,7 @@ class Softmax(Kernel[LayerView, object]):
     libraries = (Q7,)
 
     def in_place(self, layer: LayerView, promised_only: bool) -> bool:
-        """Not promised, measured exact."""
+        """The library does not document it; tests showed exact results."""
         return not promised_only
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: object, target: Target) -> str:
@@ -207,23 +211,23 @@ class Softmax(Kernel[LayerView, object]):
 
 @dataclass(frozen=True)
 class MaxPool(Kernel[WindowedView, object]):
-    """The DSP path takes the maximum along x, in place in its input, and then along y.
+    """arm_maxpool_q7_HWC; on DSP cores, it first takes the maximum along x in place, which overwrites the input.
 
-    arm_avepool_q7_HWC, beside it in the file, is not called: it truncates, on the DSP path twice, which costs accuracy.
+    arm_avepool_q7_HWC is not used: it truncates, on DSP cores twice, which costs accuracy.
     """
 
     source = "NN/Source/PoolingFunctions/arm_pool_q7_HWC.c"
     libraries = (Q7,)
     selects = True
 
-    row_kernel: AnyKernel | None = None  # what computes rows: this one is for squares
+    row_kernel: AnyKernel | None = None  # the kernel for rows: this one takes only square images
 
     def row_form(self, layer: WindowedView, target: Target) -> RowForm | None:
         return RowForm(self.row_kernel) if self.row_kernel else None
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
-        """Not promised."""
-        return not promised_only and stays_ahead(layer)
+        """The library does not document it."""
+        return not promised_only and can_pool_in_place(layer)
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: WindowedView, integers: object, target: Target) -> str:
         return max_pool(g, xs[0], layer)

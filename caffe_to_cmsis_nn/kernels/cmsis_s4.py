@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The s4 kernels of CMSIS-NN 5 to 7: those of cmsis_s8, bit for bit, with weights of 4 bits, two in a byte.
+"""The s4 kernels of CMSIS-NN 5 to 7: same results as cmsis_s8, with 4-bit weights, two in a byte.
 
-Scratch memory is the library's *_get_buffer_size, the largest of the three releases.
+Scratch sizes are those of the library's *_get_buffer_size, the largest of the three releases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from caffe_to_cmsis_nn.target import Core, Target
 
 
 class _Packed(WeightedKernel[L_contra]):
-    """Goes before a kernel of cmsis_s8 with the same order of weights. It reads nothing after its arrays' ends."""
+    """Mixin for a kernel of cmsis_s8: the same order of weights, no reads past the end of arrays."""
 
     weight_bits = 4
     overread_weights = 0
@@ -30,10 +30,10 @@ class _Packed(WeightedKernel[L_contra]):
 
 
 class Convolution(_Packed[ConvolutionView], cmsis_s8.Convolution):
-    """One group: the kernels ignore others, and report success."""
+    """arm_convolve_wrapper_s4: one group only; with more, the kernels report success and compute something else."""
 
     def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
-        """im2col columns."""
+        """Room for im2col columns."""
         if (layer.window, layer.pad) == ((1, 1), (0, 0)):
             return 0
         whole = 16 if target.core is Core.MVE else 1
@@ -41,22 +41,22 @@ class Convolution(_Packed[ConvolutionView], cmsis_s8.Convolution):
 
 
 class Depthwise(_Packed[ConvolutionView], cmsis_s8.Depthwise):
-    """One or more outputs for each channel."""
+    """arm_depthwise_conv_wrapper_s4: one or more outputs per channel."""
 
     def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
-        """Of one output for each channel, on cores with and without the DSP extension; the generic code has none."""
+        """Only the code for one output per channel needs scratch memory; the generic code needs none."""
         return 2 * layer.in_shape[0] * layer.window[0] * layer.window[1] * (layer.out_shape[0] == layer.in_shape[0])
 
 
 class PlainDepthwise(Depthwise):
-    """The generic code, which is plain C on all cores."""
+    """arm_depthwise_conv_s4: generic code, plain C on all cores."""
 
     def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
         return 0
 
 
 class FullyConnected(_Packed[LayerView], cmsis_s8.FullyConnected):
-    """The bias is read from its own argument on all cores."""
+    """arm_fully_connected_s4: reads the bias from its argument on all cores."""
 
     def _buffer(self, c: CNames) -> tuple[str, str]:
         return "NULL", "0"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The s8 kernels of CMSIS-NN 4 to 7, with power-of-two scales and zero points of 0.
 
-They requantize a sum by a multiplier and a shift: (sum * multiplier << shift) >> 31, rounded half up. With the
-multiplier 2**(31 - s) and the shift 0 that is what the q7 kernels do, (sum + (1 << s >> 1)) >> s, for every 32-bit sum.
-(The normalised pair, a multiplier of 2**30 or more with a negative shift, rounds twice and differs.) Results are the
-same on all cores. Scratch memory is not; sizes are the library's *_get_buffer_size, the largest of the four releases.
+They requantize a sum with a multiplier and a shift: (sum * multiplier << shift) >> 31, rounded half up. With multiplier
+2**(31 - s) and shift 0, that equals the q7 kernels' (sum + (1 << s >> 1)) >> s for every 32-bit sum. (The normalised
+pair, a multiplier of at least 2**30 with a negative shift, rounds twice and differs.) Results are the same on all
+cores; scratch sizes are not. They are those of the library's *_get_buffer_size, the largest of the four releases.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from caffe_to_cmsis_nn.kernels import exact_onnx, weight_layouts
-from caffe_to_cmsis_nn.kernels.base import Array, Integers, Kernel, Operands, RowForm, WeightedKernel, stays_ahead
+from caffe_to_cmsis_nn.kernels.base import Array, Integers, Kernel, Operands, RowForm, WeightedKernel, can_pool_in_place
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Extent, Statement, Value
 from caffe_to_cmsis_nn.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedView
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
@@ -23,15 +23,15 @@ from caffe_to_cmsis_nn.onnx_windows import crop, image_cells, max_pool, window_a
 from caffe_to_cmsis_nn.target import S8, Core, Target
 
 INT32_MAX = (1 << 31) - 1
-ADD_LSHIFT = 20  # of both operands; below 16 the DSP path is wrong for negative ones, from 23 on sums can overflow
-MVE_WEIGHTS = 16  # bytes after the weights that MVE code reads
-MVE_SCRATCH = 16  # bytes after the scratch memory of a depthwise convolution that it reads
-MVE_LANES = 4  # it reads 32-bit arrays in whole groups
-MVE_BLOCK = 124  # channels that the depthwise kernel takes at once (CH_IN_BLOCK_MVE)
+ADD_LSHIFT = 20  # of both operands; below 16, DSP code is wrong for negative operands; from 23, sums can overflow
+MVE_WEIGHTS = 16  # bytes that MVE code reads past the weights
+MVE_SCRATCH = 16  # bytes that MVE code reads past the scratch memory of a depthwise convolution
+MVE_LANES = 4  # 32-bit elements that MVE code reads at once
+MVE_BLOCK = 124  # channels that the MVE depthwise kernel handles at once (CH_IN_BLOCK_MVE)
 
 
 def multiplier(rshift: int) -> int:
-    """What shifts right by 0 to 31 bits and rounds half up; for no shift it is exact once saturated to 8 bits."""
+    """The multiplier that shifts right by 0 to 31 and rounds half up; for 0, it is exact after saturation to int8."""
     return min(1 << (31 - rshift), INT32_MAX)
 
 
@@ -40,7 +40,7 @@ def _context(c: CNames, buffer: str, size: str) -> Declaration:
 
 
 def _constant(c: CNames, kind: str, name: str, *values: Value) -> Declaration:
-    """A structure of macros, which are constants; what takes their place is not."""
+    """A structure; static if all its values are macros, hence constants."""
     return Declaration(f"{'const' if c.replaced else 'static const'} cmsis_nn_{kind}", c.variable(name), values)
 
 
@@ -49,12 +49,12 @@ def _activation(c: CNames) -> Value:
 
 
 def _pointers(c: CNames, *structures: str) -> tuple[str, ...]:
-    """To structures of the layer's."""
+    """Pointers to structures of the layer."""
     return tuple(f"&{c.variable(name)}" for name in structures)
 
 
 class Weighted(WeightedKernel[L_contra]):
-    """The weights are in the order of the q7 kernels, the bias is already shifted to the accumulator's grid."""
+    """Weights in the order of the q7 kernels; the bias is already shifted to the accumulator's format."""
 
     libraries = (S8,)
     limits = True
@@ -74,19 +74,22 @@ class Weighted(WeightedKernel[L_contra]):
 
 
 def _needs_a_tap(layer: ConvolutionView) -> bool:
-    """Whether MVE code would take one row of outputs, where padding gives more, since image and kernel have one row."""
+    """Whether MVE code would compute one row of outputs although padding gives more.
+
+    It does so if image and kernel have one row. An extra row of zero weights avoids that.
+    """
     one_row = layer.in_shape[1] == layer.window[0] == 1 and layer.pad[0] > 0
     one_column = layer.in_shape[2] == 1 and layer.window == (1, 1) and layer.pad[1] > 0
     return one_row or one_column
 
 
 def column_elements(layer: ConvolutionView) -> int:
-    """Of all channels in a window, as the kernel has it."""
+    """Elements of all channels in a window, with the extra row of zeros."""
     return layer.in_shape[0] * (layer.window[0] + int(_needs_a_tap(layer))) * layer.window[1]
 
 
 class Convolution(Weighted[ConvolutionView]):
-    """Convolutions in groups; the multiplier and the shift are arrays, although all outputs have the same."""
+    """arm_convolve_wrapper_s8: grouped convolutions; multiplier and shift are arrays of equal values."""
 
     source = "Source/ConvolutionFunctions/{}.c"
     params: ClassVar[str] = "conv_params"
@@ -95,21 +98,21 @@ class Convolution(Weighted[ConvolutionView]):
         return RowForm(self)
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
-        """O,KH,KW,C; a row of zeros follows each window where MVE code would take the geometry for another."""
+        """OHWI; each window gets a row of zeros if MVE code would misread the geometry."""
         return weight_layouts.ohwi(np.pad(weights, ((0, 0), (0, 0), (0, int(_needs_a_tap(layer))), (0, 0))))
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: ConvolutionView, integers: Integers, target: Target) -> str:
         return exact_onnx.convolution(g, xs[0], layer, integers, target)
 
     def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
-        """im2col columns; a grouped 1x1 convolution refuses to run without them, whatever it says it needs."""
+        """Room for im2col columns; grouped 1x1 convolutions fail without it, whatever *_get_buffer_size returns."""
         if (layer.window, layer.pad, layer.group) == ((1, 1), (0, 0), 1):
-            return 4 * layer.in_shape[0] if target.core is Core.DSP else 0  # as built with Arm's compiler
+            return 4 * layer.in_shape[0] if target.core is Core.DSP else 0  # needed if built with Arm's compiler
         whole = 16 if target.core is Core.MVE else 4
         return 4 * whole * -(-column_elements(layer) // whole)
 
     def least_version(self, layer: ConvolutionView) -> int:
-        """Older ones take all groups for one, and report success."""
+        """Before version 6, the kernels treat several groups as one, and report success."""
         return 6 if layer.group > 1 else 4
 
     def arrays(self, layer: ConvolutionView, integers: Integers, c: CNames) -> list[Array]:
@@ -121,11 +124,11 @@ class Convolution(Weighted[ConvolutionView]):
         ]
 
     def _extents(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
-        """Of the input, the window, its padding and stride, the output and the dilation."""
+        """The extents of input, window, padding, stride, output and dilation, in this order."""
         return [*c.extents, Extent("1", "1") if layer.dilation == (1, 1) else c.extent("DILATION")]
 
     def _geometry(self, layer: ConvolutionView, c: CNames) -> list[Extent]:
-        """A row of pixels as a column, in the same memory: for rows, MVE code of CMSIS-NN 5 to 7 is wrong."""
+        """The extents, with x and y swapped for a single row: MVE code of CMSIS-NN 5 to 7 is wrong for rows."""
         inputs, window, padding, *others = self._extents(layer, c)
         if _needs_a_tap(layer):
             window = Extent(window.x, f"{window.y} + 1")
@@ -134,7 +137,7 @@ class Convolution(Weighted[ConvolutionView]):
         return [Extent(pair.y, pair.x) for pair in extents] if row and not _needs_a_tap(layer) else extents
 
     def _channels(self, layer: ConvolutionView, c: CNames) -> tuple[tuple[str, ...], str, str]:
-        """What goes before the strides in the parameters, and the filter's dimensions n and c."""
+        """The parameters before the strides, and the filter's dimensions n and c."""
         depth = c.macro("IN_CH") if layer.group == 1 else f"{c.macro('IN_CH')} / {c.macro('GROUPS')}"
         return ("0", "0"), c.macro("OUT_CH"), depth
 
@@ -157,7 +160,7 @@ class Convolution(Weighted[ConvolutionView]):
 
 
 class Depthwise(Convolution):
-    """One or more outputs for each channel; weights KH,KW,C_OUT."""
+    """arm_depthwise_conv_wrapper_s8: one or more outputs per channel; weights KH,KW,C_OUT."""
 
     params = "dw_conv_params"
 
@@ -181,14 +184,17 @@ class Depthwise(Convolution):
 
 
 class PlainDepthwise(Depthwise):
-    """The generic code, which is plain C on all cores, has no scratch memory and checks every cell."""
+    """arm_depthwise_conv_s8: generic code, plain C on all cores; checks every cell, needs no scratch memory."""
 
     def scratch_bytes(self, layer: ConvolutionView, target: Target) -> int:
         return 0
 
 
 class FullyConnected(Weighted[LayerView]):
-    """The context's buffer is the bias: on MVE, CMSIS-NN 7 takes its sums from there, which zero points of 0 end."""
+    """arm_fully_connected_s8; the context's buffer is the bias.
+
+    MVE code of CMSIS-NN 7 reads its kernel sums from that buffer. With zero points of 0, these sums equal the bias.
+    """
 
     source = "Source/FullyConnectedFunctions/{}.c"
 
@@ -220,7 +226,7 @@ class FullyConnected(Weighted[LayerView]):
 
 
 class Pool(Kernel[WindowedView, object]):
-    """Windows are clipped to the image; the input stays as it is."""
+    """Pooling with windows clipped to the image; does not modify the input."""
 
     source = "Source/PoolingFunctions/{}.c"
     libraries = (S8,)
@@ -230,8 +236,8 @@ class Pool(Kernel[WindowedView, object]):
         return RowForm(self)
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
-        """Not promised, measured for squares, where no window holds a cell before its output."""
-        return not promised_only and layer.square and stays_ahead(layer)
+        """The library does not document it; tests showed exact results for square layers."""
+        return not promised_only and layer.square and can_pool_in_place(layer)
 
     def calls(self, layer: WindowedView, c: CNames) -> list[Statement]:
         inputs, window, padding, stride, output = c.extents
@@ -253,7 +259,7 @@ class MaxPool(Pool):
 
 
 class AveragePool(Pool):
-    """sum / cells, rounded to the nearest integer, ties away from zero."""
+    """arm_avgpool_s8: sum / cells, rounded to nearest, ties away from zero."""
 
     def scratch_bytes(self, layer: WindowedView, target: Target) -> int:
         return 4 * layer.in_shape[0] if target.core is Core.DSP else 0
@@ -266,7 +272,7 @@ class AveragePool(Pool):
 
 
 class Add(Kernel[L_contra, Operands]):
-    """The sum of two inputs of any formats, rounded once."""
+    """arm_elementwise_add_s8: the sum of two inputs in any formats, rounded once."""
 
     source = "Source/BasicMathFunctions/{}.c"
     libraries = (S8,)
@@ -276,7 +282,7 @@ class Add(Kernel[L_contra, Operands]):
         return RowForm(self)
 
     def in_place(self, layer: L_contra, promised_only: bool) -> bool:
-        """Measured: each element is read before it is written."""
+        """Tests showed that each element is read before it is overwritten."""
         return not promised_only
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: L_contra, integers: Operands, target: Target) -> str:
@@ -288,14 +294,14 @@ class Add(Kernel[L_contra, Operands]):
         return [Call(self.name, (*c.inputs, *scales, str(ADD_LSHIFT), *output), checked=True)]
 
     def defines(self, integers: Operands) -> dict[str, int]:
-        """Operands are shifted left by 20 bits, and the finer one back by what it is finer."""
+        """Shifts both operands left by 20 bits, then the finer one right to the coarser one's format."""
         coarsest = max(integers.factors)
         defines = {}
         for i, factor in enumerate(integers.factors, 1):
             finer = (coarsest // factor).bit_length() - 1
-            # 2**30 and a left shift by 1 change nothing, and are exact for operands below 2**30.
+            # Multiplier 2**30 with a left shift by 1 is exact for operands below 2**30.
             pair = (multiplier(finer), 0) if finer else (1 << 30, 1)
             defines.update({f"MULTIPLIER_{i}": pair[0], f"SHIFT_{i}": pair[1]})
         out_rshift = ADD_LSHIFT + integers.out_rshift - (coarsest.bit_length() - 1)
-        # The sum of two 8-bit numbers is gone after 29 bits.
+        # Any larger shift also turns the sum of two 8-bit numbers into 0.
         return {**defines, "MULTIPLIER": multiplier(min(out_rshift, 31))}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels ask of a layer: each docstring is a line of docs/layers.md and, after "needs", the message."""
+"""Constraints of kernels on layers: each docstring appears in docs/layers.md and, after "needs", in error messages."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def channels_of_four_and_two(layer: LayerView, target: Target) -> bool:
 
 
 def output_covers_padding(layer: WindowedView, target: Target) -> bool:
-    """an output at least as large as the padding (else the DSP code writes past it)"""
+    """an output at least as large as the padding (otherwise DSP code writes past it)"""
     return all(o >= p for o, p in zip(layer.out_shape[1:], layer.pad))
 
 
 def windows_within_padding(layer: WindowedView, target: Target) -> bool:
-    """windows that stick out on the right by no more than the padding (DSP: the code checks no more columns)"""
+    """windows that exceed the image on the right by at most the padding (DSP: the code checks no further columns)"""
     pad, stride, window = layer.pad[1], layer.stride[1], layer.window[1]
     last_unchecked = (layer.out_shape[2] - pad - 1) * stride - pad
     return target.core is not Core.DSP or last_unchecked + window <= layer.in_shape[2]
 
 
 def pixels_within_image(layer: ConvolutionView, target: Target) -> bool:
-    """outputs that all lie in the image where the kernel is 1x1 without padding (else the code reads beyond it)"""
+    """for a 1x1 kernel without padding: all outputs within the image (otherwise the code reads past it)"""
     if (layer.window, layer.pad, layer.dilation) != ((1, 1), (0, 0), (1, 1)):
         return True
     sizes = list(zip(layer.in_shape[1:], layer.out_shape[1:], layer.stride))
@@ -59,13 +59,13 @@ def pixels_within_image(layer: ConvolutionView, target: Target) -> bool:
 
 
 def padding_within_kernel(layer: ConvolutionView, target: Target) -> bool:
-    """no more rows of padding than the kernel has (without MVE: the code clears so many rows of scratch memory)"""
+    """at most as many rows of padding as kernel rows (without MVE: the code would clear too much scratch memory)"""
     (rows, out), pad = (layer.in_shape[1], layer.out_shape[1]), layer.pad[0]
     return target.core is Core.MVE or (pad <= layer.window[0] and (out - 1) * layer.stride[0] - pad <= rows)
 
 
 def second_columns_within_image(layer: ConvolutionView, target: Target) -> bool:
-    """the second column of every 3x3 window in the image (without MVE: the code does not check it)"""
+    """for a 3x3 kernel: the second column of every window within the image (without MVE: the code does not check it)"""
     last = (layer.out_shape[2] - 1) * layer.stride[1] - layer.pad[1]
     return target.core is Core.MVE or layer.window != (3, 3) or layer.pad[1] > 1 or last <= layer.in_shape[2] - 2
 
@@ -76,17 +76,17 @@ def one_channel_groups(layer: ConvolutionView, target: Target) -> bool:
 
 
 def single_or_even(layer: ConvolutionView, target: Target) -> bool:
-    """one output for each input channel, or an even number of input channels (else the generic code is wrong)"""
+    """one output per input channel, or an even number of input channels (otherwise the generic code is wrong)"""
     return layer.out_shape[0] == layer.in_shape[0] or layer.in_shape[0] % 2 == 0
 
 
 def even_channels(layer: LayerView, target: Target) -> bool:
-    """an even number of input channels (else the generic code is wrong)"""
+    """an even number of input channels (otherwise the generic code is wrong)"""
     return layer.in_shape[0] % 2 == 0
 
 
 def no_mve(layer: LayerView, target: Target) -> bool:
-    """a core without MVE (GCC 12 makes wrong code of its MVE part)"""
+    """a core without MVE (GCC 12 miscompiles the MVE code)"""
     return target.core is not Core.MVE
 
 
@@ -106,18 +106,18 @@ def indexable(layer: WindowedView, target: Target) -> bool:
 
 
 def short_column(layer: ConvolutionView, target: Target) -> bool:
-    """at most 65535 weights for each output"""
+    """at most 65535 weights per output"""
     return layer.in_shape[0] // layer.group * layer.window[0] * layer.window[1] <= 65535
 
 
 def few_products(layer: ConvolutionView, target: Target) -> bool:
-    """at most 65535 products in an output"""
+    """at most 65535 products per output"""
     rows, columns = (-(-k // s) for k, s in zip(layer.window, layer.stride))
     return layer.in_shape[0] // layer.group * rows * columns <= 65535
 
 
 def short_image_column(layer: WindowedView, target: Target) -> bool:
-    """at most 65535 elements of all channels in a window"""
+    """at most 65535 elements in a window, all channels counted"""
     return layer.in_shape[0] * layer.window[0] * layer.window[1] <= 65535
 
 
@@ -137,7 +137,7 @@ def output_within_input(layer: LayerView, target: Target) -> bool:
 
 
 def no_empty_window(layer: WindowedView, target: Target) -> bool:
-    """a cell of the image in every window"""
+    """at least one cell of the image in every window"""
     return all(
         k > p and (o - 1) * s - p < d
         for d, o, k, s, p in zip(layer.in_shape[1:], layer.out_shape[1:], layer.window, layer.stride, layer.pad)
@@ -150,19 +150,19 @@ def pooled_row(layer: LayerView, target: Target) -> bool:
 
 
 def padding_below_stride(layer: WindowedView, target: Target) -> bool:
-    """padding below the stride (DSP: the kernel works in place and would read columns that it overwrote)"""
+    """padding smaller than the stride (DSP: the kernel works in place and would read columns that it overwrote)"""
     return target.core is not Core.DSP or all(
         p < s or o == 1 for p, s, o in zip(layer.pad, layer.stride, layer.out_shape[1:])
     )
 
 
 def input_may_be_lost(layer: LayerView, target: Target) -> bool:
-    """no other layer that reads its input later (DSP: the kernel overwrites it)"""
+    """an input that no later layer reads (DSP: the kernel overwrites it)"""
     return target.core is not Core.DSP or not layer.shared_input
 
 
 def vector_core(layer: LayerView, target: Target) -> bool:
-    """a core with MVE (elsewhere it takes five times the instructions of add_q7)"""
+    """a core with MVE (on other cores it takes five times as many instructions as add_q7)"""
     return target.core is Core.MVE
 
 
@@ -172,5 +172,5 @@ def countable(layer: WindowedView, target: Target) -> bool:
 
 
 def unpadded(layer: WindowedView, target: Target) -> bool:
-    """no padding (Caffe counts padded cells in an average, the kernel does not)"""
+    """no padding (Caffe includes padded cells in an average, the kernel does not)"""
     return layer.pad == (0, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels and constraints may ask of a layer, so that mypy checks each of them against each type of layer."""
+"""Protocols for the layers that kernels and constraints take, so that mypy checks each kernel against its layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LayerView(Protocol):
 
     @property
     def in_shape(self) -> tuple[int, ...]:
-        """Of the first input."""
+        """The shape of the first input."""
 
     @property
     def out_shape(self) -> tuple[int, ...]: ...
@@ -33,15 +33,15 @@ class LayerView(Protocol):
 
     @property
     def square(self) -> bool:
-        """Whether heights equal widths, of images and windows."""
+        """Whether images and windows are square."""
 
     @property
     def shared_input(self) -> bool:
-        """Whether another layer reads an input of this one later."""
+        """Whether a later layer reads an input of this one, too."""
 
 
 class WindowedView(LayerView, Windows, Protocol):
-    """A layer that looks at its input through windows."""
+    """A layer with sliding windows."""
 
 
 class ConvolutionView(WindowedView, Protocol):
@@ -49,7 +49,7 @@ class ConvolutionView(WindowedView, Protocol):
     def group(self) -> int: ...
 
 
-# A kernel or a constraint takes layers and integers; it serves those that are more than it asks for.
+# Contravariant: a kernel for a general kind of layer also serves more specific kinds.
 L = TypeVar("L", bound=LayerView)
 I = TypeVar("I")  # noqa: E741
 L_contra = TypeVar("L_contra", bound=LayerView, contravariant=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact integer arithmetic in ONNX graphs.
 
-Every tensor holds integers as float32, NCHW or (N, features). Sums stay exact because they are proved to stay below
-2**24, or are split until they do.
+Every tensor holds integers as float32, NCHW or (N, features). Sums are exact because they provably stay below 2**24, or
+are split into parts that do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from caffe_to_cmsis_nn.onnx_windows import convolution_attributes, crop, deconvo
 from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN
 from caffe_to_cmsis_nn.target import Target
 
-EXACT_FLOAT32 = 1 << 24  # every integer of smaller magnitude is a float32, and so is every partial sum on the way
+EXACT_FLOAT32 = 1 << 24  # float32 represents every integer of smaller magnitude exactly
 
 
 def saturate(g: OnnxGraph, x: str) -> str:
@@ -28,7 +28,7 @@ def saturate(g: OnnxGraph, x: str) -> str:
 
 
 def _exact_parts(weights: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Splits weights (O, ...) into arrays that sum to them, so that each output's sum of |w| is within the budget."""
+    """Splits weights (O, ...) into arrays that add up to them, each output's sum of |w| being at most `budget`."""
     flat = np.abs(weights.reshape(len(weights), -1).astype(np.int64))
     part = np.cumsum(flat, axis=1).max(axis=0) // (budget - INT8_MAX - 1)
     return [np.where((part == i).reshape(weights.shape[1:]), weights, 0) for i in np.unique(part)]
@@ -39,9 +39,9 @@ def weighted_sum(
 ) -> str:
     """clamp((sum(x * w) + (bias << bias_lshift) + rounding term) >> out_rshift), exact for every int8 input.
 
-    `product(weights, constants)` adds the convolution or matrix product of float32 weights and per-output constants.
-    Scaling by 2**-out_rshift is put on the weights, which keeps every float exact. The kernels' 32-bit sums cannot
-    overflow: at most 65535 * 2**14 of products, 2**29 of bias and 2**29 of rounding stay below 2**31.
+    `product(weights, constants)` adds a convolution or matrix product with float32 weights and per-output constants to
+    the graph. Weights are scaled by 2**-out_rshift in advance, which keeps every float exact. The kernels' 32-bit sums
+    cannot overflow: 65535 * 2**14 of products, 2**29 of bias and 2**29 of rounding stay below 2**31.
     """
     shift = integers.shifts
     weights = integers.weights
@@ -71,7 +71,7 @@ def convolution(g: OnnxGraph, x: str, layer: ConvolutionView, integers: Integers
 
 
 def deconvolution(g: OnnxGraph, x: str, layer: ConvolutionView, integers: Integers, target: Target) -> str:
-    """The weighted sum of a transposed convolution, whose weights are (inputs, outputs of a group, height, width)."""
+    """The weighted sum of a transposed convolution with weights (inputs, outputs of a group, height, width)."""
 
     def product(weights: np.ndarray, constants: np.ndarray) -> str:
         windows = {"group": layer.group, **deconvolution_attributes(layer)}
@@ -82,7 +82,7 @@ def deconvolution(g: OnnxGraph, x: str, layer: ConvolutionView, integers: Intege
 
 
 def inner_product(g: OnnxGraph, x: str, integers: Integers, target: Target) -> str:
-    """The weighted sum of a matrix with a vector, or with an image in C,H,W order."""
+    """The weighted sum of a matrix with a vector, or with an image in CHW order."""
     vector = g.add("Flatten", x)
     return weighted_sum(g, integers, target, lambda weights, bias: g.add("Gemm", vector, weights, bias, transB=1))
 
@@ -90,7 +90,7 @@ def inner_product(g: OnnxGraph, x: str, integers: Integers, target: Target) -> s
 def merge(g: OnnxGraph, xs: Sequence[str], layer: LayerView, operands: Operands, op: str) -> str:
     """clamp((op(factor * x, ...) + rounding term) >> out_rshift), rounded half up; op is ONNX's Sum or Max."""
     scale = 2.0**-operands.out_rshift
-    # Scaled by the power of two from the start, which keeps every number exact that its type holds.
+    # Scaling by the power of two first keeps all numbers exact.
     bound = 128 * sum(abs(factor) for factor in operands.factors) + (1 << operands.out_rshift)
     dtype = np.float32 if bound < EXACT_FLOAT32 else np.float64
     terms = [
@@ -105,7 +105,7 @@ def merge(g: OnnxGraph, xs: Sequence[str], layer: LayerView, operands: Operands,
 
 
 def same_axes(g: OnnxGraph, xs: Sequence[str], layer: LayerView) -> list[str]:
-    """Inputs with as many axes as the output has: a vector has one number for each channel."""
+    """Inputs with the output's number of axes; a vector is taken as one number per channel."""
     ones = [1] * (len(layer.out_shape) - 1)
     return [
         x if len(shape) == len(layer.out_shape) else g.add("Reshape", x, np.array([0, shape[0], *ones]))
@@ -114,12 +114,12 @@ def same_axes(g: OnnxGraph, xs: Sequence[str], layer: LayerView) -> list[str]:
 
 
 def divide(g: OnnxGraph, total: str, count: np.ndarray) -> str:
-    """C's division, which truncates toward zero; float32 divides integers below 2**24 without crossing one."""
+    """Division that truncates toward zero, as in C; exact, since float32 holds integers below 2**24."""
     return g.cast(g.cast(g.add("Div", total, count.astype(np.float32)), np.int32), np.float32)
 
 
 def window_sum(g: OnnxGraph, x: str, **windows: list[int]) -> str:
-    """The sum over each window, zeros outside: exact, since the mean's rounding error is far below 1 / cells."""
+    """The sum over each zero-padded window; exact, since the mean's rounding error is far below 1 / cells."""
     cells = float(np.prod(windows["kernel_shape"]))
     mean = g.add("AveragePool", x, count_include_pad=1, **windows)
     return g.add("Round", g.add("Mul", mean, np.array(cells, np.float32)))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many instructions kernels take on cores with the DSP extension: estimates, fitted to counts of an emulator.
+"""Estimates of the instructions that kernels take on cores with the DSP extension.
 
-A kernel's `work` says what our own loops do, counted exactly as far as they say it; what each of it costs was fitted to
-QEMU's counts of whole networks, built by GCC 12 with -O3 (tests/benchmarks/instructions.py fits and checks). For Arm's
-kernels it is what was counted for each multiply-accumulate of a few networks, with CMSIS 5.9.0.
+A kernel's `work` counts what its loops do. The cost of each item was fitted to QEMU's instruction counts of whole
+networks, built with GCC 12 and -O3 (tests/benchmarks/instructions.py). For Arm's kernels, the cost of a
+multiply-accumulate was measured on a few networks, with CMSIS 5.9.0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from caffe_to_cmsis_nn.kernels.base import AnyKernel
 from caffe_to_cmsis_nn.kernels.contract import LayerView
 
-# Instructions for each of what `work` counts.
+# Instructions for each item in `work`.
 COSTS: Mapping[str, float] = {
     "instruction": 1,
     "block": 33.7,
@@ -36,21 +36,21 @@ COSTS: Mapping[str, float] = {
 
 
 def pixels(layer: LayerView) -> int:
-    """Of the output."""
+    """The number of pixels in the output."""
     return math.prod(layer.out_shape[1:])
 
 
 def elements(layer: LayerView) -> int:
-    """Of the output."""
+    """The number of elements in the output."""
     return math.prod(layer.out_shape)
 
 
 def steps_of_four(steps: int, instructions: int) -> int:
-    """A loop of four steps, and three instructions that close it, then the steps that are left."""
+    """Instructions of a loop that is unrolled four times, with three instructions per iteration, and the rest."""
     return steps * instructions + steps // 4 * 3
 
 
 def estimate(kernel: AnyKernel, layer: LayerView) -> float | None:
-    """Instructions for one image on a core with the DSP extension, where that is known."""
+    """Instructions for one image on a core with the DSP extension, or None if unknown."""
     work = kernel.work(layer)
     return None if work is None else sum(COSTS[what] * count for what, count in work.items())

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.caffe_io.blobs import Blobs
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt
 from caffe_to_cmsis_nn.data.source import DataSource
@@ -21,8 +22,6 @@ from caffe_to_cmsis_nn.ops.base import Layer, Shape, Weights
 from caffe_to_cmsis_nn.ops.input import Features, Input
 from caffe_to_cmsis_nn.target import Target
 
-ACCURACY = "accuracy"  # the Accuracy layer's name, where no other is given
-
 
 def find_accuracy(prototxt: Prototxt, name: str) -> Any:
     """The Accuracy layer that `name` or its top blob names; raises UserError that lists those that exist.
@@ -31,7 +30,7 @@ def find_accuracy(prototxt: Prototxt, name: str) -> Any:
     """
     layers = {i: layer for i, layer in enumerate(prototxt.layers) if layer.type == "Accuracy"}
     named = [i for i, layer in layers.items() if name == layer.name or name in layer.top]
-    if not named and name == ACCURACY and len({tuple(layer.bottom) for layer in layers.values()}) == 1:
+    if not named and name == choices.ACCURACY and len({tuple(layer.bottom) for layer in layers.values()}) == 1:
         named = [min(layers, key=lambda i: layers[i].accuracy_param.top_k)]
     for index in named[:1]:
         prototxt.check_known(index)
@@ -155,31 +154,16 @@ def input_layer(source: DataSource, image_shape: Shape, mean: np.ndarray) -> Inp
     return kind(source.layer, (), source.top, (shape,), mean=mean, scale=source.scale)
 
 
-def parse_network(
-    prototxt: Prototxt,
-    accuracy: str,
-    source: DataSource,
-    image_shape: Shape,
-    target: Target = DSP_TARGET,
-    output_names: Sequence[str] = (),
-) -> Graph:
-    """The layers between the data and the outputs (`find_outputs`), without weights yet.
-
-    Raises UserError that lists every layer that cannot be taken, or that no kernel can compute on the target.
-    """
-    outputs = find_outputs(prototxt, accuracy, source, output_names)
-    # The mean, which may not be there, comes after what the prototxt says.
-    data = input_layer(source, image_shape, np.zeros((1, 1, 1), np.float32))
-    parser = LayerParser.of(data, source.label)
-    problems = Problems()
-    messages = [(index, prototxt.layers[index]) for index in _ancestors(prototxt.layers, outputs.blobs)]
-    for index, message in messages:
+def _parse_layers(prototxt: Prototxt, outputs: Outputs, source: DataSource, data: Input, target: Target) -> LayerParser:
+    """The layers that the outputs depend on; raises UserError that lists all unsupported ones."""
+    parser, problems = LayerParser.of(data, source.label), Problems()
+    for index in _ancestors(prototxt.layers, outputs.blobs):
+        message = prototxt.layers[index]
         if not (message.name == source.layer and source.top in message.top):
             parser.take(message, not_supported(prototxt, index), problems)
     missing = [blob for blob in outputs.blobs if blob not in parser.written]
     if missing:
         raise UserError(f"'{prototxt.path}' has no layer that writes '{missing[0]}'")
-    ends = [*dict.fromkeys(parser.written[blob] for blob in outputs.blobs)]
     parser.look_for_kernels(target, problems)
     if source.shape not in ((), data.out_shape):
         fixed = [layer.name for layer in parser.layers if layer.flattens]
@@ -192,9 +176,28 @@ def parse_network(
             )
     if problems.found:
         raise UserError(str(problems))
+    return parser
+
+
+def parse_network(
+    prototxt: Prototxt,
+    accuracy: str,
+    source: DataSource,
+    image_shape: Shape,
+    target: Target = DSP_TARGET,
+    output_names: Sequence[str] = (),
+) -> Graph:
+    """The layers between the data and the outputs (`find_outputs`), without weights; `image_shape` is CHW.
+
+    Raises UserError that lists all layers that are not supported, or have no kernel on the target.
+    """
+    outputs = find_outputs(prototxt, accuracy, source, output_names)
+    # The mean file may be missing; problems of the prototxt are reported before that.
+    data = input_layer(source, image_shape, np.zeros((1, 1, 1), np.float32))
+    parser = _parse_layers(prototxt, outputs, source, data, target)
+    ends = [*dict.fromkeys(parser.written[blob] for blob in outputs.blobs)]
     layers = [input_layer(source, image_shape, source.mean(image_shape)), *parser.layers[1:]]
     left_out = [layer for layer in ends if layer.keeps_order and len(ends) == 1]
-    scores = frozenset(layer.inputs[0] for layer in left_out)
     names = [layer.inputs[0] if layer in left_out else layer.name for layer in ends]
     names = _weighted(layers, names, outputs)
     layers = _leading_to(layers, names)
@@ -202,18 +205,16 @@ def parse_network(
     vector = len(names) == 1 and math.prod(shape[1:]) == 1
     if outputs.labelled and not vector:
         raise UserError(f"'{outputs.blobs[0]}' has shape {shape}, allowed is one value for each class")
-    tops = {**parser.tops, outputs.name: outputs.tops}
-    bottoms = {**parser.bottoms, outputs.name: outputs.bottoms}
     return Graph(
-        prototxt.name,
-        mark_shared(layers, names),
-        {},
-        outputs.name,
-        tops,
-        bottoms,
+        name=prototxt.name,
+        layers=mark_shared(layers, names),
+        weights={},
+        accuracy=outputs.name,
+        tops={**parser.tops, outputs.name: outputs.tops},
+        bottoms={**parser.bottoms, outputs.name: outputs.bottoms},
         outputs=tuple(names),
         classifier=vector and outputs.classes,
-        scores=scores,
+        scores=frozenset(layer.inputs[0] for layer in left_out),
         top_k=tuple(k for k in outputs.top_k if k == 1 or k < math.prod(shape)),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt
 from caffe_to_cmsis_nn.data.source import SOURCES
 from caffe_to_cmsis_nn.errors import UserError
-from caffe_to_cmsis_nn.ops.base import Layer, Shape, UnsupportedLayer
+from caffe_to_cmsis_nn.ops.base import LARGEST_NETWORK, Layer, Shape, UnsupportedLayer
 from caffe_to_cmsis_nn.ops.identities import IDENTITIES
 from caffe_to_cmsis_nn.ops.moves import Move, Reshape
 from caffe_to_cmsis_nn.ops.registry import LAYERS, layer_class
@@ -69,6 +69,7 @@ class LayerParser:
     # image as it is.
     flat: dict[str, Layer] = field(default_factory=dict)
     guessed: set[str] = field(default_factory=set)  # blobs behind a layer that was declined
+    elements: int = 0  # of the outputs of layers but the input
 
     @classmethod
     def of(cls, data: Layer, label: str) -> LayerParser:
@@ -139,7 +140,7 @@ class LayerParser:
         """Whether all stays where it is, or an image becomes a vector, which is up to its readers."""
         if len(layer.out_shape) == 1 and len(layer.in_shape) == 3:
             return isinstance(layer, Reshape)
-        return layer.out_shape == layer.in_shape and layer.steps.nothing
+        return layer.out_shape == layer.in_shape and layer.loops.nothing
 
     def _same(self, message: Any) -> None:
         """A layer that changes nothing."""
@@ -163,6 +164,10 @@ class LayerParser:
     def _add(self, layer: Layer, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if any(layer.name == known.name for known in self.layers):
             raise UnsupportedLayer("a layer of the same name comes before it")
+        total = self.elements + layer.out_size
+        if total > LARGEST_NETWORK:
+            raise UnsupportedLayer(f"outputs of {total} elements up to here, allowed are {LARGEST_NETWORK} in all")
+        self.elements = total
         self.layers.append(layer)
         self.written[layer.blob] = layer
         self.tops[layer.name], self.bottoms[layer.name] = tuple(tops), tuple(bottoms)

@@ -35,13 +35,14 @@ class IntegerLayer:
 
     def constant_bytes(self, layer: Layer) -> int:
         """Of its arrays."""
-        names = CNames("", ("",), "", "", "", "")
+        names = CNames(prefix="", inputs=("",), output="", scratch="", weights="", bias="")
         return sum(array.bytes for array in self.kernel.arrays(layer, self.integers, names))
 
 
 def quantize_layer(layer: Layer, weights: Weights | None, formats: LayerFormats, target: Target) -> IntegerLayer:
     """One layer with its kernel and integers; raises UserError that names it where its shifts do not fit."""
     try:
+        layer.check_formats(formats)
         integers = layer.quantize(weights, formats)
     except UserError as error:
         raise UserError(f"layer '{layer.name}': {error}") from error

@@ -16,7 +16,7 @@ from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.ops.base import Layer, Weights
 
 
-def taker(graph: Graph, layers: Sequence[Layer]) -> Layer | None:
+def compensating_layer(graph: Graph, layers: Sequence[Layer]) -> Layer | None:
     """The layer that can take back factors of the channels that leave `layers`, which follow each other; or None.
 
     Nothing else may read what leaves any of them, and what follows the first must commute with factors.
@@ -37,16 +37,16 @@ def scaled(layer: Layer, weights: Weights, factors: np.ndarray) -> Weights:
     return layer.with_gain(w, factors).astype(np.float32), (b * factors).astype(np.float32)
 
 
-def rescaled(graph: Graph, layer: Layer, taker: Layer, factors: np.ndarray) -> Graph:
+def rescaled(graph: Graph, layer: Layer, compensating_layer: Layer, factors: np.ndarray) -> Graph:
     """The same network, with the output channels (C,) of a layer multiplied; the taker's weights are divided."""
-    taken, bias = graph.weights[taker.name]
+    taken, bias = graph.weights[compensating_layer.name]
     # O of each group, its C, and the windows' places or, of an inner product, the image's.
-    groups = getattr(taker, "group", 1)
+    groups = getattr(compensating_layer, "group", 1)
     by_channel = taken.reshape(groups, len(taken) // groups, -1)
     per_group = factors.reshape(len(by_channel), 1, -1)
     back = np.repeat(1 / per_group, by_channel.shape[2] // per_group.shape[2], axis=2)
     both = {
         layer.name: scaled(layer, graph.weights[layer.name], factors),
-        taker.name: ((by_channel * back).reshape(taken.shape).astype(np.float32), bias),
+        compensating_layer.name: ((by_channel * back).reshape(taken.shape).astype(np.float32), bias),
     }
     return replace(graph, weights={**graph.weights, **both})

@@ -17,7 +17,6 @@ from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 
 NO_LABEL = -1
-CHANNEL_ORDERS = ("bgr", "rgb")
 
 
 def _cropped(network: QuantizedNetwork, path: Path, images: np.ndarray) -> np.ndarray:

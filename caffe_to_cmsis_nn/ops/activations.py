@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's ReLU, Clip, Sigmoid and TanH, and the ReLU6 of branches."""
+"""Caffe's ReLU, Clip, Sigmoid and TanH, and ReLU6 from branches of Caffe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from caffe_to_cmsis_nn.ops.elementwise import Elementwise, Lookup
 from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import OWN, S8, Target
 
-Slope = float  # what negative inputs are multiplied with
+Slope = float  # the factor of negative inputs
 
 
 class ReLU(Elementwise):
@@ -43,19 +43,19 @@ class LeakyReLU(Elementwise):
 
     caffe_type = "ReLU"
     variant = "leaky"
-    floors = True
+    simulates_rounding = True
     homogeneous = True
 
     negative_slope: float = 0.01
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"negative_slope": message.relu_param.negative_slope}
 
     def check(self) -> None:
         if not 0 < abs(self.negative_slope) <= 1:
             raise UnsupportedLayer(
-                f"negative_slope {self.negative_slope:g}, allowed are -1 to 1: the output's format is the input's"
+                f"negative_slope {self.negative_slope:g}, allowed are -1 to 1, since the output has the input's format"
             )
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
@@ -81,7 +81,7 @@ class Clip(Elementwise):
     high: float = 6.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"low": message.clip_param.min, "high": message.clip_param.max}
 
     def check(self) -> None:
@@ -99,17 +99,17 @@ class Clip(Elementwise):
 
 
 class ReLU6(Clip):
-    """max(0, min(x, 6)), a layer of some branches of Caffe."""
+    """max(0, min(x, 6)); from branches of Caffe."""
 
     caffe_type = "ReLU6"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {}
 
 
 class _Curve(Elementwise):
-    floors = True
+    simulates_rounding = True
 
     def inherited(self, x: QFormat) -> QFormat:
         return QFormat(7)
@@ -164,7 +164,7 @@ class OwnClip(OwnLoop[LayerView, Bounds]):
 
 
 class OwnReLU(OwnLoop[LayerView, object], cmsis_q7.Relu):
-    """What arm_relu_q7 computes."""
+    """The same results as arm_relu_q7."""
 
     header = "clip_q7"
     libraries = (OWN,)
@@ -186,7 +186,7 @@ class OwnLeakyReLU(Lookup[Slope]):
 
 @dataclass(frozen=True)
 class OwnCurve(Lookup[IntWidth]):
-    """table[x >> (3 - int_width)], as the q7 library computes it; the s8 library has no curves of 8 bits."""
+    """The same results as arm_nn_activations_direct_q7; the s8 library has no 8-bit sigmoid or tanh."""
 
     libraries = (S8, OWN)
 

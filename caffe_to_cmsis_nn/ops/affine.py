@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's BatchNorm, Scale and Bias, which multiply and add a number to each channel.
+"""Caffe's BatchNorm, Scale and Bias, which apply gain * x + offset to each channel.
 
-Where they can, they go into the weights of the layer before."""
+If possible, they are folded into the weights of the layer before them.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +29,17 @@ from caffe_to_cmsis_nn.target import Target
 LARGEST_FACTOR = (1 << 15) - 1
 
 
-MOST_SHIFT = 20  # bits: products of 8 and 16 bits, and their rounding term, are exact in float32
+MOST_SHIFT = 20  # bits; products of 8 and 16 bits plus the rounding term are then exact in float32
 
 
-LARGEST_OFFSET = 1 << 30  # beyond, an output saturates whatever the input, and 32 bits overflow
+LARGEST_OFFSET = 1 << 30  # larger ones saturate every output, and overflow 32 bits
 
 
 def factors(factors: np.ndarray, lshift: int) -> tuple[np.ndarray, int]:
-    """Integers of 16 bits that stand for factors * 2**lshift, and the shift (bits) that products with them need.
+    """factors * 2**lshift as int16, and the right shift (bits) of products with them.
 
-    It is as large as it can be. A factor that 16 bits do not hold without it saturates every output but 0's.
+    The shift is as large as possible. A factor that does not fit into 16 bits saturates every output, except for inputs
+    of 0.
     """
     largest = float(np.abs(factors).max(initial=0)) or 1.0
     shift = min(max(math.floor(math.log2(LARGEST_FACTOR / largest)) - lshift, 0), MOST_SHIFT)
@@ -47,7 +49,7 @@ def factors(factors: np.ndarray, lshift: int) -> tuple[np.ndarray, int]:
 
 @dataclass(frozen=True, eq=False)
 class Gains:
-    """clamp((x * gain + offset) >> rshift) for each channel: int16 and int32 (C,); offsets round."""
+    """clamp((x * gain + offset) >> rshift) per channel; gains int16 (C,), offsets int32 (C,) with rounding term."""
 
     gains: np.ndarray
     offsets: np.ndarray
@@ -55,21 +57,21 @@ class Gains:
 
     @classmethod
     def fit(cls, gain: np.ndarray, offset: np.ndarray, x: int, y: int) -> Gains:
-        """For gain * x + offset (C,), with so many fraction bits of inputs and outputs."""
+        """The integers for gain * x + offset (C,); `x` and `y` are the fraction bits of input and output."""
         gains, rshift = factors(gain, y - x)
         offsets = np.rint(np.ldexp(offset.astype(np.float64), y + rshift)) + (1 << rshift >> 1)
         return cls(gains, np.clip(offsets, -LARGEST_OFFSET, LARGEST_OFFSET).astype(np.int32), rshift)
 
 
 class Affine(Layer):
-    """gain * x + offset for each channel; `load` gives the two, float64 (channels,)."""
+    """gain * x + offset for each channel; `load` returns both, float64 (C,)."""
 
     folds = True
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     def holds(self, gain: np.ndarray, offset: np.ndarray) -> bool:
-        """Whether trained blobs can make Caffe's layer compute that."""
+        """Whether Caffe's layer can compute gain * x + offset (C,) with suitable blobs."""
         raise NotImplementedError
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
@@ -83,7 +85,7 @@ class Affine(Layer):
         return Gains.fit(*weights, formats.x.fraction_bits, formats.y.fraction_bits)
 
     def neutral(self, offset: np.ndarray) -> list[np.ndarray] | None:
-        """Trained blobs with which Caffe's layer computes x + offset; None where it cannot."""
+        """Blobs with which Caffe's layer computes x + offset, or None if it cannot."""
         gain = np.ones_like(offset)
         return self.blobs((gain, offset)) if self.holds(gain, offset) else None
 
@@ -95,9 +97,9 @@ def _each_channel(param: Any) -> None:
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm(Affine):
-    """(x - mean) / sqrt(variance + eps), from sums that the third blob divides (Caffe's batch_norm_layer.cpp).
+    """(x - mean) / sqrt(variance + eps); the third blob divides the stored sums (batch_norm_layer.cpp).
 
-    With NVCaffe's scale_bias, a trained gain and offset follow.
+    NVCaffe's scale_bias adds a trained gain and offset.
     """
 
     caffe_type = "BatchNorm"
@@ -106,7 +108,7 @@ class BatchNorm(Affine):
     scale_bias: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.batch_norm_param
         if param.HasField("use_global_stats") and not param.use_global_stats:
             raise UnsupportedLayer(
@@ -121,7 +123,7 @@ class BatchNorm(Affine):
     def load(self, blobs: Sequence[np.ndarray]) -> Weights:
         mean, variance, factor, *line = (blob.astype(np.float64) for blob in blobs)
         unit = 1 / factor if factor[0] != 0 else 0 * factor
-        with np.errstate(all="ignore"):  # what is no number is refused where it is folded
+        with np.errstate(all="ignore"):  # folding rejects NaN and infinity
             gain = 1 / np.sqrt(variance * unit + self.eps)
         offset = -mean * unit * gain
         return (gain * line[0], offset * line[0] + line[1]) if line else (gain, offset)
@@ -138,14 +140,14 @@ class BatchNorm(Affine):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Affine):
-    """A trained gain, and a trained offset where there is a bias_term."""
+    """A trained gain, and with bias_term a trained offset."""
 
     caffe_type = "Scale"
 
     bias_term: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         _each_channel(message.scale_param)
         return {"bias_term": message.scale_param.bias_term}
 
@@ -174,7 +176,7 @@ class Bias(Affine):
     caffe_type = "Bias"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         _each_channel(message.bias_param)
         return {}
 
@@ -198,12 +200,12 @@ def bias(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
 
 
 def by_channel(values: np.ndarray, layer: LayerView) -> np.ndarray:
-    """(C,) as (C, 1, 1) where the layer has images."""
+    """(C,) as (C, 1, 1) if the layer's output is an image."""
     return values.astype(np.float64).reshape(-1, *[1] * (len(layer.out_shape) - 1))
 
 
 class ChannelLoop(OwnLoop[LayerView, I_contra]):
-    """A number of 16 bits for each channel; rounded half up and saturated."""
+    """A kernel with an int16 factor per channel; rounds half up and saturates."""
 
     promises_in_place = True
 

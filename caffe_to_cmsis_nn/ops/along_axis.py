@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers and loops that go along one axis of a blob."""
+"""Base classes of layers and kernels that work along one axis of a blob."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from caffe_to_cmsis_nn.ops.base import Layer, OwnLoop, Shape, UnsupportedLayer
 
 
 def axis_of(param: Any, shape: Shape, name: str = "axis") -> int:
-    """The axis of a blob without the batch's, from Caffe's number, which counts from the end where it is negative."""
+    """The axis, not counting the batch axis, for a Caffe field; negative values count from the end."""
     axis: int = getattr(param, name)
     found = axis - 1 if axis >= 0 else axis + len(shape)
     if not 0 <= found < len(shape):
@@ -25,7 +25,7 @@ def axis_of(param: Any, shape: Shape, name: str = "axis") -> int:
 class AlongAxis(Layer):
     any_rank = True
 
-    axis: int = 0  # without the batch's
+    axis: int = 0  # not counting the batch axis
 
     def check(self) -> None:
         if self.axis >= len(self.in_shape):
@@ -37,9 +37,9 @@ A_contra = TypeVar("A_contra", bound=AlongAxis, contravariant=True)
 
 class AxisLoop(OwnLoop[A_contra, I_contra]):
     def _lines(self, layer: A_contra, c: CNames) -> tuple[str, str, str]:
-        """C's loops over the input; of channels, which a row holds all of, `PIXELS` says how many stretches."""
+        """C expressions for `lines` of the input; along channels, PIXELS may replace the number of stretches."""
         stretches, count, distance = map(str, lines(layer.in_shape, layer.axis))
         return c.replaced.get("PIXELS", stretches) if layer.axis == 0 else stretches, count, distance
 
 
-MOST_REDUCED = 1 << 17  # elements, so that sums of squares stay within 32 bits
+MOST_REDUCED = 1 << 17  # elements; sums of their squares fit into 32 bits

@@ -17,14 +17,14 @@ from caffe_to_cmsis_nn.ops.base import Shape, UnsupportedLayer, Weights, compute
 from caffe_to_cmsis_nn.qformat import INT8_MAX, QFormat
 from caffe_to_cmsis_nn.target import Target
 
-MOST_PLACES = 1 << 16  # beside 8 bits of a value, in 32
+MOST_PLACES = 1 << 16  # a place and an 8-bit value fit into 32 bits
 
 
 @dataclass(frozen=True, eq=False)
 class ArgMax(AlongAxis):
-    """The places of the top_k largest along an axis, integers up to 127, or with out_max_val their values.
+    """The indices (at most 127) of the top_k largest elements along an axis, or with out_max_val their values.
 
-    Of equal ones, the last comes first.
+    Of equal elements, the last comes first.
     """
 
     caffe_type = "ArgMax"
@@ -33,7 +33,7 @@ class ArgMax(AlongAxis):
     out_max_val: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param, shape = message.argmax_param, in_shapes[0]
         if not param.HasField("axis") and (math.prod(shape) > shape[0] or param.out_max_val):
             raise UnsupportedLayer(f"no axis with out_max_val {param.out_max_val} and an input of shape {shape}")
@@ -60,7 +60,7 @@ class ArgMax(AlongAxis):
 
 
 def largest(g: OnnxGraph, x: str, layer: ArgMax) -> str:
-    """Of a blob in Caffe's order; ONNX's TopK takes the first of equal ones, and so gets them from the last on."""
+    """ArgMax of a blob in Caffe's order; reverses the axis, since ONNX's TopK prefers the first of equal elements."""
     axis, count = layer.axis + 1, layer.in_shape[layer.axis]
     backwards = g.add("Gather", x, np.arange(count)[::-1], axis=axis)
     values, places = g.add_all(2, "TopK", backwards, np.array([layer.top_k]), axis=axis)
@@ -68,7 +68,7 @@ def largest(g: OnnxGraph, x: str, layer: ArgMax) -> str:
 
 
 class OwnArgMax(AxisLoop[ArgMax, object]):
-    """The largest elements or their places, the largest first; of equal ones the last comes first, as in Caffe."""
+    """The largest elements or their indices, the largest first; of equal ones, the last comes first, as in Caffe."""
 
     header = "argmax_q7"
 

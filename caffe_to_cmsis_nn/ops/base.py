@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every Caffe layer has: its shapes, cost, float computation, macros, and the kernels that can compute it.
+"""The base class of layers: shapes, cost, float computation, macros, and the kernels that can compute the layer.
 
 Shapes are Caffe's without the batch axis: (channels, height, width) or (features,).
 """
@@ -30,28 +30,32 @@ Shape = tuple[int, ...]
 Weights = tuple[np.ndarray, np.ndarray]  # OIHW or (rows, columns), and the bias (O,); float32
 
 
+# Elements of a layer's output and weights, and of a network's outputs together; no device holds so many.
+LARGEST_OUTPUT, LARGEST_WEIGHTS, LARGEST_NETWORK = 1 << 25, 1 << 27, 1 << 28
+
+
 class UnsupportedLayer(UserError):
-    """A layer that the tool cannot take; the message is the reason alone."""
+    """A layer that is not supported; the message is only the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer: its name, the layers whose outputs it reads, their shapes, and the Caffe blob that it writes."""
+    """One layer: its name, the layers that it reads, their output shapes, and the Caffe blob that it writes."""
 
     caffe_type: ClassVar[str]
-    other_types: ClassVar[tuple[str, ...]] = ()  # what branches of Caffe call it
-    variant: ClassVar[str] = ""  # which of Caffe's operations, where a type has several
+    other_types: ClassVar[tuple[str, ...]] = ()  # its types in branches of Caffe
+    variant: ClassVar[str] = ""  # tells operations of one Caffe type apart
     kernels: ClassVar[tuple[AnyKernel, ...]] = ()  # see computed_by
     weighted: ClassVar[bool] = False
-    own_format: ClassVar[bool] = False  # the output's Q-format is chosen, not inherited from the input
+    own_format: ClassVar[bool] = False  # the output's Q-format is searched for, not inherited from the input
     most_inputs: ClassVar[int] = 1
-    elementwise: ClassVar[bool] = False  # the order of the data does not matter
-    flattens: ClassVar[bool] = False  # takes an image for the vector that it is in Caffe's order
-    sums_windows: ClassVar[bool] = False  # with one row of weights for each output, whose input is a window or all
-    folds: ClassVar[bool] = False  # goes into the weights of the layer before it
-    homogeneous: ClassVar[bool] = False  # a channel that is so many times as large leaves it so many times as large
-    probabilities: ClassVar[bool] = False  # its outputs are a softmax's
-    floors: ClassVar[bool] = False  # the original's simulation puts the output on its grid
+    elementwise: ClassVar[bool] = False  # the order of the elements does not matter
+    flattens: ClassVar[bool] = False  # reads an image as a vector in Caffe's order
+    sums_windows: ClassVar[bool] = False  # has one row of weights per output, applied to a window or to the whole input
+    folds: ClassVar[bool] = False  # can be folded into the weights of the layer before it
+    homogeneous: ClassVar[bool] = False  # scaling an input channel by a positive factor scales the output equally
+    probabilities: ClassVar[bool] = False  # the outputs come from a softmax
+    simulates_rounding: ClassVar[bool] = False  # the original tool's simulation rounds the output to its format
     any_rank: ClassVar[bool] = False  # takes more than vectors and images
 
     name: str
@@ -63,27 +67,32 @@ class Layer:
     @final
     @classmethod
     def parse(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Self:
-        """From a LayerParameter; raises UnsupportedLayer where the layer asks for what cannot be done."""
-        layer = cls(message.name, inputs, message.top[0], in_shapes, **cls.options(message, in_shapes))
+        """The layer of a LayerParameter; raises UnsupportedLayer."""
+        layer = cls(message.name, inputs, message.top[0], in_shapes, **cls.read_fields(message, in_shapes))
         layer.verify()
         return layer
 
     @classmethod
     def parse_all(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Sequence[Layer]:
-        """The layers that a LayerParameter stands for: one, except that some have one for each top."""
+        """The layers of a LayerParameter: usually one, for some types one per top; raises UnsupportedLayer."""
         return [cls.parse(message, inputs, in_shapes)]
 
     @final
     def verify(self) -> None:
-        """Raises UnsupportedLayer where the layer cannot take its inputs, or where its fields make no sense."""
+        """Raises UnsupportedLayer if the layer's inputs or fields are invalid."""
         odd = [shape for shape in self.in_shapes if len(shape) not in (1, 3)]
         if odd and not self.any_rank:
             raise UnsupportedLayer(f"its input has shape {odd[0]}, allowed are images and vectors")
         self.check()
+        if self.out_size > LARGEST_OUTPUT:
+            raise UnsupportedLayer(f"its output of shape {self.out_shape}, allowed are {LARGEST_OUTPUT} elements")
+        weights = sum(map(math.prod, self.weight_shapes()))
+        if weights > LARGEST_WEIGHTS:
+            raise UnsupportedLayer(f"{weights} weights, allowed are {LARGEST_WEIGHTS}")
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
-        """The fields of the layer's own type, from a LayerParameter; raises UnsupportedLayer as `parse` does."""
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        """The fields specific to the layer's type, from a LayerParameter; raises UnsupportedLayer."""
         return {}
 
     @property
@@ -96,7 +105,7 @@ class Layer:
 
     @property
     def out_size(self) -> int:
-        """Elements of the output, for one image."""
+        """The number of elements in the output, for one image."""
         return math.prod(self.out_shape)
 
     @property
@@ -105,7 +114,7 @@ class Layer:
 
     @property
     def keeps_order(self) -> bool:
-        """Whether it may be left out at the end of a network: what is the largest stays the largest."""
+        """Whether the layer can be left out at the end of a classifier, since the largest output stays the largest."""
         return False
 
     @property
@@ -114,46 +123,56 @@ class Layer:
         return 0
 
     def trimmed(self, integers: Any, rows: bool = True, columns: bool = True) -> tuple[Layer, Any]:
-        """The layer and what it holds without zeros at the edges of its windows; the same where there are none."""
+        """The layer and its integers without rows and columns of zero weights at the edges of its windows."""
         return self, integers
 
     def joined(self, first: Layer) -> Layer | None:
-        """One layer that does what `first` and then this one do; None where there is none."""
+        """A single layer equal to `first` followed by this one, or None."""
         return None
 
     def check(self) -> None:
-        """Raises UnsupportedLayer where fields, from a prototxt or a pickle, make no sense."""
+        """Raises UnsupportedLayer for invalid fields, which may come from a prototxt or a pickle."""
 
     def weight_shapes(self) -> tuple[Shape, ...]:
-        """Shapes of the trained blobs; the bias, where there is one, comes second."""
+        """The shapes of the trained blobs; the bias, if any, comes second."""
         return ()
 
     def load(self, blobs: Sequence[np.ndarray]) -> Weights:
-        """What the trained blobs, in the shapes asked for, mean to this tool."""
+        """Weights and bias from the trained blobs, which have the shapes `weight_shapes`."""
         raise NotImplementedError
 
     def with_gain(self, weights: np.ndarray, gain: np.ndarray) -> np.ndarray:
-        """The weights with which each output (O,) is `gain` times as large."""
+        """Weights that scale each output by its gain (O,)."""
         return weights * gain.reshape(-1, *[1] * (weights.ndim - 1))
 
     def blobs(self, weights: Weights) -> list[np.ndarray]:
-        """What `load` has made its weights of, where the layer is no weighted one."""
+        """The trained blobs for these weights, the inverse of `load`; for layers that are not `weighted`."""
         raise NotImplementedError
 
     def inherited(self, x: QFormat) -> QFormat:
-        """The output's format where it is not chosen."""
+        """The output's format, if it follows from the input's."""
         return x
 
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """The fraction bits that the kernels can take, fewest and most, given those of all inputs."""
+        """The fewest and most fraction bits that an input may have, given the formats of all inputs."""
         return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """The fraction bits that the kernels can give, fewest and most, where the format is chosen."""
+        """The fewest and most fraction bits that the output may have, if it has its own format."""
         return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
 
+    @final
+    def check_formats(self, formats: LayerFormats) -> None:
+        """Raises UserError where the kernels cannot take the inputs' formats, or give the output's."""
+        limits = [("input", x, self.input_limits(formats.inputs)) for x in formats.inputs]
+        if self.own_format and formats.y:
+            limits.append(("output", formats.y, self.output_limits(formats.inputs)))
+        for what, q, (low, high) in limits:
+            if not low <= q.fraction_bits <= high:
+                raise UserError(f"its {what} has {q.fraction_bits} fraction bits, allowed are {low} to {high}")
+
     def kernel_for(self, target: Target, weight_bits: int = 8) -> AnyKernel:
-        """The first kernel that can compute the layer with such weights; raises UserError where there is none."""
+        """The first kernel that supports the layer and its weights; raises UserError if there is none."""
         return base.choose(self.kernels, self, target, weight_bits)
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
@@ -161,13 +180,13 @@ class Layer:
         raise NotImplementedError
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> object:
-        """What the layer's kernel holds as integers; None where it holds nothing."""
+        """The integer parameters of the layer's kernel, or None if it has none."""
         return None
 
     def defines(self) -> dict[str, int]:
-        """The layer's macros in parameter.h without its prefix, named as the original tool names them.
+        """The layer's macros in parameter.h, without its prefix; names are those of the original tool.
 
-        One macro for an equal height and width, else _X for the width and _Y for the height.
+        Equal height and width share a macro; otherwise _X is the width and _Y the height.
         """
         if len(self.out_shape) != 3:
             return {"OUT_DIM": self.out_size}
@@ -176,12 +195,12 @@ class Layer:
         return {"OUT_CH": channels, **sides}
 
     def describe(self) -> str:
-        """The layer's sizes in a few characters."""
+        """The layer's sizes as a short text."""
         return "x".join(map(str, self.out_shape))
 
 
 class OwnLoop(Kernel[L_contra, I_contra]):
-    """One of our own C functions, in a header of its operator; it rounds half up, whatever the target."""
+    """A C function of this tool, in its operator's header; it rounds half up, whatever the target's rounding."""
 
     source = "templates/ops/{}.h"
     header: ClassVar[str]
@@ -192,7 +211,7 @@ class OwnLoop(Kernel[L_contra, I_contra]):
 
 
 class _Computable(Protocol[L_co, I_co]):
-    """A class of layers that are an L and hold an I."""
+    """A class of layers that satisfy L and quantize to I."""
 
     kernels: ClassVar[tuple[AnyKernel, ...]]
 
@@ -203,8 +222,8 @@ class _Computable(Protocol[L_co, I_co]):
 
 
 def computed_by(cls: type[_Computable[L, I]], *kernels: Kernel[L, I]) -> None:
-    """Gives a class of layers its kernels, the fastest first; before them, those for weights of fewer bits.
+    """Registers the kernels of a class of layers: those for narrower weights first, then the fastest first.
 
-    mypy proves that each takes these layers, and what they hold as integers.
+    mypy checks that each kernel takes these layers and their integers.
     """
     cls.kernels = kernels

@@ -22,22 +22,22 @@ from caffe_to_cmsis_nn.ops.eltwise import Merged
 from caffe_to_cmsis_nn.qformat import LayerFormats
 from caffe_to_cmsis_nn.target import Target
 
-Rescalings = tuple[int, ...]  # shifts to the right of each input, bits
+Rescalings = tuple[int, ...]  # the right shift of each input, bits
 
 
-MOST_RESCALING = 8  # bits; further shifts of 8 bits change nothing
+MOST_RESCALING = 8  # bits; larger shifts of an int8 have the same result
 
 
 @dataclass(frozen=True, eq=False)
 class Concat(Merged):
-    """The inputs one after the other along an axis."""
+    """Concatenates the inputs along an axis."""
 
     caffe_type = "Concat"
 
-    axis: int = 0  # without the batch's
+    axis: int = 0  # not counting the batch axis
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.concat_param
         return {"axis": axis_of(param, in_shapes[0], "concat_dim" if param.HasField("concat_dim") else "axis")}
 
@@ -49,7 +49,7 @@ class Concat(Merged):
         super().check()
 
     def _common(self, shape: Shape) -> Shape:
-        """All but the extents along the axis."""
+        """The shape without the extent along the axis."""
         known = super()._common(shape) if self.axis == 0 else shape
         return (*known[: self.axis], 0, *known[self.axis + 1 :])
 
@@ -72,20 +72,20 @@ class Concat(Merged):
 
 
 def rescaling(rshift: int) -> int:
-    """A shift to the right (bits, negative to the left) that does the same to every int8, and that C allows."""
+    """An equivalent right shift of an int8 that is valid in C (bits; negative values shift left)."""
     return min(max(rshift, -MOST_RESCALING), MOST_RESCALING)
 
 
 class OwnConcat(OwnLoop[Concat, Rescalings]):
-    """Each input, shifted to the output's format and saturated, goes to its channels of every pixel.
+    """Copies each input, shifted to the output's format and saturated, to its channels of every pixel.
 
-    Along another axis, what neighbours in memory takes the channels' place.
+    Along another axis, it copies stretches of memory instead of channels.
     """
 
     header = "concat_q7"
 
     def row_form(self, layer: Concat, target: Target) -> RowForm | None:
-        """A row has all channels of its cells."""
+        """Along channels only: a row holds all channels of its cells."""
         return RowForm(self) if layer.axis == 0 else None
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Concat, integers: Rescalings, target: Target) -> str:

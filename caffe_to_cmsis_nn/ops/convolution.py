@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's Convolution (conv_layer.cpp), dilated and depthwise, too."""
+"""Caffe's Convolution (conv_layer.cpp), including dilated and depthwise ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.onnx_windows import (
     convolution_attributes,
     crop,
-    reach,
+    dilated_kernel_size,
 )
 from caffe_to_cmsis_nn.ops.base import Layer, Shape, UnsupportedLayer, Weights, computed_by
 from caffe_to_cmsis_nn.ops.weighted import Packed, Weighted, WeightedLoop
@@ -40,44 +40,47 @@ DEPTHWISE = ("ConvolutionDepthwise", "DepthwiseConvolution")
 
 
 def _groups(message: Any, channels: int) -> int:
-    """Of a convolution; types for one group for each channel do not need the field."""
+    """A convolution's number of groups; depthwise types do not need the field."""
     group: int = message.convolution_param.group
     if message.type not in DEPTHWISE:
         return group
     if group not in (1, channels):
-        raise UnsupportedLayer(f"group {group}, allowed are as many groups as channels, {channels}")
+        raise UnsupportedLayer(f"group {group}, allowed is the number of channels, {channels}")
     return channels
 
 
 @dataclass(frozen=True, eq=False)
 class Grouped(Windowed, Weighted):
-    """What Caffe's ConvolutionParameter says."""
+    """A layer with Caffe's ConvolutionParameter."""
 
     num_output: int = 1
     group: int = 1
     bias_term: bool = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.convolution_param
         spatial(in_shapes[0])
         if param.axis != 1:
             raise UnsupportedLayer(f"axis {param.axis}, allowed is 1")
         if param.num_output < 1:
             raise UnsupportedLayer("num_output is missing")
-        group = _groups(message, in_shapes[0][0])
-        if group < 1 or in_shapes[0][0] % group or param.num_output % group:
-            raise UnsupportedLayer(
-                f"group {group} does not divide {in_shapes[0][0]} inputs and {param.num_output} outputs"
-            )
         return {
             "window": height_and_width("kernel_size", param.kernel_size, param, "kernel", None),
             "stride": height_and_width("stride", param.stride, param, "stride", 1),
             "pad": height_and_width("pad", param.pad, param, "pad", 0),
             "num_output": param.num_output,
-            "group": group,
+            "group": _groups(message, in_shapes[0][0]),
             "bias_term": param.bias_term,
         }
+
+    def check(self) -> None:
+        spatial(self.in_shape)
+        if self.group < 1 or self.in_shape[0] % self.group or self.num_output % self.group:
+            raise UnsupportedLayer(
+                f"group {self.group} does not divide {self.in_shape[0]} inputs and {self.num_output} outputs"
+            )
+        super().check()
 
     def defines(self) -> dict[str, int]:
         sizes = {"IN_CH": self.in_shape[0], "OUT_CH": self.num_output, **window_defines(self)}
@@ -86,7 +89,7 @@ class Grouped(Windowed, Weighted):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Grouped):
-    """The output size rounds down. The types of branches have as many groups as channels."""
+    """Convolution; the output size is rounded down. The types from branches of Caffe are depthwise."""
 
     caffe_type = "Convolution"
     other_types = DEPTHWISE
@@ -94,7 +97,7 @@ class Convolution(Grouped):
 
     @property
     def out_shape(self) -> Shape:
-        sizes = zip(self.in_shape[1:], reach(self), self.stride, self.pad)
+        sizes = zip(self.in_shape[1:], dilated_kernel_size(self), self.stride, self.pad)
         return self.num_output, *((d + 2 * p - k) // s + 1 for d, k, s, p in sizes)
 
     def weight_shapes(self) -> tuple[Shape, ...]:
@@ -107,7 +110,7 @@ class Convolution(Grouped):
         return crop(g, g.add("Conv", xs[0], *weights, group=self.group, **attributes), self)
 
     def trimmed(self, integers: Any, rows: bool = True, columns: bool = True) -> tuple[Layer, Any]:
-        """Some converters make such zeros of a padding that differs on both sides: above and below, left and right."""
+        """Some converters write such zeros to get a padding that differs above and below, or left and right."""
         weights = integers.weights
         every = slice(None)
         used_rows = _used(weights.any(axis=(0, 1, 3)), self.pad[0]) if rows else every
@@ -123,7 +126,7 @@ class Convolution(Grouped):
 
 @dataclass(frozen=True, eq=False)
 class _Trimmed(Convolution):
-    """Its output is what it was."""
+    """A convolution with trimmed windows and an unchanged output."""
 
     full_shape: tuple[int, ...] = ()
 
@@ -133,23 +136,23 @@ class _Trimmed(Convolution):
 
 
 def _used(nonzero: np.ndarray, pad: int) -> slice:
-    """What is left of an axis of the window; at its begin, only padding can be left out."""
+    """The part of a window's axis to keep; at the start, at most the padding can be cut off."""
     used = np.flatnonzero(nonzero)
     return slice(min(int(used[0]), pad), int(used[-1]) + 1) if used.size else slice(0, len(nonzero))
 
 
 @dataclass(frozen=True, eq=False)
 class DilatedConvolution(Convolution):
-    """With dilation: windows take every second row or column, or fewer."""
+    """Convolution with dilation."""
 
     variant = "dilated"
 
     dilation: tuple[int, int] = (1, 1)
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
-        """Along an axis in which a window has one cell, dilation means nothing."""
-        options = super().options(message, in_shapes)
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        """Ignores dilation along an axis where the window has one cell."""
+        options = super().read_fields(message, in_shapes)
         dilation = along_axes("dilation", message.convolution_param.dilation) or (1, 1)
         along = tuple(d if k > 1 else min(d, 1) for k, d in zip(options["window"], dilation))
         return {**options, "dilation": along}
@@ -162,7 +165,7 @@ class DilatedConvolution(Convolution):
         super().check()
 
     def trimmed(self, integers: Any, rows: bool = True, columns: bool = True) -> tuple[Layer, Any]:
-        """There are cells between those of its windows."""
+        """Dilated windows are not trimmed."""
         return self, integers
 
     def defines(self) -> dict[str, int]:
@@ -178,34 +181,34 @@ def convolution(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
     return Convolution if set(message.convolution_param.dilation) <= {1} else DilatedConvolution
 
 
-AT_ONCE = 3  # pixels of a convolution whose sums fit into a core's registers, for two outputs
+AT_ONCE = 3  # pixels; with two outputs each, their sums fit into a core's registers
 
 
 @dataclass(frozen=True)
 class Strip:
-    """How a convolution's image columns lie in its scratch memory."""
+    """The layout of a convolution's image columns in its scratch memory."""
 
-    column: int  # elements of an image column in a window, in words
+    column: int  # elements in a window's column, rounded up to whole words
     pitch: int  # columns from one window to the next
-    room: int  # columns
-    at_once: int  # windows
-    window: int  # columns
+    room: int  # columns that fit into the strip
+    at_once: int  # windows computed together
+    window: int  # columns in a window
 
     @property
     def length(self) -> int:
-        """Elements that are multiplied, in blocks of four."""
+        """Elements in a window, rounded up to blocks of four."""
         return 4 * math.ceil(self.window * self.column / 4)
 
 
 class OwnConvolution(WeightedLoop[Convolution], WindowLoop[Convolution, Integers]):
-    """Convolutions in groups; a strip of image columns as 16-bit numbers, in which each window is one piece."""
+    """Grouped convolutions; scratch memory holds a strip of image columns as int16, where each window is contiguous."""
 
     header = "convolution_q7"
-    libraries: ClassVar[tuple[Library, ...]] = (Q7, OWN)  # Arm's q7 kernels have one group, or as many as channels
+    libraries: ClassVar[tuple[Library, ...]] = (Q7, OWN)  # Arm's q7 kernels take one group, or one per channel
     trims = True
 
     def plan(self, layer: Convolution) -> Strip:
-        """Room for three windows, or as many columns as fill the two windows that Arm's kernels have."""
+        """Room for three windows, or as much as the two windows of Arm's kernels take."""
         (height, width), pixels = layer.window, layer.out_shape[2]
         cells = height * layer.in_shape[0] // layer.group
         column = 2 * math.ceil(cells / 2)
@@ -214,7 +217,7 @@ class OwnConvolution(WeightedLoop[Convolution], WindowLoop[Convolution, Integers
         return Strip(column, pitch, min(max(least, 2 * width * cells // column), most), at_once, width)
 
     def scratch_bytes(self, layer: Convolution, target: Target) -> int:
-        """The strip, and what is read of the last window's last block."""
+        """The strip, and the bytes that the last window's last block reads past it."""
         strip = self.plan(layer)
         return 2 * (strip.room * strip.column + strip.length - strip.window * strip.column)
 
@@ -238,11 +241,11 @@ class OwnConvolution(WeightedLoop[Convolution], WindowLoop[Convolution, Integers
         return [*sizes, c.weights, self._bits, f"&{c.variable('out_scaling')}", *strip]
 
     def work(self, layer: Convolution) -> Work | None:
-        """Blocks of two outputs of up to three pixels."""
+        """Counts blocks of two outputs of up to three pixels."""
         plan, narrow = self.plan(layer), self.weight_bits == 4
         full, rest = divmod(layer.out_shape[2], plan.at_once)
         pairs = layer.group * layer.out_shape[1] * math.ceil(layer.out_shape[0] / layer.group / 2)
-        widening = 5 + 3 * narrow  # three instructions make two words of eight weights of 4 bits
+        widening = 5 + 3 * narrow  # three instructions unpack eight 4-bit weights into two words
         inner = full * steps_of_four(plan.length // 4, widening + 5 * plan.at_once)
         inner += steps_of_four(plan.length // 4, widening + 5 * rest) if rest else 0
         groups = layer.out_shape[1] * (full + (rest > 0)) * layer.group
@@ -260,7 +263,7 @@ class OwnConvolution(WeightedLoop[Convolution], WindowLoop[Convolution, Integers
 
 
 class OwnDilatedConvolution(OwnConvolution):
-    """Each window has columns of its own in the strip, where it skips some of the image's."""
+    """Dilated convolutions; windows that skip columns do not share columns in the strip."""
 
     def plan(self, layer: Convolution) -> Strip:
         plan, width = super().plan(layer), layer.window[1]
@@ -271,7 +274,7 @@ class OwnDilatedConvolution(OwnConvolution):
 
 
 class OwnDepthwise(OwnConvolution):
-    """As many groups as input and output channels; no scratch memory."""
+    """Depthwise convolutions with one output per channel; no scratch memory."""
 
     header = "depthwise_q7"
     libraries: ClassVar[tuple[Library, ...]] = (OWN,)
@@ -298,15 +301,15 @@ class OwnDepthwise(OwnConvolution):
 
 
 class PackedConvolution(Packed[Convolution], OwnConvolution):
-    """Weights of 4 bits."""
+    """With 4-bit weights."""
 
 
 class PackedDilatedConvolution(Packed[Convolution], OwnDilatedConvolution):
-    """Weights of 4 bits."""
+    """With 4-bit weights."""
 
 
 class PackedDepthwise(Packed[Convolution], OwnDepthwise):
-    """Weights of 4 bits."""
+    """With 4-bit weights."""
 
     def layout(self, weights: np.ndarray, layer: Convolution) -> np.ndarray:
         return weight_layouts.nibbles_of_taps(self._taps(weights))
@@ -327,11 +330,11 @@ _FAST = (
 _WRAPPED = (needs.pixels_within_image, needs.indexable, needs.short_image_column)
 
 
-_COLUMNS = (needs.one_channel_groups, needs.padding_within_kernel, *_CONVOLUTION)  # a depthwise window at a time
+_COLUMNS = (needs.one_channel_groups, needs.padding_within_kernel, *_CONVOLUTION)
 
 
-# Rows of kernels for squares alone are computed by their nonsquare siblings; for three channels by our own convolution,
-# since the sibling takes half as many instructions again.
+# A kernel for square images computes rows with its nonsquare sibling. For three channels, this tool's convolution does,
+# since that sibling takes 50 % more instructions.
 _OWN = OwnConvolution("convolve_q7", _CONVOLUTION)
 _FAST_ROWS = cmsis_q7.Convolution("arm_convolve_HWC_q7_fast_nonsquare", _FAST, nonsquare=True, unchecked_rows=True)
 _DEPTHWISE_ROWS = cmsis_q7.Depthwise(

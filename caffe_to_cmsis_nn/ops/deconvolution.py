@@ -32,19 +32,16 @@ from caffe_to_cmsis_nn.target import Target
 
 @dataclass(frozen=True, eq=False)
 class Deconvolution(Grouped):
-    """Each pixel adds its products with a window of weights to the output, `stride` cells apart (deconv_layer.cpp).
-
-    Weights are (inputs, outputs of a group, height, width).
-    """
+    """Transposed convolution; weights are (inputs, outputs of a group, height, width) (deconv_layer.cpp)."""
 
     caffe_type = "Deconvolution"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         dilation = list(message.convolution_param.dilation)
         if set(dilation) - {1}:
             raise UnsupportedLayer(f"dilation {dilation}, allowed is 1")
-        return super().options(message, in_shapes)
+        return super().read_fields(message, in_shapes)
 
     @property
     def out_shape(self) -> Shape:
@@ -53,7 +50,7 @@ class Deconvolution(Grouped):
 
     @property
     def macs(self) -> int:
-        """Each weight is used once for each pixel of the input."""
+        """Each weight is used once per input pixel."""
         return math.prod(self.in_shape[1:]) * math.prod(self.weight_shapes()[0])
 
     def weight_shapes(self) -> tuple[Shape, ...]:
@@ -72,13 +69,13 @@ class Deconvolution(Grouped):
 
 
 class OwnDeconvolution(ShiftingKernel[Deconvolution], WindowLoop[Deconvolution, Integers]):
-    """Transposed convolutions in groups, which no library has; beside all of them, since the bias has 32 bits."""
+    """Grouped transposed convolutions; used beside all libraries, so the bias has 32 bits."""
 
     header = "deconvolution_q7"
     limits = True
 
     def row_form(self, layer: Deconvolution, target: Target) -> RowForm | None:
-        """Its windows lie on the output."""
+        """Not supported: windows lie on the output, not on the input."""
         return None
 
     def layout(self, weights: np.ndarray, layer: Deconvolution) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What layers that compute each element alone have in common, and their table of 256 outputs."""
+"""Base classes of elementwise layers and of kernels that look up their outputs in a table."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Elementwise(Layer):
     elementwise = True
     any_rank = True
 
-    op: ClassVar[str]  # ONNX's, where one with no attributes computes it
+    op: ClassVar[str]  # the ONNX operator, if one without attributes computes the layer
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
         return g.add(self.op, xs[0])
 
 
 class Lookup(OwnLoop[LayerView, I_contra]):
-    """A table of the output of each of the 256 inputs."""
+    """A kernel that looks up the output of each of the 256 possible inputs."""
 
     header = "lookup_q7"
     promises_in_place = True
@@ -40,7 +40,7 @@ class Lookup(OwnLoop[LayerView, I_contra]):
         return RowForm(self)
 
     def outputs(self, integers: I_contra) -> np.ndarray:
-        """Of the inputs -128 to 127."""
+        """(256,) the outputs for -128 to 127."""
         raise NotImplementedError
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: I_contra, target: Target) -> str:
@@ -51,6 +51,6 @@ class Lookup(OwnLoop[LayerView, I_contra]):
         return [Call(self.name, (c.input, c.elements(layer.out_shape), c.variable("table"), c.output))]
 
     def arrays(self, layer: LayerView, integers: I_contra, c: CNames) -> list[Array]:
-        """Indexed by the input's bits as an unsigned number: 0 to 127 come before -128 to -1."""
+        """The table is indexed by the input's bits as uint8: 0 to 127 come before -128 to -1."""
         values = np.roll(self.outputs(integers), INT8_MIN).astype(np.int8)
         return [Array(f"{c.prefix}_TABLE", c.variable("table"), "int8_t", values)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's Eltwise, and Scale and Bias of two inputs."""
+"""Caffe's Eltwise, and Scale and Bias with two inputs."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from caffe_to_cmsis_nn.ops.base import Layer, OwnLoop, Shape, UnsupportedLayer, 
 from caffe_to_cmsis_nn.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import Target
 
-Shift = int  # to the right, bits, may be negative
+Shift = int  # to the right (bits), may be negative
 
 
 LIMITED = ("SIZE", "OUT_RSHIFT", "ACT_MIN", "ACT_MAX")
 
 
-MOST_ALIGNMENT = 16  # bits that operands are shifted left
+MOST_ALIGNMENT = 16  # left shift of operands, bits
 
 
-MOST_MERGED_RSHIFT = 20  # bits from the finest operand to the output
+MOST_MERGED_RSHIFT = 20  # right shift from the finest operand to the output, bits
 
 
-MOST_PRODUCT_LSHIFT = 16  # bits that products of two are shifted left: they have 15 with their sign
+MOST_PRODUCT_LSHIFT = 16  # left shift of products, bits; they have 15 bits and a sign
 
 
-MOST_OPERANDS = 128  # with 128 << 16 each, and the rounding term, they stay within 32 bits
+MOST_OPERANDS = 128  # their sum, of at most 128 << 16 each plus the rounding term, fits into 32 bits
 
 
 class Merged(Layer):
     own_format = True
-    floors = True
+    simulates_rounding = True
     any_rank = True
     most_inputs: ClassVar[int] = MOST_OPERANDS
 
@@ -57,7 +57,7 @@ class Merged(Layer):
             raise UnsupportedLayer(f"its inputs have different shapes: {', '.join(map(str, self.in_shapes))}")
 
     def _common(self, shape: Shape) -> Shape:
-        """What all inputs have in common; images of one pixel are vectors, too."""
+        """The shape that all inputs must share; an image of one pixel counts as a vector."""
         return shape[:1] if shape[1:] == (1, 1) else shape
 
 
@@ -66,7 +66,7 @@ class _Eltwise(Merged):
     elementwise = True
 
     def input_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """n_x - n_coarsest <= 16, the largest factor's bits: all inputs are brought to the finest format."""
+        """n_x - n_coarsest <= 16, the most bits of a factor, since all inputs are brought to the finest format."""
         return -MOST_FRACTION_BITS, min(xs).fraction_bits + MOST_ALIGNMENT
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
@@ -83,14 +83,14 @@ class _Eltwise(Merged):
 
 @dataclass(frozen=True, eq=False)
 class Sum(_Eltwise):
-    """SUM: the sum of the inputs, each with coefficient 1 or -1."""
+    """SUM with coefficients 1 or -1."""
 
     variant = "SUM"
 
     negative: tuple[bool, ...] = ()
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         coefficients = list(message.eltwise_param.coeff) or [1.0] * len(in_shapes)
         if len(coefficients) != len(in_shapes) or not set(coefficients) <= {1.0, -1.0}:
             raise UnsupportedLayer(f"coefficients {coefficients}, allowed is one for each of {len(in_shapes)} inputs")
@@ -106,14 +106,14 @@ class Sum(_Eltwise):
 
 @dataclass(frozen=True, eq=False)
 class WeightedSum(_Eltwise):
-    """SUM with coefficients: of the inputs, each times a number."""
+    """SUM with any coefficients."""
 
     variant = "SUM with coefficients"
 
     coefficients: tuple[float, ...] = ()
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"coefficients": tuple(message.eltwise_param.coeff)}
 
     def check(self) -> None:
@@ -131,12 +131,12 @@ class WeightedSum(_Eltwise):
 
 
 class Maximum(_Eltwise):
-    """MAX: the largest of the inputs."""
+    """MAX of the inputs."""
 
     variant = "MAX"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         if message.eltwise_param.coeff:
             raise UnsupportedLayer("coefficients are for SUM only")
         return {}
@@ -155,7 +155,7 @@ class _Product(_Eltwise):
         return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """Products, which have the fraction bits of both, are shifted so many bits at most."""
+        """A product has the fraction bits of both inputs together; limits its shift to the output's format."""
         own = sum(x.fraction_bits for x in xs)
         return own - MOST_MERGED_RSHIFT, own + MOST_PRODUCT_LSHIFT
 
@@ -168,13 +168,13 @@ class _Product(_Eltwise):
 
 
 class Product(_Product):
-    """PROD: the product of two inputs."""
+    """PROD of two inputs."""
 
     variant = "PROD"
 
 
 class _ByInput(_Eltwise):
-    """With a blob of the same shape, or with a vector of one number for each channel."""
+    """A layer with a second input of the same shape, or a vector with one number per channel."""
 
     variant = "two inputs"
     elementwise = False
@@ -191,29 +191,29 @@ class _ByInput(_Eltwise):
         if len(self.in_shapes) != 2 or second not in (first, first[:1], (*first[:1], 1, 1)):
             shapes = ", ".join(map(str, self.in_shapes))
             raise UnsupportedLayer(
-                f"inputs of shapes {shapes}: the second may be as the first, or have a number per channel"
+                f"inputs of shapes {shapes}: the second must have the first one's shape, or one number per channel"
             )
 
 
 class ScaleByInput(_ByInput, _Product):
-    """Of two inputs: the product with a blob of the same shape, or with a vector of one number for each channel."""
+    """With two inputs: the product with a blob of the same shape, or with one number per channel."""
 
     caffe_type = "Scale"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         if message.scale_param.bias_term:
             raise UnsupportedLayer("bias_term with two inputs")
         return cls._axis(message.scale_param, in_shapes)
 
 
 class BiasByInput(_ByInput):
-    """Of two inputs: the sum with a blob of the same shape, or with a vector of one number for each channel."""
+    """With two inputs: the sum with a blob of the same shape, or with one number per channel."""
 
     caffe_type = "Bias"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return cls._axis(message.bias_param, in_shapes)
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
@@ -263,7 +263,7 @@ class OwnMerge(OwnLoop[LayerView, Operands]):
 
 
 class OwnChannelSum(OwnMerge):
-    """Of two inputs, of which the second may be a vector with one number for each channel of the first."""
+    """The sum of two inputs; the second may be a vector with one number per channel."""
 
     def row_form(self, layer: LayerView, target: Target) -> RowForm | None:
         """A vector has no rows."""
@@ -280,12 +280,12 @@ class OwnChannelSum(OwnMerge):
 
 
 def _second_size(layer: LayerView, size: str) -> str:
-    """The elements of a second input, which may be a vector."""
+    """The number of elements in the second input, which may be a vector."""
     return size if layer.in_shapes[0] == layer.in_shapes[1] else str(layer.out_shape[0])
 
 
 class OwnProduct(OwnLoop[LayerView, Shift]):
-    """x * y, shifted; a second input that is a vector has one number for each channel of the first."""
+    """x * y, shifted; the second input may be a vector with one number per channel."""
 
     header = "eltwise_q7"
 
@@ -297,7 +297,7 @@ class OwnProduct(OwnLoop[LayerView, Shift]):
         return layer.in_shapes[0] == layer.in_shapes[1]
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Shift, target: Target) -> str:
-        """Exact in float32: products have 15 bits."""
+        """Exact in float32, since products have 15 bits."""
         total = g.add("Mul", *exact_onnx.same_axes(g, xs, layer))
         total = g.add("Mul", total, np.array(2.0**-integers, np.float32))
         half = np.array(0.5 if integers > 0 else 0, np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of one number, whose outputs for the 256 inputs are a table on the device."""
+"""Functions of one number; on the device, a table holds the outputs for the 256 possible inputs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def _constant(value: float) -> np.ndarray:
 
 
 class Function(Elementwise):
-    """The output has a format of its own; it is rounded half to even, and saturated."""
+    """A function with its own output format, rounded half to even and saturated."""
 
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     def value(self, x: np.ndarray) -> np.ndarray:
-        """Of float64 numbers; what is not defined is NaN, and becomes 0."""
+        """The function of float64 numbers; undefined values are NaN, and become 0."""
         raise NotImplementedError
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> np.ndarray:
-        """(256,) the outputs of -128 to 127."""
+        """(256,) the outputs for -128 to 127."""
         assert formats.x and formats.y
         with np.errstate(all="ignore"):
             outputs = formats.y.scaled(self.value(formats.x.dequantize(np.arange(INT8_MIN, INT8_MAX + 1))))
@@ -40,7 +40,7 @@ class Function(Elementwise):
 
 @dataclass(frozen=True, eq=False)
 class SteepReLU(Function):
-    """With a negative_slope beyond -1 or 1: the same, in a format of its own."""
+    """With a negative_slope below -1 or above 1: the same, with its own output format."""
 
     caffe_type = "ReLU"
     variant = "steep"
@@ -48,7 +48,7 @@ class SteepReLU(Function):
     negative_slope: float = 2.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"negative_slope": message.relu_param.negative_slope}
 
     def check(self) -> None:
@@ -64,14 +64,14 @@ class SteepReLU(Function):
 
 @dataclass(frozen=True, eq=False)
 class ELU(Function):
-    """x, and alpha * (exp(x) - 1) for negative inputs."""
+    """x, or alpha * (exp(x) - 1) for negative inputs."""
 
     caffe_type = "ELU"
 
     alpha: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"alpha": message.elu_param.alpha}
 
     def check(self) -> None:
@@ -134,7 +134,7 @@ class Power(_OfLine):
     power: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"power": message.power_param.power, **cls._line(message.power_param)}
 
     def value(self, x: np.ndarray) -> np.ndarray:
@@ -151,7 +151,7 @@ class _OfBase(_OfLine):
 
     @classmethod
     def _based(cls, param: Any) -> dict[str, float]:
-        """Caffe's -1 stands for e."""
+        """In Caffe, base -1 stands for e."""
         return {"base": math.e if param.base == -1 else param.base, **cls._line(param)}
 
     def check(self) -> None:
@@ -167,7 +167,7 @@ class Exp(_OfBase):
     caffe_type = "Exp"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return cls._based(message.exp_param)
 
     def value(self, x: np.ndarray) -> np.ndarray:
@@ -179,12 +179,12 @@ class Exp(_OfBase):
 
 @dataclass(frozen=True, eq=False)
 class Log(_OfBase):
-    """The logarithm of shift + scale * x to a base; base -1 stands for e."""
+    """The logarithm of shift + scale * x to `base`; base -1 stands for e."""
 
     caffe_type = "Log"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return cls._based(message.log_param)
 
     def value(self, x: np.ndarray) -> np.ndarray:
@@ -196,14 +196,14 @@ class Log(_OfBase):
 
 @dataclass(frozen=True, eq=False)
 class Threshold(Function):
-    """1 where x is above the threshold, else 0."""
+    """1 if x is above the threshold, else 0."""
 
     caffe_type = "Threshold"
 
     threshold: float = 0.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"threshold": message.threshold_param.threshold}
 
     def check(self) -> None:
@@ -226,7 +226,7 @@ class Swish(Function):
     beta: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"beta": message.swish_param.beta}
 
     def check(self) -> None:
@@ -241,7 +241,7 @@ class Swish(Function):
 
 
 class OwnFunction(Lookup[np.ndarray]):
-    """Any function of one number: the layer holds its 256 outputs."""
+    """Any function of one number, as a table of 256 outputs."""
 
     def outputs(self, integers: np.ndarray) -> np.ndarray:
         return integers

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that change nothing on the device."""
 
-IDENTITIES = {  # Caffe's types, and why they change nothing
-    "Dropout": "It scales while training only.",
-    "Split": "One blob for several layers, which may also read it without a Split.",
-    "Silence": "It reads what nobody else does, and writes nothing.",
+IDENTITIES = {  # by Caffe type: why the layer changes nothing
+    "Dropout": "Only active during training.",
+    "Split": "Passes one blob to several layers; they may also read it without a Split.",
+    "Silence": "Reads blobs that no other layer reads, and writes nothing.",
 }

@@ -26,7 +26,7 @@ from caffe_to_cmsis_nn.target import Target
 
 @dataclass(frozen=True, eq=False)
 class InnerProduct(Weighted):
-    """Caffe's InnerProduct: an image is flattened in CHW order."""
+    """Inner product (fully connected); an image is flattened in CHW order."""
 
     caffe_type = "InnerProduct"
     sums_windows = True
@@ -38,7 +38,7 @@ class InnerProduct(Weighted):
     transpose: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.inner_product_param
         if param.axis != 1:
             raise UnsupportedLayer(f"axis {param.axis}, allowed is 1")
@@ -68,7 +68,7 @@ class InnerProduct(Weighted):
 
 
 class OwnInnerProduct(WeightedLoop[InnerProduct]):
-    """Matrix times vector, which is widened to 16 bits first; it comes in H,W,C order where an image precedes it."""
+    """Matrix times vector; widens the vector to int16 first, and reads an image in HWC order."""
 
     header = "inner_product_q7"
 
@@ -97,7 +97,7 @@ class OwnInnerProduct(WeightedLoop[InnerProduct]):
 
 
 class PackedInnerProduct(Packed[InnerProduct], OwnInnerProduct):
-    """Weights of 4 bits."""
+    """With 4-bit weights."""
 
 
 computed_by(

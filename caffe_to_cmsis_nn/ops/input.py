@@ -22,15 +22,16 @@ from caffe_to_cmsis_nn.kernels.contract import LayerView
 from caffe_to_cmsis_nn.kernels.instructions import elements
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops.base import Layer, Weights, computed_by
-from caffe_to_cmsis_nn.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
+from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import Target
 
+MOST_FLOAT_EXPONENT = 126  # of normal float32
 MOST_PIXEL_SHIFT = 22  # 8-bit pixels stay within C's int
 
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """The input layer on the device: integer mean to subtract, CHW or (C, 1, 1); shift right (bits, may be < 0)."""
+    """The input layer's integers: the mean to subtract, CHW or (C, 1, 1), and the right shift (bits, may be < 0)."""
 
     mean: np.ndarray
     rshift: int
@@ -38,21 +39,21 @@ class Pixels:
 
 @dataclass(frozen=True, eq=False)
 class RealInput(Pixels):
-    """What is made of real numbers before the device gets them: (x - mean) * scale, shifted; the mean is a float."""
+    """How real numbers are converted before the device gets them: (x - mean) * scale, shifted; the mean is float32."""
 
     scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Input(Layer):
-    """8-bit pixels; Caffe's transform_param makes (pixel - mean) * scale of them. `mean` is CHW or (C, 1, 1)."""
+    """8-bit pixels, transformed to (pixel - mean) * scale (Caffe's transform_param); `mean` is CHW or (C, 1, 1)."""
 
     caffe_type = "Data"
     own_format = True
-    floors = True
+    simulates_rounding = True
 
-    features: ClassVar[bool] = False  # real numbers in place of pixels
-    stored: ClassVar[type] = np.uint8  # the type of what is read
+    features: ClassVar[bool] = False  # real numbers instead of pixels
+    stored: ClassVar[type] = np.uint8  # the type of the data that it reads
 
     mean: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 1), np.float32))
     scale: float = 1.0
@@ -62,7 +63,7 @@ class Input(Layer):
         return g.add("Mul", x, np.array(self.scale, np.float32))
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Pixels:
-        """The mean is rounded half to even. The scale is a power of two here: the rest went into the first weights."""
+        """Rounds the mean half to even; folding has already reduced the scale to a power of two."""
         assert formats.y
         mantissa, exponent = math.frexp(self.scale)
         assert mantissa == 0.5, "the scale is folded before"
@@ -78,7 +79,7 @@ class Input(Layer):
 
 
 class Features(Input):
-    """Real numbers; the device gets them as integers of the input's Q-format, rounded half up."""
+    """Real numbers; the device gets them as integers in the input's Q-format, rounded half up."""
 
     variant = "features"
     features = True
@@ -89,11 +90,13 @@ class Features(Input):
         return RealInput(self.mean, -formats.y.fraction_bits, self.scale)
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        return -MOST_FRACTION_BITS, MOST_FRACTION_BITS
+        """So that a float holds scale * 2**n_y, by which network.h has features multiplied."""
+        middle = 1 - math.frexp(self.scale)[1]
+        return middle - MOST_FLOAT_EXPONENT, middle + MOST_FLOAT_EXPONENT
 
 
 class ReadPixels(Kernel[LayerView, Pixels]):
-    """Our own loop: clamp((pixel - mean) >> rshift, -128, 127); a negative shift goes to the left."""
+    """clamp((pixel - mean) >> rshift, -128, 127); a negative shift is a left shift."""
 
     source = "templates/common/_network.c.jinja"
 
@@ -117,7 +120,7 @@ class ReadPixels(Kernel[LayerView, Pixels]):
 
 
 class ReadFeatures(Kernel[LayerView, RealInput]):
-    """clamp(floor(x * 2**-rshift + 1/2)) in float32, which the program's quantize function does beforehand."""
+    """clamp(floor(x * 2**-rshift + 1/2)) in float32; the generated quantize function computes it."""
 
     source = "templates/common/_network.c.jinja"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepLab's Interp, which later branches of Caffe share: an image in another size (interp_layer.cpp)."""
+"""Interp from DeepLab and later branches of Caffe: bilinear resizing (interp_layer.cpp)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from caffe_to_cmsis_nn.ops.moves import LARGEST_OUTPUT, Part
 from caffe_to_cmsis_nn.ops.windowed import spatial
 from caffe_to_cmsis_nn.target import Target
 
-PARTS = 2048  # of the way from one element to the next: products of 8 bits with two of these stay within 32
+PARTS = 2048  # denominator of interpolation weights; 8 bits times two weights fit into 32 bits
 
 
-MOST_CELLS = 1 << 14  # along each axis, so that places in 2048ths stay within 32 bits
+MOST_CELLS = 1 << 14  # along each axis; positions in 2048ths then fit into 32 bits
 
 
 class Cropped(Part):
-    """First the image without what a negative pad_beg and pad_end cut off."""
+    """First crops the image if pad_beg and pad_end are negative."""
 
     caffe_type = "Interp"
     variant = "crop"
@@ -32,14 +32,14 @@ class Cropped(Part):
 
 @dataclass(frozen=True, eq=False)
 class Interp(Layer):
-    """Each element on the straight lines between its four neighbours; the corners stay the corners (bilinear)."""
+    """Bilinear interpolation with aligned corners."""
 
     caffe_type = "Interp"
 
     size: tuple[int, ...] = (1, 1)  # height, width
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.interp_param
         spatial(in_shapes[0])
         shrink, zoom = param.HasField("shrink_factor"), param.HasField("zoom_factor")
@@ -52,14 +52,14 @@ class Interp(Layer):
 
     @classmethod
     def parse_all(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> Sequence[Layer]:
-        """After a crop, where the padding asks for one."""
+        """The layer, after a crop if the padding is negative."""
         begin, end = (-pad for pad in (message.interp_param.pad_beg, message.interp_param.pad_end))
         if begin == end == 0:
             return [cls.parse(message, inputs, in_shapes)]
         spatial(in_shapes[0])
         channels, height, width = in_shapes[0]
         if min(begin, end) < 0 or begin + end >= min(height, width):
-            raise UnsupportedLayer(f"pad_beg {-begin} and pad_end {-end}, allowed are 0 and what crops the image")
+            raise UnsupportedLayer(f"pad_beg {-begin} and pad_end {-end}, allowed are 0 and values that crop the image")
         sizes = (channels, height - begin - end, width - begin - end)
         name = f"{message.name}/cropped"
         part = Cropped(name, inputs, name, in_shapes, begins=(0, begin, begin), sizes=sizes)
@@ -88,10 +88,10 @@ class Interp(Layer):
 
 
 def interpolation_matrix(size: int, out_size: int, parts: int = 0) -> np.ndarray:
-    """Weights (out_size, size), float64, of the two inputs that each output lies between; each row's sum is 1.
+    """Interpolation weights (out_size, size), float64; each row has at most two, which add up to 1.
 
-    With `parts` they are integers, rounded half up, whose sum that is. The first and last cells of input and output are
-    at the same places (DeepLab's interp_layer.cpp).
+    With `parts`, weights are integers, rounded half up, and add up to `parts`. The first and last cells of input and
+    output are aligned (DeepLab's interp_layer.cpp).
     """
     steps = max(out_size - 1, 1)
     cells, way = np.divmod(np.arange(out_size) * (size - 1) if out_size > 1 else np.zeros(1, np.int64), steps)
@@ -103,7 +103,7 @@ def interpolation_matrix(size: int, out_size: int, parts: int = 0) -> np.ndarray
 
 
 class OwnInterp(OwnLoop[Interp, object]):
-    """Along both axes the mean of two elements, weighted in 2048ths; the result is rounded once, half up."""
+    """Bilinear interpolation with weights in 2048ths; rounds once, half up."""
 
     header = "interp_q7"
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caffe's LRN (lrn_layer.cpp): local response normalisation across channels or within each.
 
-It is x * (k + alpha / cells * s)**-beta, where s is the sum of x**2 over some cells.
+It computes x * (k + alpha / cells * s)**-beta, where s is the sum of x**2 over some cells.
 
-The sum is an exact integer. The power is a table of 16-bit numbers, between which lines are drawn: an octave of
-s + k / alpha, more or less, has 2**steps pieces of equal length, so that the line is off by at most 2**-10 of the
-power, which is 1/8 of an output's step. With half of a table's last bit, 1/4 of a step at most, the result before it is
-rounded is less than half a step from the real number, for every input and in every format (tests/test_lrn.py).
+The sum is an exact integer. The power is interpolated linearly in a table of 16-bit numbers. Each octave of about
+s + k / alpha has 2**steps pieces of equal length. Interpolation then errs by at most 2**-10 of the power, which is 1/8
+of an output step. The table's rounding adds at most 1/4 of a step. So before the final rounding, the result is less
+than half a step from the real number, for every input and format (tests/test_lrn.py).
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from caffe_to_cmsis_nn.ops.windowed import WindowLoop, spatial, window_defines
 from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN, LayerFormats
 from caffe_to_cmsis_nn.target import Target
 
-MOST_CELLS = 1023  # whose squares add up to less than 2**24, which float32 holds exactly
+MOST_CELLS = 1023  # the sum of their squares is below 2**24, hence exact in float32
 
 
-MOST_OFFSET_BITS = 30  # of what is added to a sum: both stay within 32 bits
+MOST_OFFSET_BITS = 30  # of the offset of a sum; both together fit into 32 bits
 
 
-MOST_LISTED = 1 << 21  # sums whose multipliers are listed for a graph; more are computed there
+MOST_LISTED = 1 << 21  # sums; up to this many, an ONNX graph has a table of all multipliers
 
 
-MOST_MULTIPLIER = 255.0  # 128 and more saturate every input but 0; twice as much, since lines end there
+MOST_MULTIPLIER = 255.0  # from 128, all inputs but 0 saturate; twice as much, for the interpolation's far end
 
 
 MOST_RSHIFT = 30
 
 
-LINE_ERROR = 2.0**-10  # of a line between two entries, relative to the power
+LINE_ERROR = 2.0**-10  # of the interpolation between two entries, relative to the power
 
 
-PLACE_BITS, KEPT_BITS = 15, 7  # of a place between two entries, and of what is made of these beyond their last
+PLACE_BITS, KEPT_BITS = 15, 7  # of a position between two entries, and of an interpolated value below an entry's bits
 
 
-MOST_FACTOR = 1e30  # alpha and k, so that all products with scales are finite
+MOST_FACTOR = 1e30  # of alpha and k; all products with scales are then finite
 
 
-MOST_BETA = 10.0  # beyond, a table would take tens of thousands of bytes
+MOST_BETA = 10.0  # with larger ones, a table would take tens of thousands of bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Powers:
-    """Multipliers by sum: entries at the ends of 2**steps pieces of each octave of sum + 2**octave, uint16.
+    """A table of multipliers by sum, uint16: entries at the ends of 2**steps pieces of each octave of sum + 2**octave.
 
-    The output is x * multiplier >> rshift, where the multiplier has `KEPT_BITS` more than an entry.
+    The output is x * multiplier >> rshift, where an interpolated multiplier has `KEPT_BITS` more bits than an entry.
     """
 
     table: np.ndarray
@@ -72,7 +72,7 @@ class Powers:
 
     @classmethod
     def fit(cls, cells: int, alpha: float, beta: float, k: float, x: int, y: int) -> Powers:
-        """With so many fraction bits of inputs and outputs."""
+        """The table for (k + alpha / cells * s)**-beta; `x` and `y` are the fraction bits of input and output."""
         scale, gain = 2.0**-x, 2.0 ** (y - x)
         slope, most = alpha / cells * scale * scale, cells * INT8_MIN**2
         offset = k / slope if slope else math.inf
@@ -91,7 +91,7 @@ class Powers:
         return cls(table, octave, steps, shift + KEPT_BITS, most)
 
     def build(self, g: OnnxGraph, sums: str) -> str:
-        """Adds the multipliers of sums to a graph, float64: a table of all sums where that is small."""
+        """Adds the multipliers (float64) of sums to a graph, as a table of all sums if that is small."""
         if self.most < MOST_LISTED:
             return g.add("Gather", self.multipliers().astype(np.float64), g.cast(sums, np.int64))
         value = g.add("Add", g.cast(sums, np.float64), np.array(2.0**self.octave))
@@ -108,14 +108,14 @@ class Powers:
         return g.add("Floor", g.add("Mul", line, np.array(2.0 ** (KEPT_BITS - PLACE_BITS))))
 
     def multipliers(self) -> np.ndarray:
-        """Of the sums 0 to `most`, int64, as `power_q7` in lrn_q7.h computes them."""
+        """The multipliers of the sums 0 to `most`, int64, as `power_q7` in lrn_q7.h computes them."""
         piece, place = _pieces(np.arange(self.most + 1), self.octave, self.steps)
         here, there = (self.table.astype(np.int64)[piece + i] for i in (0, 1))
         return ((here << PLACE_BITS) - (here - there) * place) >> (PLACE_BITS - KEPT_BITS)
 
 
 def _pieces(sums: np.ndarray, octave: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The piece that each sum lies in, and its place there in units of 2**-PLACE_BITS, rounded down."""
+    """The piece of each sum, and the position within it in units of 2**-PLACE_BITS, rounded down."""
     values = sums.astype(np.int64) + (1 << octave)
     octaves = np.frexp(values.astype(np.float64))[1] - 1
     fraction = (values << (32 - octaves)) & 0xFFFFFFFF
@@ -124,11 +124,11 @@ def _pieces(sums: np.ndarray, octave: int, steps: int) -> tuple[np.ndarray, np.n
 
 
 def _octave(g: OnnxGraph, value: str) -> str:
-    """floor(log2(value)), int64, of integers below 2**32 as float64."""
+    """floor(log2(value)) as int64, for integers below 2**32 in float64."""
     high = g.add("Floor", g.add("Mul", value, np.array(2.0**-16)))
     low = g.add("Sub", value, g.add("Mul", high, np.array(2.0**16)))
     octaves = np.frexp(np.arange(1 << 16))[1].astype(np.int64) - 1
-    above = np.where(octaves < 0, -1, octaves + 16)  # the larger one, if there is any above
+    above = np.where(octaves < 0, -1, octaves + 16)  # -1 if the high half is 0
     return g.add("Max", *(g.add("Gather", table, g.cast(x, np.int64)) for table, x in ((above, high), (octaves, low))))
 
 
@@ -136,8 +136,8 @@ def _octave(g: OnnxGraph, value: str) -> str:
 class _Lrn(Layer):
     caffe_type = "LRN"
     own_format = True
-    floors = True
-    axes: ClassVar[int]  # along which cells are added up
+    simulates_rounding = True
+    axes: ClassVar[int]  # number of axes that the sum runs along
 
     local_size: int = 5
     alpha: float = 1.0
@@ -145,14 +145,14 @@ class _Lrn(Layer):
     k: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.lrn_param
         spatial(in_shapes[0])
         return {"local_size": param.local_size, "alpha": param.alpha, "beta": param.beta, "k": param.k}
 
     @property
     def cells(self) -> int:
-        """How many squares are added up; those outside are zero, and count."""
+        """The number of squares in a sum, zeros outside the image included."""
         return self.local_size**self.axes
 
     def check(self) -> None:
@@ -176,12 +176,14 @@ class _Lrn(Layer):
 
 
 class Across(_Lrn):
-    """ACROSS_CHANNELS: x * (k + alpha / n * s)**-beta, where s adds up the squares of n channels around each."""
+    """ACROSS_CHANNELS: x * (k + alpha / n * s)**-beta, where s is the sum of squares over n neighbouring channels."""
 
     variant = "ACROSS_CHANNELS"
     axes = 1
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
+        if not (self.alpha and self.beta):  # which onnxruntime's LRN refuses: every element is multiplied alike
+            return g.add("Mul", xs[0], np.array(self.k**-self.beta, np.float32))
         return g.add("LRN", xs[0], size=self.local_size, alpha=self.alpha, beta=self.beta, bias=self.k)
 
     def defines(self) -> dict[str, int]:
@@ -190,7 +192,7 @@ class Across(_Lrn):
 
 
 class Within(_Lrn):
-    """WITHIN_CHANNEL: x * (1 + alpha / n**2 * s)**-beta, where s adds up the squares of n x n pixels around each."""
+    """WITHIN_CHANNEL: x * (1 + alpha / n**2 * s)**-beta, where s is the sum of squares over n x n pixels."""
 
     variant = "WITHIN_CHANNEL"
     axes = 2
@@ -198,9 +200,9 @@ class Within(_Lrn):
     dilation = (1, 1)
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
-        """Caffe does not read k."""
-        return {**super().options(message, in_shapes), "k": 1.0}
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        """Caffe ignores k here."""
+        return {**super().read_fields(message, in_shapes), "k": 1.0}
 
     @property
     def window(self) -> tuple[int, int]:
@@ -231,7 +233,7 @@ class PowersLoop(OwnLoop[L_contra, Powers]):
     header = "lrn_q7"
 
     def _squares(self, g: OnnxGraph, x: str, layer: L_contra) -> str:
-        """The sum of squares that belongs to each element."""
+        """The sum of squares for each element."""
         raise NotImplementedError
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: L_contra, integers: Powers, target: Target) -> str:
@@ -253,7 +255,7 @@ class PowersLoop(OwnLoop[L_contra, Powers]):
 
 
 class OwnAcross(PowersLoop[Across]):
-    """Over the channels around each one, of the same pixel."""
+    """Sums over neighbouring channels of the same pixel."""
 
     def row_form(self, layer: Across, target: Target) -> RowForm | None:
         return RowForm(self)
@@ -272,7 +274,7 @@ class OwnAcross(PowersLoop[Across]):
 
 
 class OwnWithin(PowersLoop[Within], WindowLoop[Within, Powers]):
-    """Over the pixels around each one, of the same channel; zeros lie around the image."""
+    """Sums over neighbouring pixels of the same channel, padded with zeros."""
 
     def _squares(self, g: OnnxGraph, x: str, layer: Within) -> str:
         channels = layer.in_shape[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that move elements and change none: each element of the output is one of the input's."""
+"""Layers that only move elements: each output element equals an input element."""
 
 from __future__ import annotations
 
@@ -15,30 +15,28 @@ from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Statement
 from caffe_to_cmsis_nn.kernels.layout import device_order
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops.along_axis import axis_of
-from caffe_to_cmsis_nn.ops.base import Layer, OwnLoop, Shape, UnsupportedLayer, Weights, computed_by
+from caffe_to_cmsis_nn.ops.base import LARGEST_OUTPUT, Layer, OwnLoop, Shape, UnsupportedLayer, Weights, computed_by
 from caffe_to_cmsis_nn.target import Target
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-LARGEST_OUTPUT = 1 << 24  # elements; no device holds so many
-
-
+MOST_AXES = 32  # of a blob, with the batch axis: Caffe's limit
 MOST_LOOPS = 5  # of move_q7
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Loops over the positions of elements in memory, the outermost first: how often, and how far each time."""
+class MoveLoops:
+    """Nested loops over positions of elements in memory: count and stride of each, the outermost first."""
 
     start: int
     counts: tuple[int, ...]
     strides: tuple[int, ...]
 
     @classmethod
-    def find(cls, positions: np.ndarray) -> Steps:
-        """The fewest loops that give these positions, each as long as it can be; there may be too many."""
+    def find(cls, positions: np.ndarray) -> MoveLoops:
+        """The fewest loops that visit these positions in order; more than MOST_LOOPS if there are too many."""
         start, counts, strides = int(positions[0]), [], []
         while len(positions) > 1:
             stride = int(positions[1] - positions[0])
@@ -53,37 +51,42 @@ class Steps:
 
     @property
     def nothing(self) -> bool:
-        """Whether each element stays where it is."""
+        """Whether all elements stay in place."""
         return self.start == 0 and len(self.counts) <= 1 and self.strides in ((), (1,))
 
 
 class Move(Layer):
-    """Its output inherits the input's format."""
+    """A layer that moves elements; the output has the input's format."""
 
     any_rank = True
 
     def moved(self, x: np.ndarray) -> np.ndarray:
-        """The output of a blob without the batch's axis, in Caffe's order."""
+        """The output for a blob in Caffe's order, without batch axis."""
         raise NotImplementedError
 
-    @cached_property
+    @property
     def sources(self) -> np.ndarray:
-        """Which of the input's elements each of the output's is, both counted in Caffe's order."""
-        return self.moved(np.arange(math.prod(self.in_shape)).reshape(self.in_shape))
+        """For each output element, the index of the input element that it equals, both in Caffe's order; not kept."""
+        return self.moved(np.arange(math.prod(self.in_shape), dtype=np.int32).reshape(self.in_shape))
 
     @cached_property
-    def steps(self) -> Steps:
-        """The same in the order in which they lie in the device's memory."""
-        places = np.empty(math.prod(self.in_shape), np.int64)
-        places[device_order(np.arange(len(places)).reshape(self.in_shape))] = np.arange(len(places))
-        return Steps.find(places[device_order(self.sources)])
+    def loops(self) -> MoveLoops:
+        """The loops over the input that produce the output, both in the order of the device's memory."""
+        numbers = np.arange(math.prod(self.in_shape), dtype=np.int32)
+        places = np.empty_like(numbers)
+        places[device_order(numbers.reshape(self.in_shape))] = numbers
+        return MoveLoops.find(places[device_order(self.sources)])
+
+    @cached_property
+    def _out_shape(self) -> Shape:
+        return self.moved(np.broadcast_to(np.int8(0), self.in_shape)).shape
 
     @property
     def out_shape(self) -> Shape:
-        return self.sources.shape
+        return self._out_shape
 
     def joined(self, first: Layer) -> Layer | None:
-        """Under this one's name."""
+        """Both moves in one, with this layer's name."""
         if not isinstance(first, Move):
             return None
         return _Joined(self.name, first.inputs, self.blob, first.in_shapes, parts=(first, self))
@@ -94,7 +97,7 @@ class Move(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Part(Move):
-    """Some places along each axis."""
+    """A range along each axis."""
 
     begins: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
@@ -111,13 +114,13 @@ class Part(Move):
 
 
 class Slice(Part):
-    """A part along one axis for each top that is read."""
+    """Splits the input along an axis, one part per top."""
 
     caffe_type = "Slice"
 
     @classmethod
     def parse_all(cls, message: Any, inputs: tuple[str, ...], in_shapes: tuple[Shape, ...]) -> list[Self]:
-        """Named NAME/TOP where there are several."""
+        """One layer per top, named NAME/TOP if there are several."""
         param, shape, tops = message.slice_param, in_shapes[0], [*message.top]
         axis = axis_of(param, shape, "slice_dim" if param.HasField("slice_dim") else "axis")
         points = [*param.slice_point]
@@ -138,7 +141,7 @@ class Slice(Part):
 
 
 class Crop(Part):
-    """As large as the second input from an axis on; the device reads the first alone."""
+    """Crops the first input to the second one's size, from an axis on; the device only reads the first."""
 
     caffe_type = "Crop"
     most_inputs = 2
@@ -162,14 +165,14 @@ class Crop(Part):
 
 @dataclass(frozen=True, eq=False)
 class Permute(Move):
-    """Axes in another order; the batch's stays the first."""
+    """Permutes the axes; the batch axis stays first."""
 
     caffe_type = "Permute"
 
-    order: tuple[int, ...] = ()  # without the batch's axis, from 0 on
+    order: tuple[int, ...] = ()  # without the batch axis, from 0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         given = [*message.permute_param.order]
         order = given + [axis for axis in range(len(in_shapes[0]) + 1) if axis not in given]
         if order[0] != 0:
@@ -188,27 +191,31 @@ class Permute(Move):
 
 @dataclass(frozen=True, eq=False)
 class Reshape(Move):
-    """Another shape for the same elements in Caffe's order."""
+    """Changes the shape; elements keep Caffe's order."""
 
     caffe_type = "Reshape"
 
     shape: tuple[int, ...] = ()
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
-        """As reshape_layer.cpp: of the new axes, 0 stands for the old one's size, and -1 for what is left."""
-        param, old = message.reshape_param, (0, *in_shapes[0])  # 0: the batch, whatever its size
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+        """As in reshape_layer.cpp: size 0 copies the old axis, -1 is inferred."""
+        param, old = message.reshape_param, (0, *in_shapes[0])  # 0: the batch, of any size
         start = param.axis if param.axis >= 0 else param.axis + len(old) + 1
         end = len(old) if param.num_axes == -1 else start + param.num_axes
         if not 0 <= start <= end <= len(old):
             raise UnsupportedLayer(f"axis {param.axis} and num_axes {param.num_axes}, its input has {len(old)} axes")
         wanted = [*param.shape.dim]
-        if any(dim == 0 and start + i >= len(old) for i, dim in enumerate(wanted)) or wanted.count(-1) > 1:
+        if (
+            any(dim == 0 and start + i >= len(old) for i, dim in enumerate(wanted))
+            or wanted.count(-1) > 1
+            or min(wanted, default=0) < -1
+        ):
             raise UnsupportedLayer(f"shape {wanted} for an input of {len(old)} axes")
         dims = [*old[:start], *(old[start + i] if dim == 0 else dim for i, dim in enumerate(wanted)), *old[end:]]
         size = math.prod(old[1:])
         if dims and dims[0] == -1 and -1 not in dims[1:] and math.prod(dims[1:]) == size:
-            dims[0] = 0  # so many as there are in the batch
+            dims[0] = 0  # the batch size
         if not dims or dims[0] != 0:
             raise UnsupportedLayer(f"shape {wanted}, which does not keep the batch's axis: allowed are 0 or -1 for it")
         known = math.prod(dim for dim in dims[1:] if dim != -1)
@@ -217,6 +224,8 @@ class Reshape(Move):
         return {"shape": tuple(size // known if dim == -1 else dim for dim in dims[1:]) or (size,)}
 
     def check(self) -> None:
+        if len(self.shape) >= MOST_AXES:
+            raise UnsupportedLayer(f"a shape of {len(self.shape) + 1} axes, allowed are {MOST_AXES}")
         if math.prod(self.shape) != math.prod(self.in_shape) or not self.shape:
             raise UnsupportedLayer(f"shape {self.shape} for the shape {self.in_shape}")
 
@@ -225,13 +234,13 @@ class Reshape(Move):
 
 
 class Flatten(Reshape):
-    """Neighbouring axes as one, in Caffe's order."""
+    """Merges neighbouring axes, in Caffe's order."""
 
     caffe_type = "Flatten"
     homogeneous = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param, shape = message.flatten_param, in_shapes[0]
         start, end = axis_of(param, shape), axis_of(param, shape, "end_axis")
         if start > end:
@@ -241,14 +250,14 @@ class Flatten(Reshape):
 
 @dataclass(frozen=True, eq=False)
 class ShuffleChannel(Move):
-    """The first channel of each group, then the second of each, and so on (ShuffleNet)."""
+    """Interleaves the channels of groups: the first of each group, then the second of each, and so on (ShuffleNet)."""
 
     caffe_type = "ShuffleChannel"
 
     group: int = 1
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"group": message.shuffle_channel_param.group}
 
     def check(self) -> None:
@@ -266,20 +275,20 @@ def _repeated(layer: Layer, times: int, what: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Upsample(Move):
-    """Each cell of an image as a square of so many along each side."""
+    """Repeats each pixel `scale` times along both axes."""
 
     caffe_type = "Upsample"
 
     scale: int = 2
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"scale": message.upsample_param.scale}
 
     def check(self) -> None:
         if len(self.in_shape) != 3:
             raise UnsupportedLayer(f"its input has shape {self.in_shape}, it needs an image")
-        _repeated(self, self.scale**2, f"scale {self.scale}")
+        _repeated(self, self.scale * abs(self.scale), f"scale {self.scale}")
 
     def moved(self, x: np.ndarray) -> np.ndarray:
         return x.repeat(self.scale, 1).repeat(self.scale, 2)
@@ -287,7 +296,7 @@ class Upsample(Move):
 
 @dataclass(frozen=True, eq=False)
 class Tile(Move):
-    """All of an axis again and again."""
+    """Repeats the input `tiles` times along an axis."""
 
     caffe_type = "Tile"
 
@@ -295,7 +304,7 @@ class Tile(Move):
     tiles: int = 1
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.tile_param
         return {"axis": axis_of(param, in_shapes[0]), "tiles": param.tiles}
 
@@ -310,7 +319,7 @@ class Tile(Move):
 
 @dataclass(frozen=True, eq=False)
 class _Joined(Move):
-    """Moves one after the other, as one."""
+    """Consecutive moves as one."""
 
     caffe_type = "moves"
 
@@ -323,7 +332,7 @@ class _Joined(Move):
 
 
 class OwnMove(OwnLoop[Move, object]):
-    """Elements in another order, some of them, or some of them again and again; none changes."""
+    """Copies elements in nested loops: reordered, selected or repeated."""
 
     header = "moves_q7"
 
@@ -331,31 +340,31 @@ class OwnMove(OwnLoop[Move, object]):
         return gathered(g, xs[0], layer)
 
     def in_place(self, layer: Move, promised_only: bool) -> bool:
-        return layer.steps.nothing
+        return layer.loops.nothing
 
     def calls(self, layer: Move, c: CNames) -> list[Statement]:
-        """Nothing to do where nothing moves, and the output lies where the input lay."""
+        """No copy if the output overwrites the input, which is only allowed if nothing moves."""
         if c.in_place:
             return [Call("(void)", (c.input,))]
-        name, steps = c.variable("out_move"), layer.steps
-        missing = MOST_LOOPS - len(steps.counts)
-        counts = (*["1"] * missing, *map(str, steps.counts))
-        strides = (*["0"] * missing, *map(str, steps.strides))
+        name, loops = c.variable("out_move"), layer.loops
+        missing = MOST_LOOPS - len(loops.counts)
+        counts = (*["1"] * missing, *map(str, loops.counts))
+        strides = (*["0"] * missing, *map(str, loops.strides))
         return [
-            Declaration("const move_t", name, (str(steps.start), counts, strides)),
+            Declaration("const move_t", name, (str(loops.start), counts, strides)),
             Call(self.name, (c.input, f"&{name}", c.output)),
         ]
 
 
 def gathered(g: OnnxGraph, x: str, layer: Move) -> str:
-    """The layer's output of a blob in Caffe's order."""
+    """The layer's output for a blob in Caffe's order."""
     flat = g.add("Gather", g.add("Flatten", x), layer.sources.ravel(), axis=1)
     return g.add("Reshape", flat, np.array([-1, *layer.out_shape]))
 
 
 def even_steps(layer: Move, target: Target) -> bool:
-    """elements at even distances in the device's memory, in at most 5 loops"""
-    return len(layer.steps.counts) <= 5
+    """at most 5 nested loops over evenly spaced elements in the device's memory"""
+    return len(layer.loops.counts) <= 5
 
 
 computed_by(Move, OwnMove("move_q7", (even_steps,)))

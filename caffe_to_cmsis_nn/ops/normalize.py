@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SSD's and ParseNet's Normalize (normalize_layer.cpp): vectors of length 1, times a trained number."""
+"""Normalize of SSD and ParseNet (normalize_layer.cpp): scales vectors to length 1, then by a trained factor."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from caffe_to_cmsis_nn.target import Target
 
 @dataclass(frozen=True, eq=False)
 class UnitLength(Layer):
-    """Two steps: first x / sqrt(eps + s), where s adds up the squares of a pixel's channels, or across_spatial all."""
+    """First x / sqrt(eps + s), where s is the sum of squares over a pixel's channels, with across_spatial over all."""
 
     caffe_type = "Normalize"
     variant = "length"
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     across_spatial: bool = True
     eps: float = 1e-10
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"across_spatial": message.norm_param.across_spatial, "eps": message.norm_param.eps}
 
     @classmethod
@@ -51,7 +51,7 @@ class UnitLength(Layer):
 
     @property
     def cells(self) -> int:
-        """Elements of a vector that gets the length 1."""
+        """The number of elements in a vector."""
         return math.prod(self.in_shape) if self.across_spatial else self.in_shape[0]
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
@@ -65,16 +65,16 @@ class UnitLength(Layer):
 
 @dataclass(frozen=True, eq=False)
 class LengthScale(Affine):
-    """Then times a trained number, for each channel or for all."""
+    """Then times a trained factor per channel, or one for all."""
 
     caffe_type = "Normalize"
     variant = "scale"
-    folds = False  # there are no weights before it
+    folds = False  # the layer before it has no weights
 
     channel_shared: bool = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"channel_shared": message.norm_param.channel_shared}
 
     def weight_shapes(self) -> tuple[Shape, ...]:
@@ -92,13 +92,13 @@ class LengthScale(Affine):
 
 
 def squared_length(g: OnnxGraph, x: str, layer: UnitLength) -> str:
-    """The sum of squares of all that gets the length 1 together."""
+    """The sum of squares of each vector."""
     axes = np.arange(1, 1 + (len(layer.in_shape) if layer.across_spatial else 1))
     return g.add("ReduceSum", g.add("Mul", x, x), axes)
 
 
 class OwnLength(PowersLoop[UnitLength]):
-    """Over all channels of the same pixel, or over the whole image."""
+    """Sums over all channels of a pixel, or over the whole image."""
 
     header = "normalize_q7"
     promises_in_place = True

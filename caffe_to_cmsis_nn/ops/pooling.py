@@ -15,7 +15,7 @@ from caffe_to_cmsis_nn.kernels import constraints as needs
 from caffe_to_cmsis_nn.kernels.base import (
     RowForm,
     Work,
-    stays_ahead,
+    can_pool_in_place,
 )
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Statement
 from caffe_to_cmsis_nn.kernels.contract import I_contra, WindowedView
@@ -42,12 +42,12 @@ from caffe_to_cmsis_nn.target import OWN, Q7, Target
 LeftShift = int  # bits, may be negative
 
 
-MOST_POOLED_SHIFT = 7  # bits either way: 32768 cells of 8 bits, twice, stay within 32 bits
+MOST_POOLED_SHIFT = 7  # bits either way; twice the sum of 32768 cells of 8 bits then fits into 32 bits
 
 
 @dataclass(frozen=True, eq=False)
 class Pooling(Windowed):
-    """What all of Caffe's poolings share."""
+    """A layer with Caffe's PoolingParameter."""
 
     caffe_type = "Pooling"
     homogeneous = True
@@ -55,11 +55,11 @@ class Pooling(Windowed):
     round_up: bool = True
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.pooling_param
         spatial(in_shapes[0])
         round_up = param.round_mode == param.CEIL
-        if param.HasField("ceil_mode"):  # of branches that have it in place of round_mode
+        if param.HasField("ceil_mode"):  # in branches of Caffe, instead of round_mode
             if param.HasField("round_mode") and param.ceil_mode is not round_up:
                 raise UnsupportedLayer("ceil_mode and round_mode contradict each other")
             round_up = param.ceil_mode
@@ -87,7 +87,7 @@ class Pooling(Windowed):
         sizes = []
         for d, k, s, p in zip(self.in_shape[1:], self.window, self.stride, self.pad):
             out = -(-(d + 2 * p - k) // s) + 1 if self.round_up else (d + 2 * p - k) // s + 1
-            # With padding, Caffe drops a last window that would start after the image.
+            # With padding, Caffe drops a last window that starts after the image.
             sizes.append(out - 1 if max(self.pad) > 0 and (out - 1) * s >= d + p else out)
         return self.in_shape[0], *sizes
 
@@ -96,7 +96,7 @@ class Pooling(Windowed):
 
 
 class MaxPooling(Pooling):
-    """MAX: the output size rounds up, and windows are clipped (pooling_layer.cpp)."""
+    """MAX; the output size is rounded up, and windows are clipped to the image (pooling_layer.cpp)."""
 
     variant = "MAX"
 
@@ -105,10 +105,10 @@ class MaxPooling(Pooling):
 
 
 class AveragePooling(Pooling):
-    """AVE: as MAX, but cells of the padding count."""
+    """AVE; as MAX, but the average includes padded cells."""
 
     variant = "AVE"
-    floors = True
+    simulates_rounding = True
 
     @property
     def covers_image(self) -> bool:
@@ -117,14 +117,14 @@ class AveragePooling(Pooling):
     def check(self) -> None:
         super().check()
         if self.covers_image is not self.own_format:
-            raise UnsupportedLayer("the mean of a whole image, and no other, has a format of its own")
+            raise UnsupportedLayer("only the average of a whole image has its own format")
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> LeftShift:
         assert formats.x and formats.y
         return formats.y.fraction_bits - formats.x.fraction_bits
 
     def divisors(self) -> np.ndarray:
-        """(height, width) cells of each window clipped to the padded image: what Caffe divides a sum by."""
+        """(height, width) the divisor of each window's sum: its cells in the padded image, as Caffe counts them."""
         geometry = zip(self.in_shape[1:], self.out_shape[1:], self.window, self.stride, self.pad)
         rows, columns = (window_cells(d + 2 * p, o, k, s, 0) for d, o, k, s, p in geometry)
         return rows[:, None] * columns
@@ -136,18 +136,18 @@ class AveragePooling(Pooling):
 
 
 class GlobalAveragePooling(AveragePooling):
-    """AVE over the whole image, whose mean has a far smaller range than its pixels, and so a format of its own."""
+    """AVE over the whole image; the average has its own format, since its range is far smaller than the pixels'."""
 
     variant = "global AVE"
     own_format = True
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """abs(n_y - n_x) <= 7, so that the sum times or divided by 2**(n_y - n_x) stays within 32 bits."""
+        """abs(n_y - n_x) <= 7, so that the sum times 2**(n_y - n_x) fits into 32 bits."""
         return xs[0].fraction_bits - MOST_POOLED_SHIFT, xs[0].fraction_bits + MOST_POOLED_SHIFT
 
 
 def covers_image(in_shape: Shape, window: Sequence[int], pad: Sequence[int]) -> bool:
-    """Whether one window is the whole image."""
+    """Whether one window covers the whole image."""
     return tuple(pad) == (0, 0) and all(k >= d for k, d in zip(window, in_shape[1:]))
 
 
@@ -158,7 +158,7 @@ def pooling(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
         raise UnsupportedLayer("STOCHASTIC pooling, allowed are MAX and AVE")
     if param.pool == param.MAX:
         return MaxPooling
-    options = AveragePooling.options(message, in_shapes)
+    options = AveragePooling.read_fields(message, in_shapes)
     whole = covers_image(in_shapes[0], options["window"], options.get("pad", (0, 0)))
     return GlobalAveragePooling if whole else AveragePooling
 
@@ -167,11 +167,11 @@ class PoolLoop(WindowLoop[W_contra, I_contra]):
     header = "pooling_q7"
 
     def in_place(self, layer: W_contra, promised_only: bool) -> bool:
-        return stays_ahead(layer)
+        return can_pool_in_place(layer)
 
 
 class OwnMaxPool(PoolLoop[WindowedView, object]):
-    """The maximum of the cells in the image."""
+    """The maximum of a window's cells within the image."""
 
     selects = True
     libraries = (Q7, OWN)
@@ -191,7 +191,7 @@ def _ratio(lshift: LeftShift) -> tuple[int, int]:
 
 
 class OwnAveragePool(PoolLoop[AveragePooling, LeftShift]):
-    """sum * multiplier / (cells * divisor), rounded half up; cells as Caffe counts them, with some of the padding."""
+    """sum * multiplier / (cells * divisor), rounded half up; cells include padding, as in Caffe."""
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: AveragePooling, integers: LeftShift, target: Target) -> str:
         if layer.covers_image:
@@ -199,7 +199,7 @@ class OwnAveragePool(PoolLoop[AveragePooling, LeftShift]):
         else:
             total = crop(g, exact_onnx.window_sum(g, xs[0], **window_attributes(layer)), layer)
         multiplier, divisor = _ratio(integers)
-        # floor(total * multiplier / halves + 1/2); float64 holds quotients of 32-bit integers without crossing one.
+        # floor(total * multiplier / halves + 1/2) is exact: float64 divides 32-bit integers without reaching the next.
         numerator = g.add("Mul", g.cast(total, np.float64), np.array(2.0 * multiplier))
         halves = (layer.divisors() * divisor).astype(np.float64)
         quotient = g.add("Floor", g.add("Div", g.add("Add", numerator, halves), 2 * halves))
@@ -214,7 +214,7 @@ class OwnAveragePool(PoolLoop[AveragePooling, LeftShift]):
     def row_form(self, layer: AveragePooling, target: Target) -> RowForm | None:
         if layer.covers_image:
             return RowForm(SummedAveragePool("avepool_of_sums_q7"))
-        # What Caffe counts of the padding below the image is not seen in a row's window.
+        # A single row does not show how much padding below the image Caffe counts.
         return RowForm(self) if layer.pad[0] == 0 else None
 
     def work(self, layer: AveragePooling) -> Work | None:
@@ -222,7 +222,7 @@ class OwnAveragePool(PoolLoop[AveragePooling, LeftShift]):
 
 
 class SummedAveragePool(OwnAveragePool):
-    """The mean of a whole image, of sums to which one row after the other is added."""
+    """The average of a whole image, from sums that take one row per call."""
 
     sums_rows = True
 
@@ -230,11 +230,11 @@ class SummedAveragePool(OwnAveragePool):
         return f"(q31_t *)(void *){c.output}"
 
     def calls(self, layer: AveragePooling, c: CNames) -> list[Statement]:
-        """`c.output` has 32 bits for each channel until the last row has come."""
+        """Adds a row; `c.output` holds a 32-bit sum per channel until the last row."""
         return [Call("add_row_q7", (c.input, c.input_extent.x, c.macro("IN_CH"), c.macro("FIRST_ROW"), self._sums(c)))]
 
     def last_calls(self, layer: AveragePooling, c: CNames) -> list[Statement]:
-        """What makes the output of the sums."""
+        """Turns the sums into the output."""
         cells = str(layer.in_shape[1] * layer.in_shape[2])
         ratio = (c.macro("MULTIPLIER"), c.macro("DIVISOR"))
         return [Call(self.name, (self._sums(c), c.macro("IN_CH"), cells, *ratio, c.output))]

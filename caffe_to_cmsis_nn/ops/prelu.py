@@ -24,16 +24,16 @@ from caffe_to_cmsis_nn.target import Target
 
 @dataclass(frozen=True, eq=False)
 class PReLU(Layer):
-    """max(x, 0) + slope * min(x, 0), with a trained slope for each channel or for all (prelu_layer.cpp)."""
+    """max(x, 0) + slope * min(x, 0), with a trained slope per channel, or one for all (prelu_layer.cpp)."""
 
     caffe_type = "PReLU"
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     channel_shared: bool = False
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"channel_shared": message.prelu_param.channel_shared}
 
     def weight_shapes(self) -> tuple[Shape, ...]:
@@ -47,7 +47,7 @@ class PReLU(Layer):
         return [weights[0][0] if self.channel_shared else weights[0]]
 
     def output_limits(self, xs: Sequence[QFormat]) -> tuple[int, int]:
-        """So that 1 is a power of two in the 16 bits that slopes have, too (Slopes)."""
+        """Limits the shift so that the factor 1 is a power of two within 16 bits, as slopes are (Slopes)."""
         return xs[0].fraction_bits - 14, xs[0].fraction_bits + 8
 
     def build_float(self, g: OnnxGraph, xs: Sequence[str], weights: Weights | None) -> str:
@@ -69,18 +69,18 @@ class Slopes:
 
     @classmethod
     def fit(cls, slope: np.ndarray, x: int, y: int) -> Slopes:
-        """For x, and slope * x (C,) where x is negative, with so many fraction bits of inputs and outputs."""
+        """The integers for slopes (C,); `x` and `y` are the fraction bits of input and output."""
         found, rshift = factors(np.append(slope, 1), y - x)
         return cls(found[:-1], int(found[-1]), rshift)
 
 
 class OwnPReLU(ChannelLoop[Slopes]):
-    """x * one, or x * slope where x is negative."""
+    """x * one, or x * slope if x is negative."""
 
     header = "prelu_q7"
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: LayerView, integers: Slopes, target: Target) -> str:
-        """With everything scaled by powers of two, which changes no digit of a float."""
+        """Exact in float32, since all scaling is by powers of two."""
         slopes = by_channel(integers.slopes, layer) / integers.one
         total = g.scale(g.add("PRelu", xs[0], slopes.astype(np.float32)), integers.one * 2.0**-integers.rshift)
         half = np.array(0.5 if integers.rshift else 0, np.float32)

@@ -18,7 +18,7 @@ from caffe_to_cmsis_nn.ops.base import Layer, Shape, UnsupportedLayer, Weights, 
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import Target
 
-MOST_REDUCTION_SHIFT = 46  # bits, so that 64 hold the rounding term, too
+MOST_REDUCTION_SHIFT = 46  # bits; product and rounding term fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ratio:
 
     @classmethod
     def fit(cls, factor: float) -> Ratio:
-        """The nearest to a factor."""
+        """The nearest ratio to a factor."""
         if factor == 0:
             return cls(0, 1)
         rshift = min(max(14 - math.frexp(factor)[1] + 1, 1), MOST_REDUCTION_SHIFT)
@@ -40,16 +40,16 @@ class Ratio:
 
 @dataclass(frozen=True, eq=False)
 class Reduction(AlongAxis):
-    """Over all axes from one on; the output has a format of its own."""
+    """A reduction over all axes from `axis` on; the output has its own format."""
 
     caffe_type = "Reduction"
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     coeff: float = 1.0
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         param = message.reduction_param
         return {"axis": axis_of(param, in_shapes[0]), "coeff": param.coeff}
 
@@ -66,7 +66,7 @@ class Reduction(AlongAxis):
 
     @property
     def count(self) -> int:
-        """Elements that make one."""
+        """The number of elements that are reduced to one."""
         return math.prod(self.in_shape[self.axis :])
 
     @property
@@ -90,13 +90,13 @@ class Reduction(AlongAxis):
 
 
 class ReductionSum(Reduction):
-    """SUM: the sum of all axes from one on, times coeff."""
+    """SUM over all axes from `axis` on, times coeff."""
 
     variant = "SUM"
 
 
 class ReductionMean(Reduction):
-    """MEAN: their mean, times coeff."""
+    """MEAN over these axes, times coeff."""
 
     variant = "MEAN"
 
@@ -106,7 +106,7 @@ class ReductionMean(Reduction):
 
 
 class ReductionMagnitudes(Reduction):
-    """ASUM: the sum of their magnitudes, times coeff."""
+    """ASUM, the sum of magnitudes over these axes, times coeff."""
 
     variant = "ASUM"
 
@@ -115,7 +115,7 @@ class ReductionMagnitudes(Reduction):
 
 
 class ReductionSquares(Reduction):
-    """SUMSQ: the sum of their squares, times coeff."""
+    """SUMSQ, the sum of squares over these axes, times coeff."""
 
     variant = "SUMSQ"
 
@@ -138,11 +138,11 @@ def reduction(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
 
 @dataclass(frozen=True)
 class OwnReduction(AxisLoop[Reduction, Ratio]):
-    """The sum of elements, of their magnitudes or of their squares, times a number; rounded half up."""
+    """The sum of elements, magnitudes or squares, times a ratio, rounded half up."""
 
     header = "reduction_q7"
 
-    terms: str = "ELEMENTS"  # what is added up, in C
+    terms: str = "ELEMENTS"  # what to add up: an enumerator in reduction_q7.h
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Reduction, integers: Ratio, target: Target) -> str:
         flat = g.cast(g.add("Reshape", xs[0], np.array([0, *layer.out_shape, -1])), np.float64)
@@ -154,8 +154,8 @@ class OwnReduction(AxisLoop[Reduction, Ratio]):
 
     def calls(self, layer: Reduction, c: CNames) -> list[Statement]:
         outputs, count = math.prod(layer.out_shape), math.prod(layer.in_shape) // math.prod(layer.out_shape)
-        sums = (1, outputs, 0, count, 1)  # of neighbours
-        if layer.axis and len(layer.in_shape) == 3:  # of some of an image's channel, whose cells are apart
+        sums = (1, outputs, 0, count, 1)  # of adjacent elements
+        if layer.axis and len(layer.in_shape) == 3:  # within a channel of an HWC image, whose elements lie apart
             channels = layer.in_shape[0]
             sums = (channels, outputs // channels, 1, count * channels, channels)
         ratio = (c.macro("MULTIPLIER"), c.macro("OUT_RSHIFT"))

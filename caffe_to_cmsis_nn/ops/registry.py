@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All operators: a module for each, with its layers and our own kernels for them."""
+"""All operators; each module has an operator's layers and this tool's kernels for them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from caffe_to_cmsis_nn.ops import (
     activations,
     affine,
     argmax,
+    axpy,
     concat,
     convolution,
     deconvolution,
@@ -30,7 +31,7 @@ from caffe_to_cmsis_nn.ops import (
 from caffe_to_cmsis_nn.ops.base import Layer, Shape
 from caffe_to_cmsis_nn.ops.input import Features, Input
 
-# Each has its layers in CLASSES, and in CHOICES what chooses among those of one of Caffe's types.
+# Each module lists its layers in CLASSES. CHOICES maps Caffe types with several classes to a function that picks one.
 OPERATORS: tuple[ModuleType, ...] = (
     convolution,
     deconvolution,
@@ -43,6 +44,7 @@ OPERATORS: tuple[ModuleType, ...] = (
     functions,
     affine,
     eltwise,
+    axpy,
     concat,
     moves,
     interp,
@@ -62,6 +64,6 @@ ALL_KERNELS: tuple[AnyKernel, ...] = tuple(kernel for cls in _COMPUTED for kerne
 
 
 def layer_class(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
-    """The class for a LayerParameter of one of LAYERS; raises UnsupportedLayer where none computes it."""
+    """The class for a LayerParameter whose type is in LAYERS; raises UnsupportedLayer."""
     choice = LAYERS[message.type]
     return choice if isinstance(choice, type) else choice(message, in_shapes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's Softmax (softmax_layer.cpp), and the softmax that can be added to a finished network."""
+"""Caffe's Softmax (softmax_layer.cpp), and the softmax that --softmax adds to a network."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from caffe_to_cmsis_nn.ops.base import Layer, OwnLoop, Shape, Weights, computed_
 from caffe_to_cmsis_nn.qformat import INT8_MAX, LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import OWN, Target
 
-MOST_EXPONENTIAL_BITS = 23  # 128 times an exponential, and half of their sum, stay within 32 bits
+MOST_EXPONENTIAL_BITS = 23  # 128 times an exponential plus half of their sum fits into 32 bits
 
 
 class Softmax(AlongAxis):
-    """exp(x) / sum of exp along an axis, in 7 fraction bits; at the end of a network with one output it is left out."""
+    """exp(x) / sum of exp along an axis, in 7 fraction bits; left out at the end of a network with one output."""
 
     caffe_type = "Softmax"
 
     @classmethod
-    def options(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    def read_fields(cls, message: Any, in_shapes: tuple[Shape, ...]) -> dict[str, Any]:
         return {"axis": axis_of(message.softmax_param, in_shapes[0])}
 
     @property
     def keeps_order(self) -> bool:
-        """It does not change which class is the largest."""
+        """Softmax does not change which class has the largest output."""
         return self.axis == 0
 
     def inherited(self, x: QFormat) -> QFormat:
@@ -53,7 +53,7 @@ class Softmax(AlongAxis):
 
 
 class PowersSoftmax(Layer):
-    """Powers of two in place of exponentials, after the logits of a classifier."""
+    """A softmax with powers of two instead of exponentials, after a classifier's logits (arm_softmax_q7)."""
 
     caffe_type = "Softmax"
     probabilities = True
@@ -68,25 +68,25 @@ class PowersSoftmax(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Exponentials:
-    """uint32 (256,): of 0, -1, ... -255 on the input's grid; `count` of the largest stay within 31 bits."""
+    """Scaled exponentials of 0, -1, ... -255 in the input's format: uint32 (256,)."""
 
     table: np.ndarray
 
     @classmethod
     def of(cls, fraction_bits: int, count: int) -> Exponentials:
-        """Rounded half to even; with so many fraction bits of the inputs, and so many inputs that are added up."""
+        """For inputs with these fraction bits; the sum of `count` exponentials fits into 31 bits."""
         bits = min(MOST_EXPONENTIAL_BITS, 31 - (count - 1).bit_length())
         return cls(np.rint(np.ldexp(np.exp(-np.ldexp(np.arange(256.0), -fraction_bits)), bits)).astype(np.uint32))
 
 
 class OwnSoftmax(AxisLoop[Softmax, Exponentials]):
-    """exp(x - largest) * 128 / sum of these, rounded half up."""
+    """exp(x - largest) * 128 / sum of the exponentials, rounded half up."""
 
     header = "softmax_q7"
     promises_in_place = True
 
     def row_form(self, layer: Softmax, target: Target) -> RowForm | None:
-        """A row has all channels of its cells."""
+        """Along channels only: a row holds all channels of its cells."""
         return RowForm(self) if layer.axis == 0 else None
 
     def build(self, g: OnnxGraph, xs: Sequence[str], layer: Softmax, integers: Exponentials, target: Target) -> str:
@@ -106,7 +106,7 @@ class OwnSoftmax(AxisLoop[Softmax, Exponentials]):
 
 
 class OwnPowersSoftmax(OwnLoop[LayerView, object], cmsis_q7.Softmax):
-    """What arm_softmax_q7 computes."""
+    """The same results as arm_softmax_q7."""
 
     header = "softmax_q7"
     libraries = (OWN,)

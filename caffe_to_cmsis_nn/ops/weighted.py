@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers with one row of weights for each output, and our own loops for them."""
+"""Base classes of weighted layers and of this tool's kernels for them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from caffe_to_cmsis_nn.target import OWN, Q7, Library
 class Weighted(Layer):
     weighted = True
     own_format = True
-    floors = True
+    simulates_rounding = True
 
     @property
     def macs(self) -> int:
-        """Each weight is used once for each pixel of the output."""
+        """Each weight is used once per output pixel."""
         return math.prod(self.out_shape[1:]) * math.prod(self.weight_shapes()[0])
 
     def load(self, blobs: Sequence[np.ndarray]) -> Weights:
-        """A missing bias becomes zeros, since kernels always read one."""
+        """A missing bias becomes zeros, since all kernels read a bias."""
         return blobs[0], blobs[1] if len(blobs) > 1 else np.zeros(len(blobs[0]), np.float32)
 
     def quantize(self, weights: Weights | None, formats: LayerFormats) -> Integers:
@@ -43,10 +43,10 @@ class Weighted(Layer):
 
 
 class WeightedLoop(ShiftingKernel[L_contra], OwnLoop[L_contra, Integers]):
-    """With the integers of Arm's q7 kernels on any core, in about half of their instructions.
+    """A kernel with the results of Arm's q7 kernels on any core, in about half as many instructions.
 
-    The compiler knows all sizes, and the output is limited in the same instruction that saturates. Weights lie in an
-    order that suits the loop. Beside each loop stands one for weights of 4 bits, which Arm's q7 kernels do not have.
+    The compiler knows all sizes, one instruction both saturates and clamps the output, and weights are stored in the
+    order of the loop. Each kernel has a variant for 4-bit weights, which Arm's q7 kernels lack.
     """
 
     libraries: ClassVar[tuple[Library, ...]] = (OWN,)
@@ -66,7 +66,7 @@ class WeightedLoop(ShiftingKernel[L_contra], OwnLoop[L_contra, Integers]):
 
 
 class Packed(WeightedLoop[L_contra]):
-    """The same with weights of 4 bits; beside Arm's kernels, too, which take 8."""
+    """The variant for 4-bit weights; also used beside Arm's q7 kernels, which take only 8 bits."""
 
     libraries: ClassVar[tuple[Library, ...]] = (Q7, OWN)
     weight_bits = 4

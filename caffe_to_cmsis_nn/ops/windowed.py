@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers and loops that look at an image through windows."""
+"""Base classes of layers and kernels with sliding windows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def height_and_width(what: str, values: Sequence[int], param: Any, prefix: str, 
 
 
 def window_defines(layer: WindowedView) -> dict[str, int]:
-    """Macros of a layer's windows, without its prefix."""
+    """The macros for a layer's windows, without its prefix."""
     pairs = {
         "IN_DIM": layer.in_shape[1:],
         "KER_DIM": layer.window,
@@ -51,12 +51,12 @@ def window_defines(layer: WindowedView) -> dict[str, int]:
 
 @dataclass(frozen=True, eq=False)
 class Windowed(Layer):
-    """What convolution and pooling share; pairs are (height, width)."""
+    """A layer with sliding windows; pairs are (height, width)."""
 
     window: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)
-    dilation = (1, 1)  # a field where windows may skip cells
+    dilation = (1, 1)  # a field in dilated layers
 
     @property
     def square(self) -> bool:
@@ -74,13 +74,13 @@ class Windowed(Layer):
 
 
 def spatial(in_shape: Shape) -> None:
-    """Raises UnsupportedLayer where a layer's input is no image."""
+    """Raises UnsupportedLayer if a layer's input is not an image (CHW)."""
     if len(in_shape) != 3:
         raise UnsupportedLayer(f"its input has shape {in_shape}, allowed is (channels, height, width)")
 
 
 class WindowLoop(OwnLoop[W_contra, I_contra]):
-    """Windows of any shape, stride and padding; the image stays as it is, unless the output takes its place."""
+    """A kernel for windows of any shape, stride and padding; it does not modify its input."""
 
     def row_form(self, layer: W_contra, target: Target) -> RowForm | None:
         return RowForm(self)

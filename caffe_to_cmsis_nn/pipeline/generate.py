@@ -11,24 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe_to_cmsis_nn import errors, files
+from caffe_to_cmsis_nn import choices, errors, files
 from caffe_to_cmsis_nn.data import class_names
 from caffe_to_cmsis_nn.emit import c_text, projects, render
 from caffe_to_cmsis_nn.engines import known_answers
 from caffe_to_cmsis_nn.engines.known_answers import KnownAnswers
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork
-from caffe_to_cmsis_nn.errors import UserError, say
+from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network import test_images
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.plan import cost, lowering, rows
+from caffe_to_cmsis_nn.plan import cost, lowering, proof, rows
 from caffe_to_cmsis_nn.plan.rows import RowPlan
 from caffe_to_cmsis_nn.report import summary
 from caffe_to_cmsis_nn.store import original
 from caffe_to_cmsis_nn.target import OWN, Q7, Core, Library, Target
 
-note = functools.partial(errors.note, "code_gen")
-
-TEST_IMAGES = 1  # without being asked, where the LMDB is at hand
+warn = functools.partial(errors.warn, "code_gen")
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Options:
     out_dir: str
     library: Library | None
     core: Core | None
-    code: projects.Options
+    code: projects.CodeOptions
     ram: int | str  # bytes, or what rows.plan calls a plan
     no_inplace_pooling: bool  # but where the library promises it
     softmax: bool
@@ -63,21 +61,25 @@ def _target(options: Options, quantized: Target) -> Target:
                 f"--library own computes what q7 kernels do, and the network is for {quantized.library} kernels"
             )
         return Target(core, rounding, OWN)
-    able = projects.PROJECTS[options.code.project].libraries
-    library = options.library or (quantized.library if quantized.library in able else able[0])
-    if library not in able:
-        raise UserError(f"--target {options.code.project} works with --library {able[0]} or {OWN}, not with {library}")
+    supporting = projects.PROJECTS[options.code.project].libraries
+    library = options.library or (quantized.library if quantized.library in supporting else supporting[0])
+    if library not in supporting:
+        raise UserError(
+            f"--target {options.code.project} works with --library {supporting[0]} or {OWN}, not with {library}"
+        )
     return Target(core, rounding if rounding in library.roundings else library.roundings[0], library)
 
 
 def _lower(options: Options) -> tuple[QuantizedNetwork, RowPlan]:
     """The pickle's network for the kernel library and the core that are asked for."""
-    network = original.open_network(Path(options.model), note, options.weights, options.mean)
+    network = original.open_network(Path(options.model), warn, options.weights, options.mean)
     target = _target(options, network.target)
     network = lowering.fuse(lowering.retarget(network, target))
     if options.softmax:
         network = lowering.add_softmax(network)
-    return network, rows.plan(network, options.no_inplace_pooling, options.ram)
+    plan = rows.plan(network, options.no_inplace_pooling, options.ram)
+    proof.prove(network, plan)
+    return network, plan
 
 
 def _find_dataset(network: QuantizedNetwork, options: Options) -> Path:
@@ -102,13 +104,13 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
         images = test_images.read_picture(network, Path(options.image), options.channel_order)
         size = "x".join(map(str, network.graph.input.out_shape[:0:-1]))
         order = options.channel_order
-        say(f"Test image: '{options.image}', cut about its centre, resized to {size}, channels {order}")
+        print_lines(f"Test image: '{options.image}', cut about its centre, resized to {size}, channels {order}")
         return known_answers.compute(network, *images)
     if options.images:
         path = _find_dataset(network, options)
         images = test_images.read_positions(network, path, options.images)
         return known_answers.compute(network, *images, options.images)
-    count = TEST_IMAGES if options.test_images is None else options.test_images
+    count = choices.TEST_IMAGES if options.test_images is None else options.test_images
     if count == 0:
         return None
     try:
@@ -117,7 +119,7 @@ def _find_answers(network: QuantizedNetwork, options: Options) -> KnownAnswers |
     except UserError as error:
         if options.test_images is not None:
             raise
-        note(f"no known-answer test: {error}")
+        warn(f"no known-answer test: {error}")
         return None
     return known_answers.compute(network, *images)
 
@@ -129,14 +131,14 @@ def _dump(network: QuantizedNetwork, answers: KnownAnswers | None, folder: Path,
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is not a folder")
     identifiers = c_text.identifiers(layer.name for layer in network.graph.layers)
-    say(*known_answers.checksum_lines(answers, identifiers))
-    say(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
+    print_lines(*known_answers.checksum_lines(answers, identifiers))
+    print_lines(f"Wrote {', '.join(known_answers.dump(answers, identifiers, folder, read))} to '{folder}'")
 
 
 def describe(options: Options) -> None:
     """Prints what is in a pickle, and what its network costs on the device; raises UserError."""
     network, plan = _lower(options)
-    say(*summary.describe(network), "", *cost.table(network, plan, options.code.weights_in_ram))
+    print_lines(*summary.describe(network), "", *cost.table(network, plan, options.code.weights_in_ram))
 
 
 def generate(options: Options) -> None:
@@ -153,14 +155,16 @@ def generate(options: Options) -> None:
     total = cost.totals(network, plan, code.weights_in_ram)
     projects.check_memory(code.project, network.target.core, total, answers.bytes if answers else 0)
     read = _read_files(network, options)
+    contents = render.render(network, plan, code, answers)
+    if options.onnx and Path(options.onnx).resolve() in {(Path(options.out_dir) / name).resolve() for name in contents}:
+        raise UserError(f"--onnx '{options.onnx}' is a file of the generated code: give it another name")
     if options.dump:
         _dump(network, answers, Path(options.dump), read)
     if options.onnx:
         none: np.ndarray = np.empty((0, *network.graph.input.out_shape), network.graph.input.stored)
         model = DeviceNetwork(network.graph, none, network.target).to_onnx(network.layers)
         files.write_all({Path(options.onnx): model}, read)
-        say(f"Wrote '{options.onnx}'")
-    contents = render.render(network, plan, code, answers)
+        print_lines(f"Wrote '{options.onnx}'")
     render.write(Path(options.out_dir), contents, read)
-    say(*cost.table(network, plan, options.code.weights_in_ram))
-    say(f"Wrote {', '.join(contents)} to '{options.out_dir}'")
+    print_lines(*cost.table(network, plan, options.code.weights_in_ram))
+    print_lines(f"Wrote {', '.join(contents)} to '{options.out_dir}'")

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caffe_to_cmsis_nn import errors, files
+from caffe_to_cmsis_nn import choices, errors, files
 from caffe_to_cmsis_nn.caffe_io.blobs import read_weights
 from caffe_to_cmsis_nn.caffe_io.prototxt import Prototxt, is_prototxt, read_prototxt
 from caffe_to_cmsis_nn.data import class_names, lmdb_images
@@ -23,10 +24,9 @@ from caffe_to_cmsis_nn.network.folding import simplify
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, check_types, find_outputs, parse_network
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import SourceFile, held_out
-from caffe_to_cmsis_nn.search import weight_bits
 from caffe_to_cmsis_nn.target import Target
 
-note = functools.partial(errors.note, "nn_quantizer")
+warn = functools.partial(errors.warn, "nn_quantizer")
 
 
 FEW_IMAGES = 100  # each of fewer images is more than a percentage point
@@ -89,11 +89,11 @@ class Options:
 
     def _check_weight_bits(self) -> None:
         asked = f"--weight_bits {self.weight_bits}"
-        if self.weight_bits != weight_bits.EIGHT and self.objective != "device":
+        if self.weight_bits != choices.WEIGHTS_8 and self.objective != "device":
             raise UserError(f"{asked} needs --objective device: the original's procedure is for weights of 8 bits")
         if self.loss is not None:
-            if self.weight_bits != weight_bits.MIXED:
-                raise UserError(f"--loss is for --weight_bits {weight_bits.MIXED}, not for {asked}")
+            if self.weight_bits != choices.WEIGHTS_MIXED:
+                raise UserError(f"--loss is for --weight_bits {choices.WEIGHTS_MIXED}, not for {asked}")
             if not self.loss >= 0:
                 raise UserError(f"--loss {self.loss} must be 0 or more")
 
@@ -145,11 +145,11 @@ def prepare(options: Options) -> Job:
     source = override(said, options.lmdb, options.mean, options.scale, options.crop, options.resize)
     check_types(prototxt, find_outputs(prototxt, options.accuracy, source, options.output or ()))
     lmdb = source.find_images()
-    source = replace(source, reader=source.reader.looked_at(lmdb))
+    source = replace(source, reader=source.reader.probe(lmdb))
     if not said.images and options.mean is None:
-        note(f"'{model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
+        warn(f"'{model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
     if said.mirrored:
-        note(f"'{model}' mirrors test images by chance: they are read as they are")
+        warn(f"'{model}' mirrors test images by chance: they are read as they are")
     version = lmdb_images.version(lmdb)
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     asked = options.accuracy, source, image_shape, options.target, options.output or ()
@@ -161,7 +161,7 @@ def prepare(options: Options) -> Job:
     else:
         network = parse()
     if source.shape not in ((), network.input.out_shape):
-        note(f"'{model}' asks for images of shape {source.shape}: the network is made for {network.input.out_shape}")
+        warn(f"'{model}' asks for images of shape {source.shape}: the network is made for {network.input.out_shape}")
     blobs, digest = files.read_hashed(weights, read_weights)
     read["weights"] = SourceFile(options.weights, digest)
     network = simplify(attach_weights(network, blobs, lmdb))
@@ -170,17 +170,17 @@ def prepare(options: Options) -> Job:
     if options.classes:
         names = class_names.read(Path(options.classes), network.result_size)
     inputs = [Path(file.name) for file in read.values()] + ([Path(options.classes)] if options.classes else [])
-    quantized, journal = _outputs(options, inputs + source.reader.files(lmdb))
+    quantized, journal = _outputs(options, itertools.chain(inputs, source.reader.files(lmdb)))
     limit = None if options.iterations is None else options.iterations * source.batch_size
     in_memory = memory_bytes(options.memory) / engine.MEMORY_SHARES
     images, labels = source.reader.open(lmdb, limit, source.crop_image, in_memory)
     if images.shape[1:] != network.input.out_shape:
         raise UserError(f"'{lmdb}' was changed while it was read: its images had another shape before")
     if limit is not None and len(images) < limit:
-        note(f"{options.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
+        warn(f"{options.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
     network = _judged(network, labels, lmdb, options, bool(source.label))
     if network.classifier and len(images) < FEW_IMAGES:
-        note(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
+        warn(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
     names = names if network.classifier else ()
     parts = split(len(images), options.holdout, options.seed)
     return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, journal, quantized, names)
@@ -208,15 +208,15 @@ def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, la
         raise UserError(
             f"--objective {options.objective} needs accuracies, and there is no Accuracy layer: leave it out"
         )
-    if options.weight_bits == weight_bits.MIXED:
+    if options.weight_bits == choices.WEIGHTS_MIXED:
         raise UserError(
-            f"--weight_bits {weight_bits.MIXED} needs accuracies, and there is no Accuracy layer: 4 or 8 do"
+            f"--weight_bits {choices.WEIGHTS_MIXED} needs accuracies, and there is no Accuracy layer: 4 or 8 do"
         )
-    note(f"no Accuracy layer: {', '.join(network.outputs)} are judged by how close they come to the float network's")
+    warn(f"no Accuracy layer: {', '.join(network.outputs)} are judged by how close they come to the float network's")
     return network
 
 
-def _outputs(options: Options, inputs: list[Path]) -> tuple[Path, Path]:
+def _outputs(options: Options, inputs: Iterable[Path]) -> tuple[Path, Path]:
     """Where the quantized weights and the journal go; raises UserError where an output cannot be written."""
     save = Path(options.save)
     # Under the pickle's name, so that the weights of another pickle stay what they are.

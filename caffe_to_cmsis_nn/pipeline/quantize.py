@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 import caffe_to_cmsis_nn
-from caffe_to_cmsis_nn import files
+from caffe_to_cmsis_nn import choices, files
 from caffe_to_cmsis_nn.caffe_io.blobs import to_caffemodel
 from caffe_to_cmsis_nn.data import lmdb_images
 from caffe_to_cmsis_nn.engines import engine
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe, accuracy_first
+from caffe_to_cmsis_nn.engines.engine import NotFinite
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
-from caffe_to_cmsis_nn.errors import UserError, say
+from caffe_to_cmsis_nn.errors import UserError, print_lines
 from caffe_to_cmsis_nn.network.quantized import (
     Accuracy,
     IntegerLayer,
@@ -28,10 +29,10 @@ from caffe_to_cmsis_nn.network.quantized import (
     quantize_network,
 )
 from caffe_to_cmsis_nn.network.to_caffe import caffe_types, quantized_blobs
-from caffe_to_cmsis_nn.pipeline.job import Job, Options, memory_bytes, note, prepare
+from caffe_to_cmsis_nn.pipeline.job import Job, Options, memory_bytes, prepare, warn
 from caffe_to_cmsis_nn.report import facts, page, statistics, summary
-from caffe_to_cmsis_nn.search import caffe_objective, common, device_objective, journal, progress, weight_bits
-from caffe_to_cmsis_nn.search.common import Found, Trial
+from caffe_to_cmsis_nn.search import caffe_objective, common, device_objective, journal, progress
+from caffe_to_cmsis_nn.search.common import SearchResult, Trial
 from caffe_to_cmsis_nn.search.journal import Journal, RememberedErrors, RememberedNarrowing, RememberedSimulation
 from caffe_to_cmsis_nn.store import original, record
 from caffe_to_cmsis_nn.store.record import Record
@@ -69,13 +70,13 @@ def open_journal(job: Job, options: Options) -> Journal:
     decisive.update(tool=caffe_to_cmsis_nn.__version__)
     opened = Journal(job.journal, journal.key(arrays, decisive))
     if opened.replaced:
-        note(f"'{opened.path}' is of another model, data or options: starting over")
+        warn(f"'{opened.path}' is of another model, data or options: starting over")
     elif opened.resumed:
-        note(f"going on from '{opened.path}', which holds {opened.resumed} results of a run that was stopped")
+        warn(f"going on from '{opened.path}', which holds {opened.resumed} results of a run that was stopped")
     return opened
 
 
-def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, list[Trial]]:
+def find_formats(job: Job, options: Options, answers: Journal) -> tuple[SearchResult, list[Trial]]:
     """Runs the search below a progress bar; returns what it found, and its trials."""
     network = float_network(job, job.pick(job.swept), options)
     labels, tolerance = job.labels[job.swept], options.tolerance
@@ -92,39 +93,52 @@ def find_formats(job: Job, options: Options, answers: Journal) -> tuple[Found, l
             tolerance,
             functools.partial(RememberedErrors, answers),
             options.weight_bits,
-            weight_bits.LOSS if options.loss is None else options.loss,
+            choices.LOSS if options.loss is None else options.loss,
             functools.partial(RememberedNarrowing, answers),
         )
         schedule = common.tensors(job.graph)
-    return progress.follow(
-        trials,
-        schedule,
-        progress.work(job.graph, schedule, alone=options.objective == "device"),
-        computed=lambda: answers.computed > 0,
-        show=say if options.verbose else None,
-        disable=options.quiet or None,
-    )
+    try:
+        return progress.follow(
+            trials,
+            schedule,
+            progress.work(job.graph, schedule, alone=options.objective == "device"),
+            computed=lambda: answers.computed > 0,
+            show=print_lines if options.verbose else None,
+            disable=options.quiet or None,
+        )
+    except NotFinite as error:
+        raise error.among(job.swept) from None
+
+
+def logits_in_float(job: Job, options: Options) -> np.ndarray:
+    """Of the images that are reported on; raises UserError where some are not finite."""
+    try:
+        return float_network(job, job.pick(job.reported), options).trained_logits()
+    except NotFinite as error:
+        raise error.among(job.reported) from None
 
 
 def final_logits(
-    job: Job, found: Found, layers: Sequence[IntegerLayer], options: Options
+    job: Job, found: SearchResult, layers: Sequence[IntegerLayer], options: Options, held_out: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """In float and on the device, of the images that are reported on; what the search knows is not computed again."""
-    images = job.pick(job.reported)
-    on_device, in_float = (None, None) if options.holdout else (found.on_device, found.in_float)
+    on_device, in_float = (None, held_out) if options.holdout else (found.on_device, found.in_float)
     if on_device is None:
-        on_device = DeviceNetwork(found.chosen.graph, images, options.target).logits(layers)
-    if in_float is None:
-        in_float = float_network(job, images, options).logits(as_trained(job.graph))
-    return in_float, on_device
+        on_device = DeviceNetwork(found.chosen.graph, job.pick(job.reported), options.target).logits(layers)
+    return logits_in_float(job, options) if in_float is None else in_float, on_device
 
 
-def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> tuple[facts.Run, bytes]:
-    """The chosen network with all that is known about it, and the caffemodel with its weights."""
+def build(
+    job: Job, found: SearchResult, trials: Sequence[Trial], options: Options, held_out: np.ndarray | None
+) -> tuple[facts.QuantizerRun, bytes]:
+    """The chosen network with all that is known about it, and the caffemodel with its weights.
+
+    `held_out` are the float network's logits for images that are held out.
+    """
     chosen, formats = found.chosen.graph, found.chosen.formats
     layers = tuple(quantize_network(chosen, formats, options.target))
     images, labels = job.pick(job.reported), job.labels[job.reported]
-    in_float, on_device = final_logits(job, found, layers, options)
+    in_float, on_device = final_logits(job, found, layers, options, held_out)
     accuracies, outputs = [], {}
     if chosen.classifier:
         accuracies = [
@@ -135,7 +149,7 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     trained, sample = found.chosen.trained, statistics.sample(chosen, images)
     measured = statistics.collect(trained, layers, formats, sample, options.target)
     if lmdb_images.version(job.lmdb) != job.version:
-        note(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
+        warn(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
     weights = to_caffemodel(chosen.name, quantized_blobs(chosen, formats), caffe_types(chosen))
     written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
     sources = {**job.files, "quantized weights": written}
@@ -143,29 +157,33 @@ def build(job: Job, found: Found, trials: Sequence[Trial], options: Options) -> 
     accuracy, others = (accuracies[0], tuple(accuracies[1:])) if accuracies else (None, ())
     outcome = Outcome(*asked, accuracy, others, outputs, found.measured, measured.qualities())
     network = QuantizedNetwork(
-        chosen,
-        formats,
-        layers,
-        options.target,
-        {what: sources[what] for what in SOURCES if what in sources},
-        str(job.lmdb),
-        job.source.crop,
-        outcome,
-        job.source.reader,
-        job.source.scale,
+        graph=chosen,
+        formats=formats,
+        layers=layers,
+        target=options.target,
+        sources={what: sources[what] for what in SOURCES if what in sources},
+        dataset=str(job.lmdb),
+        crop=job.source.crop,
+        outcome=outcome,
+        reader=job.source.reader,
+        scale=job.source.scale,
     )
     commands, classes = (options.command, options.full_command), job.class_names
-    run = facts.Run(*commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device)
+    run = facts.QuantizerRun(
+        *commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device
+    )
     return run, weights
 
 
 def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
     try:
+        # Images that are held out are looked at before the search: what they show would come after it.
+        held_out = logits_in_float(job, options) if options.holdout else None
         found, trials = find_formats(job, options, answers)
     except UserError:  # it would come again
         answers.remove()
         raise
-    run, weights = build(job, found, trials, options)
+    run, weights = build(job, found, trials, options, held_out)
     iterations = -(-len(job.images) // job.source.batch_size)
     attributes = original.attributes(run.network, job.source.batch_size, iterations, options.gpu)
     outputs = {job.quantized: weights, job.save: record.dump(Record(attributes, run.network))}
@@ -178,11 +196,11 @@ def _search_and_write(job: Job, options: Options, answers: Journal) -> None:
 
     *details, last = summary.recorded(run.network)
     if not options.quiet:
-        say(*summary.table(run.network), *details)
+        print_lines(*summary.table(run.network), *details)
         if options.holdout:
-            say(f"Searched with {len(job.swept)} images")
-        say("Saved " + ", ".join(f"'{path}'" for path in outputs))
-    say(last)
+            print_lines(f"Searched with {len(job.swept)} images")
+        print_lines("Saved " + ", ".join(f"'{path}'" for path in outputs))
+    print_lines(last)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows has no Q-format, which is said

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs on the device: memory, constants, operations; the table that is printed."""
+"""The costs of a network on the device: memory, constants, operations; and the printed table."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from caffe_to_cmsis_nn.kernels import instructions
 from caffe_to_cmsis_nn.kernels.base import consider
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.plan.rows import RowPlan, Run
+from caffe_to_cmsis_nn.plan.rows import RowGroup, RowPlan
 from caffe_to_cmsis_nn.target import OWN, Core
 from caffe_to_cmsis_nn.templating import columns
 
 
-def run_lines(network: QuantizedNetwork, plan: RowPlan, run: Run) -> list[str]:
-    """What a run holds in memory: of each image the rows at most, and their bytes."""
+def row_group_lines(network: QuantizedNetwork, plan: RowPlan, group: RowGroup) -> list[str]:
+    """Text about a row group's memory: for each stage, the most rows held at once, and the bytes of each."""
     layers, stages = network.graph.layers, plan.stages
-    names = [f"{layers[stages[i].layers[0]].name}" for i in (run.stages[0], run.stages[-1])]
-    lines = [f"Row by row, {names[0]} to {names[1]}: {run.bytes} bytes at most. Rows in memory, and bytes of each:"]
-    for window, most in zip(run.windows, run.most_rows):
-        stage = stages[window.stage]
-        what = f"all {stage.rows} at first" if window.stage == run.source else f"{most} of {stage.rows}"
+    names = [f"{layers[stages[i].layers[0]].name}" for i in (group.stages[0], group.stages[-1])]
+    lines = [f"Row by row, {names[0]} to {names[1]}: {group.bytes} bytes at most. Rows in memory, and bytes of each:"]
+    for row_buffer, most in zip(group.row_buffers, group.most_rows):
+        stage = stages[row_buffer.stage]
+        what = f"all {stage.rows} at first" if row_buffer.stage == group.source else f"{most} of {stage.rows}"
         lines.append(f"{layers[stage.layers[0]].name[:24]:24} {what:>18} {stage.held_bytes:>7}")
     return lines
 
 
 def memory_lines(network: QuantizedNetwork, rows: RowPlan) -> list[str]:
-    """The arena as text: each buffer's bytes, and a bar of where it lies; then what is computed row by row."""
+    """The arena as text: each buffer with a bar for its place, then the row groups."""
     width, plan = 64, rows.memory
     lines = [f"{'buffer':24} {'layers':>7} {'offset':>7} {'bytes':>7}  |0{plan.arena_bytes:>{width - 1}}|"]
     for buffer in plan.buffers:
@@ -35,12 +35,12 @@ def memory_lines(network: QuantizedNetwork, rows: RowPlan) -> list[str]:
         bar = " " * start + "#" * (end - start)
         layers = f"{buffer.first}-{buffer.last}"
         lines.append(f"{buffer.name[:24]:24} {layers:>7} {buffer.offset:7} {buffer.size:7}  |{bar:{width}}|")
-    return [*lines, *(line for run in rows.runs for line in ["", *run_lines(network, rows, run)])]
+    return [*lines, *(line for group in rows.row_groups for line in ["", *row_group_lines(network, rows, group)])]
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Of one network: MACs for an image, and bytes that its data takes in flash and RAM (code and stack aside)."""
+    """MACs per image, and bytes of data in flash and RAM, without code and stack."""
 
     macs: int
     flash: int
@@ -48,12 +48,12 @@ class Totals:
 
 
 def constant_bytes(network: QuantizedNetwork) -> list[int]:
-    """Bytes of each layer's constants."""
+    """The bytes of each layer's constants."""
     return [integer.constant_bytes(layer) for layer, integer in zip(network.graph.layers, network.layers)]
 
 
 def totals(network: QuantizedNetwork, plan: RowPlan, weights_in_ram: bool) -> Totals:
-    """Weights that lie in RAM take flash as well, which they are copied from at start-up."""
+    """The network's totals; weights in RAM also count as flash, from where they are copied at start-up."""
     layers, constants = network.graph.layers, constant_bytes(network)
     weights = sum(size for layer, size in zip(layers, constants) if layer.weighted)
     ram = plan.memory.arena_bytes + (weights if weights_in_ram else 0)
@@ -61,7 +61,7 @@ def totals(network: QuantizedNetwork, plan: RowPlan, weights_in_ram: bool) -> To
 
 
 def passed_over(network: QuantizedNetwork) -> list[str]:
-    """Why faster kernels were not taken; layers with the same reasons share a line. Of ours, there is one for each."""
+    """Why faster kernels are not used, one line per reason; empty for this tool's kernels, one for each layer type."""
     if network.target.library is OWN:
         return []
     layers: dict[str, list[str]] = {}
@@ -76,18 +76,18 @@ def passed_over(network: QuantizedNetwork) -> list[str]:
 
 
 def _outputs(plan: RowPlan) -> dict[int, str]:
-    """By layer, of those that run row by row: how many rows are in memory at most, and the bytes of each."""
+    """For layers that run row by row (indices): the most rows held at once, and the bytes of each."""
     found = {}
-    for run in plan.runs:
-        most = {window.stage: rows for window, rows in zip(run.windows, run.most_rows)}
-        for i in run.stages:
+    for group in plan.row_groups:
+        most = {row_buffer.stage: rows for row_buffer, rows in zip(group.row_buffers, group.most_rows)}
+        for i in group.stages:
             first, *others = plan.stages[i].layers
             found.update({first: f"{most[i]} x {plan.stages[i].held_bytes}", **dict.fromkeys(others, "in place")})
     return found
 
 
 def instruction_estimates(network: QuantizedNetwork) -> dict[str, float]:
-    """By layer, where they are known: for our own weighted kernels, and what runs beside them, on DSP cores."""
+    """Estimated instructions by layer, if known; only for networks with this tool's weighted kernels on DSP cores."""
     pairs = list(zip(network.graph.layers, network.layers))
     own = any(layer.weighted and held.kernel.header and held.kernel.work(layer) for layer, held in pairs)
     if network.target.core is not Core.DSP or not own:
@@ -97,20 +97,22 @@ def instruction_estimates(network: QuantizedNetwork) -> dict[str, float]:
 
 
 def _rounded(instructions: float) -> str:
-    """Two digits, since it is an estimate."""
+    """Rounds an estimate to two digits."""
     return f"{float(f'{instructions:.2g}'):.0f}"
 
 
 def table(network: QuantizedNetwork, plan: RowPlan, weights_in_ram: bool) -> list[str]:
-    """Per layer: kernel, MACs, bytes of constants, output and scratch memory; then reasons, arena, totals.
+    """The table that code_gen.py prints: a line per layer, faster kernels not used, the arena, and totals.
 
-    With kernels of our own, how many instructions each takes is estimated.
+    For this tool's kernels, it includes estimated instructions.
     """
     network = plan.lower(network)
     estimates = instruction_estimates(network)
     rows: list[list[str]] = [["layer", "kernel", "MACs", "weights", "output", "scratch"]]
     outputs = _outputs(plan)
-    scratch = {plan.stages[i].layers[0]: plan.stages[i].scratch_bytes for run in plan.runs for i in run.stages}
+    scratch = {
+        plan.stages[i].layers[0]: plan.stages[i].scratch_bytes for group in plan.row_groups for i in group.stages
+    }
     for i, (layer, integer, constants) in enumerate(zip(network.graph.layers, network.layers, constant_bytes(network))):
         buffer = plan.memory.scratch.get(layer.name)
         output, own_scratch = outputs.get(i, layer.out_size), scratch.get(i, buffer.size if buffer else 0)
@@ -124,11 +126,11 @@ def table(network: QuantizedNetwork, plan: RowPlan, weights_in_ram: bool) -> lis
     less = plan.memory.arena_bytes - plan.least_bytes
     return [
         *columns(rows, left=2),
-        *(["", "Kernels that were passed over:", *reasons] if reasons else []),
+        *(["", "Faster kernels not used:", *reasons] if reasons else []),
         "",
         *memory_lines(network, plan),
         "",
-        *([f"Row by row, the layers would take {plan.least_bytes} bytes: --ram least"] if less > 0 else []),
-        *([f"Instructions, estimated: {_rounded(sum(estimates.values()))} for an image"] if estimates else []),
+        *([f"With --ram least, the layers would take {plan.least_bytes} bytes"] if less > 0 else []),
+        *([f"Estimated instructions per image: {_rounded(sum(estimates.values()))}"] if estimates else []),
         f"Total: {total.macs} MACs, flash {total.flash} bytes of constants, RAM {total.ram} bytes",
     ]

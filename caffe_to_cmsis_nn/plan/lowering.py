@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a quantized network before code is generated: kernels of the library asked for, and layers fused."""
+"""Lowers a quantized network for code generation: chooses kernels of the target's library, and fuses layers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from caffe_to_cmsis_nn.target import Rounding, Target
 
 
 def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
-    """The same integers with other kernels; raises UserError where they cannot take a layer.
+    """The same network with the kernels of another target; raises UserError if they do not support a layer.
 
-    Where the library's kernels truncated and now round, half a step is taken from each bias.
+    If the old kernels truncate and the new ones round, half a step is subtracted from each bias.
     """
     truncated = network.target.rounding is Rounding.TRUNCATE and target.rounding is Rounding.NEAREST
     layers, held_layers = [], []
@@ -29,8 +29,8 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
         integers = held.integers
         if layer.weighted and 8 * integers.bias.itemsize > target.library.bias_bits:
             raise UserError(
-                f"layer '{layer.name}' has a bias of 32 bits, which the {target.library} kernels cannot take: "
-                f"quantize it with --library q7, then it serves all"
+                f"layer '{layer.name}' has a 32-bit bias, which the {target.library} kernels do not support: "
+                f"quantize the network with --library q7, which works for all libraries"
             )
         if layer.weighted and truncated:
             integers = _truncating(integers)
@@ -44,7 +44,7 @@ def retarget(network: QuantizedNetwork, target: Target) -> QuantizedNetwork:
 
 
 def _truncating(integers: Integers) -> Integers:
-    """What a kernel that rounds half up needs to round down."""
+    """Integers with which a kernel that rounds half up truncates."""
     shifts = integers.shifts
     bias = (integers.bias.astype(np.int32) << shifts.bias_lshift) - Rounding.NEAREST.term(shifts.out_rshift)
     return replace(integers, bias=bias, shifts=Shifts(0, shifts.out_rshift))
@@ -55,15 +55,15 @@ def _read_once(graph: Graph, name: str) -> bool:
 
 
 def fuse(network: QuantizedNetwork) -> QuantizedNetwork:
-    """The network with fewer layers; no result changes."""
+    """Fuses layers; results do not change."""
     return _join_moves(_limit(network))
 
 
 def _limit(network: QuantizedNetwork) -> QuantizedNetwork:
-    """Has kernels limit their outputs themselves, in place of a ReLU, ReLU6 or Clip that alone reads them.
+    """Fuses a ReLU, ReLU6 or Clip into the kernel before it, which then clamps its output, if nothing else reads it.
 
-    It may read a maximum of them: that of limited numbers is the limited maximum.
-    No result changes: a kernel saturates to its limits where it would saturate to 8 bits.
+    A max pooling may stand between them, since clamping and maximum commute. Results do not change: the kernel clamps
+    to the new limits instead of saturating to 8 bits.
     """
     graph = network.graph
     lowered = dict(zip((layer.name for layer in graph.layers), network.layers))
@@ -82,9 +82,9 @@ def _limit(network: QuantizedNetwork) -> QuantizedNetwork:
 
 
 def _join_moves(network: QuantizedNetwork) -> QuantizedNetwork:
-    """One move in place of two, where the second alone reads the first; none where elements come back to their places.
+    """Fuses a move into a second one that alone reads it; moves that cancel out cost nothing.
 
-    Detectors' Permute and Flatten, for one, give the order that an image has on the device anyway.
+    For example, Permute and Flatten in detectors yield the order that an image has on the device anyway.
     """
     graph = network.graph
     lowered = dict(zip((layer.name for layer in graph.layers), network.layers))
@@ -99,10 +99,10 @@ def _join_moves(network: QuantizedNetwork) -> QuantizedNetwork:
 
 
 def add_softmax(network: QuantizedNetwork) -> QuantizedNetwork:
-    """A classifier with a Softmax after its output; raises UserError for another network."""
+    """Adds a Softmax after a classifier's output; raises UserError for other networks."""
     graph = network.graph
     if not graph.classifier:
-        raise UserError("--softmax is for classifiers, which have an Accuracy layer or end in Softmax")
+        raise UserError("--softmax needs a classifier, which has an Accuracy layer or ends in Softmax")
     (output,) = graph.output_layers
     names = {layer.name for layer in graph.layers}
     name = next(n for n in itertools.chain(["softmax"], map("softmax_{}".format, itertools.count(2))) if n not in names)

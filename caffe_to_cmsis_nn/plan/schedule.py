@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows that are in memory while stages run row by row, in the order in which the generated loop computes them."""
+"""Simulates the generated loop of a row group, to find the rows in memory at each step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from caffe_to_cmsis_nn.plan.stages import Stage
 
 
 @dataclass(frozen=True)
-class Window:
-    """The rows of a stage in a run: how many rows of zeros lie above and below, for kernels that do not check rows."""
+class RowBuffer:
+    """A stage in a row group, and the rows of zeros above and below it for kernels that do not check rows."""
 
     stage: int
     above: int = 0
@@ -23,21 +23,21 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Stages that run row by row; windows in the order of `stages`, the one of what the run reads at the end."""
+class RowGroup:
+    """Stages that run row by row; row buffers in the order of `stages`, then the one of what the group reads."""
 
     stages: tuple[int, ...]
     source: int
-    windows: tuple[Window, ...]
-    bytes: int  # that are alive at most, the source included
-    slack: int  # bytes beside scratch memory, which must be aligned where rows are not
-    most_rows: tuple[int, ...]  # that each window holds at most
+    row_buffers: tuple[RowBuffer, ...]
+    bytes: int  # most that are alive at once, source included
+    slack: int  # bytes to align scratch memory if rows are not aligned
+    most_rows: tuple[int, ...]  # most that each row buffer holds at once
 
 
 class Schedule:
-    """The rows in memory at each step, for runs that begin with the same stage.
+    """The rows in memory at each step, for groups that begin with the same stage.
 
-    What a stage does depends on those before it alone, so that one schedule tells about all runs that end earlier.
+    A stage only depends on those before it, so one schedule covers all groups that end earlier.
     """
 
     def __init__(self, stages: Sequence[Stage], members: range, source: int) -> None:
@@ -55,13 +55,13 @@ class Schedule:
         self._end[-1] = self._total[-1]
         self._summed = [0] * len(self._own)
         self._finished = [0] * len(members)  # the step that computes each member's last row
-        self._steps: list[int] = []  # columns, -1 for a row of zeros
-        self._changes: list[tuple[int, int, int]] = []  # of the rows in memory: step, column, how many
+        self._steps: list[int] = []  # the column that each step computes, or -1 for a row of zeros
+        self._changes: list[tuple[int, int, int]] = []  # of the rows in memory: step, column, number of rows
         self._go()
         self._held = self._in_memory()
 
     def _zeros(self) -> tuple[list[int], list[int]]:
-        """Rows of zeros above and below each column."""
+        """The rows of zeros above and below each column."""
         above, below = [0] * len(self._own), [0] * len(self._own)
         for column, readers in enumerate(self._readers):
             for reader, r in readers:
@@ -73,7 +73,7 @@ class Schedule:
         return above, below
 
     def _go(self) -> None:
-        """As the loop does: each member in turn makes its next row, if it can."""
+        """Runs the loop: in turn, each member computes its next row if its inputs are there."""
         pending = list(range(len(self.members)))
         while pending:
             moved = [self._step(column) for column in pending]
@@ -81,7 +81,7 @@ class Schedule:
             assert any(moved) or not pending, "a stage waits for rows that never come"
 
     def _step(self, column: int) -> bool:
-        """Whether there is a next row."""
+        """Computes a column's next row, if possible; returns whether it did."""
         stage, row = self._own[column], self._end[column]
         if row >= stage.rows:
             self._end[column] += 1
@@ -100,7 +100,7 @@ class Schedule:
                 if self._end[source] < min(r.awaited(row), self._total[source]):
                     return False
             self._end[column] += 1
-        if self._summed[column] <= 1:  # sums take their memory once
+        if self._summed[column] <= 1:  # sums are allocated once
             self._changes.append((len(self._steps), column, 1))
         if self._end[column] == stage.rows:
             self._finished[column] = len(self._steps)
@@ -110,7 +110,7 @@ class Schedule:
         return True
 
     def _drop(self, column: int) -> None:
-        """The rows that no reader needs any more."""
+        """Frees the rows that no reader needs any more."""
         least = self._end[column]
         for reader, r in self._readers[column]:
             if self._end[reader] < self._own[reader].rows:
@@ -121,7 +121,7 @@ class Schedule:
             self._first[column] = least
 
     def _in_memory(self) -> np.ndarray:
-        """(steps, columns) the rows in memory while a step is done."""
+        """(steps, columns) the number of rows in memory during each step."""
         held = np.zeros((len(self._steps) + 1, len(self._own)), int)
         held[0] = [*self.above[:-1], self.above[-1] + self._total[-1]]
         steps, columns, rows = zip(*self._changes)
@@ -131,19 +131,19 @@ class Schedule:
 
     @cached_property
     def _sizes(self) -> np.ndarray:
-        """Bytes of a row of each column."""
+        """(columns,) the bytes of a row."""
         return np.array([*(stage.held_bytes for stage in self._own[:-1]), self._own[-1].row_bytes])
 
     @property
     def slack(self) -> int:
-        """Bytes that scratch memory may have to be moved by, to be aligned after rows of any length."""
+        """The most bytes by which scratch memory moves to be aligned after rows of any length."""
         return ALIGNMENT - 1 if (self._sizes % ALIGNMENT).any() else 0
 
     @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Of the runs that end with each member: how many members, the bytes alive at most, and without the output.
+    def groups(self) -> list[tuple[int, int, int]]:
+        """For the group that ends with each member: number of members, most bytes alive, and most without the output.
 
-        A run whose members have rows that nobody reads takes 0 bytes: its loop would end before they are computed.
+        The bytes are 0 if a member has rows that nobody reads: the loop would end before it computes them.
         """
         count = len(self.members)
         sizes = self._sizes
@@ -155,18 +155,24 @@ class Schedule:
         found = []
         for k in range(count):
             seen = slice(0, finished[k] + 1)
-            in_run = inner[seen, k] + np.where(steps[seen] <= k, own_scratch[seen], 0)
+            in_group = inner[seen, k] + np.where(steps[seen] <= k, own_scratch[seen], 0)
             made = alive[seen, k] if self._own[k].sums else np.cumsum(steps[seen] == k) * sizes[k]
             complete = finished[k] >= finished[: k + 1].max()
-            found.append((k + 1, int((in_run + made).max()) if complete else 0, int(in_run.max())))
+            found.append((k + 1, int((in_group + made).max()) if complete else 0, int(in_group.max())))
         return found
 
-    def run(self, count: int, size: int) -> Run:
-        """The run of so many members, which takes so many bytes."""
+    def group(self, count: int, size: int) -> RowGroup:
+        """The group of the first `count` members, which takes `size` bytes."""
         columns = [*range(count), len(self.members)]
         most = self._held[: self._finished[count - 1] + 1, columns].max(axis=0)
         most[count - 1] = self._own[count - 1].rows
-        windows = [Window((*self.members, self.source)[c], self.above[c], self.below[c]) for c in columns]
-        windows[count - 1] = Window(windows[count - 1].stage)
-        stages = tuple(self.members[:count])
-        return Run(stages, self.source, tuple(windows), aligned(size), self.slack, tuple(map(int, most)))
+        row_buffers = [RowBuffer((*self.members, self.source)[c], self.above[c], self.below[c]) for c in columns]
+        row_buffers[count - 1] = RowBuffer(row_buffers[count - 1].stage)
+        return RowGroup(
+            stages=tuple(self.members[:count]),
+            source=self.source,
+            row_buffers=tuple(row_buffers),
+            bytes=aligned(size),
+            slack=self.slack,
+            most_rows=tuple(map(int, most)),
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a network that take memory of their own, the layers that make them, and the rows that each reads."""
+"""The tensors of a network that need memory, the layers that compute them, and the rows that each layer reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from caffe_to_cmsis_nn.kernels.base import AnyKernel, RowForm
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
-from caffe_to_cmsis_nn.onnx_windows import reach
+from caffe_to_cmsis_nn.onnx_windows import dilated_kernel_size
 from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.plan.memory import aligned
 from caffe_to_cmsis_nn.target import Target
@@ -16,9 +16,9 @@ from caffe_to_cmsis_nn.target import Target
 
 @dataclass(frozen=True)
 class Reading:
-    """A stage's row r reads the rows r * stride - pad ... + window - 1 of the stage `source`.
+    """Row r of a stage reads `window` rows of the stage `source`, from row r * stride - pad.
 
-    It waits until the row r * stride + ahead - 1 is there, or the last one.
+    It waits for row r * stride + ahead - 1, or for the last row.
     """
 
     source: int
@@ -31,23 +31,23 @@ class Reading:
         return row * self.stride - self.pad
 
     def awaited(self, row: int) -> int:
-        """The end of the rows that must be there."""
+        """The end of the rows that must be available."""
         return row * self.stride + self.ahead
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A tensor, and the layers (indices) that make its rows: the first computes a row, the others work in its place."""
+    """A tensor, and the layers (indices) that compute its rows: the first one, then others in place."""
 
     layers: tuple[int, ...]
     rows: int
     row_bytes: int
-    readings: tuple[Reading, ...]  # of the first layer, then of additions that work in place
+    readings: tuple[Reading, ...]  # of the first layer, then of additions in place
     scratch_bytes: int = 0
-    form: RowForm | None = None  # of the first layer; None where the tensor can only be made whole
+    form: RowForm | None = None  # of the first layer; None if it can only run whole
     output: bool = False  # the tensor is an output of the network
-    layer: Layer | None = None  # the first, and what it holds, as it is computed by rows
-    integers: Any = None
+    layer: Layer | None = None  # the first layer, trimmed for rows
+    integers: Any = None  # of that layer
 
     @property
     def sums(self) -> bool:
@@ -55,12 +55,12 @@ class Stage:
 
     @property
     def added(self) -> tuple[Reading, ...]:
-        """The readings of the layers that work in place."""
+        """The additional readings of layers that work in place."""
         return self.readings[len(self.layer.inputs) :] if self.layer else ()
 
     @property
     def held_bytes(self) -> int:
-        """Of a row in memory: sums have 32 bits."""
+        """The bytes of a row in memory, 4 per element for sums."""
         return 4 * self.row_bytes if self.sums else self.row_bytes
 
 
@@ -68,25 +68,25 @@ class Stage:
 
 
 def _shape(layer: Layer) -> tuple[int, int]:
-    """Rows, and bytes of each; a vector is one row."""
+    """The number of rows in the output, and the bytes of each; a vector is one row."""
     shape = layer.out_shape
     return (shape[1], shape[0] * shape[2]) if len(shape) == 3 else (1, layer.out_size)
 
 
 def _geometry(layer: Any) -> tuple[int, int, int]:
-    """Rows from a window's begin to its end, stride and padding in rows."""
-    return (reach(layer)[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
+    """Window, stride and padding in rows; a dilated window includes the rows that it skips."""
+    return (dilated_kernel_size(layer)[0], layer.stride[0], layer.pad[0]) if hasattr(layer, "window") else (1, 1, 0)
 
 
-def _reaches_rows(layer: Any) -> bool:
-    """Whether every window has a row of the image: a kernel is not called for rows that only consist of padding."""
+def _reaches_rows(layer: Layer) -> bool:
+    """Whether every window contains a row of the image; kernels are not called for padding alone."""
     rows, out = layer.in_shape[1] if len(layer.in_shape) == 3 else 1, _shape(layer)[0]
     window, stride, pad = _geometry(layer)
     return pad < window and (out - 1) * stride - pad < rows
 
 
 def _by_rows(kernel: AnyKernel, layer: Layer, integers: Any, target: Target) -> tuple[RowForm | None, Layer, Any]:
-    """What computes a layer row by row, with as few zeros around its windows as its kernel can do without."""
+    """The form, layer and integers for running row by row, with zero edges of windows trimmed if the kernel allows."""
     form = kernel.row_form(layer, target)
     for rows, columns in ((True, True), (True, False), (False, True), (False, False)):
         smaller, held = layer.trimmed(integers, rows, columns)
@@ -96,7 +96,7 @@ def _by_rows(kernel: AnyKernel, layer: Layer, integers: Any, target: Target) -> 
 
 
 class _Stages:
-    """Stages in an order in which each comes after those that it reads."""
+    """Builds stages from layers in network order."""
 
     def __init__(self, network: QuantizedNetwork, promised_only: bool) -> None:
         self.network, self.promised_only = network, promised_only
@@ -131,15 +131,15 @@ class _Stages:
             form, layer, integers = _by_rows(kernel, layer, integers, target)
         window, stride, pad = _geometry(layer)
         self.stages[i] = Stage(
-            (i,),
-            rows,
-            row_bytes,
-            tuple(self._reading(name, window, stride, pad) for name in layer.inputs),
-            aligned((form.kernel if form else kernel).scratch_bytes(layer, target)),
-            form,
-            layer.name in self.network.graph.outputs,
-            layer,
-            integers,
+            layers=(i,),
+            rows=rows,
+            row_bytes=row_bytes,
+            readings=tuple(self._reading(name, window, stride, pad) for name in layer.inputs),
+            scratch_bytes=aligned((form.kernel if form else kernel).scratch_bytes(layer, target)),
+            form=form,
+            output=layer.name in self.network.graph.outputs,
+            layer=layer,
+            integers=integers,
         )
         self.owner[layer.name] = i
 
@@ -147,11 +147,10 @@ class _Stages:
         return Reading(self.owner[name], window, stride, pad, window - pad)
 
     def _host(self, layer: Layer) -> int | None:
-        """The stage in whose rows the layer works: of inputs that it alone reads, the one that looks furthest ahead.
+        """The stage in which the layer can work in place, or None.
 
-        None of these is an output of the network.
-
-        An addition is then made as soon as that row is there.
+        It must not be an output, nor have other readers. An addition takes the stage that looks furthest ahead, so it
+        runs as soon as that stage has a row.
         """
         outputs = self.network.graph.outputs
         alone = [self.owner[name] for name in layer.inputs if len(self.readers[name]) == 1 and name not in outputs]
@@ -161,7 +160,7 @@ class _Stages:
         return alone[0] if alone else None
 
     def ordered(self) -> list[Stage]:
-        """With readings of indices into the list, and readers of one tensor that wait for each other."""
+        """The stages, each after those that it reads; readings become indices into the list."""
         order: list[int] = []
 
         def visit(key: int) -> None:
@@ -174,7 +173,7 @@ class _Stages:
             visit(key)
         place = {key: i for i, key in enumerate(order)}
         stages = [self.stages[key] for key in order]
-        # Layers that read one tensor at one pace go on together: what the quicker one makes would only have to wait.
+        # Readers of a tensor with the same stride advance together: rows that one computes earlier would only wait.
         ahead: dict[tuple[int, int, int], int] = {}
         for stage in stages:
             for r in stage.readings:
@@ -193,5 +192,5 @@ class _Stages:
 
 
 def find_stages(network: QuantizedNetwork, promised_only: bool = False) -> list[Stage]:
-    """The tensors of a network that take memory of their own, in an order in which they can be made."""
+    """The stages of a network, each after those that it reads."""
     return _Stages(network, promised_only).ordered()

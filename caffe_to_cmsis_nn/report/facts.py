@@ -16,9 +16,11 @@ import onnx
 import onnxruntime
 
 import caffe_to_cmsis_nn
-from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
+from caffe_to_cmsis_nn import choices
+from caffe_to_cmsis_nn.network.quantized import Outcome, QuantizedNetwork
 from caffe_to_cmsis_nn.plan import cost, lowering, memory
 from caffe_to_cmsis_nn.plan import rows as row_plans
+from caffe_to_cmsis_nn.plan.rows import RowPlan
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.report import statistics
 from caffe_to_cmsis_nn.report.statistics import Histogram, Statistics, TensorStatistics
@@ -28,7 +30,7 @@ FORMAT, VERSION = "caffe-to-cmsis-nn report", 2
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class QuantizerRun:
     """What a run of the quantizer knows at its end; images and logits are those that the accuracies are from."""
 
     command: str
@@ -72,7 +74,7 @@ def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
     }
 
 
-def _layers(run: Run, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
+def _layers(run: QuantizerRun, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
     """Of the network as code is generated for it."""
     measured = statistics.measured_after(run.network.graph, network.formats)
     layers = []
@@ -120,7 +122,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _flash_and_loss(run: Run) -> list[dict[str, Any]]:
+def _flash_and_loss(run: QuantizerRun) -> list[dict[str, Any]]:
     """Bytes of constants, and percentage points below the float network: with weights of 8 bits, and of each trial."""
     steps = [(trial, trial.flash) for trial in run.trials if trial.flash]
     points: list[tuple[str | None, int, Score, bool]] = [
@@ -140,8 +142,8 @@ def _flash_and_loss(run: Run) -> list[dict[str, Any]]:
 
 def _rows(network: QuantizedNetwork) -> dict[str, Any]:
     """The plan of the fewest bytes: of each tensor that is made row by row, all rows and those in memory at most."""
-    plan = row_plans.plan(network, ram=row_plans.LEAST)
-    held = [(plan.stages[i], most) for run in plan.runs for i, most in zip(run.stages, run.most_rows)]
+    plan = row_plans.plan(network, ram=choices.RAM_LEAST)
+    held = [(plan.stages[i], most) for group in plan.row_groups for i, most in zip(group.stages, group.most_rows)]
     return {
         "ram_bytes": plan.memory.arena_bytes,
         "tensors": [
@@ -156,13 +158,13 @@ def _rows(network: QuantizedNetwork) -> dict[str, Any]:
     }
 
 
-def _confusion(run: Run) -> list[dict[str, int]]:
+def _confusion(run: QuantizerRun) -> list[dict[str, int]]:
     """How many images the float network gives one class and the device another, or the same."""
     pairs = Counter(zip(*run.classes))
     return [{"float": f, "device": d, "count": count} for (f, d), count in sorted(pairs.items())]
 
 
-def _per_class(run: Run) -> list[dict[str, Any]]:
+def _per_class(run: QuantizerRun) -> list[dict[str, Any]]:
     """Of each class: how many images have it as their label, and how many of them each network has right."""
     right = [run.labels[run.labels == np.array(found)] for found in run.classes]
     counts = [np.bincount(labels, minlength=len(run.class_names)).tolist() for labels in (run.labels, *right)]
@@ -172,7 +174,7 @@ def _per_class(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _against_labels(run: Run) -> list[dict[str, int]]:
+def _against_labels(run: QuantizerRun) -> list[dict[str, int]]:
     """How many images of each class the device gives which class."""
     pairs = Counter(zip(run.labels.tolist(), run.classes[1]))
     return [{"label": label, "device": d, "count": count} for (label, d), count in sorted(pairs.items())]
@@ -192,7 +194,7 @@ def _made() -> dict[str, str]:
     return {"date": date.today().isoformat(), "python": platform.python_version(), **packages}
 
 
-def changed(run: Run) -> list[dict[str, int]]:
+def changed(run: QuantizerRun) -> list[dict[str, int]]:
     """The images that get another class on the device."""
     if not run.class_names:
         return []
@@ -200,14 +202,8 @@ def changed(run: Run) -> list[dict[str, int]]:
     return [{"image": i, "label": label, "float": f, "device": d} for i, label, f, d in classes if f != d]
 
 
-def facts(run: Run) -> dict[str, Any]:
-    """Everything as plain values, as docs/report.schema.json describes them."""
-    network = lowering.fuse(run.network)
-    rows = row_plans.plan(network)
-    plan, totals = rows.memory, cost.totals(network, rows, weights_in_ram=False)
-    outcome = network.outcome
-    assert outcome
-    known, labelled = outcome.accuracy, network.graph.classifier
+def _origin(run: QuantizerRun) -> dict[str, Any]:
+    """Which tool, command and files the report comes from."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -215,12 +211,18 @@ def facts(run: Run) -> dict[str, Any]:
         "command": run.command,
         "full_command": run.full_command,
         "made": _made(),
-        "name": network.graph.name,
-        "sources": {what: asdict(source) for what, source in network.sources.items()},
-        "target": network.target.names(),
+        "name": run.network.graph.name,
+        "sources": {what: asdict(source) for what, source in run.network.sources.items()},
+    }
+
+
+def _results(run: QuantizerRun, outcome: Outcome) -> dict[str, Any]:
+    """How the network does on the test images."""
+    known = outcome.accuracy
+    return {
         "objective": outcome.objective,
         "images": {
-            "lmdb": network.dataset,
+            "lmdb": run.network.dataset,
             "count": len(run.images),
             "held_out": outcome.holdout > 0,
             "measured": run.statistics.images,
@@ -229,27 +231,53 @@ def facts(run: Run) -> dict[str, Any]:
         "other_accuracies": [
             {"top_k": one.top_k, "float": one.in_float, "device": one.on_device} for one in outcome.other_accuracies
         ],
-        "outputs": _outputs(network),
-        "candidates": [asdict(candidate) for candidate in outcome.search],
-        "layers": _layers(run, network, plan),
-        "trials": [_trial(trial) for trial in run.trials if trial.flash is None],
-        "weight_bits": outcome.weight_bits,
-        "flash_and_loss": _flash_and_loss(run),
-        "classes": network.graph.result_size if labelled else None,
+    }
+
+
+def _classes(run: QuantizerRun) -> dict[str, Any]:
+    """Which classes the float network and the device give the images."""
+    labelled = run.network.graph.classifier
+    return {
+        "classes": run.network.graph.result_size if labelled else None,
         "per_class": _per_class(run) if labelled else [],
         "confusion": _confusion(run) if labelled else [],
         "confusion_with_labels": _against_labels(run) if labelled else [],
         "changed": changed(run),
-        "memory": {
-            "macs": totals.macs,
-            "flash_bytes": totals.flash,
-            "ram_bytes": totals.ram,
-            "buffers": [
-                {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
-                for b in plan.buffers
-            ],
-            "by_rows": _rows(network),
-        },
+    }
+
+
+def _memory(network: QuantizedNetwork, plan: RowPlan) -> dict[str, Any]:
+    """What the generated code takes."""
+    totals = cost.totals(network, plan, weights_in_ram=False)
+    return {
+        "macs": totals.macs,
+        "flash_bytes": totals.flash,
+        "ram_bytes": totals.ram,
+        "buffers": [
+            {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
+            for b in plan.memory.buffers
+        ],
+        "by_rows": _rows(network),
+    }
+
+
+def facts(run: QuantizerRun) -> dict[str, Any]:
+    """All results as plain values, which docs/report.schema.json describes."""
+    network = lowering.fuse(run.network)
+    plan, outcome = row_plans.plan(network), network.outcome
+    assert outcome
+    return {
+        **_origin(run),
+        "target": network.target.names(),
+        **_results(run, outcome),
+        "outputs": _outputs(network),
+        "candidates": [asdict(candidate) for candidate in outcome.search],
+        "layers": _layers(run, network, plan.memory),
+        "trials": [_trial(trial) for trial in run.trials if trial.flash is None],
+        "weight_bits": outcome.weight_bits,
+        "flash_and_loss": _flash_and_loss(run),
+        **_classes(run),
+        "memory": _memory(network, plan),
     }
 
 

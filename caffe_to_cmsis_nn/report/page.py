@@ -14,13 +14,13 @@ import numpy as np
 
 from caffe_to_cmsis_nn.errors import printable
 from caffe_to_cmsis_nn.qformat import QFormat
-from caffe_to_cmsis_nn.report.facts import Run, changed, facts, to_json
+from caffe_to_cmsis_nn.report.facts import QuantizerRun, changed, facts, to_json
 from caffe_to_cmsis_nn.templating import TEMPLATES, templates
 
 MOST_PICTURES = 48
 
 
-def render(run: Run, page_path: str | None, json_path: str | None, channel_order: str) -> dict[Path, bytes]:
+def render(run: QuantizerRun, page_path: str | None, json_path: str | None, channel_order: str) -> dict[Path, bytes]:
     """The contents of the page and the JSON file by path, where they have one."""
     values = facts(run)
     contents = {}
@@ -31,7 +31,7 @@ def render(run: Run, page_path: str | None, json_path: str | None, channel_order
     return contents
 
 
-def pictures(run: Run, order: str) -> dict[int, str]:
+def pictures(run: QuantizerRun, order: str) -> dict[int, str]:
     """The first images that changed class, by position in the LMDB, as data URLs; `order` is "bgr" or "rgb"."""
     from PIL import Image
 

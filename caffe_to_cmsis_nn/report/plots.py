@@ -106,7 +106,7 @@ def _svg(size: tuple[float, float], label: str, draw: Callable[..., None], *valu
 # --- histograms -------------------------------------------------------------------------------------------------------
 
 
-def _number(value: float, _: Any = None) -> str:
+def _number(value: float, _: object = None) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -195,7 +195,7 @@ def _sweep(ax: Axes, trials: Sequence[Mapping[str, Any]], chosen: int, colour: s
     ax.grid(axis="x", visible=False)
 
 
-def _signed(value: float, _: Any = None) -> str:
+def _signed(value: float, _: object = None) -> str:
     return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
@@ -249,7 +249,7 @@ def _confusion(ax: Axes, pairs: Sequence[Mapping[str, int]], rows: str, of_rows:
         ax.text(column, row, str(count), ha="center", va="center", size=size, color=colour)
 
 
-def _kilobytes(size: float, _: Any = None) -> str:
+def _kilobytes(size: float, _: object = None) -> str:
     return f"{size / 1024:g} kB" if size else "0"
 
 
@@ -303,7 +303,7 @@ def _rows(ax: Axes, tensors: Sequence[Mapping[str, Any]]) -> None:
     _layers_and_bytes(ax, [t["name"] for t in tensors], max(whole))
 
 
-def _memory_size(layers: Sequence[Any]) -> tuple[float, float]:
+def _memory_size(layers: Sequence[object]) -> tuple[float, float]:
     """Inches: wide enough for a layer's name each, and no narrower than a phone."""
     return min(max(3.8, 0.42 * len(layers)), 9.5), 3.6
 
@@ -315,10 +315,9 @@ def _format(layer: Mapping[str, Any], tensor: str) -> QFormat:
     return QFormat(layer["fraction_bits"][tensor], layer["weight_bits"] if tensor == "weights" else 8)
 
 
-def draw(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a report's values: histograms by (layer, tensor), sweeps in their order, confusion, memory."""
-    layers = {layer["name"]: layer for layer in values["layers"]}
-    histograms = {
+def _histograms(layers: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Markup]:
+    """One for each tensor with a format of its own, by (layer, tensor)."""
+    return {
         (name, tensor): _svg(
             (3.6, 1.75), f"Histogram of the {tensor}", _histogram, layer[tensor], _format(layer, tensor)
         )
@@ -326,44 +325,51 @@ def draw(values: Mapping[str, Any]) -> dict[str, Any]:
         for tensor in ("weights", "activations")
         if layer[tensor] and (tensor == "weights" or layer["own_format"])
     }
+
+
+def _sweeps(layers: Mapping[str, Mapping[str, Any]], trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One for each tensor that was searched, in network order."""
     places = [(name, tensor) for name in layers for tensor in TENSORS]
 
     def place(trial: Mapping[str, Any]) -> int:
         return places.index((trial["layer"], trial["tensor"]))
 
     sweeps = []
-    for index, some in groupby(sorted(values["trials"], key=place), place):
-        trials = [*some]
+    for index, some in groupby(sorted(trials, key=place), place):
+        own = [*some]
         name, tensor = places[index]
         bits = layers[name]["fraction_bits"][tensor]
         if tensor == "weights":  # formats are tried with 8 bits
             bits += 8 - layers[name]["weight_bits"]
-        label = f"{'Closeness' if trials[0]['accuracy'] is None else 'Accuracy'} against the format of the {tensor}"
-        figure = _svg((3.6, 1.7), label, _sweep, trials, bits, TENSORS[tensor])
+        label = f"{'Closeness' if own[0]['accuracy'] is None else 'Accuracy'} against the format of the {tensor}"
+        figure = _svg((3.6, 1.7), label, _sweep, own, bits, TENSORS[tensor])
         sweeps.append({"layer": name, "tensor": tensor, "figure": figure, "bits": bits})
+    return sweeps
+
+
+def _confusions(values: Mapping[str, Any]) -> dict[str, Markup]:
+    """Of a classifier: the device's classes against the float network's, and against the labels."""
+    names, size = [one["name"] for one in values["per_class"]], (4.4, 4.2)
+    if not names:
+        return {}
+    with_float, with_labels = (f"Confusion matrix of the {rows} and the device" for rows in ("float network", "labels"))
+    counts, label_counts = values["confusion"], values["confusion_with_labels"]
+    return {
+        "confusion": _svg(size, with_float, _confusion, counts, "float", "class of the float network", names),
+        "against_labels": _svg(size, with_labels, _confusion, label_counts, "label", "label", names),
+    }
+
+
+def draw(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a report's values: histograms by (layer, tensor), sweeps in their order, confusion, memory."""
+    layers = {layer["name"]: layer for layer in values["layers"]}
     tensors, steps = values["memory"]["by_rows"]["tensors"], values["flash_and_loss"]
     rows = "Rows in memory at most, against all rows"
-    names = [one["name"] for one in values["per_class"]]
-    confusion = "Confusion matrix of the float network and the device"
-    confusions = names and {
-        "confusion": _svg(
-            (4.4, 4.2), confusion, _confusion, values["confusion"], "float", "class of the float network", names
-        ),
-        "against_labels": _svg(
-            (4.4, 4.2),
-            "Confusion matrix of the labels and the device",
-            _confusion,
-            values["confusion_with_labels"],
-            "label",
-            "label",
-            names,
-        ),
-    }
     return {
-        "histograms": histograms,
-        "sweeps": sweeps,
+        "histograms": _histograms(layers),
+        "sweeps": _sweeps(layers, values["trials"]),
         "flash": _svg((4.6, 2.6), "Flash against loss", _flash, steps) if steps else None,
-        **(confusions or {}),
+        **_confusions(values),
         "memory": _svg(_memory_size(values["layers"]), "Memory map over time", _memory, values),
         "rows": _svg(_memory_size(tensors), rows, _rows, tensors) if tensors else None,
     }

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from caffe_to_cmsis_nn.data.image_set import spread
+from caffe_to_cmsis_nn.data.image_set import evenly_spaced
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, OutputQuality, Quality
@@ -87,7 +88,12 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
     shares = in_float / total, np.bincount(bin_of(every_level), on_device, count) / total
     histogram = Histogram((first * width - 0.5) * step, width * step, *shares)
     return TensorStatistics(
-        100 * at_min / total, 100 * at_max / total, _decibels(power, error), smallest, largest, histogram
+        at_min=100 * at_min / total,
+        at_max=100 * at_max / total,
+        sqnr=_decibels(power, error),
+        smallest=smallest,
+        largest=largest,
+        histogram=histogram,
     )
 
 
@@ -109,7 +115,7 @@ def output_qualities(
 def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
     """Evenly spread images, as many as are looked at."""
     values = sum(layer.out_size for layer in graph.layers)
-    return images[spread(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
+    return images[evenly_spaced(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
 
 
 def measured_after(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
@@ -118,10 +124,11 @@ def measured_after(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[st
     A convolution's output below zero does not matter where a ReLU follows: what comes after the ReLU does.
     """
     last = {layer.name: layer.name for layer in graph.layers}
+    readers = Counter(name for layer in graph.layers for name in {*layer.inputs})
     for layer in reversed(graph.layers):
         if layer.elementwise and formats[layer.name].inputs == (formats[layer.name].y,):
             (source,) = layer.inputs
-            if sum(source in other.inputs for other in graph.layers) == 1:
+            if readers[source] == 1:
                 last[source] = last[layer.name]
     return last
 

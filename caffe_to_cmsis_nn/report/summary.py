@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.network.quantized import Measured, OutputQuality, Quality, QuantizedNetwork
 from caffe_to_cmsis_nn.qformat import QFormat
 from caffe_to_cmsis_nn.search import weight_bits
@@ -26,7 +27,7 @@ def _measured(quality: Quality | None) -> tuple[str, str]:
 def wide(network: QuantizedNetwork) -> list[str]:
     """Why layers' weights have 8 bits in a network for which fewer were asked."""
     reasons: dict[str, list[str]] = {}
-    if network.outcome and network.outcome.weight_bits != weight_bits.EIGHT:
+    if network.outcome and network.outcome.weight_bits != choices.WEIGHTS_8:
         for layer in network.graph.layers:
             if layer.weighted and network.formats[layer.name].weight_bits != weight_bits.FEW:
                 reason = weight_bits.objection(layer, network.target) or "4 would cost more than --loss allows"
@@ -43,7 +44,7 @@ def table(network: QuantizedNetwork) -> list[str]:
     rows: list[tuple[str, ...]] = [header]
     measured = network.outcome.layers if network.outcome else {}
     for layer, integer in zip(network.graph.layers, network.layers):
-        if not (layer.own_format or layer.floors):
+        if not (layer.own_format or layer.simulates_rounding):
             continue
         formats = network.formats[layer.name]
         shifts = integer.integers.shifts if layer.weighted else None

@@ -14,7 +14,17 @@ from caffe_to_cmsis_nn.engines.networks import FloatNetwork, Grid, Simulation
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import Measured
 from caffe_to_cmsis_nn.qformat import QFormat
-from caffe_to_cmsis_nn.search.common import Candidate, Found, Score, Search, Tensor, Trial, covering, largest, table
+from caffe_to_cmsis_nn.search.common import (
+    Candidate,
+    Score,
+    Search,
+    SearchResult,
+    Tensor,
+    Trial,
+    covering,
+    largest,
+    table,
+)
 from caffe_to_cmsis_nn.search.verdict import judge_in_stages, mcnemar
 
 FINER_BITS = 3  # more fraction bits than the format that covers the range has, at most: the original's limit
@@ -51,7 +61,7 @@ class CaffeSimulation:
 
     def _survey(self, grids: Grids) -> tuple[np.ndarray, dict[str, float]]:
         """Logits, and `largest`."""
-        logits, ranges = self.network.survey(self._settings(grids), {*self._measured.values()})
+        logits, ranges = self.network.survey(self._settings(grids), {*self._measured, *self._measured.values()})
         return logits, {name: largest(ranges[last]) for name, last in self._measured.items()}
 
     def largest(self, grids: Grids) -> dict[str, float]:
@@ -67,7 +77,7 @@ class CaffeSimulation:
 
     def judge(self, grids: Grids, rival: Judged | None = None) -> Judged:
         """May give up where the rival is clearly better."""
-        return Judged(margins(self.network.trial_logits(self._settings(grids)), self.labels) > 0)
+        return Judged(margins(self.network.logits(self._settings(grids)), self.labels) > 0)
 
 
 class ScreenedSimulation(CaffeSimulation):
@@ -92,11 +102,10 @@ class ScreenedSimulation(CaffeSimulation):
         self._margins = margins(logits, self.labels)
         if not self._grids:
             self.in_float = logits
-        settings = tuple(self._settings(self._grids))
         count = max(1, min(MOST_PARTS, len(logits) // MIN_PART_IMAGES))
         self._parts = []
         for part in np.array_split(np.argsort(abs(self._margins), kind="stable"), count):
-            network = self.network.part(pick(self.network.images, part), (settings, logits[part]))
+            network = self.network.part(pick(self.network.images, part))
             self._parts.append((part, CaffeSimulation(network, self.labels[part])))
         return self._margins
 
@@ -109,7 +118,7 @@ class ScreenedSimulation(CaffeSimulation):
             return self._keep(self.network.logits(settings)) > 0
         logits = np.empty((len(self.labels), self.network.graph.result_size), np.float32)
         for part, simulation in self._parts:  # some of them have kept what they need
-            logits[part] = simulation.network.trial_logits(settings)
+            logits[part] = simulation.network.logits(settings)
         return self._keep(logits) > 0
 
     def start(self, grids: Grids) -> np.ndarray:
@@ -173,74 +182,104 @@ def _reason(better: bool, judged: Judged, best: QFormat | None) -> str:
     return f"{how} images right than with {best}" if best else "it holds all values"
 
 
-def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float) -> Search:
-    """The original's procedure: weights, activations, biases; each tensor is tried on top of those chosen before it.
+class _Procedure:
+    """The original's procedure, one kind of tensor at a time, and the grids chosen so far."""
 
-    `tolerance` is in percentage points.
-    """
-    grids: dict[tuple[str, Tensor], Grid] = {}
+    def __init__(self, graph: Graph, simulation: CaffeSimulation, tolerance: float) -> None:
+        self._graph, self._simulation, self._tolerance = graph, simulation, tolerance
+        self.grids: dict[tuple[str, Tensor], Grid] = {}
+        self.measured: list[Measured] = []
 
-    def sweep(layer: str, tensor: Tensor, start: QFormat, target: np.ndarray) -> Generator[Trial, None, QFormat]:
-        """Tries m, m - 1, ... at most 3 bits finer, while the last accuracy stays short of target - tolerance.
+    def start(self, name: str) -> np.ndarray:
+        """(N,) which images are right with the grids so far: the target of the next trials."""
+        right = self._simulation.start(self.grids)
+        self.measured.append(Measured(name, len(right), _score(right).accuracy))
+        return right
 
-        The first trial does not clip, later ones and what is chosen do. The first format of the best accuracy wins.
+    def _judge(self, layer: str, tensor: Tensor, tried: QFormat, clip: bool, best: Judged | None) -> Judged:
+        trained = self._graph.weights[layer][tensor is Tensor.BIAS] if tensor is not Tensor.ACTIVATIONS else None
+        # Without values to clip, both grids are the same. Asking for the same one avoids computing it twice.
+        fits = trained is not None and np.array_equal(Grid(tried).round(trained), Grid(tried, False).round(trained))
+        return self._simulation.judge({**self.grids, (layer, tensor): Grid(tried, clip=clip or fits)}, best)
+
+    def _sweep(self, layer: str, tensor: Tensor, start: QFormat, target: np.ndarray) -> Generator[Trial, None, QFormat]:
+        """Tries start, and up to 3 finer formats while the last accuracy is below target - tolerance.
+
+        The first trial does not clip; later ones do, and so does the chosen format. The first format with the best
+        accuracy wins.
         """
         best, best_judged = start, None
         for step in range(FINER_BITS + 1):
             tried = QFormat(start.fraction_bits + step)
-            trained = graph.weights[layer][tensor is Tensor.BIAS] if tensor is not Tensor.ACTIVATIONS else None
-            # To clip what fits changes nothing; it is the same grid then, and not computed again.
-            fits = trained is not None and np.array_equal(Grid(tried).round(trained), Grid(tried, False).round(trained))
-            judged = simulation.judge({**grids, (layer, tensor): Grid(tried, clip=step > 0 or fits)}, best_judged)
+            judged = self._judge(layer, tensor, tried, step > 0, best_judged)
             reached, to_reach = _score(judged.right, judged.seen), _score(target, judged.seen)
             better = not best_judged or (judged.seen is None and np.sum(judged.right) > np.sum(best_judged.right))
-            why = _reason(bool(better), judged, best if best_judged else None)
-            yield Trial(layer, tensor, tried, reached, to_reach, bool(better), None, why, judged.seen is not None)
+            yield Trial(
+                layer=layer,
+                tensor=tensor,
+                format=tried,
+                score=reached,
+                reference=to_reach,
+                kept=bool(better),
+                flash=None,
+                reason=_reason(bool(better), judged, best if best_judged else None),
+                given_up=judged.seen is not None,
+            )
             if better:
                 best, best_judged = tried, judged
-            if judged.seen is None and not to_reach.percent - reached.percent > tolerance:
+            if judged.seen is None and not to_reach.percent - reached.percent > self._tolerance:
                 break
-        grids[layer, tensor] = Grid(best)
+        self.grids[layer, tensor] = Grid(best)
         return best
 
-    measured = []
+    def weights(self, target: np.ndarray) -> Generator[Trial, None, None]:
+        for layer in self._graph.sweep_order():
+            widest = covering(layer.name, Tensor.WEIGHTS, largest(self._graph.weights[layer.name][0]))
+            yield from self._sweep(layer.name, Tensor.WEIGHTS, widest, target)
 
-    def start(name: str) -> np.ndarray:
-        """What the next trials have to reach: which images are right with the grids so far."""
-        right = simulation.start(grids)
-        measured.append(Measured(name, len(right), _score(right).accuracy))
-        return right
+    def activations(
+        self, target: np.ndarray, ranges: Mapping[str, float]
+    ) -> Generator[Trial, None, dict[str, QFormat]]:
+        """Returns every layer's output format, chosen or inherited."""
+        output: dict[str, QFormat] = {}
+        for layer in self._graph.layers:
+            if layer.own_format:
+                widest = covering(layer.name, Tensor.ACTIVATIONS, ranges[layer.name])
+                output[layer.name] = yield from self._sweep(layer.name, Tensor.ACTIVATIONS, widest, target)
+            else:
+                output[layer.name] = layer.inherited(output[layer.inputs[0]])
+                if layer.simulates_rounding:
+                    self.grids[layer.name, Tensor.ACTIVATIONS] = Grid(output[layer.name])
+        return output
 
-    target = start("float")
-    for layer in graph.sweep_order():
-        widest = covering(layer.name, Tensor.WEIGHTS, largest(graph.weights[layer.name][0]))
-        yield from sweep(layer.name, Tensor.WEIGHTS, widest, target)
+    def biases(self, target: np.ndarray, output: Mapping[str, QFormat]) -> Generator[Trial, None, None]:
+        for layer in self._graph.sweep_order():
+            weights = self.grids[layer.name, Tensor.WEIGHTS].format
+            accumulator = QFormat(weights.fraction_bits + output[layer.inputs[0]].fraction_bits)
+            widest = covering(layer.name, Tensor.BIAS, largest(self._graph.weights[layer.name][1]))
+            if widest < accumulator:
+                yield from self._sweep(layer.name, Tensor.BIAS, widest, target)
+            else:
+                self.grids[layer.name, Tensor.BIAS] = Grid(accumulator)
+                reached = _score(self._simulation.judge(self.grids).right)
+                yield Trial(layer.name, Tensor.BIAS, accumulator, reached, _score(target), kept=True, reason=FINEST)
 
-    ranges = simulation.largest(grids)
-    target = start("quantized weights")
-    output: dict[str, QFormat] = {}  # of every layer, chosen or inherited
-    for layer in graph.layers:
-        if layer.own_format:
-            widest = covering(layer.name, Tensor.ACTIVATIONS, ranges[layer.name])
-            output[layer.name] = yield from sweep(layer.name, Tensor.ACTIVATIONS, widest, target)
-        else:
-            output[layer.name] = layer.inherited(output[layer.inputs[0]])
-            if layer.floors:
-                grids[layer.name, Tensor.ACTIVATIONS] = Grid(output[layer.name])
 
-    target = start("quantized weights and activations")
-    for layer in graph.sweep_order():
-        weights = grids[layer.name, Tensor.WEIGHTS].format
-        accumulator = QFormat(weights.fraction_bits + output[layer.inputs[0]].fraction_bits)
-        widest = covering(layer.name, Tensor.BIAS, largest(graph.weights[layer.name][1]))
-        if widest < accumulator:
-            yield from sweep(layer.name, Tensor.BIAS, widest, target)
-        else:  # a finer bias would be lost in the accumulator
-            grids[layer.name, Tensor.BIAS] = Grid(accumulator)
-            reached = _score(simulation.judge(grids).right)
-            yield Trial(layer.name, Tensor.BIAS, accumulator, reached, _score(target), kept=True, reason=FINEST)
+def caffe_objective(graph: Graph, simulation: CaffeSimulation, tolerance: float) -> Search:
+    """The original tool's search: weights, then activations, then biases, each on top of the formats already chosen.
 
-    right = simulation.judge(grids).right
-    measured.append(Measured(EVERYTHING, len(right), _score(right).accuracy, chosen=True))
-    chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in grids.items()}))
-    return Found(chosen, tuple(measured), in_float=simulation.in_float)
+    `tolerance` is in percentage points.
+    """
+    procedure = _Procedure(graph, simulation, tolerance)
+    target = procedure.start("float")
+    yield from procedure.weights(target)
+    ranges = simulation.largest(procedure.grids)
+    target = procedure.start("quantized weights")
+    output = yield from procedure.activations(target, ranges)
+    target = procedure.start("quantized weights and activations")
+    yield from procedure.biases(target, output)
+
+    right = simulation.judge(procedure.grids).right
+    measured = (*procedure.measured, Measured(EVERYTHING, len(right), _score(right).accuracy, chosen=True))
+    chosen = Candidate(graph, table(graph, {key: grid.format for key, grid in procedure.grids.items()}))
+    return SearchResult(chosen, measured, in_float=simulation.in_float)

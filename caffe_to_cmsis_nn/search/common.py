@@ -78,7 +78,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SearchResult:
     """What a search ends with: the candidate it chose, and what it has measured, in this order.
 
     And the logits (N, classes) of all images that the search has seen, as far as it came by them: those of the chosen
@@ -91,7 +91,7 @@ class Found:
     in_float: np.ndarray | None = None
 
 
-Search = Generator[Union[Trial, str], None, Found]  # a str says what it does where it tries no more formats
+Search = Generator[Union[Trial, str], None, SearchResult]  # a str says what it does where it tries no more formats
 Choices = dict[tuple[str, Tensor], QFormat]
 
 
@@ -129,13 +129,13 @@ def format_sources(graph: Graph) -> dict[str, str]:
 def table(graph: Graph, choices: Mapping[tuple[str, Tensor], QFormat]) -> dict[str, LayerFormats]:
     """The formats of every layer that follow from those chosen, brought to what the kernels can carry."""
     by_tensor = ({name: q for (name, t), q in choices.items() if t is tensor} for tensor in Tensor)
-    return legal(graph, graph.formats(*by_tensor))
+    return clamp_to_kernel_limits(graph, graph.formats(*by_tensor))
 
 
 MOST_ROUNDS = 100  # of bounds propagation: each narrows at least one output's limits, and few are ever needed
 
 
-def legal(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, LayerFormats]:
+def clamp_to_kernel_limits(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, LayerFormats]:
     """The nearest formats whose shifts the kernels can carry; raises UserError where there are none.
 
     The kernels compute ((bias << bias_lshift) + rounding + sum of x * w) >> out_rshift (arm_convolve_HWC_q7_basic.c

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from caffe_to_cmsis_nn.data.image_set import Images, pick, spread
+from caffe_to_cmsis_nn import choices
+from caffe_to_cmsis_nn.data.image_set import Images, evenly_spaced, pick
 from caffe_to_cmsis_nn.engines.accuracy import accuracy_caffe
-from caffe_to_cmsis_nn.engines.engine import MEMORY_SHARES
+from caffe_to_cmsis_nn.engines.batches import Values
+from caffe_to_cmsis_nn.engines.engine import MEMORY_SHARES, NotFinite
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import Measured, quantize_network
 from caffe_to_cmsis_nn.qformat import LayerFormats
 from caffe_to_cmsis_nn.search import common, weight_bits
-from caffe_to_cmsis_nn.search.common import Candidate, Choices, Found, Search, Tensor
+from caffe_to_cmsis_nn.search.common import Candidate, Choices, Search, SearchResult, Tensor, Trial
 from caffe_to_cmsis_nn.search.layer_errors import LayerErrors, layer_by_layer
 from caffe_to_cmsis_nn.search.verdict import FINAL_DEVIATIONS, Expected, Verdict, judge_in_stages
 from caffe_to_cmsis_nn.search.weight_bits import Narrowing
@@ -54,13 +56,85 @@ def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expec
     while True:
         own = formats[last.name]
         assert own.y
-        finer = common.legal(fit.graph, {**formats, last.name: replace(own, y=own.y.finer(1))})
+        finer = common.clamp_to_kernel_limits(fit.graph, {**formats, last.name: replace(own, y=own.y.finer(1))})
         if finer == formats:  # the kernels cannot carry it
             return formats
         verdict = expected.judge(fit.results(finer), finer)
         if not verdict.beats(best, 0.0, FINAL_DEVIATIONS) or verdict.does_worse(best, FINAL_DEVIATIONS):
             return formats
         formats, best = finer, verdict
+
+
+class _DeviceSearch:
+    """The float network's results, and the steps of a search for formats and weights."""
+
+    def __init__(self, graph: Graph, reference: FloatNetwork, labels: np.ndarray, target: Target) -> None:
+        self._graph, self._reference, self._labels, self._target = graph, reference, labels, target
+        self._images = images = reference.images
+        self._some = evenly_spaced(len(images), SAMPLE)  # indices of the sample
+        self._seen = evenly_spaced(len(images), FIT_SAMPLE)  # indices of the images that weights are fitted to
+        self._logits = np.empty((len(images), graph.result_size), np.float32)
+        self._ranges: Values = {}  # of the sample
+        for indices in (np.setdiff1d(np.arange(len(images)), self._some), self._some):
+            if len(indices):
+                self._ranges = self._survey(indices)
+        self.finals = _Finals(images, labels, self._logits, target, np.union1d(self._some, self._seen))
+
+    def _survey(self, indices: np.ndarray) -> Values:
+        """The ranges of some images, whose float logits are kept; raises NotFinite with an index among all images."""
+        own = {layer.name for layer in self._graph.layers if layer.own_format}
+        part = self._reference.part(pick(self._images, indices))
+        try:
+            self._logits[indices], ranges = part.survey(as_trained(self._graph), own)
+        except NotFinite as error:
+            raise error.among(indices) from None
+        return ranges
+
+    def _fit_of(self, network: Graph) -> Fit:
+        memory = self._reference.memory // MEMORY_SHARES
+        return Fit(network, pick(self._images, self._seen), self._target, memory)
+
+    def eight_bits(
+        self, make_errors: Callable[..., LayerErrors], tolerance: float
+    ) -> Generator[Trial | str, None, SearchResult]:
+        """Searches formats layer by layer, fits the weights, and judges the candidates on all images."""
+        graph, seen = self._graph, self._seen
+        choices = _start(graph, self._ranges, self._target)
+        searched = yield from layer_by_layer(make_errors(graph, self._images, self._target), choices)
+        yield "adapting the weights"
+        self._fit = self._fit_of(searched.graph)
+        as_in_float = Expected(graph, self._logits[seen].argmax(axis=1), self._logits[seen])
+        self._formats = _finer_logits(self._fit, searched.formats, as_in_float)
+        candidates = {
+            "formats from ranges": Candidate(graph, common.table(graph, choices)),
+            "formats searched": searched,
+            "weights adapted": self._fit.refine(self._formats),
+        }
+        yield "judging the candidates on all images"
+        return self.finals.choose(candidates, tolerance, (seen, self._fit.results(self._formats)))
+
+    def four_bits(self) -> dict[str, Candidate]:
+        """Weights of 4 bits in all layers with a kernel for them."""
+        layers = weight_bits.supporting(self._graph, self._target)
+        return {"weights of 4 bits": self._fit.refine(weight_bits.narrowed(self._fit.graph, self._formats, layers))}
+
+    def mixed_bits(
+        self, found: SearchResult, loss: float, make_narrowing: Callable[..., Narrowing]
+    ) -> Generator[Trial | str, None, dict[str, Candidate]]:
+        """Weights of 4 bits in as many layers as `loss` (percentage points) allows."""
+        some, trained = self._some, found.chosen.trained
+        network = DeviceNetwork(self._graph, pick(self._images, some), self._target, self._reference.memory)
+        expected = Expected(self._graph, self._labels[some], self._logits[some])
+        narrowing = make_narrowing(
+            self._fit if trained is self._fit.graph else self._fit_of(trained),
+            found.chosen.formats,
+            lambda one: self.finals.judge(one)[0],
+            lambda layers, formats: expected.judge(network.logits(layers), formats),
+        )
+        in_float = found.measured[0].accuracy
+        assert in_float is not None
+        chosen = yield from weight_bits.mixed(narrowing, in_float - loss)
+        return {"weights of 8 and 4 bits": narrowing.candidate(chosen)}
 
 
 def device_objective(
@@ -70,64 +144,26 @@ def device_objective(
     target: Target,
     tolerance: float,
     make_errors: Callable[..., LayerErrors] = LayerErrors,
-    bits: str = weight_bits.EIGHT,
-    loss: float = weight_bits.LOSS,
+    bits: str = choices.WEIGHTS_8,
+    loss: float = choices.LOSS,
     make_narrowing: Callable[..., Narrowing] = Narrowing,
 ) -> Search:
-    """Searches formats on a sample of the images, adapts the weights, and lets all images decide what is taken.
+    """Searches formats on a sample of the images, fits the weights, and chooses a candidate on all images.
 
-    `tolerance` is in percentage points: smaller differences of accuracy than this do not count. `make_errors` and
-    `make_narrowing` take the place of `LayerErrors` and `Narrowing`. `bits` are those of weights (`weight_bits.MODES`);
-    where they are mixed, the device may be worse than the float network by `loss` (percentage points).
+    `tolerance` is in percentage points: smaller differences of accuracy do not count. `make_errors` and
+    `make_narrowing` replace `LayerErrors` and `Narrowing`. `bits` is one of `choices.WEIGHT_BITS`; mixed weights may
+    cost the device `loss` percentage points against the float network.
     """
-    images = reference.images
-    some = spread(len(images), SAMPLE)
-    others = np.setdiff1d(np.arange(len(images)), some)
-    logits = np.empty((len(images), graph.result_size), np.float32)
-    own = {layer.name for layer in graph.layers if layer.own_format}
-    logits[some], ranges = reference.part(images[some]).survey(as_trained(graph), own)
-    if len(others):
-        logits[others] = reference.part(pick(images, others)).logits(as_trained(graph))
-
-    choices = _start(graph, ranges, target)
-    searched = yield from layer_by_layer(make_errors(graph, images, target), choices)
-    yield "adapting the weights"
-    seen = spread(len(images), FIT_SAMPLE)
-
-    def fit_of(network: Graph) -> Fit:
-        return Fit(network, pick(images, seen), target, reference.memory // MEMORY_SHARES)
-
-    fit = fit_of(searched.graph)
-    as_in_float = Expected(graph, logits[seen].argmax(axis=1), logits[seen])
-    formats = _finer_logits(fit, searched.formats, as_in_float)
-    candidates = {
-        "formats from ranges": Candidate(graph, common.table(graph, choices)),
-        "formats searched": searched,
-        "weights adapted": fit.refine(formats),
-    }
-    yield "judging the candidates on all images"
-    finals = _Finals(images, labels, logits, target, np.union1d(some, seen))
-    found = finals.choose(candidates, tolerance, (seen, fit.results(formats)))
-    if bits == weight_bits.EIGHT:
+    search = _DeviceSearch(graph, reference, labels, target)
+    found = yield from search.eight_bits(make_errors, tolerance)
+    if bits == choices.WEIGHTS_8:
         return found
     yield "fitting weights of 4 bits"
-    if bits == weight_bits.MIXED:
-        network = DeviceNetwork(graph, pick(images, some), target, reference.memory)
-        expected = Expected(graph, labels[some], logits[some])
-        narrowing = make_narrowing(
-            fit if found.chosen.trained is fit.graph else fit_of(found.chosen.trained),
-            found.chosen.formats,
-            lambda one: finals.judge(one)[0],
-            lambda layers, formats: expected.judge(network.trial_logits(layers), formats),
-        )
-        in_float = found.measured[0].accuracy
-        assert in_float is not None
-        chosen = yield from weight_bits.mixed(narrowing, in_float - loss)
-        narrow = {"weights of 8 and 4 bits": narrowing.candidate(chosen)}
+    if bits == choices.WEIGHTS_MIXED:
+        candidates = yield from search.mixed_bits(found, loss, make_narrowing)
     else:
-        table = weight_bits.narrowed(searched.graph, formats, weight_bits.able(graph, target))
-        narrow = {"weights of 4 bits": fit.refine(table)}
-    narrow_found = finals.choose(narrow, tolerance)
+        candidates = search.four_bits()
+    narrow_found = search.finals.choose(candidates, tolerance)
     before = tuple(replace(one, chosen=False) for one in found.measured)
     return replace(narrow_found, measured=before + narrow_found.measured[1:])
 
@@ -167,7 +203,7 @@ class _Finals:
 
         return judge_in_stages(verdicts(), lambda verdict: best is not None and verdict.cannot_beat(best)), logits
 
-    def choose(self, candidates: Mapping[str, Candidate], tolerance: float, known: Known = NOTHING) -> Found:
+    def choose(self, candidates: Mapping[str, Candidate], tolerance: float, known: Known = NOTHING) -> SearchResult:
         """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear.
 
         `known` of the last one.
@@ -191,4 +227,4 @@ class _Finals:
             elif not best.beats(verdict, tolerance, FINAL_DEVIATIONS):
                 best_name, best, logits = name, verdict, on_device
         marked = tuple(replace(one, chosen=one.candidate == best_name) for one in measured)
-        return Found(candidates[best_name], marked, logits, self.logits)
+        return SearchResult(candidates[best_name], marked, logits, self.logits)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from caffe_to_cmsis_nn import files
 from caffe_to_cmsis_nn.data.image_set import Images
@@ -124,7 +125,7 @@ def _text(values: np.ndarray) -> str:
     return base64.b64encode(values.tobytes()).decode()
 
 
-def _values(text: str, dtype: Any) -> np.ndarray:
+def _values(text: str, dtype: DTypeLike) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text, validate=True), dtype)
 
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from caffe_to_cmsis_nn.data.image_set import pick, spread
+from caffe_to_cmsis_nn.data.image_set import evenly_spaced, pick
 from caffe_to_cmsis_nn.engines.batches import Values
 from caffe_to_cmsis_nn.engines.engine import Network
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, quantize_layer
-from caffe_to_cmsis_nn.network.rescaling import rescaled, scaled, taker
+from caffe_to_cmsis_nn.network.rescaling import compensating_layer, rescaled, scaled
 from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.search import common
@@ -63,7 +63,7 @@ class LayerErrors:
 
     def __init__(self, graph: Graph, images: Any, target: Target) -> None:
         """Of `images` (N, C, H, W), as many as are looked at are picked."""
-        images = pick(images, spread(len(images), images_used(graph)))
+        images = pick(images, evenly_spaced(len(images), images_used(graph)))
         self.graph = graph  # with the factors of the sections left behind
         self.images = len(images)  # that judge
         self._target = target
@@ -74,8 +74,8 @@ class LayerErrors:
     def enter(self, first: int, layers: Sequence[Layer]) -> None:
         """Goes on to the section that begins with layer `first`."""
         self._first, self._layers = first, layers
-        self.taker = taker(self.graph, layers)
-        self.channels = layers[0].out_shape[0] if self.taker else 1  # that are told apart
+        self.compensating_layer = compensating_layer(self.graph, layers)
+        self.channels = layers[0].out_shape[0] if self.compensating_layer else 1  # that are told apart
         end = layers[-1]
         self._float = self._run(0, self._trained[: len(layers)], end)
         self._wanted = self._float[end.name].reshape(self.images, self.channels, -1)
@@ -104,8 +104,8 @@ class LayerErrors:
     def leave(self, formats: Table, factors: np.ndarray) -> None:
         """Goes on behind the section, with these formats and factors."""
         on_device = self._run(1, self._integers(formats, factors), self._layers[-1])
-        if self.taker and (factors != 1).any():
-            self.graph = rescaled(self.graph, self._layers[0], self.taker, factors)
+        if self.compensating_layer and (factors != 1).any():
+            self.graph = rescaled(self.graph, self._layers[0], self.compensating_layer, factors)
         names = {layer.name for layer in self.graph.live(self._first + len(self._layers))}
         both = self._float, on_device
         self._alive = tuple({name: values for name, values in each.items() if name in names} for each in both)
@@ -114,7 +114,7 @@ class LayerErrors:
         weights = {layer.name: self.graph.weights.get(layer.name) for layer in self._layers}
         first = self._layers[0]
         own = weights[first.name]
-        if self.taker and own:
+        if self.compensating_layer and own:
             weights[first.name] = scaled(first, own, factors)
         return [quantize_layer(layer, weights[layer.name], formats[layer.name], self._target) for layer in self._layers]
 
@@ -144,13 +144,13 @@ class _Sweep:
             before = dict(self._choices), self._factors
             for key in keys:
                 yield from self._tensor(key, steps)
-            if self.errors.taker:
+            if self.errors.compensating_layer:
                 self._scale_channels([2.0**power for power in factors])
             if before[0] == self._choices and before[1] is self._factors:
                 break
         self.errors.leave(self.formats, self._factors)
-        if self.errors.taker:
-            self._cover(self.errors.taker)
+        if self.errors.compensating_layer:
+            self._cover(self.errors.compensating_layer)
 
     @property
     def _error(self) -> float:
@@ -185,7 +185,7 @@ class _Sweep:
         scores = [Score(None, error, self.errors.images) for error in (found, before)]
         change = f"{abs(found - before) / (before or 1.0):.1%} {'higher' if found > before else 'lower'}"
         reason = f"squared error of its output {change}"
-        yield Trial(name, tensor, q, scores[0], scores[1], kept, reason=reason)
+        yield Trial(layer=name, tensor=tensor, format=q, score=scores[0], reference=scores[1], kept=kept, reason=reason)
         if kept:
             self.formats, self._choices[key] = tried, q
         else:

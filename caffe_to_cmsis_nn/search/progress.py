@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from caffe_to_cmsis_nn.errors import printable
 from caffe_to_cmsis_nn.network.graph import Graph
-from caffe_to_cmsis_nn.search.common import Found, Score, Search, Tensor, Trial
+from caffe_to_cmsis_nn.search.common import Score, Search, SearchResult, Tensor, Trial
 
 BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
 
@@ -101,6 +101,38 @@ class Best:
             self.score = score
 
 
+class _Bar:
+    """A progress bar for a search, and a line for each trial if `show` is given."""
+
+    def __init__(self, estimate: Estimate, show: Callable[[str], None] | None, disable: bool | None) -> None:
+        self._estimate, self._best, self._show = estimate, Best(), show
+        disable = disable or (True if sys.stderr is None else None)
+        self.bar: Any = tqdm(total=1.0, bar_format=BAR, disable=disable, leave=False, dynamic_ncols=True)
+
+    def announce(self, phase: str) -> None:
+        """A phase without trials."""
+        self.bar.bar_format, self.bar.n = BAR, self.bar.total
+        self.bar.set_description_str(phase)
+
+    def add(self, trial: Trial, computed: bool) -> None:
+        self._estimate.see(trial, computed)
+        self._best.see(trial)
+        if self._show:
+            with tqdm.external_write_mode():
+                self._show(line(trial))
+        if not self.bar.disable:
+            self._update(trial)
+
+    def _update(self, trial: Trial) -> None:
+        left = self._estimate.seconds_left
+        self.bar.n = self._estimate.share
+        self.bar.bar_format = BAR if left is None else f"{BAR}, up to {tqdm.format_interval(left)} of search left"
+        assert self._best.score
+        tried = printable(f"{trial.layer} {trial.tensor.value} {trial.format}")
+        self.bar.set_description_str(f"{tried}, best {_measured(self._best.score, short=True)}", refresh=False)
+        self.bar.refresh()
+
+
 def follow(
     search: Search,
     schedule: Sequence[tuple[str, Tensor]],
@@ -108,39 +140,23 @@ def follow(
     computed: Callable[[], bool],
     show: Callable[[str], None] | None = None,
     disable: bool | None = None,
-) -> tuple[Found, list[Trial]]:
-    """Runs a search under a progress bar; returns what it found, and its trials.
+) -> tuple[SearchResult, list[Trial]]:
+    """Runs a search under a progress bar; returns its result and its trials.
 
-    `schedule` are the tensors in the order in which it looks at them, if it looks at all, with their `costs` (`work`).
-    `computed` says whether trials are computed by now or still come from a journal, `show` gets each trial as a line.
-    There is no bar with `disable`, and, where that is None, none where stderr is not a terminal.
+    `schedule` holds the tensors in search order, some of which may be skipped, and `costs` their costs (`work`).
+    `computed` returns whether trials are computed by now or still come from a journal. `show` gets each trial as a
+    line. `disable` hides the bar; None hides it if stderr is not a terminal.
     """
     trials: list[Trial] = []
-    estimate, best = Estimate(schedule, costs, time.monotonic), Best()
-    disable = disable or (True if sys.stderr is None else None)
-    bar: Any = tqdm(total=1.0, bar_format=BAR, disable=disable, leave=False, dynamic_ncols=True)
-    with bar:
+    progress = _Bar(Estimate(schedule, costs, time.monotonic), show, disable)
+    with progress.bar:
         while True:
             try:
                 step = next(search)
             except StopIteration as stop:
                 return stop.value, trials
             if isinstance(step, str):
-                bar.bar_format, bar.n = BAR, bar.total
-                bar.set_description_str(step)
-                continue
-            trials.append(step)
-            estimate.see(step, computed())
-            best.see(step)
-            if show:
-                with tqdm.external_write_mode():
-                    show(line(step))
-            if bar.disable:
-                continue
-            left = estimate.seconds_left
-            bar.n = estimate.share
-            bar.bar_format = BAR if left is None else f"{BAR}, up to {tqdm.format_interval(left)} of search left"
-            assert best.score
-            looked_at = printable(f"{step.layer} {step.tensor.value} {step.format}")
-            bar.set_description_str(f"{looked_at}, best {_measured(best.score, short=True)}", refresh=False)
-            bar.refresh()
+                progress.announce(step)
+            else:
+                trials.append(step)
+                progress.add(step, computed())

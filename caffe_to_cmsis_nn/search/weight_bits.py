@@ -15,14 +15,12 @@ from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer
 from caffe_to_cmsis_nn.ops.base import Layer
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
-from caffe_to_cmsis_nn.search.common import Candidate, Tensor, Trial, largest, legal
+from caffe_to_cmsis_nn.search.common import Candidate, Tensor, Trial, clamp_to_kernel_limits, largest
 from caffe_to_cmsis_nn.search.verdict import Verdict
 from caffe_to_cmsis_nn.search.weight_fitting import Fit, Fitted
 from caffe_to_cmsis_nn.target import Target
 
 FEW = 4  # bits
-EIGHT, FOUR, MIXED = MODES = ("8", "4", "mixed")
-LOSS = 0.3  # percentage points
 ROUNDING = 1e-6  # percentage points, of accuracies as floats
 LEAST_COST = 1e-9  # nats of divergence; what costs less is taken to cost this
 Table = Mapping[str, LayerFormats]
@@ -36,7 +34,7 @@ def objection(layer: Layer, target: Target) -> str:
     return "; ".join(objections) or f"no kernel takes weights of {FEW} bits"
 
 
-def able(graph: Graph, target: Target) -> list[str]:
+def supporting(graph: Graph, target: Target) -> list[str]:
     """The layers for which there is a kernel that takes weights of 4 bits."""
     return [layer.name for layer in graph.layers if layer.weighted and not objection(layer, target)]
 
@@ -46,7 +44,7 @@ def narrowed(graph: Graph, formats: Table, names: Sequence[str]) -> dict[str, La
     table = dict(formats)
     for name in names:
         table[name] = replace(table[name], w=QFormat.covering(largest(graph.weights[name][0]), FEW))
-    return legal(graph, table)
+    return clamp_to_kernel_limits(graph, table)
 
 
 class Narrowing:
@@ -105,7 +103,7 @@ def mixed(narrowing: Narrowing, least: float) -> Generator[Trial, None, list[str
     First come those that save the most for what they cost.
     """
     fit = narrowing.fit
-    order, saved = narrowing.by_cost(able(fit.graph, fit.target))
+    order, saved = narrowing.by_cost(supporting(fit.graph, fit.target))
     chosen: list[str] = []
     best, size = narrowing.judge(chosen).score, flash(fit.graph, fit.layers(narrowing.table(chosen)))
     for name in order:
@@ -114,7 +112,16 @@ def mixed(narrowing: Narrowing, least: float) -> Generator[Trial, None, list[str
         assert w
         kept, sizes = score.percent > least - ROUNDING, (size - saved[name], size)
         reason = f"{score.percent:.2f} % is {'at least' if kept else 'less than'} {least:.2f} %"
-        yield Trial(name, Tensor.WEIGHTS, w, score, best, kept, sizes, reason)
+        yield Trial(
+            layer=name,
+            tensor=Tensor.WEIGHTS,
+            format=w,
+            score=score,
+            reference=best,
+            kept=kept,
+            flash=sizes,
+            reason=reason,
+        )
         if kept:
             chosen, best, size = names, score, sizes[0]
     return chosen

@@ -23,13 +23,14 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.data.image_set import Images, pick
-from caffe_to_cmsis_nn.engines.engine import MEMORY, MEMORY_SHARES
+from caffe_to_cmsis_nn.engines.engine import MEMORY_SHARES
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, quantize_layer
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
-from caffe_to_cmsis_nn.onnx_windows import reach
+from caffe_to_cmsis_nn.onnx_windows import dilated_kernel_size
 from caffe_to_cmsis_nn.ops.base import Layer, Weights
 from caffe_to_cmsis_nn.qformat import MAX_OUT_RSHIFT, LayerFormats, QFormat
 from caffe_to_cmsis_nn.search.common import Candidate, carried_bias, largest
@@ -88,7 +89,8 @@ def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
     (s_y, s_x), (p_y, p_x) = layer.stride, layer.pad  # type: ignore[attr-defined]
     d_y, d_x = layer.dilation  # type: ignore[attr-defined]
     padded = np.pad(x, ((0, 0), (0, 0), (p_y, p_y), (p_x, p_x)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach(layer), axis=(2, 3))[..., ::d_y, ::d_x]  # type: ignore[arg-type]
+    size = dilated_kernel_size(layer)  # type: ignore[arg-type]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(2, 3))[..., ::d_y, ::d_x]
     picked = windows[np.arange(len(x))[:, None], :, rows * s_y, columns * s_x]
     return picked.reshape(places.size, -1)
 
@@ -301,12 +303,15 @@ class Fit:
     A layer that has the formats of an earlier table, as all layers before it have, is not fitted again.
     """
 
-    def __init__(self, graph: Graph, images: Images, target: Target, memory: int = MEMORY // MEMORY_SHARES) -> None:
+    def __init__(
+        self, graph: Graph, images: Images, target: Target, memory: int = choices.MEMORY // MEMORY_SHARES
+    ) -> None:
         """`images` (N, C, H, W) uint8 are what the fit sees, `memory` (bytes) bounds what it holds of them."""
         self.graph, self.target = graph, target
         layers = [layer for layer in graph.layers if _can_fit(graph, layer)]
         self._places = {layer.name: _places(layer, len(images)) for layer in layers}
-        self._known: dict[tuple[LayerFormats, ...], Fitted] = {}
+        # By the number of the entry for the layers before, and the layer's formats: a number, and what was fitted.
+        self._known: dict[tuple[int, LayerFormats], tuple[int, Fitted]] = {}
         size = bytes_on_device(graph)
         keep = len(images) * size <= KEPT * memory
         most = len(images) if keep else max(1, memory // 2 // size)
@@ -323,12 +328,13 @@ class Fit:
         Deconvolutions, and those with more than 4096 inputs to an output, keep their weights, to be rounded to nearest.
         """
         fitted: list[Fitted] = []
-        key: tuple[LayerFormats, ...] = ()
+        before = 0
         for layer in self.graph.layers:
-            key = (*key, formats[layer.name])
+            key = before, formats[layer.name]
             if key not in self._known:
-                self._known[key] = self.layer(layer, formats[layer.name], fitted)
-            fitted.append(self._known[key])
+                self._known[key] = len(self._known) + 1, self.layer(layer, formats[layer.name], fitted)
+            before, known = self._known[key]
+            fitted.append(known)
         return fitted
 
     def layer(self, layer: Layer, own: LayerFormats, before: Sequence[Fitted]) -> Fitted:

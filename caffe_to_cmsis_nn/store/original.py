@@ -16,8 +16,10 @@ from caffe_to_cmsis_nn.caffe_io.prototxt import read_prototxt
 from caffe_to_cmsis_nn.data import pictures
 from caffe_to_cmsis_nn.data.source import data_source
 from caffe_to_cmsis_nn.errors import UserError
+from caffe_to_cmsis_nn.kernels.base import Integers
 from caffe_to_cmsis_nn.network.folding import fold_affine
 from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
+from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, SourceFile, quantize_network
 from caffe_to_cmsis_nn.qformat import MOST_FRACTION_BITS, QFormat
 from caffe_to_cmsis_nn.store import record
@@ -58,13 +60,16 @@ def rebuild(
         formats = network.formats(*(_formats(attributes, f"{key}_dec_bits") for key in ("wt", "bias", "act")))
         layers = quantize_network(network, formats, target)
     return QuantizedNetwork(
-        network,
-        formats,
-        tuple(layers),
-        target,
-        {"model": SourceFile(model.name, model_digest), "weights": SourceFile(weight_file.name, weights_digest)},
-        source.images,
-        source.crop,
+        graph=network,
+        formats=formats,
+        layers=tuple(layers),
+        target=target,
+        sources={
+            "model": SourceFile(model.name, model_digest),
+            "weights": SourceFile(weight_file.name, weights_digest),
+        },
+        dataset=source.images,
+        crop=source.crop,
         reader=source.reader,
     )
 
@@ -100,22 +105,12 @@ def replaced_sources(network: QuantizedNetwork, folder: Path) -> list[str]:
     return found
 
 
-def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool) -> dict[str, Any]:
-    """What the original's Caffe_Quantizer holds for a network, under its names; shapes are NCHW."""
-    graph, formats = network.graph, network.formats
-    layers = {layer.name: layer for layer in graph.layers}
-    chosen = [layer.name for layer in graph.layers if layer.own_format or layer.floors]
+def _names(network: QuantizedNetwork) -> dict[str, Any]:
+    """Names of files and layers."""
+    graph, sources = network.graph, network.sources
     weighted = [layer for layer in graph.layers if layer.weighted]
-    end = [*chosen, graph.accuracy]
-    order = [*layers, graph.accuracy]
-    windowed = {name: layer for name, layer in layers.items() if hasattr(layer, "window")}
-    integers = {layer.name: own.integers for layer, own in zip(graph.layers, network.layers) if layer.weighted}
-    own, sources = graph.input, network.sources
-
-    def bits(what: str, table: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-        kinds = {"int": "integer_bits", "dec": "fraction_bits"}
-        return {f"{what}_{kind}_bits": {n: getattr(q, b) for n, q in table.items()} for kind, b in kinds.items()}
-
+    end = [*_chosen(graph), graph.accuracy]
+    order = [*(layer.name for layer in graph.layers), graph.accuracy]
     return {
         "model_file": sources["model"].name,
         "weight_file": sources["weights"].name,
@@ -125,14 +120,27 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
         "start_layer": ["", *(order[order.index(name) + 1] for name in end[:-1])],
         "end_layer": end,
         "layer": order,
+    }
+
+
+def _chosen(graph: Graph) -> list[str]:
+    """The layers whose outputs the original rounds to a format."""
+    return [layer.name for layer in graph.layers if layer.own_format or layer.simulates_rounding]
+
+
+def _fields(graph: Graph, integers: Mapping[str, Integers], batch: int) -> dict[str, Any]:
+    """What each layer is, by its name; shapes are NCHW."""
+    layers = {layer.name: layer for layer in graph.layers}
+    windowed: dict[str, Any] = {name: layer for name, layer in layers.items() if hasattr(layer, "window")}
+    return {
         "layer_shape": {**{n: (batch, *layer.out_shape) for n, layer in layers.items()}, graph.accuracy: ()},
         "layer_wt_shape": {name: i.weights.shape for name, i in integers.items()},
         "top_blob": {k: list(v) for k, v in graph.tops.items()},
         "bottom_blob": {k: list(v) for k, v in graph.bottoms.items()},
         "layer_type": {**{n: layer.caffe_type.lower() for n, layer in layers.items()}, graph.accuracy: "accuracy"},
         "kernel_size": {n: layer.window[0] for n, layer in windowed.items()},
-        "stride": {n: layer.stride[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
-        "pad": {n: layer.pad[0] for n, layer in windowed.items()},  # type: ignore[attr-defined]
+        "stride": {n: layer.stride[0] for n, layer in windowed.items()},
+        "pad": {n: layer.pad[0] for n, layer in windowed.items()},
         "group": {n: layer.group for n, layer in layers.items() if hasattr(layer, "group")},
         "pool_type": {n: int(layer.variant != "MAX") for n, layer in layers.items() if layer.caffe_type == "Pooling"},
         "lrn_type": {},
@@ -141,15 +149,40 @@ def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool
         "lrn_beta": {},
         "num_ops": {n: layer.macs for n, layer in layers.items()},
         "num_wts": {n: int(i.weights.size) for n, i in integers.items()},
+    }
+
+
+def _bits(network: QuantizedNetwork, integers: Mapping[str, Integers]) -> dict[str, Any]:
+    """Formats, and the shifts of the q7 kernels, by layer."""
+    graph, formats = network.graph, network.formats
+
+    def bits(what: str, table: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+        kinds = {"int": "integer_bits", "dec": "fraction_bits"}
+        return {f"{what}_{kind}_bits": {n: getattr(q, b) for n, q in table.items()} for kind, b in kinds.items()}
+
+    return {
         **bits("wt", {name: formats[name].w for name in integers}),
         **bits("bias", {name: formats[name].bias_grid for name in integers}),
-        **bits("act", {**{name: formats[name].y for name in chosen}, graph.accuracy: QFormat(7)}),
+        **bits("act", {**{name: formats[name].y for name in _chosen(graph)}, graph.accuracy: QFormat(7)}),
         "bias_lshift": {n: i.shifts.bias_lshift for n, i in integers.items()},
         "act_rshift": {n: i.shifts.out_rshift for n, i in integers.items()},
-        "data_layer": own.name,
+    }
+
+
+def attributes(network: QuantizedNetwork, batch: int, iterations: int, gpu: bool) -> dict[str, Any]:
+    """The attributes of the original's Caffe_Quantizer for a network, under the original's names."""
+    graph, sources = network.graph, network.sources
+    integers = {layer.name: own.integers for layer, own in zip(graph.layers, network.layers) if layer.weighted}
+    data = graph.input
+    mean = [float(v) for v in data.mean.ravel()] if data.mean.shape[1:] == (1, 1) and data.mean.any() else []
+    return {
+        **_names(network),
+        **_fields(graph, integers, batch),
+        **_bits(network, integers),
+        "data_layer": data.name,
         "mean_file": sources["mean"].name if "mean" in sources else "",
-        "mean_val": [float(v) for v in own.mean.ravel()] if own.mean.shape[1:] == (1, 1) and own.mean.any() else [],
-        "label_layer": graph.tops[own.name][1] if len(graph.tops[own.name]) > 1 else "",
+        "mean_val": mean,
+        "label_layer": graph.tops[data.name][1] if len(graph.tops[data.name]) > 1 else "",
         "accuracy_layer": graph.accuracy,
         "iterations": iterations,
         "gpu": gpu,

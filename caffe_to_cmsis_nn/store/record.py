@@ -7,9 +7,10 @@ holds the integer network without what follows from the rest of it, with arrays 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,7 +26,7 @@ from caffe_to_cmsis_nn.errors import UserError
 from caffe_to_cmsis_nn.kernels.base import Integers
 from caffe_to_cmsis_nn.network.graph import Graph, mark_shared
 from caffe_to_cmsis_nn.network.quantized import IntegerLayer, Outcome, QuantizedNetwork, SourceFile
-from caffe_to_cmsis_nn.ops.base import Layer, Shape, Weights
+from caffe_to_cmsis_nn.ops.base import LARGEST_NETWORK, Layer, Shape, Weights
 from caffe_to_cmsis_nn.ops.input import Features, Input
 from caffe_to_cmsis_nn.ops.registry import CLASSES
 from caffe_to_cmsis_nn.qformat import LARGEST_BIAS, MOST_FRACTION_BITS, WEIGHT_BITS, LayerFormats, QFormat, shifts
@@ -155,6 +156,15 @@ def _array(value: Any, dtype: str, *shapes: Shape) -> np.ndarray:
     raise ValueError(f"{array.size} values in place of an array of shape {shapes[0]}")
 
 
+@contextlib.contextmanager
+def _naming(layer: Layer) -> Iterator[None]:
+    """Has errors name the layer."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"the pickle's layer '{layer.name}': {error}") from error
+
+
 def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     """A layer that reads those that are known by now; without any, the input."""
     own = dict(value)
@@ -170,7 +180,8 @@ def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
     else:
         given = {"in_shapes": tuple(known[name].out_shape for name in own["inputs"])}
     layer: Layer = _restore_fields(kind, own, shared_input=False, **given)
-    layer.verify()
+    with _naming(layer):
+        layer.verify()
     if len(layer.inputs) not in (range(1, layer.most_inputs + 1) if known else (0,)) or layer.name in known:
         raise ValueError(f"layer '{layer.name}' is out of place")
     if min(layer.out_shape) < 1 or layer.out_size > LARGEST_SIZE:
@@ -185,6 +196,8 @@ def _unpack_layers(values: list[dict[str, Any]], outputs: Sequence[str]) -> tupl
         known[layer.name] = layer
     if not known:
         raise ValueError("it has no layers")
+    if sum(layer.out_size for layer in known.values()) > LARGEST_NETWORK:
+        raise ValueError(f"its layers' outputs have more than {LARGEST_NETWORK} elements")
     if len({*outputs}) < len(outputs) or not {*outputs} <= {*known}:
         raise ValueError(f"it has no outputs {outputs}")
     return mark_shared(known.values(), outputs)
@@ -210,6 +223,8 @@ def _unpack_integers(
     layer: Layer, value: Mapping[str, Any], constants: Mapping[str, Weights], formats: LayerFormats
 ) -> Any:
     """A layer's integers; all but weights and bias follow from its constants and formats."""
+    with _naming(layer):
+        layer.check_formats(formats)
     if not layer.weighted:
         return layer.quantize(constants.get(layer.name), formats)
     own, shape = value[layer.name], layer.weight_shapes()[0]
@@ -231,47 +246,71 @@ def _format(value: Any, bits: Any = 8) -> QFormat:
     return QFormat(value, bits)
 
 
-def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
+def _unpack_graph(value: dict[str, Any]) -> Graph:
     outputs = _restore(value["outputs"], tuple[str, ...])
     if not outputs:
         raise ValueError("it has no outputs")
     layers = _unpack_layers(value["layers"], outputs)
-    classifier, top_k = _restore(value["classifier"], bool), _restore(value["top_k"], tuple[int, ...])
-    constants = _constants(layers, value["constants"])
-    name, scale = _restore(value["name"], str), _restore(value["scale"], float)
-    graph = Graph(name, layers, constants, "", outputs=outputs, classifier=classifier, top_k=top_k)
-    if classifier and (len(outputs) != 1 or math.prod(graph.output_layers[0].out_shape[1:]) > 1):
+    graph = Graph(
+        name=_restore(value["name"], str),
+        layers=layers,
+        weights=_constants(layers, value["constants"]),
+        accuracy="",
+        outputs=outputs,
+        classifier=_restore(value["classifier"], bool),
+        top_k=_restore(value["top_k"], tuple[int, ...]),
+    )
+    if graph.classifier and (len(outputs) != 1 or math.prod(graph.output_layers[0].out_shape[1:]) > 1):
         raise ValueError("a classifier has one vector of logits")
-    if top_k[:1] != (1,) or (len(top_k) > 1 and max(top_k) >= graph.result_size) or not 0 < scale < math.inf:
-        raise ValueError("its top_k or its scale make no sense")
+    if graph.top_k[:1] != (1,) or (len(graph.top_k) > 1 and max(graph.top_k) >= graph.result_size):
+        raise ValueError("its top_k makes no sense")
+    return graph
+
+
+def _unpack_formats(value: dict[str, Any], graph: Graph, target: Target) -> dict[str, LayerFormats]:
+    """Every layer's formats, from those that were chosen."""
     w, b, y = (
         {name: _format(own[tensor]) for name, own in value["formats"].items() if tensor in own} for tensor in "wby"
     )
     w = {name: _format(q.fraction_bits, value["weights"][name]["bits"]) for name, q in w.items()}
     formats = graph.formats(w, b, y)
-    if _own_formats(layers, _plain(formats)) != value["formats"]:
+    if _own_formats(graph.layers, _plain(formats)) != value["formats"]:
         raise ValueError("it has formats that no layer needs")
-    target = Target.named(**value["target"])
-    if target.library.bias_bits == 8 and any(layer.weighted and not formats[layer.name].b for layer in layers):
+    if target.library.bias_bits == 8 and any(layer.weighted and not formats[layer.name].b for layer in graph.layers):
         raise ValueError("its biases have no formats")
-    if set(value["weights"]) != {layer.name for layer in layers if layer.weighted}:
+    return formats
+
+
+def _unpack_scale(value: Any) -> float:
+    scale: float = _restore(value, float)
+    if not 0 < scale < math.inf:
+        raise ValueError("its scale makes no sense")
+    return scale
+
+
+def _unpack(value: dict[str, Any]) -> QuantizedNetwork:
+    graph, target = _unpack_graph(value), Target.named(**value["target"])
+    formats = _unpack_formats(value, graph, target)
+    if set(value["weights"]) != {layer.name for layer in graph.layers if layer.weighted}:
         raise ValueError("it has weights that no layer needs")
-    integers = [_unpack_integers(layer, value["weights"], constants, formats[layer.name]) for layer in layers]
     reader = {name: entry for name, entry in value["reader"].items() if name != "type"}
     return QuantizedNetwork(
-        graph,
-        formats,
-        tuple(
-            IntegerLayer(layer.kernel_for(target, formats[layer.name].weight_bits), own)
-            for layer, own in zip(layers, integers)
+        graph=graph,
+        formats=formats,
+        layers=tuple(
+            IntegerLayer(
+                layer.kernel_for(target, formats[layer.name].weight_bits),
+                _unpack_integers(layer, value["weights"], graph.weights, formats[layer.name]),
+            )
+            for layer in graph.layers
         ),
-        target,
-        _restore(value["sources"], Mapping[str, SourceFile]),
-        _restore(value["dataset"], str),
-        _restore(value["crop"], int),
-        None if value["outcome"] is None else _restore(value["outcome"], Outcome, 1 << 63),
-        _restore_fields(READERS[value["reader"]["type"]], reader),
-        scale,
+        target=target,
+        sources=_restore(value["sources"], Mapping[str, SourceFile]),
+        dataset=_restore(value["dataset"], str),
+        crop=_restore(value["crop"], int),
+        outcome=None if value["outcome"] is None else _restore(value["outcome"], Outcome, 1 << 63),
+        reader=_restore_fields(READERS[value["reader"]["type"]], reader),
+        scale=_unpack_scale(value["scale"]),
     )
 
 

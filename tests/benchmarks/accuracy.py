@@ -24,7 +24,7 @@ from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_t
 from caffe_to_cmsis_nn.network.quantized import quantize_network
 from caffe_to_cmsis_nn.pipeline.job import Job, prepare
 from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
-from caffe_to_cmsis_nn.search.common import Candidate, Found
+from caffe_to_cmsis_nn.search.common import Candidate, SearchResult
 from caffe_to_cmsis_nn.target import S8 as S8_LIBRARY
 from caffe_to_cmsis_nn.target import Target
 from tests.support import MODELS, SHARED
@@ -65,7 +65,7 @@ def cases() -> dict[str, Case]:
     return {name: case for name, case in found.items() if case.model.exists()}
 
 
-def search(case: Case, folder: Path, *options: str) -> tuple[Job, Found, float]:
+def search(case: Case, folder: Path, *options: str) -> tuple[Job, SearchResult, float]:
     """The inputs, what the search found, and its seconds."""
     arguments = ["--model", str(case.model), "--weights", str(case.weights), "--accuracy", case.accuracy]
     asked = nn_quantizer.parse_arguments([*arguments, "--save", str(folder / "net.pkl"), *options])

@@ -41,14 +41,14 @@ RULES = {
     "src/ops/*.py": "rules cases own_q7 memory rows softmax lowering device graph caffe_files prototxts device_s8",
     "src/network/folding.py": "graph caffe_files prototxts",
     "src/board/*.py": "serving",
-    "src/plan/[lmrst]*.py": "rules codegen_golden memory rows lowering passes codegen_networks codegen_random",
+    "src/plan/[lmrst]*.py": "rules codegen_golden memory rows lowering passes codegen_networks defects codegen_random",
     "src/search/[cdvw]*.py": "rules search weight_bits search_device",
     "src/engines/[ben]*.py": "engines search_device same_bytes",
     "src/store/*.py": "record console",
     "src/data/*.py": "images lmdb_images datasets special_files sizes graph prototxts caffe_files bad_input",
-    "templates/ops/*.h": "device_s8 device own_q7 rows codegen_random",
-    "templates/portable/*.c": "device codegen_random",
-    "templates/portable_s8/*.c": "device_s8 codegen_random",
+    "templates/ops/*.h": "device_s8 device own_q7 rows defects codegen_random",
+    "templates/portable/*.c": "kernel_memory device defects codegen_random",
+    "templates/portable_s8/*.c": "kernel_memory device_s8 defects codegen_random",
 }
 SECONDS = 300  # of a mutant's tests; what takes longer hangs
 MOST_SECONDS = 60  # of the tests that come to a mutant's line, as they were recorded

@@ -17,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 
-from caffe_to_cmsis_nn.data.image_set import pick, spread
+from caffe_to_cmsis_nn.data.image_set import evenly_spaced, pick
 from caffe_to_cmsis_nn.engines.networks import DeviceNetwork, FloatNetwork, as_trained
 from caffe_to_cmsis_nn.network.quantized import quantize_network
 from caffe_to_cmsis_nn.pipeline.job import prepare
@@ -36,7 +36,7 @@ STEPS = ("ranges", "searched, no factors", "searched", "no factors, fitted", "fi
 def steps(reference: FloatNetwork, target: Target) -> dict[str, Candidate]:
     """The networks after each step, by what STEPS call it."""
     graph, images = reference.graph, reference.images
-    some = reference.part(pick(images, spread(len(images), device_objective.SAMPLE)))
+    some = reference.part(pick(images, evenly_spaced(len(images), device_objective.SAMPLE)))
     _, ranges = some.survey(as_trained(graph), {layer.name for layer in graph.layers if layer.own_format})
     choices = device_objective._start(graph, ranges, target)
     found = {"ranges": Candidate(graph, common.table(graph, choices))}
@@ -46,7 +46,7 @@ def steps(reference: FloatNetwork, target: Target) -> dict[str, Candidate]:
     ):
         with mock.patch.object(layer_errors, "FACTORS", factors):
             _, found[searched] = run_through(layer_by_layer(LayerErrors(graph, images, target), choices))
-        seen = pick(images, spread(len(images), device_objective.FIT_SAMPLE))
+        seen = pick(images, evenly_spaced(len(images), device_objective.FIT_SAMPLE))
         found[fitted] = Fit(found[searched].graph, seen, target).refine(found[searched].formats)
     return found
 

@@ -12,10 +12,8 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 import nn_quantizer
 from caffe_to_cmsis_nn.engines.networks import FloatNetwork, as_trained
@@ -28,17 +26,6 @@ from caffe_to_cmsis_nn.target import Target
 from tests.benchmarks.accuracy import Case, cases
 
 TOLERANCE = 0.001
-
-
-class FullPasses(FloatNetwork):
-    """Every trial runs every layer."""
-
-    def trial_logits(self, settings: Sequence[Hashable]) -> np.ndarray:
-        return self.logits(settings)
-
-
-class CaffeFullPasses(FullPasses, PycaffeNetwork):
-    """The original's way: on Caffe, and every trial runs every layer on every image."""
 
 
 Way = Callable[[Job, FloatNetwork], Search]
@@ -73,7 +60,7 @@ def rows(name: str, case: Case, folder: Path, iterations: str) -> None:
     for way, network, search in (
         (
             "Caffe, full passes (the original)",
-            CaffeFullPasses(job.graph, job.images, job.prototxt),
+            PycaffeNetwork(job.graph, job.images, job.prototxt),
             by_caffe(CaffeSimulation),
         ),
         (
@@ -81,7 +68,7 @@ def rows(name: str, case: Case, folder: Path, iterations: str) -> None:
             PycaffeNetwork(job.graph, job.images, job.prototxt),
             by_caffe(ScreenedSimulation),
         ),
-        ("onnxruntime, full passes", FullPasses(job.graph, job.images), by_caffe(CaffeSimulation)),
+        ("onnxruntime, full passes", FloatNetwork(job.graph, job.images), by_caffe(CaffeSimulation)),
         ("--objective caffe", FloatNetwork(job.graph, job.images), by_caffe(ScreenedSimulation)),
         ("--objective device (default)", FloatNetwork(job.graph, job.images), by_device),
     ):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 import nn_quantizer
+from caffe_to_cmsis_nn import choices
 from caffe_to_cmsis_nn.network.quantized import quantize_network
 from caffe_to_cmsis_nn.pipeline.job import prepare
 from caffe_to_cmsis_nn.pipeline.quantize import find_formats, open_journal
@@ -44,7 +45,7 @@ def measure(case: Case, target: Target, *options: str) -> tuple[float, dict[str,
         job = prepare(asked)
         answers = open_journal(job, asked)
         reference, results = in_float(job), {}
-        for bits in weight_bits.MODES:
+        for bits in choices.WEIGHT_BITS:
             chosen = find_formats(job, replace(asked, weight_bits=bits), answers)[0].chosen
             integers = quantize_network(chosen.graph, chosen.formats, target)
             flash = sum(own.constant_bytes(layer) for layer, own in zip(chosen.graph.layers, integers))
@@ -58,7 +59,7 @@ def all_images(name: str, case: Case, target: Target) -> str:
     """A row: float, then flash and accuracy of each, and in how many layers mixed bits are 4."""
     reference, results = measure(case, target)
     cells = [f"{result.flash:,} | {reference - result.loss:.2f}" for result in results.values()]
-    return f"| {name} | {reference:.2f} | {' | '.join(cells)} | {results[weight_bits.MIXED].narrow} |"
+    return f"| {name} | {reference:.2f} | {' | '.join(cells)} | {results[choices.WEIGHTS_MIXED].narrow} |"
 
 
 def held_out(name: str, case: Case, target: Target, splits: int) -> str:
@@ -67,7 +68,7 @@ def held_out(name: str, case: Case, target: Target, splits: int) -> str:
     for seed in range(splits):
         found.append(measure(case, target, "--holdout", "0.5", "--seed", str(seed))[1])
         print(f"{name}, split {seed}: {found[-1]}", file=sys.stderr, flush=True)
-    for bits in weight_bits.MODES:
+    for bits in choices.WEIGHT_BITS:
         losses, sizes = zip(*((results[bits].loss, results[bits].flash) for results in found))
         cells.append(f"{np.mean(losses):+.2f} ± {np.std(losses):.2f} | {np.mean(sizes):,.0f}")
     return f"| {name} | {' | '.join(cells)} |"
@@ -81,7 +82,7 @@ def main() -> int:
     args = parser.parse_args()
     target = Target(library=LIBRARIES[args.api])
     chosen = {name: case for name, case in cases().items() if not args.network or name in args.network}
-    modes = [f"{bits} bits" if bits != weight_bits.MIXED else bits for bits in weight_bits.MODES]
+    modes = [f"{bits} bits" if bits != choices.WEIGHTS_MIXED else bits for bits in choices.WEIGHT_BITS]
     heads = " | ".join(f"{mode}: bytes | %" for mode in modes)
     print(f"| network | float % | {heads} | layers of 4 bits |\n" + "|---" * 9 + "|")
     for name, case in chosen.items():
