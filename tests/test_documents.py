@@ -29,7 +29,7 @@ def test_a_program_of_your_own(lenet_pickle: Path, tmp_path: Path) -> None:
     """On this computer it runs; for Cortex-M4 it links, with the constants in flash."""
     for name in ("gcc", "g++", "arm-none-eabi-gcc", "arm-none-eabi-g++", "bash"):
         tool(name)
-    document, heading = ROOT / "docs" / "firmware.md", "### A program of your own"
+    document, heading = ROOT / "docs" / "firmware.md", "### Your own program"
     (program,), (commands, *_) = (blocks(document, heading, language) for language in ("cpp", "bash"))
     (tmp_path / "app.cpp").write_text(program)
     (tmp_path / "models").mkdir()

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * a * x + y, with a number of a for each channel. Images are HWC. */
+ * a * x + y, with one value of a per channel. Images are HWC. */
 #ifndef AXPY_Q7_H
 #define AXPY_Q7_H
 
 #include "words_q7.h"
 
-/* How products and y are brought to one format, and their sum to the output's; shifts in bits. */
+/* Shifts that align the products with y, and the shift of their sum to the output's format (bits). */
 typedef struct {
     int product_lshift, product_rshift, y_lshift, y_rshift, out_rshift;
 } axpy_t;
