@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search has found out so far, in a file beside the pickle: a run that was stopped goes on from there.
+"""Caches a search's results in a file beside the pickle, so that a run that was stopped can resume.
 
-Searches are deterministic, so that it is enough to remember what the judges said: a search that starts again comes
-by its finished trials without computing them. The file holds one JSON value on each line: the key of the model,
-weights, data and options that the answers are for, and then questions with their answers.
+Searches are deterministic, so it is enough to store the results of trials: a new run repeats the same trials without
+computing them. The file holds one JSON value per line: first the key of model, weights, data and options, then
+questions with their answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from caffe_to_cmsis_nn.search.layer_errors import LayerErrors
 from caffe_to_cmsis_nn.search.verdict import Verdict
 from caffe_to_cmsis_nn.search.weight_bits import Narrowing
 
-HASHED_ROWS = 1000  # of an array at once
+HASHED_ROWS = 1000  # of an array, to hash at once
 T = TypeVar("T")
 
 
@@ -48,10 +48,10 @@ def key(arrays: Sequence[Images], options: Mapping[str, Any]) -> str:
 
 
 class Journal:
-    """Questions and their answers under one key; nothing is written before the first answer.
+    """Questions and answers for one key; nothing is written before the first answer.
 
-    `resumed` counts the answers of a run that was stopped, `replaced` says whether there is a journal of another key,
-    which the first answer replaces, and `computed` counts the answers of this run.
+    `resumed` counts the answers from a stopped run, and `computed` those of this run. `replaced` is whether there is a
+    journal with another key, which the first answer replaces.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -64,7 +64,7 @@ class Journal:
         self.resumed = len(self._answers)
 
     def _read(self) -> dict[str, Any]:
-        """The answers of the file, if its key is ours; lines that are torn or damaged do not count."""
+        """The answers in the file, if the key matches; skips incomplete or damaged lines."""
         answers: dict[str, Any] = {}
         with contextlib.suppress(OSError, UserError):
             first, *lines = files.read(self.path).split(b"\n")
@@ -79,7 +79,7 @@ class Journal:
         return json.dumps({"format": "caffe-to-cmsis-nn journal", "key": self.key}).encode()
 
     def _append(self, question: str, answer: Any) -> None:
-        """One line in one write; it begins with a line's end, in case that the last one was torn."""
+        """Writes one line at once; it starts with a line break, in case the last line is incomplete."""
         try:
             if self._file is None:
                 if not self.resumed:
@@ -92,7 +92,7 @@ class Journal:
     def remember(
         self, question: Any, compute: Callable[[], T], plain: Callable[[T], Any], restore: Callable[[Any], T]
     ) -> T:
-        """The answer of before, else the computed one; `plain` makes it JSON, `restore` undoes that or raises."""
+        """The stored answer, else the computed one; `plain` converts it to JSON, `restore` back, or raises."""
         asked = _digest(question)
         if asked in self._answers:
             with contextlib.suppress(Exception):  # a damaged answer is computed again
@@ -105,16 +105,16 @@ class Journal:
 
     @property
     def kept(self) -> int:
-        """Answers that the next run finds."""
+        """The number of answers for the next run."""
         return len(self._answers)
 
     def close(self) -> None:
-        """The file stays for the next run."""
+        """Closes the file, and keeps it for the next run."""
         if self._file:
             self._file.close()
 
     def remove(self) -> None:
-        """To be called when nothing is left to go on with. Another run's file, which has replaced ours, stays."""
+        """Removes the file after a complete run, unless another run has replaced it."""
         self.close()
         with contextlib.suppress(OSError, UserError), files.opened(self.path) as file:
             if file.read(len(self._header())) == self._header():
@@ -145,7 +145,7 @@ def _plain(verdict: Verdict) -> list[Any]:
 
 
 def _verdict(value: Any) -> Verdict:
-    """What `_plain` was made of; raises where it was damaged."""
+    """The inverse of `_plain`; raises if the value is damaged."""
     divergences = _values(value[2], np.float64)
     if value[0] not in (0, len(divergences)):
         raise ValueError("another number of images")
@@ -157,12 +157,12 @@ def _bits(formats: Mapping[str, LayerFormats]) -> dict[str, Any]:
 
 
 class RememberedErrors(LayerErrors):
-    """Looks into the journal before it computes."""
+    """Layer errors, cached in the journal."""
 
     def __init__(self, journal: Journal, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.journal = journal
-        self._behind = ""  # what was settled on so far
+        self._behind = ""  # digest of the finished sections' formats and factors
 
     def _question(self, formats: Mapping[str, LayerFormats], factors: np.ndarray) -> list[Any]:
         own = {layer.name: formats[layer.name] for layer in self._layers}
@@ -182,7 +182,7 @@ class RememberedErrors(LayerErrors):
 
 
 class RememberedNarrowing(Narrowing):
-    """Looks into the journal before it fits and computes."""
+    """Verdicts of a Narrowing, cached in the journal."""
 
     def __init__(self, journal: Journal, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -194,7 +194,7 @@ class RememberedNarrowing(Narrowing):
 
 
 class RememberedSimulation(ScreenedSimulation):
-    """Looks into the journal before it computes."""
+    """A simulation with its results cached in the journal."""
 
     def __init__(self, journal: Journal, *arguments: Any) -> None:
         super().__init__(*arguments)
