@@ -289,7 +289,7 @@ DECLINED = [
     Declined(
         "the mask of a pooling",
         pool('kernel_size: 2 stride: 2 } top: "mask" include {', name="p") + layer("Upsample", "", "p mask"),
-        "its input 'mask' is another top than the first of layer 'p': not supported",
+        "its input 'mask' is not the first top of layer 'p': not supported",
     ),
     Declined("another unknown type", layer("MVN"), "layer 'x' (MVN): this type is not supported"),
     Declined("even local_size", lrn("local_size: 4"), "local_size 4, allowed are odd numbers up to 1023"),

@@ -580,7 +580,10 @@ def test_number_of_test_images(small_pickle: Path, tmp_path: Path, capsys: pytes
     assert macros(generate(small_pickle, tmp_path / "1") / "test_images.h")["TEST_IMAGES"] == "1"
     assert macros(generate(small_pickle, tmp_path / "3", "--test_images", "3") / "test_images.h")["TEST_IMAGES"] == "3"
     command = ["--model", str(small_pickle), "--out_dir", str(tmp_path / "x"), "--test_images"]
-    for count, message in ((str(small.IMAGES + 1), "holds 40 images, asked for are 41"), ("-1", "must be 0 or more")):
+    for count, message in (
+        (str(small.IMAGES + 1), "holds 40 images, fewer than the requested 41"),
+        ("-1", "must be 0 or more"),
+    ):
         capsys.readouterr()
         assert code_gen.main([*command, count]) == 2
         assert message in capsys.readouterr().err

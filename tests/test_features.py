@@ -205,7 +205,7 @@ def test_refusals(pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     flags = ["--model", str(pickle), "--out_dir", str(tmp_path / "code"), "--image", str(VOWELS / "test.h5")]
     assert code_gen.main(flags) == 2
-    assert "the network takes features, and no pictures" in capsys.readouterr().err
+    assert "the network takes features, not pictures" in capsys.readouterr().err
     shutil.copytree(pickle.parent, tmp_path, dirs_exist_ok=True)
     with h5py.File(tmp_path / "test.h5", "r+") as file:
         file["data"][7, 3, 0, 1] = np.inf

@@ -395,7 +395,7 @@ def test_layers_are_grouped_by_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_network_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="which no weighted layer leads to"):
+    with pytest.raises(UserError, match="which depends on no weighted layer"):
         parse(tmp_path, pool("p", "data", "kernel_size: 2"), "p")
 
 
@@ -468,7 +468,7 @@ def test_scale_is_folded_into_the_first_weights(tmp_path: Path, scale: float, po
 def test_scale_cannot_be_folded_past_a_pooling(tmp_path: Path) -> None:
     layers = pool("p", "data", "kernel_size: 2") + ip("ip1", "p")
     network = parse(tmp_path, layers, "ip1", "scale: 0.017")
-    with pytest.raises(UserError, match=r"layer 'p' reads the data, whose scale 0\.017 is not a power of two"):
+    with pytest.raises(UserError, match=r"layer 'p' reads the data with scale 0\.017, which is not a power of two"):
         fold_input_scale(attach_weights(network, random_weights(network)))
 
 

@@ -282,7 +282,7 @@ def test_images_by_their_positions(
     decoded.clear()
     for flags, message in {
         ("--images", "3,999999"): "has no image at position 999999: it holds positions 0 to 11",
-        ("--test_images", "999999"): "holds 12 images, asked for are 999999",
+        ("--test_images", "999999"): "holds 12 images, fewer than the requested 999999",
     }.items():
         capsys.readouterr()
         assert code_gen.main(["--model", str(tmp_path / "net.pkl"), "--out_dir", str(tmp_path / "c"), *flags]) == 2

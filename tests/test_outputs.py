@@ -136,7 +136,7 @@ def test_losses_are_no_readers(tmp_path: Path) -> None:
 
 def test_a_softmax_is_left_out_of_one_output_and_computed_of_several(tmp_path: Path) -> None:
     assert [*parse(tmp_path, INPUT + LAYERS + PROB).outputs] == ["map", "boxes", "prob"]
-    with pytest.raises(UserError, match=r"--output nothing: .* nobody reads map, boxes, prob"):
+    with pytest.raises(UserError, match=r"--output nothing: .* blobs that no layer reads: map, boxes, prob"):
         parse(tmp_path, INPUT + LAYERS + PROB, "nothing")
     assert parse(tmp_path, INPUT + LAYERS + PROB, "prob").scores == {"scores"}
 

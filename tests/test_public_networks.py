@@ -22,7 +22,7 @@ from tests.test_graph import random_weights
 
 DECLINED = {
     "MobileNet-SSD with its own layers": "(PriorBox): this type is not supported; layer 'detectionoutput35'",
-    "SegNet": "(Upsample): its input 'pooling5b' is another top than the first of layer 'pooling5': not supported",
+    "SegNet": "(Upsample): its input 'pooling5b' is not the first top of layer 'pooling5': not supported",
     "Faster R-CNN": "(Python): this type is not supported; layer 'roipooling5' (ROIPooling): this type",
     "LRCN": "(Embed): this type is not supported; layer 'lstm2' (LSTM): this type is not supported",
 }

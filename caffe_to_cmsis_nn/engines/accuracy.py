@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How images that a network has right are counted."""
+"""Accuracies, as Caffe and as the firmware count them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 
 
 def margins(logits: np.ndarray, labels: np.ndarray, top_k: int = 1) -> np.ndarray:
-    """(N,) how far each image's true class is above all others but the top_k - 1 largest.
+    """(N,) the margin of each image's true class over the others, without the top_k - 1 largest of them.
 
-    Caffe 1.0's Accuracy layer counts what is above 0.
+    Caffe 1.0's Accuracy layer counts images with a margin above 0.
     """
     rows = np.arange(len(labels))
     others = logits.astype(np.float64)
@@ -18,17 +18,11 @@ def margins(logits: np.ndarray, labels: np.ndarray, top_k: int = 1) -> np.ndarra
 
 
 def accuracy_caffe(logits: np.ndarray, labels: np.ndarray, top_k: int = 1) -> float:
-    """Percent of images whose true class is strictly above all others, as Caffe 1.0's Accuracy layer counts.
-
-    Or above all but top_k - 1.
-    """
+    """The top-k accuracy in percent as Caffe 1.0's Accuracy layer counts it: ties are wrong."""
     return 100 * float(np.mean(margins(logits, labels, top_k) > 0))
 
 
 def accuracy_first(logits: np.ndarray, labels: np.ndarray, top_k: int = 1) -> float:
-    """Percent of images whose true class is the first of the largest, as the firmware's argmax has it.
-
-    Or among the first top_k of them.
-    """
+    """The top-k accuracy in percent as the firmware's argmax counts it: of equal classes, the first comes first."""
     first = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :top_k]
     return 100 * float(np.mean((first == labels[:, None]).any(axis=1)))

@@ -20,7 +20,7 @@ from caffe_to_cmsis_nn.network.graph import Graph
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
 from caffe_to_cmsis_nn.ops.base import Layer
 
-MEMORY_SHARES = 4  # of that: images, and what weights are fitted to, have one each
+MEMORY_SHARES = 4  # equal parts of it: images and weight fitting take one each
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"
 Layers = Sequence[Layer]
@@ -44,7 +44,7 @@ class NotFinite(UserError):
 
 
 def providers(gpu: bool) -> Sequence[str]:
-    """onnxruntime's names of what runs the network; raises UserError where a GPU is asked for and cannot be used."""
+    """onnxruntime's execution providers; raises UserError if a GPU is requested but not usable."""
     if not gpu:
         return CPU
     if GPU not in onnxruntime.get_available_providers():
@@ -53,15 +53,15 @@ def providers(gpu: bool) -> Sequence[str]:
 
 
 class Network:
-    """A network and its images (N, C, H, W) uint8; each layer behaves as its setting says.
+    """A network and its images (N, C, H, W) uint8; a setting per layer determines how the layer is computed.
 
-    `memory` (bytes) bounds what is kept between trials.
+    `memory` (bytes) limits what is kept between trials.
     """
 
-    stored: ClassVar[Any]  # the type of layers' outputs between runs
+    stored: ClassVar[Any]  # the type of layer outputs between runs
     exact: ClassVar[
         bool
-    ]  # else layers are computed one by one, so that their values are the same wherever a run starts
+    ]  # integer arithmetic; else layers are not fused, so values do not depend on where a run starts
 
     def __init__(self, graph: Graph, images: Any, providers: Sequence[str] = CPU, memory: int = choices.MEMORY) -> None:
         self.graph = graph
@@ -69,10 +69,10 @@ class Network:
         self.providers = providers
         self.memory = memory
         self.batches = BatchRunner(LARGE_BATCH, 1) if GPU in providers else BatchRunner(BATCH, cores())
-        self._runners: dict[tuple[Any, ...], Run] = {}  # the latest alone
+        self._runners: dict[tuple[Any, ...], Run] = {}  # only the latest
 
     def part(self: N, images: Any) -> N:
-        """The same network over some of its images, with their part of the memory."""
+        """The same network over some of its images, with a proportional part of the memory."""
         part = copy.copy(self)
         part.images = images
         part.memory = self.memory * len(images) // len(self.images)
@@ -83,12 +83,10 @@ class Network:
         raise NotImplementedError
 
     def to_onnx(self, settings: Settings) -> bytes:
-        """An ONNX model of the whole network.
+        """An ONNX model of the whole network, checked by ONNX's checker.
 
-        `pixels` (N, C, H, W) uint8, or float `features`, in, `logits` (N, classes) as stored out.
-
-        Of a network that is no classifier, the outputs go by their layers' names, with their shapes. Nodes are named
-        after the layers whose outputs they make. ONNX's own checker has passed it.
+        The input is `pixels` (N, C, H, W) uint8, or float `features`. A classifier's output is `logits` (N, classes) in
+        the type `stored`; other networks' outputs have their layers' names and shapes. Nodes are named after layers.
         """
         g = OnnxGraph()
         data = self.graph.input
@@ -114,10 +112,10 @@ class Network:
     def _add_layers(
         self, g: OnnxGraph, first: int, settings: Settings, known: Mapping[str, str], watched: Layers = ()
     ) -> tuple[dict[str, str], list[str]]:
-        """The values of layers' outputs, of those that are known and of those that come from index `first` on.
+        """Adds layers from index `first` on; returns the values of all outputs, and the watched values.
 
-        Of the input layer, the pixels are known. And what is seen of those watched, right after they come, so that
-        onnxruntime need not keep them for it.
+        `known` has the values of earlier layers; for the input layer, the pixels. Watched values are added right after
+        their layers, so that onnxruntime can free the outputs.
         """
         names, seen = dict(known), []
         for layer, setting in zip(self.graph.layers[first:], settings):
@@ -136,9 +134,9 @@ class Network:
         return [g.add("Add", g.add(op, value, keepdims=0), nothing) for op in ("ReduceMin", "ReduceMax")]
 
     def runner(self, first: int, settings: Settings, outputs: Layers, watched: Layers = ()) -> Run:
-        """What runs a layer for each setting, from index `first` on: takes what is live there, gives `outputs`'.
+        """A function that runs one layer per setting, from index `first` on.
 
-        And then what is seen of each of `watched` (`watch`).
+        It takes the live outputs at `first`, and returns those of `outputs`, followed by the watched values (`watch`).
         """
         g = OnnxGraph()
         known = {
@@ -157,9 +155,9 @@ class Network:
     def run(
         self, first: int, inputs: Values, settings: Settings, outputs: Layers, use: Use, watched: Layers = ()
     ) -> None:
-        """Has `use` take what the runner gives, a batch at a time and from several threads; nothing is kept."""
+        """Runs layers in batches, and calls `use` with the results of each, from several threads; keeps nothing."""
         key = first, tuple(settings), tuple(outputs), tuple(watched)
-        if key not in self._runners:  # parts of the images come to the same one after the other
+        if key not in self._runners:  # consecutive parts of the images share a runner
             self._runners.clear()
             self._runners[key] = self.runner(*key)
         layers = self.graph.layers[first : first + len(settings)]
@@ -168,14 +166,14 @@ class Network:
         self.batches.run(self._runners[key], inputs, len(self.images), 4 * max(at_work, alive), use)
 
     def start(self) -> Values:
-        """What `advance` takes at the first layer."""
+        """The inputs for `advance` at the first layer."""
         return {self.graph.input.name: self.images}
 
     def _room(self, layers: Layers) -> Values:
         return {layer.name: np.empty((len(self.images), *layer.out_shape), self.stored) for layer in layers}
 
     def advance(self, first: int, inputs: Values, settings: Settings, filled: Values | None = None) -> Values:
-        """Runs a layer for each setting: from what is live at `first` to what is live at the end or in `filled`."""
+        """Runs one layer per setting, from the live outputs at `first` to those live at the end, or in `filled`."""
         results = self._room(self.graph.live(first + len(settings))) if filled is None else filled
         outputs = [layer for layer in self.graph.layers if layer.name in results]
 
@@ -195,15 +193,15 @@ class Network:
         return self.logits_from(0, self.start(), settings)
 
     def logits_from(self, first: int, inputs: Values, settings: Settings) -> np.ndarray:
-        """The same from layer `first` on, which takes `inputs`."""
+        """`logits` from layer `first` on, with its inputs."""
         made = [layer for layer in self.graph.output_layers if first == 0 or layer.name not in inputs]
         outputs = self.advance(first, inputs, settings, self._room(made))
         return self.graph.join({**inputs, **outputs})
 
     def survey(self, settings: Settings, names: Container[str] | None = None) -> tuple[np.ndarray, Values]:
-        """Logits, and (smallest, largest) value over all images of the outputs of every layer, or of those named.
+        """Logits, and the (minimum, maximum) over all images of each layer's output, or of those named.
 
-        Raises NotFinite for the first of these layers whose output is not finite for some image.
+        Raises NotFinite for the first of these layers with an output that is not finite.
         """
         layers = [layer for layer in self.graph.layers if names is None or layer.name in names]
         logits = np.empty((len(self.images), self.graph.result_size), self.stored)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with what the device must compute for them: the firmware's proof that it computes what was predicted here."""
+"""Test images with their expected results, with which the firmware checks itself."""
 
 from __future__ import annotations
 
@@ -19,39 +19,38 @@ from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork
 
 @dataclass(frozen=True, eq=False)
 class KnownAnswers:
-    """For each of N images: pixels, label, logits of a classifier, each layer's output, and the CRC-32 of its bytes in
-    HWC order.
+    """N images with labels, positions in the test data, and expected logits, layer outputs and checksums.
 
-    And its position in the test data, from 0.
+    A checksum is the CRC-32 of an output's bytes in the device's order (HWC).
     """
 
     positions: np.ndarray  # (N,) int32
     pixels: np.ndarray  # (N, H, W, C) uint8, or int8 features
-    labels: np.ndarray  # (N,), test_images.NO_LABEL where it is not known
-    logits: np.ndarray  # (N, classes) int8; (N, 0) where there are no classes
-    outputs: dict[str, np.ndarray]  # (N, H, W, C) or (N, features) int8 by layer, as they lie in the device's memory
+    labels: np.ndarray  # (N,), test_images.NO_LABEL if unknown
+    logits: np.ndarray  # (N, classes) int8; (N, 0) if the network is not a classifier
+    outputs: dict[str, np.ndarray]  # by layer: (N, H, W, C) or (N, features) int8, in the device's order
     checksums: np.ndarray  # (N, layers) uint32
 
     @property
     def bytes(self) -> int:
-        """What the device stores."""
+        """The bytes that the device stores."""
         return sum(array.nbytes for array in (self.positions, self.pixels, self.labels, self.logits, self.checksums))
 
 
 def device_order(graph: Graph, results: np.ndarray) -> np.ndarray:
-    """The network's outputs (N, result_size) as they lie in the device's memory."""
+    """The network's outputs (N, result_size) in the order of the device's memory."""
     return graph.join({name: _channels_last(values) for name, values in graph.split(results).items()})
 
 
 def _channels_last(values: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) of (N, C, H, W); others stay."""
+    """(N, H, W, C) from (N, C, H, W); other shapes stay."""
     return np.ascontiguousarray(np.moveaxis(values, 1, -1)) if values.ndim == 4 else values
 
 
 def compute(
     network: QuantizedNetwork, images: np.ndarray, labels: np.ndarray, positions: Sequence[int] | None = None
 ) -> KnownAnswers:
-    """The device model's answers for raw pixels (N, C, H, W) uint8; they are the first where no positions are given."""
+    """The device model's results for raw pixels (N, C, H, W) uint8; positions default to 0, 1, ..."""
     outputs = {
         name: _channels_last(values)
         for name, values in DeviceNetwork(network.graph, images, network.target).outputs(network.layers).items()
@@ -71,7 +70,7 @@ def compute(
 
 
 def device_input(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
-    """(N, bytes) what the device is given of images, as it lies in its memory."""
+    """(N, bytes) the device's input for images, in the order of its memory."""
     if network.graph.input.features:
         first = replace(network.graph, layers=network.graph.layers[:1], outputs=())
         ((_, images),) = DeviceNetwork(first, images, network.target).outputs(network.layers[:1]).items()
@@ -79,7 +78,7 @@ def device_input(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
 
 
 def checksum_lines(answers: KnownAnswers, identifiers: Mapping[str, str]) -> list[str]:
-    """What the firmware prints where it is built with NN_PRINT_CHECKSUMS; layers go by their C identifiers."""
+    """The lines that firmware built with NN_PRINT_CHECKSUMS prints, with C identifiers for layers."""
     return [
         f"image {i}: layer {identifiers[name]}: checksum {checksum:08x}"
         for i, row in zip(answers.positions.tolist(), answers.checksums.tolist())
@@ -88,9 +87,9 @@ def checksum_lines(answers: KnownAnswers, identifiers: Mapping[str, str]) -> lis
 
 
 def dump(answers: KnownAnswers, identifiers: Mapping[str, str], folder: Path, read: Iterable[Path] = ()) -> list[str]:
-    """Writes the pixels and every layer's output as .npy files, and the checksums; returns the files' names.
+    """Writes pixels and layer outputs as .npy files, and checksums; returns the files' names.
 
-    Raises UserError where a file would overwrite one that the run has `read`.
+    Raises UserError if a file would overwrite one of the input files `read`.
     """
     arrays = {"pixels": answers.pixels, "labels": answers.labels}
     arrays.update({f"{i:02}_{identifiers[name]}": values for i, (name, values) in enumerate(answers.outputs.items())})

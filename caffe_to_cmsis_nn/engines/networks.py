@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two networks on onnxruntime: as Caffe computes it, with any tensor put on a grid, and as the device does."""
+"""The float network, optionally with quantized tensors, and the integer network, both on onnxruntime."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from caffe_to_cmsis_nn.target import Target
 
 @dataclass(frozen=True)
 class Grid:
-    """Float values on a Q-format's grid; `clip` to what 8 bits hold."""
+    """Rounds float values to a Q-format; with `clip`, to the range of 8 bits."""
 
     format: QFormat
     clip: bool = True
 
     def round(self, values: np.ndarray) -> np.ndarray:
-        """Half to even."""
+        """Rounds half to even."""
         scaled = np.rint(self.format.scaled(values))
         scaled = np.clip(scaled, INT8_MIN, INT8_MAX) if self.clip else scaled
         return self.format.dequantize(scaled)
 
     def floor(self, g: OnnxGraph, x: str) -> str:
-        """Toward minus infinity, in a graph."""
+        """Rounds toward minus infinity, in a graph."""
         x = g.add("Floor", g.scale(x, 2.0**self.format.fraction_bits))
         x = g.clip(x, INT8_MIN, INT8_MAX) if self.clip else x
         return g.scale(x, 2.0**-self.format.fraction_bits)
@@ -42,7 +42,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A layer's setting in the float network: which of its tensors are put on a grid."""
+    """A layer's setting in the float network: the grids for weights, bias and output."""
 
     w: Grid | None = None
     b: Grid | None = None
@@ -50,12 +50,12 @@ class Simulation:
 
 
 def as_trained(graph: Graph) -> list[Simulation]:
-    """Settings of the float network as it was trained."""
+    """The settings for the float network as trained."""
     return [Simulation()] * len(graph.layers)
 
 
 class FloatNetwork(Network):
-    """The network as Caffe computes it, with any tensor put on a grid: the original's simulation of 8 bits."""
+    """The network as Caffe computes it, with some tensors on grids: the original tool's simulation of 8 bits."""
 
     stored, exact = np.float32, False
 
@@ -73,7 +73,7 @@ class FloatNetwork(Network):
 
 
 class DeviceNetwork(Network):
-    """The integer network, bit for bit as the device computes it: values are the int8 that its memory would hold."""
+    """The integer network, bit for bit as on the device."""
 
     stored, exact = np.int8, True
 

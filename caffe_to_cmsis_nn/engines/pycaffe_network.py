@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the float network on Caffe itself; imported only where it is asked for, since few machines have pycaffe."""
+"""Runs the float network on Caffe itself; only imported for --engine caffe, since few machines have pycaffe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from caffe_to_cmsis_nn.ops.pooling import Pooling
 from caffe_to_cmsis_nn.ops.reduction import Reduction
 from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN
 
-# Caffe ends the whole process where there is no GPU, or where it was built without: tried in a process of its own.
+# Caffe exits the whole process if there is no GPU, or no GPU support, so this runs in a child process.
 _PROBE = """
 try:
     import resource
@@ -42,16 +42,15 @@ caffe.set_device(0)
 
 
 def load(gpu: bool = False) -> Any:
-    """The module caffe, set to compute on the CPU or the GPU; raises UserError where it cannot."""
-    # Both are read while the module is loaded. OpenBLAS's threads cost more than they bring at these sizes, and round
-    # differently.
+    """The caffe module in CPU or GPU mode; raises UserError if it is not usable."""
+    # Both are read when the module is loaded. At these sizes, OpenBLAS's threads are slower, and round differently.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ.setdefault("GLOG_minloglevel", "2")
     try:
         import caffe
         from caffe import Net  # noqa: F401
         from caffe.proto import caffe_pb2  # noqa: F401
-    except Exception as error:  # also what an incompatible protobuf raises
+    except Exception as error:  # an incompatible protobuf raises others than ImportError
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             "--engine caffe needs pycaffe: on Python 3.9, pip install -r requirements-caffe.txt, or add the folder "
@@ -71,9 +70,9 @@ def load(gpu: bool = False) -> Any:
 
 
 def _message(prototxt: Prototxt, layer: Layer) -> Any:
-    """The layer's message with the graph's names, and without what is for training or for another build of Caffe."""
+    """The layer's message with the graph's names, without fields for training or for other builds of Caffe."""
     types = (layer.caffe_type, *layer.other_types)
-    names = (layer.name, layer.name.removesuffix(f"/{layer.blob}"))  # a layer that stands in the graph more than once
+    names = (layer.name, layer.name.removesuffix(f"/{layer.blob}"))  # some layers appear several times in the graph
     own = next((m for name in names for m in prototxt.layers if m.name == name and m.type in types), None)
     if own is None:
         raise UserError(f"layer '{layer.name}' ({layer.caffe_type}): --engine caffe does not find it in the prototxt")
@@ -96,7 +95,7 @@ def _message(prototxt: Prototxt, layer: Layer) -> Any:
 
 
 def _part(layer: Part) -> list[Any]:
-    """Slice layers, one for each axis of which the layer takes a part; of their tops, nobody reads the others."""
+    """Slice layers equal to the layer, one per axis that it crops; their other tops stay unread."""
     messages: list[Any] = []
     bottom = layer.inputs[0]
     cut = [axis for axis, size in enumerate(layer.sizes) if size < layer.in_shape[axis]] or [0]
@@ -114,13 +113,13 @@ def _part(layer: Part) -> list[Any]:
 
 
 def _messages(prototxt: Prototxt, layer: Layer) -> list[Any]:
-    """What stands for a layer."""
+    """The messages of a layer for this network."""
     if isinstance(layer, Part):
         return _part(layer)
     own = _message(prototxt, layer)
     if not isinstance(layer, Reduction) or layer.axis:
         return [own]
-    # The sum of a whole image has the batch's axis alone in Caffe.
+    # In Caffe, a reduction over the whole image only keeps the batch axis.
     own.top[0] = own.name = f"{layer.name}:sum"
     vector = pb.LayerParameter(name=layer.name, type="Reshape", bottom=own.top, top=[layer.name])
     vector.reshape_param.shape.dim.extend([-1, 1])
@@ -128,7 +127,7 @@ def _messages(prototxt: Prototxt, layer: Layer) -> list[Any]:
 
 
 def definition(graph: Graph, prototxt: Prototxt, batch: int) -> str:
-    """The prototxt of the graph after an Input layer; each layer writes a blob of its own name, none in place."""
+    """The graph as a prototxt with an Input layer; each layer writes a blob of its own name, none works in place."""
     network = pb.NetParameter(name=graph.name)
     data = network.layer.add(name=graph.input.name, type="Input", top=[graph.input.name])
     data.input_param.shape.add(dim=[batch, *graph.input.out_shape])
@@ -138,7 +137,7 @@ def definition(graph: Graph, prototxt: Prototxt, batch: int) -> str:
 
 
 def build(caffe: Any, text: str) -> Any:
-    """Caffe's network; what would make Caffe end the process is checked before."""
+    """Builds Caffe's network; first checks for errors on which Caffe would exit the process."""
     from caffe.proto import caffe_pb2
 
     try:
@@ -157,7 +156,7 @@ def build(caffe: Any, text: str) -> Any:
 
 
 def _floor(grid: Grid, values: np.ndarray) -> None:
-    """Onto the grid toward minus infinity, in place."""
+    """Rounds toward minus infinity to the grid, in place."""
     np.floor(np.ldexp(values, grid.format.fraction_bits, out=values), out=values)
     if grid.clip:
         np.clip(values, INT8_MIN, INT8_MAX, out=values)
@@ -165,25 +164,25 @@ def _floor(grid: Grid, values: np.ndarray) -> None:
 
 
 class PycaffeNetwork(FloatNetwork):
-    """The float network on pycaffe: weights on grids go into its parameters, outputs are floored between layers."""
+    """The float network on pycaffe: sets quantized weights, and rounds outputs between layers."""
 
     def __init__(
         self, graph: Graph, images: np.ndarray, prototxt: Prototxt, gpu: bool = False, memory: int = choices.MEMORY
     ) -> None:
         super().__init__(graph, images, memory=memory)
-        self.batches = BatchRunner(min(LARGE_BATCH, len(images)), workers=1)  # there is one set of blobs
+        self.batches = BatchRunner(min(LARGE_BATCH, len(images)), workers=1)  # one worker, since blobs exist once
         self._net = build(load(gpu), definition(graph, prototxt, self.batches.most))
         for layer in graph.layers:
             if layer.name in graph.weights and not layer.weighted:
                 for blob, values in zip(self._net.params[layer.name], layer.blobs(graph.weights[layer.name])):
                     blob.data[...] = values
         self._weights_in_net: dict[str, tuple[Grid | None, Grid | None]] = {}  # grids of weights and bias, by layer
-        # Blobs with several readers are copied by Split layers, which share memory once they have run: from then on,
-        # what is written into a blob is seen by all its readers.
+        # Split layers copy blobs with several readers, and share their memory after the first run. From then on, all
+        # readers see what is written into a blob.
         self._net.forward()
 
     def _set_weights(self, layers: Sequence[Layer], settings: Sequence[Simulation]) -> None:
-        """Writes the weights of those layers that another runner has left on other grids."""
+        """Sets the weights of layers that are on other grids."""
         for layer, setting in zip(layers, settings):
             grids = setting.w, setting.b
             if not layer.weighted or self._weights_in_net.get(layer.name) == grids:
@@ -193,7 +192,7 @@ class PycaffeNetwork(FloatNetwork):
             self._weights_in_net[layer.name] = grids
 
     def _forward(self, layers: Sequence[Layer], settings: Sequence[Simulation]) -> None:
-        """Runs these layers, stopping after each whose output goes on a grid."""
+        """Runs these layers, and rounds outputs with a grid before the next layer."""
         start = 0
         for i, (layer, setting) in enumerate(zip(layers, settings)):
             if setting.y or i == len(layers) - 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be computed beforehand is put into the weights."""
+"""Folds layers and scales into the weights of other layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caffe_to_cmsis_nn.ops.base import Layer, Weights
 
 
 def without(graph: Graph, folded: Layer, producer: Layer) -> Graph:
-    """The graph without a layer, whose readers read `producer` instead; that one writes the blob now."""
+    """Removes a layer; its readers read `producer` instead, which writes the removed layer's blob."""
 
     def instead(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(producer.name if name == folded.name else name for name in names)
@@ -31,14 +31,14 @@ def without(graph: Graph, folded: Layer, producer: Layer) -> Graph:
 
 
 class _Folded:
-    """The layers so far, with what was put into others, and the float64 weights."""
+    """The layers so far after folding, and their float64 weights."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.layers: dict[str, Layer] = {}
         self.weights = dict(graph.weights)
         self.folded: dict[str, tuple[Affine, ...]] = {}
-        self.instead: dict[str, str] = {}  # of each folded layer, the one that it went into
+        self.instead: dict[str, str] = {}  # by folded layer: the layer that it was folded into
 
     def add(self, graph_layer: Layer) -> None:
         layer = replace(graph_layer, inputs=tuple(self.instead.get(name, name) for name in graph_layer.inputs))
@@ -47,7 +47,7 @@ class _Folded:
             self._fold(self.layers[layer.inputs[0]], layer)
 
     def _fold(self, source: Layer, layer: Affine) -> None:
-        """Makes one layer of two, where that can be."""
+        """Merges two layers if possible."""
         if source.weighted:
             (w, b), (gain, offset) = self.weights[source.name], self.weights[layer.name]
             self._into(source, layer, (source.with_gain(w, gain), b * gain + offset))
@@ -60,12 +60,12 @@ class _Folded:
                 self._into(source, layer, both)
 
     def _alone(self, layer: Layer) -> bool:
-        """Whether nobody else reads a layer's input."""
+        """Whether no other layer reads this layer's input."""
         (source,) = layer.inputs
         return source not in self._graph.outputs and sum(source in one.inputs for one in self._graph.layers) == 1
 
     def _into(self, source: Layer, layer: Affine, weights: Weights) -> None:
-        """Puts a layer into the one before it, which writes its blob now."""
+        """Folds a layer into the one before it, which then writes its blob."""
         self.instead[layer.name] = source.name
         self.layers[source.name] = replace(source, blob=layer.blob)
         del self.layers[layer.name], self.weights[layer.name]
@@ -73,7 +73,7 @@ class _Folded:
         self.folded[source.name] = (*self.folded.get(source.name, ()), layer)
 
     def _replace(self, source: Affine, layer: Affine, weights: Weights) -> None:
-        """Puts a layer into the one after it."""
+        """Folds a layer into the one after it."""
         del self.layers[source.name], self.weights[source.name]
         self.layers[layer.name] = replace(layer, inputs=source.inputs)
         self.weights[layer.name] = weights
@@ -81,9 +81,9 @@ class _Folded:
 
 
 def fold_affine(graph: Graph) -> Graph:
-    """Puts BatchNorm, Scale and Bias into the convolution or inner product before them, in float64.
+    """Folds BatchNorm, Scale and Bias into the convolution or inner product before them, in float64.
 
-    Where there is none, or others read its output, those that follow each other become one layer.
+    If there is none, or others read its output, consecutive ones are merged. Raises UserError for NaN or infinity.
     """
     found = _Folded(graph)
     for layer in graph.layers:
@@ -100,9 +100,9 @@ def fold_affine(graph: Graph) -> Graph:
 
 
 def fold_input_scale(graph: Graph) -> Graph:
-    """Makes the input's scale a power of two, and puts the rest of it into the weights that read the input.
+    """Reduces the input's scale to a power of two, and folds the rest into the weights of the layers that read it.
 
-    Raises UserError where anything but a convolution or inner product reads it.
+    Raises UserError if a layer without weights reads it.
     """
     mantissa, exponent = math.frexp(graph.input.scale)
     if mantissa == 0.5 or graph.input.features:
@@ -115,8 +115,8 @@ def fold_input_scale(graph: Graph) -> Graph:
         if graph.input.name in layer.inputs:
             if not (layer.weighted or isinstance(layer, Affine)):
                 raise UserError(
-                    f"layer '{layer.name}' reads the data, whose scale {graph.input.scale:g} is not a power of two: "
-                    "only a layer with weights can take it into these"
+                    f"layer '{layer.name}' reads the data with scale {graph.input.scale:g}, which is not a power of "
+                    "two: only weights can absorb it, and this layer has none"
                 )
             w, b = weights[layer.name]
             weights[layer.name] = ((w * rest).astype(np.float32), b)
@@ -125,5 +125,5 @@ def fold_input_scale(graph: Graph) -> Graph:
 
 
 def simplify(graph: Graph) -> Graph:
-    """All passes; raises UserError where one of them cannot be done."""
+    """Runs all folding passes; raises UserError if one is not possible."""
     return fold_input_scale(fold_affine(graph))

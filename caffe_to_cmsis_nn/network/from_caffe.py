@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a network from Caffe's files; lists every layer that cannot be taken, with the reason."""
+"""Reads a network from Caffe's files; reports all unsupported layers at once, with reasons."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from caffe_to_cmsis_nn.target import Target
 
 
 def find_accuracy(prototxt: Prototxt, name: str) -> Any:
-    """The Accuracy layer that `name` or its top blob names; raises UserError that lists those that exist.
+    """The Accuracy layer named `name`, or with a top of that name; raises UserError that lists the existing ones.
 
-    Where none has the name that is looked for by default, all may read the same: it is the one with the least top_k.
+    If none has the default name, and all read the same blobs, it is the one with the smallest top_k.
     """
     layers = {i: layer for i, layer in enumerate(prototxt.layers) if layer.type == "Accuracy"}
     named = [i for i, layer in layers.items() if name == layer.name or name in layer.top]
@@ -45,7 +45,7 @@ def find_accuracy(prototxt: Prototxt, name: str) -> Any:
 
 
 def _counts(layer: Any) -> bool:
-    """Whether it is an Accuracy layer of a kind that is known."""
+    """Whether it is an Accuracy layer with supported parameters."""
     param = layer.accuracy_param
     kind = layer.type, param.axis, param.HasField("ignore_label"), len(layer.bottom)
     return kind == ("Accuracy", 1, False, 2) and param.top_k >= 1
@@ -53,10 +53,10 @@ def _counts(layer: Any) -> bool:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The blobs that a network gives, and the Accuracy layer that reads it, if any: its name, tops and bottoms.
+    """The output blobs of a network, and the Accuracy layer that reads them, if any: its name, tops and bottoms.
 
-    `named` says whether a person has named them, `labelled` whether an Accuracy layer reads them, and `classes` whether
-    they may be logits. `top_k` are those of all Accuracy layers that read the same.
+    `named` is whether --output names them, `labelled` whether an Accuracy layer reads them, `classes` whether they may
+    be logits. `top_k` are the parameters of all Accuracy layers with the same bottoms.
     """
 
     blobs: tuple[str, ...]
@@ -70,7 +70,7 @@ class Outputs:
 
 
 def _unread(prototxt: Prototxt) -> tuple[str, ...]:
-    """Blobs whose final value no layer reads, in file order; what losses and accuracies read counts as unread."""
+    """The blobs that no layer reads, in file order; losses and Accuracy layers do not count as readers."""
     unread: dict[str, None] = {}
     for layer in prototxt.layers:
         if layer.bottom and layer.type != "Accuracy" and not layer.type.endswith("Loss"):
@@ -83,16 +83,16 @@ def _unread(prototxt: Prototxt) -> tuple[str, ...]:
 
 
 def find_outputs(prototxt: Prototxt, accuracy: str, source: DataSource, names: Sequence[str] = ()) -> Outputs:
-    """The blobs that are named; else what the Accuracy layer reads; and where there is none, all that nobody reads.
+    """The named blobs, or what the Accuracy layer reads, or without one, all blobs that no layer reads.
 
-    Raises UserError where there is no such blob or Accuracy layer.
+    Raises UserError if there is no such blob or Accuracy layer.
     """
     written = {blob for layer in prototxt.layers if layer.bottom for blob in layer.top}
     unknown = [name for name in names if name not in written]
     if unknown:
         raise UserError(
-            f"--output {unknown[0]}: '{prototxt.path}' has no layer that writes this blob; of those that it writes, "
-            f"nobody reads {', '.join(_unread(prototxt))}"
+            f"--output {unknown[0]}: '{prototxt.path}' has no layer that writes this blob; blobs that no layer reads: "
+            f"{', '.join(_unread(prototxt))}"
         )
     if not any(layer.type == "Accuracy" for layer in prototxt.layers):
         blobs = tuple(dict.fromkeys(names)) or _unread(prototxt)
@@ -122,7 +122,7 @@ DSP_TARGET = Target()
 
 
 def _ancestors(layers: Sequence[Any], blobs: Sequence[str]) -> list[int]:
-    """Indices of the layers that blobs' final values depend on, in file order."""
+    """The indices of the layers that blobs depend on, in file order."""
     wanted, found = {*blobs}, []
     for index in range(len(layers) - 1, -1, -1):
         layer = layers[index]
@@ -134,7 +134,7 @@ def _ancestors(layers: Sequence[Any], blobs: Sequence[str]) -> list[int]:
 
 
 def check_types(prototxt: Prototxt, outputs: Outputs) -> None:
-    """Raises UserError that lists the layers which cannot be taken, whatever the images."""
+    """Raises UserError that lists the layers that are not supported, whatever the images."""
     problems = Problems()
     for index in _ancestors(prototxt.layers, outputs.blobs):
         if reason := not_supported(prototxt, index):
@@ -144,7 +144,7 @@ def check_types(prototxt: Prototxt, outputs: Outputs) -> None:
 
 
 def input_layer(source: DataSource, image_shape: Shape, mean: np.ndarray) -> Input:
-    """The input layer for CHW images of a shape; raises UserError where they, or the mean, do not fit."""
+    """The input layer for images of a CHW shape; raises UserError if the shape or the mean does not fit."""
     if not (source.reader.features or (mean.min() >= -0.5 and mean.max() <= 255.5)):
         raise UserError(f"layer '{source.layer}': the mean must lie within a pixel's range, 0 to 255")
     shape = source.crop_image(np.broadcast_to(np.uint8(0), image_shape)).shape
@@ -220,7 +220,7 @@ def parse_network(
 
 
 def _weighted(layers: Sequence[Layer], names: Sequence[str], outputs: Outputs) -> list[str]:
-    """The output layers that a weighted layer leads to; raises UserError where a requested one is not among them."""
+    """The output layers that depend on a weighted layer; raises UserError if a requested one does not."""
     led: set[str] = set()
     for layer in layers:
         if layer.weighted or not led.isdisjoint(layer.inputs):
@@ -229,12 +229,12 @@ def _weighted(layers: Sequence[Layer], names: Sequence[str], outputs: Outputs) -
     if len(found) < len(names) and (outputs.labelled or outputs.named or not found):
         reads = f"accuracy layer '{outputs.name}' reads" if outputs.labelled else "the network's output is"
         blob = next(blob for blob, name in zip(outputs.blobs, names) if name not in led)
-        raise UserError(f"{reads} '{blob}', which no weighted layer leads to")
+        raise UserError(f"{reads} '{blob}', which depends on no weighted layer")
     return found
 
 
 def _leading_to(layers: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
-    """The layers that some of them depend on, and the input."""
+    """The layers that the named ones depend on, and the input."""
     wanted = {*names, layers[0].name}
     for layer in reversed(layers):
         if layer.name in wanted:
@@ -243,7 +243,7 @@ def _leading_to(layers: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
 
 
 def _fits(blob: np.ndarray, shape: Shape) -> bool:
-    """Equal shapes, or equal up to leading ones of the four old axes."""
+    """Whether shapes are equal, apart from leading ones of Caffe's old four-axis blobs."""
     return blob.shape == shape or (blob.ndim == 4 and blob.shape == (1,) * (4 - len(shape)) + shape)
 
 
@@ -253,7 +253,7 @@ def _misshapen(graph: Graph, layer: Layer, found: Sequence[np.ndarray], data: Pa
     wanted = layer.weight_shapes()
     if graph.input.name in layer.inputs and found and found[0].ndim == len(wanted[0]) == 4:
         trained, asked = found[0].shape, wanted[0]
-        channels = image[0] * trained[1] // asked[1]  # of all groups
+        channels = image[0] * trained[1] // asked[1]  # in all groups
         if trained[1] != asked[1] and (trained[0], *trained[2:]) == (asked[0], *asked[2:]):
             return (
                 f"the weights of layer '{layer.name}' are for images with {channels} channels, "
@@ -267,9 +267,9 @@ def _misshapen(graph: Graph, layer: Layer, found: Sequence[np.ndarray], data: Pa
 
 
 def attach_weights(graph: Graph, blobs: Blobs, data: Path | None = None) -> Graph:
-    """Gives layers their trained weights.
+    """Adds the trained weights to a graph.
 
-    Raises UserError where blobs are missing, misshapen (for the images in `data`) or not finite.
+    Raises UserError if blobs are missing, have the wrong shape (for the images in `data`) or are not finite.
     """
     weights: dict[str, Weights] = {}
     for layer in graph.layers:

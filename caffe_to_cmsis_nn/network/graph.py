@@ -16,7 +16,7 @@ from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Layers in an order in which each comes after its inputs, the Input first; float weights by layer name.
+    """Layers in topological order, the Input first, and float weights by layer name.
 
     A classifier has one output, the logits. Other networks have outputs of any shapes, and are judged without labels.
     """
@@ -27,11 +27,11 @@ class Graph:
     accuracy: str
     tops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bottoms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    folded: Mapping[str, tuple[Affine, ...]] = field(default_factory=dict)  # into which layer's weights
-    outputs: tuple[str, ...] = ()  # layers in network order; the last where none is named
+    folded: Mapping[str, tuple[Affine, ...]] = field(default_factory=dict)  # layers folded into each layer's weights
+    outputs: tuple[str, ...] = ()  # layers in network order; defaults to the last layer
     classifier: bool = True
-    top_k: tuple[int, ...] = (1,)  # of the accuracies that are asked for, ascending from 1 on
-    scores: frozenset[str] = frozenset()  # outputs that a Softmax over the first axis follows, which is left out
+    top_k: tuple[int, ...] = (1,)  # of the accuracies to compute, ascending from 1
+    scores: frozenset[str] = frozenset()  # outputs before a Softmax that was left out
 
     def __post_init__(self) -> None:
         if not self.outputs:
@@ -49,37 +49,37 @@ class Graph:
 
     @property
     def result_size(self) -> int:
-        """Elements of all outputs, for one image; a classifier's classes."""
+        """The number of elements in all outputs, for one image; a classifier's number of classes."""
         return sum(layer.out_size for layer in self.output_layers)
 
     def join(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(N, result_size) the outputs (N, ...) of layers by name, one after the other."""
+        """(N, result_size) the network's outputs side by side, from outputs (N, ...) by layer."""
         own = [values[name].reshape(len(values[name]), -1) for name in self.outputs]
         return own[0] if len(own) == 1 else np.concatenate(own, axis=1)
 
     def split(self, results: np.ndarray) -> dict[str, np.ndarray]:
-        """What `join` was made of."""
+        """The outputs (N, ...) by layer, from (N, result_size): the inverse of `join`."""
         layers = self.output_layers
         parts = np.split(results, np.cumsum([layer.out_size for layer in layers])[:-1], axis=1)
         return {layer.name: part.reshape(-1, *layer.out_shape) for layer, part in zip(layers, parts)}
 
     def live(self, position: int) -> tuple[Layer, ...]:
-        """The layers before `position` whose outputs are read at or after it, or are the network's."""
+        """The layers before `position` with outputs that are read at or after it, or are outputs of the network."""
         wanted = {name for layer in self.layers[position:] for name in layer.inputs}
         wanted.update(self.outputs)
         return tuple(layer for layer in self.layers[:position] if layer.name in wanted)
 
     def sweep_order(self) -> list[Layer]:
-        """Weighted layers as the original orders them: convolutions in file order, then inner products."""
+        """The weighted layers in the original tool's order: convolutions in file order, then inner products."""
         weighted = [layer for layer in self.layers if layer.weighted]
         return sorted(weighted, key=lambda layer: len(layer.out_shape) == 1)
 
     def formats(
         self, w: Mapping[str, QFormat], b: Mapping[str, QFormat | None], y: Mapping[str, QFormat]
     ) -> dict[str, LayerFormats]:
-        """The formats of every layer, where outputs without a format of their own inherit their input's.
+        """Every layer's formats, from those of weights, biases and outputs; other outputs inherit their input's.
 
-        Biases without a format are held in 32 bits.
+        Biases without a format have 32 bits.
         """
         table: dict[str, LayerFormats] = {}
         for layer in self.layers:
@@ -91,7 +91,7 @@ class Graph:
 
 
 def mark_shared(layers: Iterable[Layer], outputs: Collection[str] = ()) -> tuple[Layer, ...]:
-    """The layers that know whether others read their inputs after them, or whoever reads the network's outputs."""
+    """Sets `shared_input` of layers with inputs that later layers read, too, or that are outputs of the network."""
     read_later = set(outputs)
     marked = []
     for layer in [*layers][::-1]:

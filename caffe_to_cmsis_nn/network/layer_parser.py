@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes layers of a prototxt's, one after the other, and keeps account of those that cannot be taken."""
+"""Converts a prototxt's layers one by one, and collects the unsupported ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from caffe_to_cmsis_nn.ops.moves import Move, Reshape
 from caffe_to_cmsis_nn.ops.registry import LAYERS, layer_class
 from caffe_to_cmsis_nn.target import Target
 
-MOST_NAMES = 3  # of layers that are declined for the same reason
+MOST_NAMES = 3  # of layers in a message
 
 
 @dataclass
 class Problems:
-    """Why layers are declined: the names of those for which it is the same reason."""
+    """The unsupported layers, grouped by type and reason."""
 
     found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
@@ -40,7 +40,7 @@ class Problems:
 
 
 def not_supported(prototxt: Prototxt, index: int) -> str:
-    """Why a layer cannot be taken, whatever it reads."""
+    """Why a layer is not supported, whatever its input; empty if it may be."""
     kind = prototxt.layers[index].type
     if kind not in LAYERS and kind not in IDENTITIES and kind not in SOURCES:
         return "this type is not supported"
@@ -49,7 +49,7 @@ def not_supported(prototxt: Prototxt, index: int) -> str:
 
 
 def _without_kernel(layer: Layer, target: Target) -> str:
-    """Why no kernel can compute a layer."""
+    """Why no kernel supports a layer; empty if one does."""
     try:
         layer.kernel_for(target)
     except UserError as error:
@@ -59,26 +59,26 @@ def _without_kernel(layer: Layer, target: Target) -> str:
 
 @dataclass
 class LayerParser:
-    """What is known while layers are read in file order: the layers, and which of them wrote each blob last."""
+    """The layers read so far, in file order, and the last writer of each blob."""
 
     layers: list[Layer]
     written: dict[str, Layer]
     tops: dict[str, tuple[str, ...]]
     bottoms: dict[str, tuple[str, ...]]
-    # Images in Caffe's flat order, and what would bring them into it. Inner products need not have it: they take the
-    # image as it is.
+    # Blobs that Caffe flattens, with the move that does it. The move is added only for layers that need it: inner
+    # products read the image as it is.
     flat: dict[str, Layer] = field(default_factory=dict)
-    guessed: set[str] = field(default_factory=set)  # blobs behind a layer that was declined
-    elements: int = 0  # of the outputs of layers but the input
+    guessed: set[str] = field(default_factory=set)  # blobs after an unsupported layer, with guessed shapes
+    elements: int = 0  # of all layer outputs except the input
 
     @classmethod
     def of(cls, data: Layer, label: str) -> LayerParser:
-        """After the data layer, which also writes the labels where there are any."""
+        """A parser after the data layer, which may also write labels."""
         tops = (data.blob, label) if label else (data.blob,)
         return cls([data], {data.blob: data}, {data.name: tops}, {data.name: ()})
 
     def take(self, message: Any, declined: str, problems: Problems) -> None:
-        """Reads a layer, unless it is declined; goes on where it cannot be read, to report all layers at once."""
+        """Reads a layer, unless it is `declined`; on errors, continues in order to report all layers at once."""
         try:
             if declined or message.type in SOURCES:
                 raise UnsupportedLayer(declined or "a second input, allowed is one")
@@ -92,19 +92,17 @@ class LayerParser:
                 self.guessed.update(message.top)
 
     def look_for_kernels(self, target: Target, problems: Problems) -> None:
-        """Adds the layers that no kernel can compute."""
+        """Adds the layers that no kernel supports to `problems`."""
         for layer in self.layers:
             if layer.blob not in self.guessed and (why := _without_kernel(layer, target)):
                 problems.add(layer.name, layer.caffe_type, why)
 
     def read(self, message: Any) -> None:
-        """Adds the layers that a message stands for, if any; raises UnsupportedLayer."""
+        """Adds the layers of a message, if any; raises UnsupportedLayer."""
         missing = [blob for blob in message.bottom if blob not in self.written]
         for blob in missing:
             if source := next((name for name, tops in self.tops.items() if blob in tops), ""):
-                raise UnsupportedLayer(
-                    f"its input '{blob}' is another top than the first of layer '{source}': not supported"
-                )
+                raise UnsupportedLayer(f"its input '{blob}' is not the first top of layer '{source}': not supported")
         if missing or not message.bottom or not message.top:
             raise UnsupportedLayer(f"no layer writes its input '{', '.join(missing)}'")
         if message.type in IDENTITIES:
@@ -137,13 +135,13 @@ class LayerParser:
 
     @staticmethod
     def _changes_nothing(layer: Move) -> bool:
-        """Whether all stays where it is, or an image becomes a vector, which is up to its readers."""
+        """Whether elements stay in place, or a Reshape makes an image a vector, which its readers can handle."""
         if len(layer.out_shape) == 1 and len(layer.in_shape) == 3:
             return isinstance(layer, Reshape)
         return layer.out_shape == layer.in_shape and layer.loops.nothing
 
     def _same(self, message: Any) -> None:
-        """A layer that changes nothing."""
+        """Skips a layer that changes nothing."""
         blob = message.bottom[0]
         for top in message.top:
             self.written[top] = self.written[blob]
@@ -153,7 +151,7 @@ class LayerParser:
                 self.flat[top] = flat
 
     def _flatten(self, blobs: Sequence[str]) -> None:
-        """Brings images into Caffe's order for a layer that must have it."""
+        """Adds moves to Caffe's order for a layer that needs it."""
         for blob in dict.fromkeys(blobs):
             if blob in self.flat:
                 move = replace(self.flat.pop(blob), inputs=(self.written[blob].name,), blob=blob)
@@ -173,11 +171,11 @@ class LayerParser:
         self.tops[layer.name], self.bottoms[layer.name] = tuple(tops), tuple(bottoms)
 
     def stand_in(self, message: Any) -> None:
-        """Takes a declined layer for one that changes nothing: most of those that are unknown keep the shape."""
+        """Treats an unsupported layer as one that changes nothing, since most unknown layers keep the shape."""
         source = next((self.written[blob] for blob in message.bottom if blob in self.written), self.layers[0])
         self.written.update(dict.fromkeys(message.top, source))
         self.guessed.update(message.top)
 
     def guesses(self, message: Any) -> bool:
-        """Whether nobody knows the shapes of what it reads."""
+        """Whether the shapes of a layer's inputs are guesses."""
         return not self.guessed.isdisjoint(message.bottom)

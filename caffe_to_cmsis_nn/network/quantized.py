@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network as integers: what the device holds of each layer."""
+"""The quantized network: each layer's kernel and integers, and the results of quantization."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from caffe_to_cmsis_nn.target import Target
 
 @dataclass(frozen=True, eq=False)
 class IntegerLayer:
-    """A layer as the device runs it: the kernel, and the integers that it holds (Integers, Pixels or None).
+    """A layer as the device runs it: the kernel, and its integer parameters (Integers, Pixels, ... or None).
 
-    Its output stays within the bounds, which are those of 8 bits unless other layers have been put into this one.
+    The kernel clamps its output to the bounds, which are those of 8 bits unless an activation was fused.
     """
 
     kernel: AnyKernel
@@ -29,18 +29,18 @@ class IntegerLayer:
     bounds: Bounds = field(default_factory=Bounds)
 
     def defines(self) -> dict[str, int]:
-        """Macros that follow from the quantization, without the layer's prefix."""
+        """The macros that depend on the formats, without the layer's prefix."""
         limits = {"ACT_MIN": self.bounds.low, "ACT_MAX": self.bounds.high} if self.kernel.limits else {}
         return {**self.kernel.defines(self.integers), **limits}
 
     def constant_bytes(self, layer: Layer) -> int:
-        """Of its arrays."""
+        """The bytes of the layer's constant arrays."""
         names = CNames(prefix="", inputs=("",), output="", scratch="", weights="", bias="")
         return sum(array.bytes for array in self.kernel.arrays(layer, self.integers, names))
 
 
 def quantize_layer(layer: Layer, weights: Weights | None, formats: LayerFormats, target: Target) -> IntegerLayer:
-    """One layer with its kernel and integers; raises UserError that names it where its shifts do not fit."""
+    """One layer with its kernel and integers; raises UserError that names the layer if its shifts do not fit."""
     try:
         layer.check_formats(formats)
         integers = layer.quantize(weights, formats)
@@ -56,7 +56,7 @@ def quantize_network(graph: Graph, formats: Mapping[str, LayerFormats], target: 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that a network was made of: its name, and the hexadecimal SHA-256 of the bytes that were read."""
+    """A file that a network was read from: its name, and the hexadecimal SHA-256 of its bytes."""
 
     name: str
     sha256: str
@@ -67,10 +67,10 @@ Decibels = Optional[float]
 
 @dataclass(frozen=True)
 class Quality:
-    """What quantization did to a layer's output.
+    """The effect of quantization on a layer's output.
 
-    Percentages of the values that saturated at -128 and at 127, and the signal-to-quantization-noise ratio, None where
-    the signal or the noise is zero.
+    Percentages of values that saturated at -128 and at 127, and the signal-to-quantization-noise ratio (dB), None if
+    signal or noise is zero.
     """
 
     at_min: float
@@ -80,7 +80,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Percent of the images that the float network and the device have right: the class is among the first top_k."""
+    """Top-k accuracies of the float network and the device, in percent."""
 
     in_float: float
     on_device: float
@@ -94,10 +94,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class OutputQuality:
-    """How close an output on the device is to the float network's.
+    """The distance of a device output from the float network's.
 
-    The signal-to-quantization-noise ratio, and the cosine of the angle between the two over all images; None where a
-    part of it is zero.
+    The signal-to-quantization-noise ratio (dB), and the cosine of the angle between both over all images; None if
+    undefined.
     """
 
     sqnr: Decibels
@@ -106,9 +106,10 @@ class OutputQuality:
 
 @dataclass(frozen=True)
 class Measured:
-    """A network that the search came by: on how many images, how many of them are right, and how far it is from float.
+    """A candidate of the search, and how it did on a number of images.
 
-    `accuracy` is in percent, where it is known, `divergence` the mean over the images, where it was looked at.
+    `accuracy` is in percent, None without labels; `divergence` from the float network is the mean over the images, None
+    if not computed.
     """
 
     candidate: str
@@ -119,22 +120,22 @@ class Measured:
 
 
 def held_out(images: int, holdout: float) -> int:
-    """How many of the images a fraction of them is."""
+    """The number of held-out images for a fraction."""
     return round(images * holdout)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the run found that quantized a network."""
+    """The results of a run of the quantizer."""
 
     objective: str
-    weight_bits: str  # "8", "4" or "mixed", as asked for
+    weight_bits: str  # the option: "8", "4" or "mixed"
     images_read: int
-    holdout: float  # the fraction of them that was kept from the search and that `accuracy` is from; 0: all for both
+    holdout: float  # fraction of the images kept from the search, for `accuracy`; 0: all images for both
     seed: int
     accuracy: Optional[Accuracy]  # noqa: UP045
-    other_accuracies: tuple[Accuracy, ...]  # of more classes than the first
-    outputs: Mapping[str, OutputQuality]  # by layer, of a network that is no classifier
+    other_accuracies: tuple[Accuracy, ...]  # with top_k > 1
+    outputs: Mapping[str, OutputQuality]  # by layer; empty for a classifier
     search: tuple[Measured, ...]
     layers: Mapping[str, Quality]
 
@@ -146,21 +147,21 @@ class Outcome:
 
     @property
     def images(self) -> int:
-        """That `accuracy` is from."""
+        """The number of images that `accuracy` was computed on."""
         return held_out(self.images_read, self.holdout) if self.holdout else self.images_read
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedNetwork:
-    """A network as the device runs it, and where it comes from."""
+    """A network as the device runs it, and its origin."""
 
     graph: Graph  # without float weights
     formats: Mapping[str, LayerFormats]
     layers: tuple[IntegerLayer, ...]
     target: Target
-    sources: Mapping[str, SourceFile] = field(default_factory=dict)  # by what they are: "model", "weights"
+    sources: Mapping[str, SourceFile] = field(default_factory=dict)  # by kind: "model", "weights", ...
     dataset: str = ""  # the test images' path
     crop: int = 0
     outcome: Outcome | None = None  # None for the original's pickles
     reader: Reader = field(default_factory=Lmdb)  # of the dataset
-    scale: float = 1.0  # of the pixels, as the network was trained
+    scale: float = 1.0  # of the pixels, before folding

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images for the known-answer test: from the data that a network was quantized with, or a picture."""
+"""Images for the known-answer test: from the test data, or from a picture file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_LABEL = -1
 
 
 def _cropped(network: QuantizedNetwork, path: Path, images: np.ndarray) -> np.ndarray:
-    """(..., C, H, W) as the network takes them; raises UserError where they are of another shape."""
+    """Crops images (..., C, H, W) to the network's input; raises UserError for other shapes."""
     if network.crop <= min(images.shape[-2:]):
         images = crop_centre(images, network.crop)
     if images.shape[-3:] != network.graph.input.out_shape:
@@ -33,32 +33,32 @@ def _cropped(network: QuantizedNetwork, path: Path, images: np.ndarray) -> np.nd
 def open_images(
     network: QuantizedNetwork, path: Path, count: int | None = None, in_memory: float = math.inf
 ) -> tuple[Any, np.ndarray]:
-    """The first images (N, C, H, W) of the test data, or all, cropped, with their labels.
+    """The first `count` images (N, C, H, W) of the test data, or all, cropped, with their labels (N,).
 
-    More bytes than `in_memory` may stay in their file. Raises UserError where there are too few, or their shape
-    is another.
+    If they exceed `in_memory` bytes, images may stay in their file. Raises UserError if there are too few, or for a
+    wrong shape.
     """
     if count and (held := network.reader.count(path)) < count:
-        raise UserError(f"'{path}' holds {held} images, asked for are {count}")
+        raise UserError(f"'{path}' holds {held} images, fewer than the requested {count}")
     return network.reader.open(path, count, partial(_cropped, network, path), in_memory)
 
 
 def read_positions(network: QuantizedNetwork, path: Path, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """As `open_images`, of the images at these positions alone, counted from 0."""
+    """As `open_images`, for the images at these positions, counted from 0."""
     images, labels = network.reader.read_at(path, positions)
     return np.ascontiguousarray(_cropped(network, path, images)), labels
 
 
 def read_picture(network: QuantizedNetwork, path: Path, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """A PNG or JPEG as the network's input (1, C, H, W): cut about its centre to the input's shape, then resized.
+    """A PNG or JPEG as the network's input (1, C, H, W): cropped around its centre to the aspect ratio, then resized.
 
-    `order` says which way the channels of a colour image go, "bgr" or "rgb".
+    `order` is the order of colour channels, "bgr" or "rgb".
     """
     from PIL import Image, ImageOps
 
     channels, height, width = network.graph.input.out_shape
     if network.graph.input.features:
-        raise UserError("the network takes features, and no pictures")
+        raise UserError("the network takes features, not pictures")
     if channels not in (1, 3):
         raise UserError(f"a picture has 1 or 3 channels, the network takes {channels}")
     with pictures.opened(path, f"the picture '{path}'") as image:

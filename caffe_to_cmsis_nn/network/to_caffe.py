@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quantized network as Caffe's blobs."""
+"""Converts the quantized network to Caffe's blobs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from caffe_to_cmsis_nn.qformat import LayerFormats
 
 
 def quantized_blobs(graph: Graph, formats: Mapping[str, LayerFormats]) -> Blobs:
-    """The trained blobs on their Q-formats' grids, float32, in the shapes that the prototxt asks for.
+    """The quantized weights as float32 blobs, in the shapes of the prototxt.
 
-    What was folded into a layer gets blobs that leave its output alone, except that the first of them which can
-    carries the bias of a layer that has none of its own. So the unchanged prototxt gives the quantized network.
+    Folded layers get blobs that change nothing. If a weighted layer has no bias blob, the first folded layer that can
+    carries its bias. So the unchanged prototxt describes the quantized network.
     """
     blobs: Blobs = {}
     for layer in graph.layers:
@@ -44,6 +44,6 @@ def quantized_blobs(graph: Graph, formats: Mapping[str, LayerFormats]) -> Blobs:
 
 
 def caffe_types(graph: Graph) -> dict[str, str]:
-    """Caffe's type of each layer by name."""
+    """The Caffe type of each layer, by name."""
     folded = [layer for layers in graph.folded.values() for layer in layers]
     return {layer.name: layer.caffe_type for layer in [*graph.layers, *folded]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The original's sweeps: formats are tried against the accuracy of a float simulation, as Caffe counts it."""
+"""The original tool's search: judges formats by the accuracy of a float simulation, as Caffe counts it."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from caffe_to_cmsis_nn.search.common import (
 )
 from caffe_to_cmsis_nn.search.verdict import judge_in_stages, mcnemar
 
-FINER_BITS = 3  # more fraction bits than the format that covers the range has, at most: the original's limit
-MOST_PARTS = 40  # of the images
+FINER_BITS = 3  # most additional fraction bits over the format that covers the range: the original tool's limit
+MOST_PARTS = 40  # that images are divided into
 MIN_PART_IMAGES = 100
-UNCHANGED_PARTS = 3  # in a row, after which those left are taken to be unchanged, too
-GIVE_UP_DEVIATIONS = 3  # of the rival's lead (`mcnemar`), beyond which chance cannot make up for it
+UNCHANGED_PARTS = 3  # in a row, after which the rest is assumed to be unchanged, too
+GIVE_UP_DEVIATIONS = 3  # standard deviations of the rival's lead (`mcnemar`) beyond which a trial is given up
 
 Grids = Mapping[tuple[str, Tensor], Grid]
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Which images are right, and which were looked at, where not all had to be for a trial to be given up; (N,)."""
+    """Which images (N,) are right, and for a trial that was given up, which ones it ran on."""
 
     right: np.ndarray
     seen: np.ndarray | None = None
 
 
 class CaffeSimulation:
-    """The float network with tensors on grids, judged as Caffe judges."""
+    """The float network with tensors on grids, judged as Caffe does."""
 
-    in_float: np.ndarray | None = None  # logits (N, classes) without any grids, where they have been computed
+    in_float: np.ndarray | None = None  # logits (N, classes) without grids, if computed
 
     def __init__(self, network: FloatNetwork, labels: np.ndarray) -> None:
         self.network = network
@@ -65,9 +65,9 @@ class CaffeSimulation:
         return logits, {name: largest(ranges[last]) for name, last in self._measured.items()}
 
     def largest(self, grids: Grids) -> dict[str, float]:
-        """max(|min|, |max|) of blobs with a format of their own, by the layers that make them.
+        """max(|min|, |max|) of blobs with their own format, by the layer that writes them.
 
-        They are looked at when the whole network has run: after the layers that work in place.
+        As in the original tool, blobs are read after the whole network has run, hence after layers that work in place.
         """
         return self._survey(grids)[1]
 
@@ -81,24 +81,24 @@ class CaffeSimulation:
 
 
 class ScreenedSimulation(CaffeSimulation):
-    """The same from fewer images: a good trial changes none of those that the network was sure of at the start.
+    """A simulation that runs trials on fewer images, since images with a large margin at the start rarely change.
 
-    A trial sees the images in the order of their margins at the start, the smallest first, a part at a time. Once a
-    few parts in a row are as they were, so are those after them. Trials that are clearly beaten by then are given up.
+    A trial runs on parts of the images, in the order of their margins at the start, the smallest first. Once a few
+    parts in a row are unchanged, it assumes the same for the rest. Trials that are clearly beaten are given up.
     """
 
     def __init__(self, network: FloatNetwork, labels: np.ndarray) -> None:
         super().__init__(network, labels)
         self._grids: Grids = {}  # at the start
         self._margins: np.ndarray | None = None  # (N,) with these grids
-        self._parts: list[tuple[np.ndarray, CaffeSimulation]] = []  # indices of images, and the network over them
+        self._parts: list[tuple[np.ndarray, CaffeSimulation]] = []  # indices of images, and their simulation
 
     def _begin(self, grids: Grids) -> None:
         if grids != self._grids:
             self._grids, self._margins = dict(grids), None
 
     def _keep(self, logits: np.ndarray) -> np.ndarray:
-        """The margins at the start, and the parts that follow from them."""
+        """Keeps the margins at the start, and divides the images into parts by them."""
         self._margins = margins(logits, self.labels)
         if not self._grids:
             self.in_float = logits
@@ -122,12 +122,12 @@ class ScreenedSimulation(CaffeSimulation):
         return self._keep(logits) > 0
 
     def start(self, grids: Grids) -> np.ndarray:
-        """On all images."""
+        """(N,) which images are right, from all images."""
         self._begin(grids)
         return self._at_start()
 
     def largest(self, grids: Grids) -> dict[str, float]:
-        """Of all images; the same pass tells `start`."""
+        """As for the base class; the same pass serves `start`."""
         self._begin(grids)
         logits, found = self._survey(grids)
         self._keep(logits)
@@ -156,7 +156,7 @@ class ScreenedSimulation(CaffeSimulation):
 
 
 def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
-    """The tensors in the order in which `caffe_objective` looks at them."""
+    """The tensors in the order in which `caffe_objective` tries them."""
     weighted = [layer.name for layer in graph.sweep_order()]
     return [
         *((name, Tensor.WEIGHTS) for name in weighted),
@@ -166,18 +166,18 @@ def schedule(graph: Graph) -> list[tuple[str, Tensor]]:
 
 
 def _score(right: np.ndarray, seen: np.ndarray | None = None) -> Score:
-    """On all images, or on those seen."""
+    """The score on all images, or on those seen."""
     if seen is None:
         return Score(100 * float(right.mean()))
     return Score(100 * float(right[seen].mean()), images=int(np.count_nonzero(seen)))
 
 
 EVERYTHING = "quantized weights, activations and biases"
-FINEST = "a finer one would be lost in the accumulator"
+FINEST = "the accumulator has no finer steps"
 
 
 def _reason(better: bool, judged: Judged, best: QFormat | None) -> str:
-    """Why a format was kept or not, after the best one so far."""
+    """Why a format was kept or not, compared with the best one so far."""
     how = "more" if better else "significantly fewer" if judged.seen is not None else "no more"
     return f"{how} images right than with {best}" if best else "it holds all values"
 

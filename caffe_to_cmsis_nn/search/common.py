@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the searches for Q-formats have in common: trials, results, and formats that the kernels can carry."""
+"""Common parts of the searches for Q-formats: trials, results, and formats within the kernels' limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from caffe_to_cmsis_nn.qformat import MAX_BIAS_LSHIFT, MAX_OUT_RSHIFT, MOST_FRAC
 
 
 class Tensor(Enum):
-    """What of a layer a format is for."""
+    """The tensor of a layer that a format belongs to."""
 
     WEIGHTS = "weights"
     BIAS = "bias"
@@ -26,12 +26,14 @@ class Tensor(Enum):
 
 @dataclass(frozen=True)
 class Score:
-    """How formats did: accuracy in percent where it was looked at, mean divergence from the float network, and on how
-    many images. Without an accuracy, the divergence is the error of a layer's output (`layer_errors`)."""
+    """How well formats do: accuracy in percent, mean divergence from the float network, and number of images.
+
+    Without an accuracy, the divergence is the error of a layer's output (`layer_errors`).
+    """
 
     accuracy: float | None
-    divergence: float | None = None  # where it is looked at
-    images: int | None = None  # where not all images judge
+    divergence: float | None = None  # None if not computed
+    images: int | None = None  # None for all images
 
     @property
     def percent(self) -> float:
@@ -42,11 +44,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Trial:
-    """One format tried, its score, the score on the same images that it is held against, and whether it was kept.
+    """A format that was tried: its score, the score on the same images to compare with, and whether it was kept.
 
-    A format that was kept may be replaced by a later trial of the same tensor. `flash` are the bytes of constants, with
-    it and with what it is held against, where the trial is about these. `reason` says why it was kept or not, and
-    `given_up` whether it has not seen all the images that it might have seen.
+    A later trial of the same tensor may replace a kept format. `flash` holds the bytes of constants with this format
+    and before, for searches that save flash. `reason` says why it was kept or not. `given_up` is whether it was
+    rejected before it ran on all images.
     """
 
     layer: str
@@ -62,7 +64,7 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A network that could be taken: the graph, its weights perhaps adapted, and the formats by layer."""
+    """A possible result: the graph, perhaps with adapted weights, and the formats by layer."""
 
     graph: Graph
     formats: Mapping[str, LayerFormats]
@@ -70,7 +72,7 @@ class Candidate:
 
     @property
     def trained(self) -> Graph:
-        """The network in float: each of its outputs is what the device's stands for."""
+        """The float network that the device's outputs approximate."""
         return self.adapted_from or self.graph
 
     def is_same(self, other: Candidate) -> bool:
@@ -79,10 +81,9 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """What a search ends with: the candidate it chose, and what it has measured, in this order.
+    """The chosen candidate, and all measurements in their order.
 
-    And the logits (N, classes) of all images that the search has seen, as far as it came by them: those of the chosen
-    one on the device, int8, and those of the float network.
+    If the search computed them, also the logits (N, classes) of all its images: int8 on the device, and in float.
     """
 
     chosen: Candidate
@@ -91,7 +92,7 @@ class SearchResult:
     in_float: np.ndarray | None = None
 
 
-Search = Generator[Union[Trial, str], None, SearchResult]  # a str says what it does where it tries no more formats
+Search = Generator[Union[Trial, str], None, SearchResult]  # a str announces a phase without trials
 Choices = dict[tuple[str, Tensor], QFormat]
 
 
@@ -101,7 +102,7 @@ def largest(values: np.ndarray) -> float:
 
 
 def covering(name: str, tensor: Tensor, largest: float) -> QFormat:
-    """The finest format for values of at most that magnitude; raises UserError that names the tensor."""
+    """The finest format that covers values up to `largest`; raises UserError that names the tensor."""
     try:
         return QFormat.covering(largest)
     except UserError as error:
@@ -109,7 +110,7 @@ def covering(name: str, tensor: Tensor, largest: float) -> QFormat:
 
 
 def tensors(graph: Graph) -> list[tuple[str, Tensor]]:
-    """The tensors that have a format of their own, in network order."""
+    """The tensors with their own format, in network order."""
     return [
         (layer.name, tensor)
         for layer in graph.layers
@@ -119,7 +120,7 @@ def tensors(graph: Graph) -> list[tuple[str, Tensor]]:
 
 
 def format_sources(graph: Graph) -> dict[str, str]:
-    """For each layer, the one whose chosen format decides that of its output."""
+    """For each layer, the layer that determines the format of its output."""
     source: dict[str, str] = {}
     for layer in graph.layers:
         source[layer.name] = layer.name if layer.own_format else source[layer.inputs[0]]
@@ -127,25 +128,25 @@ def format_sources(graph: Graph) -> dict[str, str]:
 
 
 def table(graph: Graph, choices: Mapping[tuple[str, Tensor], QFormat]) -> dict[str, LayerFormats]:
-    """The formats of every layer that follow from those chosen, brought to what the kernels can carry."""
+    """Every layer's formats, from the chosen ones, clamped to the kernels' limits."""
     by_tensor = ({name: q for (name, t), q in choices.items() if t is tensor} for tensor in Tensor)
     return clamp_to_kernel_limits(graph, graph.formats(*by_tensor))
 
 
-MOST_ROUNDS = 100  # of bounds propagation: each narrows at least one output's limits, and few are ever needed
+MOST_ROUNDS = 100  # of bounds propagation; each narrows an output's limits, and few are needed in practice
 
 
 def clamp_to_kernel_limits(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, LayerFormats]:
-    """The nearest formats whose shifts the kernels can carry; raises UserError where there are none.
+    """The nearest formats with shifts within the kernels' limits; raises UserError if there are none.
 
     The kernels compute ((bias << bias_lshift) + rounding + sum of x * w) >> out_rshift (arm_convolve_HWC_q7_basic.c
     and its siblings in CMSIS 5.3.0 to 5.9.0), with shifts in uint16_t that they do not check. In fraction bits n:
 
         0 <= n_x + n_w - n_b <= MAX_BIAS_LSHIFT    and    0 <= n_x + n_w - n_y <= MAX_OUT_RSHIFT
 
-    An output finer than the accumulator (n_x + n_w) holds nothing more than one on its grid, and so does a bias.
-    Layers have limits of their own besides. All are met by bounds propagation: formats are clamped in network order,
-    and where a layer cannot take an input, the limits of the output that it comes from are narrowed.
+    An output or bias finer than the accumulator (n_x + n_w) would hold no more information. Layers may have further
+    limits. Bounds propagation meets them all: it clamps formats in network order, and if a layer cannot take an input,
+    it narrows the limits of the output that this input comes from.
     """
     limits = {layer.name: (-MOST_FRACTION_BITS, MOST_FRACTION_BITS) for layer in graph.layers}
     for _ in range(MOST_ROUNDS):
@@ -156,14 +157,14 @@ def clamp_to_kernel_limits(graph: Graph, formats: Mapping[str, LayerFormats]) ->
 
 
 def carried_bias(q: QFormat, accumulator: QFormat) -> QFormat:
-    """The nearest format of a bias that the kernels can shift to the accumulator's."""
+    """The nearest format of a bias that the kernels can shift to the accumulator's format."""
     return q.within(accumulator.fraction_bits - MAX_BIAS_LSHIFT, accumulator.fraction_bits)
 
 
 def _clamp_forward(
     graph: Graph, formats: Mapping[str, LayerFormats], limits: Mapping[str, tuple[int, int]]
 ) -> dict[str, LayerFormats]:
-    """In network order, formats within their outputs' limits (fraction bits) and within what layers can carry."""
+    """Clamps formats in network order, to outputs' limits (fraction bits) and to the layers' own limits."""
     w: dict[str, QFormat] = {}
     b: dict[str, QFormat | None] = {}
     y: dict[str, QFormat] = {}
@@ -174,7 +175,7 @@ def _clamp_forward(
         if layer.weighted:
             assert own.w
             n_x = xs[0].fraction_bits
-            # So that an output within its limits is at most MAX_OUT_RSHIFT coarser than the accumulator.
+            # Keeps an output within its limits at most MAX_OUT_RSHIFT coarser than the accumulator.
             most = min(MOST_FRACTION_BITS - max(n_x, 0), high + MAX_OUT_RSHIFT - n_x)
             w[layer.name] = own.w.within(low - n_x, most)
             accumulator = QFormat(n_x + w[layer.name].fraction_bits)
@@ -188,7 +189,7 @@ def _clamp_forward(
 
 
 def _narrow_backward(graph: Graph, table: Mapping[str, LayerFormats], limits: dict[str, tuple[int, int]]) -> bool:
-    """Narrows the limits of outputs that a later layer cannot take; whether there were any."""
+    """Narrows the limits of outputs that a later layer cannot take; returns whether there were any."""
     source, narrowed = format_sources(graph), False
     for layer in graph.layers:
         for name, x in zip(layer.inputs, table[layer.name].inputs):

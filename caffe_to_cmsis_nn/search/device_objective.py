@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sweep against the device: every format is judged by the integer network, from raw pixel to logit."""
+"""The default search: judges formats by the integer network, from raw pixels to logits."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from caffe_to_cmsis_nn.search.weight_bits import Narrowing
 from caffe_to_cmsis_nn.search.weight_fitting import Fit
 from caffe_to_cmsis_nn.target import Target
 
-SAMPLE = 2000  # images that ranges are from, and what 4 bits cost a layer
-FIT_SAMPLE = 3000  # images that weights are fitted to
+SAMPLE = 2000  # images for ranges, and for the cost of 4-bit weights
+FIT_SAMPLE = 3000  # images for fitting weights
 Known = tuple[np.ndarray, np.ndarray]  # indices of images, and their logits on the device
 NOTHING: Known = np.empty(0, np.intp), np.empty((0, 1), np.int8)
-FIRST_FINAL_IMAGES = 1000  # that candidates are judged by at first, then by twice as many, up to all
+FIRST_FINAL_IMAGES = 1000  # in the first stage of judging candidates; later stages double the number
 
 
 def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Choices:
-    """Formats that cover every tensor's range, so that nothing is clipped; s8 kernels take biases of 32 bits."""
+    """Formats that cover every tensor's range without clipping; biases of s8 kernels have 32 bits instead."""
     choices: Choices = {}
     for name, tensor in common.tensors(graph):
         if tensor is Tensor.BIAS and target.library.bias_bits > 8:
@@ -44,10 +44,10 @@ def _start(graph: Graph, ranges: Mapping[str, np.ndarray], target: Target) -> Ch
 
 
 def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expected) -> Mapping[str, LayerFormats]:
-    """The formats, with a classifier's logits finer for as long as that is better, although the largest saturate.
+    """Makes a classifier's logits finer while that helps, although the largest ones saturate.
 
-    With weights that are fitted, steps of the logits make most of their error, and ties. Where more images have the
-    float network's class, which `expected` has for labels, but saturation has its scores further off, nothing is won.
+    With fitted weights, the logits' steps cause most of their error, and ties. A finer format must give more images the
+    float network's class (the labels of `expected`), and must not increase the divergence.
     """
     last = fit.graph.output_layers[-1]
     if not (fit.graph.classifier and last.weighted):
@@ -57,7 +57,7 @@ def _finer_logits(fit: Fit, formats: Mapping[str, LayerFormats], expected: Expec
         own = formats[last.name]
         assert own.y
         finer = common.clamp_to_kernel_limits(fit.graph, {**formats, last.name: replace(own, y=own.y.finer(1))})
-        if finer == formats:  # the kernels cannot carry it
+        if finer == formats:  # beyond the kernels' limits
             return formats
         verdict = expected.judge(fit.results(finer), finer)
         if not verdict.beats(best, 0.0, FINAL_DEVIATIONS) or verdict.does_worse(best, FINAL_DEVIATIONS):
@@ -169,12 +169,12 @@ def device_objective(
 
 
 class _Finals:
-    """Judges candidates on all images, in stages: few at first, and those that the candidates were made with last."""
+    """Judges candidates on all images, in stages of growing size; images used to make the candidates come last."""
 
     def __init__(
         self, images: Images, labels: np.ndarray, logits: np.ndarray, target: Target, known: np.ndarray
     ) -> None:
-        """`known` has the indices of the images that the candidates were made with."""
+        """`known` has the indices of the images that were used to make the candidates."""
         self.images, self.labels, self.logits, self.target = images, labels, logits, target
         order = np.random.default_rng(0).permutation(len(images))
         order = order[np.argsort(np.isin(order, known), kind="stable")]
@@ -184,9 +184,9 @@ class _Finals:
     def judge(
         self, candidate: Candidate, best: Verdict | None = None, known: Known = NOTHING
     ) -> tuple[Verdict, np.ndarray]:
-        """And its logits; on all images or, once it cannot beat `best`, on those of the stages until then.
+        """The verdict on a candidate, and its logits; stops after a stage if it cannot beat `best` any more.
 
-        Those that are `known` are not computed again.
+        `known` logits are not computed again.
         """
         graph, formats = candidate.graph, candidate.formats
         network, layers = DeviceNetwork(graph, self.images, self.target), quantize_network(graph, formats, self.target)
@@ -204,9 +204,9 @@ class _Finals:
         return judge_in_stages(verdicts(), lambda verdict: best is not None and verdict.cannot_beat(best)), logits
 
     def choose(self, candidates: Mapping[str, Candidate], tolerance: float, known: Known = NOTHING) -> SearchResult:
-        """The last is likely to be the best and comes first; those before it are simpler and win if it is unclear.
+        """Chooses among candidates, simplest first: a later one must be clearly better than those before it.
 
-        `known` of the last one.
+        The last one is judged first, since it is most likely the best; `known` has logits of it.
         """
         *others, best_name = candidates
         classifier = candidates[best_name].graph.classifier

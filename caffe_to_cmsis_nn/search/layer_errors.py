@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sweep against the device, layer by layer: a format is judged by what its own layer gives, by nothing after it.
+"""Searches formats layer by layer: judges a format by the output of its own layer.
 
-A trial against the logits runs all layers after its own, so that such a sweep grows with the square of the depth. Here
-each layer is gone through once, in network order: what enters it on the device, from layers whose formats are settled,
-goes through the layer in the formats tried, and the squared error of its output against the float network's decides
-(layer-wise reconstruction, as in AdaRound, Nagel et al. 2020, https://arxiv.org/abs/2004.10568). So the channels of
-its output are judged, too: where the next layer's weights can take a factor back, each gets the one with which it errs
-least (`caffe_to_cmsis_nn.network.rescaling`). No labels are looked at.
+Judging by the logits would run all later layers for each trial, so its time would grow with the square of the depth.
+Instead, each layer is searched once, in network order. The device's inputs of the layer, with all earlier formats
+fixed, run through the layer in the formats to try. The squared error of its output against the float network's decides
+(layer-wise reconstruction, as in AdaRound, Nagel et al. 2020, https://arxiv.org/abs/2004.10568). Output channels are
+judged separately: if the next layer can compensate, each channel gets the factor with the smallest error
+(`caffe_to_cmsis_nn.network.rescaling`). Labels are not used.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ from caffe_to_cmsis_nn.search.common import Candidate, Choices, Score, Tensor, T
 from caffe_to_cmsis_nn.target import Target
 
 IMAGES = 400
-MOST_BYTES = 1 << 28  # of outputs that are alive: fewer images where these are large
-CLEARLY = 0.995  # of the squared error, which a format, or a channel's factor, must come below
-FACTORS = (-1, -0.5, 0.5, 1, 1.5, 2), (-0.5, -0.25, 0.25, 0.5)  # in each round, of channels: powers of two
-STEPS = (1,), (1, -1)  # bits finer, in each round: nothing is coarser than what covers all values, with which it begins
+MOST_BYTES = 1 << 28  # of outputs that are alive; limits the number of images
+CLEARLY = 0.995  # an improvement must reduce the squared error below this share
+FACTORS = (-1, -0.5, 0.5, 1, 1.5, 2), (-0.5, -0.25, 0.25, 0.5)  # log2 of channels' factors to try, for each round
+STEPS = (1,), (1, -1)  # fraction bits to add, for each round; the first formats cover all values, so none is coarser
 Table = Mapping[str, LayerFormats]
 
 
 def images_used(graph: Graph) -> int:
-    """How many images judge, whatever the memory: the formats must not depend on it."""
+    """The number of images to judge by; independent of the memory option, so that results are, too."""
     alive = max(sum(layer.out_size for layer in graph.live(stop)) for stop in range(1, len(graph.layers) + 1))
     return max(1, min(IMAGES, MOST_BYTES // (alive * (np.dtype(np.float32).itemsize + 1))))
 
 
 def sections(graph: Graph) -> Iterator[tuple[int, tuple[Layer, ...]]]:
-    """Each layer with a format of its own, and those right after it that take it over: their indices begin with it."""
+    """Splits a graph into sections: a layer with its own format, and the layers right after it that inherit it.
+
+    Yields the index of the first layer, and the layers.
+    """
     start = 0
     while start < len(graph.layers):
         stop = start + 1
@@ -59,32 +62,32 @@ def _takes_over(layer: Layer, before: Layer) -> bool:
 
 
 class LayerErrors:
-    """How far sections' outputs on the device are from the float network's, one section after the other."""
+    """Computes the errors of sections' outputs on the device, one section after the other."""
 
     def __init__(self, graph: Graph, images: Any, target: Target) -> None:
-        """Of `images` (N, C, H, W), as many as are looked at are picked."""
+        """Picks `images_used` of the images (N, C, H, W)."""
         images = pick(images, evenly_spaced(len(images), images_used(graph)))
-        self.graph = graph  # with the factors of the sections left behind
-        self.images = len(images)  # that judge
+        self.graph = graph  # with the channel factors of finished sections
+        self.images = len(images)
         self._target = target
         self._networks: tuple[Network, Network] = FloatNetwork(graph, images), DeviceNetwork(graph, images, target)
         self._alive = tuple(network.start() for network in self._networks)
         self._trained = as_trained(graph)
 
     def enter(self, first: int, layers: Sequence[Layer]) -> None:
-        """Goes on to the section that begins with layer `first`."""
+        """Starts the section that begins with layer `first`."""
         self._first, self._layers = first, layers
         self.compensating_layer = compensating_layer(self.graph, layers)
-        self.channels = layers[0].out_shape[0] if self.compensating_layer else 1  # that are told apart
+        self.channels = layers[0].out_shape[0] if self.compensating_layer else 1  # to judge separately
         end = layers[-1]
         self._float = self._run(0, self._trained[: len(layers)], end)
         self._wanted = self._float[end.name].reshape(self.images, self.channels, -1)
         self._power = float(np.square(self._wanted, dtype=np.float64).mean()) or 1.0
 
     def errors(self, formats: Table, factors: np.ndarray) -> np.ndarray:
-        """The squared errors of the section's output by channel (C,), relative to the whole output's mean square.
+        """(C,) the squared errors of the section's output channels, relative to the whole output's mean square.
 
-        `factors` are the channels'; the errors are those of the output without them.
+        `factors` (C,) scale the channels; errors are those after dividing by them.
         """
         end = self._layers[-1]
         y = formats[end.name].y
@@ -102,7 +105,7 @@ class LayerErrors:
         return sums.mean(axis=0) / (end.out_size // self.channels * self._power)
 
     def leave(self, formats: Table, factors: np.ndarray) -> None:
-        """Goes on behind the section, with these formats and factors."""
+        """Finishes the section with these formats and factors."""
         on_device = self._run(1, self._integers(formats, factors), self._layers[-1])
         if self.compensating_layer and (factors != 1).any():
             self.graph = rescaled(self.graph, self._layers[0], self.compensating_layer, factors)
@@ -119,7 +122,7 @@ class LayerErrors:
         return [quantize_layer(layer, weights[layer.name], formats[layer.name], self._target) for layer in self._layers]
 
     def _run(self, which: int, settings: Sequence[Any], end: Layer) -> Values:
-        """The section's last output, and all that are alive after it."""
+        """The section's last output, and all outputs that are live after it."""
         network, stop = self._networks[which], self._first + len(settings)
         wanted = {layer.name: layer for layer in (*self.graph.live(stop), end)}
         room = {name: np.empty((self.images, *layer.out_shape), network.stored) for name, layer in wanted.items()}
@@ -127,7 +130,7 @@ class LayerErrors:
 
 
 class _Sweep:
-    """The formats so far."""
+    """The search and its formats so far."""
 
     def __init__(self, errors: LayerErrors, choices: Choices) -> None:
         self.errors, self._choices = errors, dict(choices)
@@ -140,7 +143,7 @@ class _Sweep:
         self._factors = np.ones(self.errors.channels)
         self._by_channel = self.errors.errors(self.formats, self._factors)
         keys = [(layers[0].name, tensor) for tensor in Tensor if (layers[0].name, tensor) in self._choices]
-        for factors, steps in zip(FACTORS, STEPS):  # twice, since the best format of a tensor depends on the others
+        for factors, steps in zip(FACTORS, STEPS):  # two rounds, since the best format of a tensor depends on others
             before = dict(self._choices), self._factors
             for key in keys:
                 yield from self._tensor(key, steps)
@@ -154,7 +157,7 @@ class _Sweep:
 
     @property
     def _error(self) -> float:
-        """To 6 digits, as all records."""
+        """The mean error, rounded to 6 digits, as in all records."""
         return float(f"{self._by_channel.mean():.6g}")
 
     def _tensor(self, key: tuple[str, Tensor], steps: Sequence[int]) -> Generator[Trial, None, None]:
@@ -166,13 +169,13 @@ class _Sweep:
                 break
 
     def _with(self, key: tuple[str, Tensor], q: QFormat) -> dict[str, LayerFormats]:
-        """The formats with another one for a tensor; those of before where the kernels cannot carry it."""
+        """The formats with `q` for a tensor; the current ones if that would change finished layers."""
         tried = common.table(self.errors.graph, {**self._choices, key: q})
         moved = any(tried[layer.name] != self.formats[layer.name] for layer in self._settled)
         return self.formats if moved else tried
 
     def _step(self, key: tuple[str, Tensor], step: int) -> Generator[Trial, None, bool]:
-        """Tries a format that is so many bits finer; says whether it is kept."""
+        """Tries a format with `step` more fraction bits; returns whether it is kept."""
         q = self._choices[key].finer(step)
         tried = self._with(key, q)
         if tried == self.formats:
@@ -193,7 +196,7 @@ class _Sweep:
         return kept
 
     def _scale_channels(self, candidates: Sequence[float]) -> None:
-        """Gives each channel the factor with which it errs least, as no other channel's changes what it is."""
+        """Gives each channel the factor with the smallest error; channels do not affect each other."""
         factors, errors = self._factors, self._by_channel
         for factor in candidates:
             tried = self.errors.errors(self.formats, factor * self._factors)
@@ -204,7 +207,7 @@ class _Sweep:
             self._factors, self._by_channel = factors, errors
 
     def _cover(self, layer: Layer) -> None:
-        """Has a layer, whose weights have taken factors back, start from the finest format that covers them."""
+        """Resets the compensating layer's weights to the finest format that covers them."""
         key = layer.name, Tensor.WEIGHTS
         q = common.covering(*key, common.largest(self.errors.graph.weights[layer.name][0]))
         tried = self._with(key, q)
@@ -213,10 +216,9 @@ class _Sweep:
 
 
 def layer_by_layer(errors: LayerErrors, choices: Choices) -> Generator[Trial, None, Candidate]:
-    """Moves one format of a layer at a time, finer or later coarser, for as long as its output gets clearly closer.
+    """Makes one format of a layer finer (later also coarser) at a time, while the layer's output clearly improves.
 
-    `choices` are the formats to start from. Costs about as much as one pass of the float network over 10,000 images,
-    at any depth.
+    `choices` are the initial formats. Takes about as long as the float network on 10,000 images, at any depth.
     """
     sweep = _Sweep(errors, choices)
     for first, layers in sections(errors.graph):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees while a search works: one bar on a terminal, or a line for each trial."""
+"""Shows the progress of a search: a bar on a terminal, or a line for each trial."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BAR = "{desc} {percentage:3.0f} %|{bar}| {elapsed}"
 
 
 def _measured(score: Score, short: bool = False) -> str:
-    """Without an accuracy, the divergence is the error of a layer's output."""
+    """A score as text; without an accuracy, its divergence is the error of a layer's output."""
     if score.accuracy is None:
         return f"error {score.divergence:.4g}"
     return f"{score.accuracy:.2f} %" + ("" if short or score.divergence is None else f", {score.divergence:.4g} nats")
 
 
 def line(trial: Trial) -> str:
-    """A trial in words: what became of it and why, on how many images it was judged, and what it is held against."""
+    """A trial as text: result and reason, number of images, its score and the score to compare with."""
     end = "kept" if trial.kept else "given up" if trial.given_up else "not kept"
     images = f"{trial.score.images or 'all'} images"
     return (
@@ -35,9 +35,9 @@ def line(trial: Trial) -> str:
 
 
 def work(graph: Graph, schedule: Sequence[tuple[str, Tensor]], alone: bool) -> list[float]:
-    """What looking at each tensor costs (MACs): its layer runs again, `alone` or with all after it.
+    """The cost of trying a tensor's formats (MACs): its layer runs again, `alone` or with all layers after it.
 
-    Each has some overhead.
+    Includes an overhead per layer.
     """
     macs = [layer.macs for layer in graph.layers]
     overhead = sum(macs) / len(macs) / 2
@@ -47,7 +47,7 @@ def work(graph: Graph, schedule: Sequence[tuple[str, Tensor]], alone: bool) -> l
 
 
 class Estimate:
-    """How far a search is, and how long it can still take.
+    """Estimates the progress of a search, and the time left.
 
     The number of trials is not known, but the tensors that may still come are.
     """
@@ -59,7 +59,7 @@ class Estimate:
         self.costs = costs
         self.clock = clock
         self.position = -1
-        self._start: tuple[float, float] | None = None  # time and share of the work when computing began
+        self._start: tuple[float, float] | None = None  # time and share of the work at the first computed trial
 
     def see(self, trial: Trial) -> None:
         """Moves on to the trial's tensor."""
@@ -72,19 +72,19 @@ class Estimate:
 
     @property
     def share(self) -> float:
-        """Of the most work that there can be, 0 to 1: what lies before the tensor looked at."""
+        """The share of the work before the current tensor, 0 to 1."""
         return sum(self.costs[: max(self.position, 0)]) / sum(self.costs)
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far, if all that can come does come; None until there is a pace."""
+        """At the pace so far, if all remaining tensors are tried; None without a pace yet."""
         if self._start is None or self.share <= self._start[1]:
             return None
         return (self.clock() - self._start[0]) * (1 - self.share) / (self.share - self._start[1])
 
 
 class Best:
-    """How the formats kept so far do: their accuracy on the most images that judged, or the last layer's error."""
+    """The score of the formats kept so far: the one on the most images, or the last layer's error."""
 
     def __init__(self) -> None:
         self.score: Score | None = None

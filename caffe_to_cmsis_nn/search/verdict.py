@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How formats did on images, which of two did better, and when that is clear before all images have been looked at."""
+"""Compares candidates by their results on images, and decides when more images would not change the outcome."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from caffe_to_cmsis_nn.network.quantized import Measured
 from caffe_to_cmsis_nn.qformat import LayerFormats
 from caffe_to_cmsis_nn.search.common import Score
 
-CLEAR_STANDARD_ERRORS = 1.0  # of a mean difference of divergences, beyond which one is clearly the closer
-FINAL_DEVIATIONS = 2.0  # of a lead (`mcnemar`), beyond which a candidate is clearly the better: they are few
-CHANCE_DEVIATIONS = 2.0  # that the images not seen yet may bring by chance (Lan, Simon and Halperin 1982)
+CLEAR_STANDARD_ERRORS = 1.0  # of a mean difference of divergences, beyond which one is clearly smaller
+FINAL_DEVIATIONS = 2.0  # of a lead (`mcnemar`), beyond which a candidate is clearly better
+CHANCE_DEVIATIONS = 2.0  # that unseen images may add by chance (Lan, Simon and Halperin 1982)
 V = TypeVar("V")
 
 
 def judge_in_stages(stages: Iterable[V], enough: Callable[[V], bool]) -> V:
-    """The verdict on stages of images, added up in their order until it is enough or all have been looked at."""
+    """Adds up the verdicts on stages of images, until they are `enough` or there are no more stages."""
     for verdict in itertools.accumulate(stages):
         if enough(verdict):
             break
@@ -31,9 +31,9 @@ def judge_in_stages(stages: Iterable[V], enough: Callable[[V], bool]) -> V:
 
 
 def mcnemar(right: np.ndarray, others: np.ndarray) -> tuple[int, float]:
-    """How many more images one has right than the other, of those that both have seen, and its standard deviation.
+    """The lead in right images over the other, among those that both have seen, and its standard deviation.
 
-    That is the root of the number of images that only one has right: the variance behind McNemar's test (1947).
+    The variance is the number of images that only one of them has right, as in McNemar's test (1947).
     """
     count = min(len(right), len(others))
     right, others = right[:count], others[:count]
@@ -42,7 +42,7 @@ def mcnemar(right: np.ndarray, others: np.ndarray) -> tuple[int, float]:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Which images are right, none where that is not known, and the divergences of all from the float network."""
+    """Which images are right (empty without labels), and each image's divergence from the float network."""
 
     right: np.ndarray
     divergences: np.ndarray
@@ -53,12 +53,12 @@ class Verdict:
 
     @property
     def accuracy(self) -> float | None:
-        """Percent."""
+        """In percent, or None without labels."""
         return 100 * float(self.right.mean()) if len(self.right) else None
 
     @property
     def _divergence(self) -> float:
-        """The mean to 6 digits: so records are the same with all versions of numpy, which differ in the last bits."""
+        """The mean, rounded to 6 digits, since versions of numpy differ in the last bits."""
         return float(f"{self.divergences.mean():.6g}")
 
     @property
@@ -69,9 +69,9 @@ class Verdict:
         return Measured(candidate, self.images, self.accuracy, self._divergence)
 
     def beats(self, other: Verdict, tolerance: float, deviations: float) -> bool:
-        """More images right, by more than counting noise and the tolerance (percent); else clearly closer logits.
+        """Whether it has more images right, beyond noise and tolerance (percent); else whether it is clearly closer.
 
-        The noise is so many standard deviations (`mcnemar`). Where neither is clear, more images right, by however few.
+        The noise is `deviations` standard deviations of the lead (`mcnemar`). If neither is clear, any lead counts.
         """
         lead, deviation = mcnemar(self.right, other.right)
         if abs(lead) > max(deviations * deviation, tolerance / 100 * len(self.right)):
@@ -79,19 +79,19 @@ class Verdict:
         return other.does_worse(self) or (lead > 0 and not self.does_worse(other))
 
     def does_worse(self, other: Verdict, standard_errors: float = CLEAR_STANDARD_ERRORS) -> bool:
-        """Whether the mean divergence is larger by more than so many standard errors of the differences.
+        """Whether the mean divergence is larger by more than `standard_errors` of the differences.
 
-        Where the two have seen different numbers of images, those that both have seen are compared.
+        Compares the images that both have seen.
         """
         count = min(len(self.divergences), len(other.divergences))
         worse = self.divergences[:count] - other.divergences[:count]
         return float(worse.mean()) > standard_errors * float(worse.std()) / math.sqrt(count)
 
     def cannot_beat(self, other: Verdict) -> bool:
-        """Clearly further off so far, and not likely to end clearly closer than the other or with more images right.
+        """Whether it is clearly worse so far, and unlikely to end clearly closer or with more images right.
 
-        The other has seen all. How the rest may turn out is the conditional power (Lan, Simon and Halperin 1982) where
-        the two differ on it by chance alone. What may still end unclear is not a reason to go on.
+        The other one has seen all images. The estimate for the unseen ones is the conditional power (Lan, Simon and
+        Halperin 1982), if both differ there only by chance.
         """
         seen = self.images / other.images
         chance = CHANCE_DEVIATIONS * math.sqrt(1 - seen)
@@ -101,16 +101,16 @@ class Verdict:
         return more + chance < FINAL_DEVIATIONS and self.does_worse(other, further)
 
     def first(self, count: int) -> Verdict:
-        """On the first images alone."""
+        """The verdict on the first `count` images."""
         return Verdict(self.right[:count], self.divergences[:count])
 
     def __add__(self, other: Verdict) -> Verdict:
-        """On the images of both."""
+        """The verdict on the images of both."""
         return Verdict(*map(np.concatenate, ((self.right, other.right), (self.divergences, other.divergences))))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the second axis."""
+    """The logarithm of the softmax over the second axis."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
@@ -120,10 +120,10 @@ def _per_image(values: np.ndarray) -> np.ndarray:
 
 
 class Expected:
-    """What images should give: their labels, and the float network's outputs (N, result_size).
+    """The expected results: labels, and the float network's outputs (N, result_size).
 
-    The divergence of a classifier is Kullback and Leibler's, in nats, from the float network's softmax. Of outputs that
-    are no logits it is the squared error, relative to the mean square; and of several outputs, the sum.
+    For logits, the divergence is the Kullback-Leibler divergence from the float network's softmax, in nats. For other
+    outputs, it is the squared error relative to the mean square. Several outputs add up.
     """
 
     def __init__(self, graph: Graph, labels: np.ndarray, results: np.ndarray) -> None:
@@ -136,7 +136,7 @@ class Expected:
             self._power[name] = float(np.square(values).sum()) / len(values) or 1.0
 
     def judge(self, results: np.ndarray, formats: Mapping[str, LayerFormats]) -> Verdict:
-        """The device's outputs (N, result_size) int8, in their layers' formats."""
+        """Judges the device's outputs (N, result_size) int8, in their layers' formats."""
         divergences = np.zeros(len(results))
         for name, integers in self.graph.split(results).items():
             y, expected = formats[name].y, self._expected[name]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of 4 bits in place of 8: in all layers for which there is a kernel, or where they cost least.
+"""Searches for layers with 4-bit weights: all with a kernel for them, or those where they cost least.
 
-They are fitted (`weight_fitting`), since 16 levels that weights are only rounded to cost whole points. Formats of
-activations stay those that were found for weights of 8 bits, as far as the kernels can carry them.
+Weights are fitted (`weight_fitting`), since rounding to 16 levels costs whole percentage points. Activations keep the
+formats that were found for 8-bit weights, clamped to the kernels' limits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from caffe_to_cmsis_nn.target import Target
 
 FEW = 4  # bits
 ROUNDING = 1e-6  # percentage points, of accuracies as floats
-LEAST_COST = 1e-9  # nats of divergence; what costs less is taken to cost this
+LEAST_COST = 1e-9  # nats of divergence; smaller costs count as this
 Table = Mapping[str, LayerFormats]
 
 
 def objection(layer: Layer, target: Target) -> str:
-    """Why no kernel takes weights of 4 bits in a layer; nothing where one does."""
+    """Why no kernel takes 4-bit weights in a layer; empty if one does."""
     kernel, objections = consider(layer.kernels, layer, target, FEW)
     if kernel is not None and kernel.weight_bits == FEW:
         return ""
@@ -35,12 +35,12 @@ def objection(layer: Layer, target: Target) -> str:
 
 
 def supporting(graph: Graph, target: Target) -> list[str]:
-    """The layers for which there is a kernel that takes weights of 4 bits."""
+    """The layers that have a kernel for 4-bit weights."""
     return [layer.name for layer in graph.layers if layer.weighted and not objection(layer, target)]
 
 
 def narrowed(graph: Graph, formats: Table, names: Sequence[str]) -> dict[str, LayerFormats]:
-    """The formats, with weights of 4 bits in some layers: the finest formats that cover them."""
+    """The formats with 4-bit weights in the named layers, in the finest formats that cover them."""
     table = dict(formats)
     for name in names:
         table[name] = replace(table[name], w=QFormat.covering(largest(graph.weights[name][0]), FEW))
@@ -48,7 +48,7 @@ def narrowed(graph: Graph, formats: Table, names: Sequence[str]) -> dict[str, La
 
 
 class Narrowing:
-    """Judges networks with weights of 4 bits in some layers, all fitted to what those before them became."""
+    """Judges networks with 4-bit weights in some layers; each layer is fitted to the layers before it."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Narrowing:
         judge: Callable[[Candidate], Verdict],
         sample: Callable[[Sequence[IntegerLayer], Table], Verdict],
     ) -> None:
-        """`formats` are those for weights of 8 bits; `judge` looks at all images, `sample` at some."""
+        """`formats` are those for 8-bit weights; `judge` runs all images, `sample` a sample of them."""
         self.fit, self.formats, self._judge, self._sample = fit, formats, judge, sample
 
     def table(self, names: Sequence[str]) -> dict[str, LayerFormats]:
@@ -67,13 +67,13 @@ class Narrowing:
         return self.fit.refine(self.table(names))
 
     def judge(self, names: Sequence[str]) -> Verdict:
-        """With weights of 4 bits in these layers, in network order."""
+        """The verdict with 4-bit weights in these layers, in network order."""
         return self._judge(self.candidate(names))
 
     def by_cost(self, names: Sequence[str]) -> tuple[list[str], dict[str, int]]:
-        """Layers in the order of what they save (bytes) for what they cost (divergence) alone; and what they save.
+        """Layers by bytes saved per divergence, the best first, each judged alone; and the bytes that each saves.
 
-        The layers after them stay as they are here.
+        Later layers are not fitted again.
         """
         graph, formats = self.fit.graph, self.table(())
         whole = self.fit.layers(formats)
@@ -93,14 +93,14 @@ class Narrowing:
 
 
 def flash(graph: Graph, fitted: Sequence[Fitted]) -> int:
-    """Bytes of the network's constants."""
+    """The bytes of the network's constants."""
     return sum(known.integers.constant_bytes(layer) for layer, known in zip(graph.layers, fitted))
 
 
 def mixed(narrowing: Narrowing, least: float) -> Generator[Trial, None, list[str]]:
-    """The layers whose weights get 4 bits, in network order: each whose accuracy (percent) stays `least` or more.
+    """The layers to give 4-bit weights, in network order, so that the accuracy stays at least `least` (percent).
 
-    First come those that save the most for what they cost.
+    Tries layers in the order of `Narrowing.by_cost`.
     """
     fit = narrowing.fit
     order, saved = narrowing.by_cost(supporting(fit.graph, fit.target))

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight fitting: integer weights that bring a layer's output on the device close to the float network's.
+"""Fits integer weights so that a layer's output on the device is close to the float network's.
 
-Rounding each weight to its nearest integer ignores two things: errors of weights add up in the output, and the
-layer's input on the device already differs from the float one (it was rounded, clipped, and truncated by pooling).
-So each layer, in network order, is first fitted to the float output by least squares on the device's own inputs (the
-asymmetric reconstruction of AdaRound, Nagel et al. 2020, https://arxiv.org/abs/2004.10568, solved in closed form),
-and then rounded column by column, each error being made good by the columns that follow (GPTQ, Frantar et al. 2022,
+Rounding each weight to its nearest integer ignores two things: errors of weights add up in the output, and the layer's
+input on the device already differs from the float one (after rounding, clipping and pooling). So each layer, in network
+order, is first fitted to the float output by least squares on the device's inputs (the asymmetric reconstruction of
+AdaRound, Nagel et al. 2020, https://arxiv.org/abs/2004.10568, solved in closed form). Then its weights are rounded
+column by column, and later columns compensate for each error (GPTQ, Frantar et al. 2022,
 https://arxiv.org/abs/2210.17323).
 
-The weights depend neither on the number of processors nor on how many images are in memory at once: the equations are
-sums of integers, which floats hold exactly in whatever order they are added, and one thread solves them.
+Results depend neither on the number of processors nor on the number of images in memory: the equations are exact sums
+of integers in any order, and one thread solves them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from caffe_to_cmsis_nn.qformat import MAX_OUT_RSHIFT, LayerFormats, QFormat
 from caffe_to_cmsis_nn.search.common import Candidate, carried_bias, largest
 from caffe_to_cmsis_nn.target import Rounding, Target
 
-PLACES = 8  # sampled in each image's output of each layer
-CHUNK = 1024  # samples that are added up at once, of int8: 1024 * 128 * 128 is 2**24, up to which float32 is exact
-FINER_BITS = 16  # of the outputs that are fitted to, below the steps of their formats
-LARGEST_OUTPUT = 1 << 31  # in these units; 2**15 samples of an int8 and such an output are 2**53: float64 is exact
-BLOCK_COLUMNS = 64  # whose errors go into the later ones together (the lazy batch updates of GPTQ)
-KEPT = 0.75  # of the memory, at most for what enters a layer: the rest is for trained outputs
-MOST_CLIPPED_BITS = 2  # by which a format of few bits may be finer than the one that covers all weights
-MOST_INPUTS = 4096  # of one output; beyond, the normal equations take too much memory
+PLACES = 8  # sampled from each image's output of each layer
+CHUNK = 1024  # int8 samples that are added up at once: 1024 * 128 * 128 is 2**24, up to which float32 is exact
+FINER_BITS = 16  # additional fraction bits of the float outputs to fit
+LARGEST_OUTPUT = 1 << 31  # in these units; 2**15 products of an int8 and such an output are 2**53: exact in float64
+BLOCK_COLUMNS = 64  # that are updated together (the lazy batch updates of GPTQ)
+KEPT = 0.75  # most of the memory for layer inputs; the rest is for float outputs
+MOST_CLIPPED_BITS = 2  # additional fraction bits of 4-bit formats over the one that covers all weights
+MOST_INPUTS = 4096  # per output; with more, the normal equations would take too much memory
 RIDGE = 0.3  # of the mean input power, toward the trained weights; larger values fit less and overfit less
 DAMPING = 1e-4  # of the mean input power, for a stable factor (GPTQ takes 0.01)
 
@@ -53,7 +53,7 @@ def _can_fit(graph: Graph, layer: Layer) -> bool:
 
 
 def bytes_on_device(graph: Graph) -> int:
-    """Of each image, what enters and what leaves a layer on the device."""
+    """The bytes per image of the inputs and outputs of a layer on the device, at most."""
     return 2 * max(sum(x.out_size for x in graph.live(position)) for position in range(len(graph.layers)))
 
 
@@ -62,12 +62,12 @@ def _area(layer: Layer) -> int:
 
 
 def _places(layer: Layer, count: int) -> np.ndarray:
-    """(N, P) random places in a layer's output, row-major."""
+    """(N, P) random pixels of a layer's output, as row-major indices."""
     return np.random.default_rng(0).integers(0, _area(layer), (count, min(PLACES, _area(layer))))
 
 
 def _windows(layers: Sequence[Layer], images: int, room: int) -> dict[str, list[Layer]]:
-    """By name, the layers whose trained outputs are computed in one pass with its own: all that have room (bytes)."""
+    """For each layer, the layers with float outputs computed in the same pass: as many as fit into `room` (bytes)."""
     windows: dict[str, list[Layer]] = {}
     window: list[Layer] = []
     used = 0
@@ -82,7 +82,7 @@ def _windows(layers: Sequence[Layer], images: int, room: int) -> dict[str, list[
 
 
 def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
-    """The inputs (N * P, C * KH * KW) of a layer's outputs at `places`; (N, features) as they are."""
+    """The inputs (N * P, C * KH * KW) of a layer's outputs at `places`; for vectors (N, features), the inputs."""
     if len(layer.out_shape) == 1:
         return x.reshape(len(x), -1)
     rows, columns = np.divmod(places, layer.out_shape[2])
@@ -96,9 +96,9 @@ def _patches(x: np.ndarray, layer: Layer, places: np.ndarray) -> np.ndarray:
 
 
 class _SampledNetwork(FloatNetwork):
-    """The float network, of whose watched outputs samples (N, P, O) are seen.
+    """The float network, which returns samples (N, P, O) of watched outputs.
 
-    Beside the images, it takes their places (N, P) in each of these, which `places_of` names.
+    Besides images, it takes the places (N, P) to sample in each output, under the name `places_of`.
     """
 
     @staticmethod
@@ -115,7 +115,7 @@ class _SampledNetwork(FloatNetwork):
 
 
 class _Part:
-    """Some of the images: what the device has before each layer, and what the float network gives after it."""
+    """A part of the images: provides the device's inputs of each layer, and its float outputs."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Part:
         windows: Mapping[str, Sequence[Layer]],
         keep: bool,
     ) -> None:
-        """`keep` what enters the last layer. Without it, that is computed anew each time."""
+        """With `keep`, keeps the inputs of the last layer instead of computing them again."""
         self._in_float, self._device, self._keep = in_float, device, keep
         self._places, self._windows = places, windows
         self._before: list[IntegerLayer] = []
@@ -133,9 +133,9 @@ class _Part:
         self._wanted: dict[str, np.ndarray] = {}
 
     def samples(self, layers: Sequence[IntegerLayer], layer: Layer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The device's inputs (N, ...) of a layer, places of its outputs, and the trained outputs there (N, P, O).
+        """The device's inputs (N, ...) of a layer, places in its output (N, P), and the float outputs there (N, P, O).
 
-        `layers` are those before it.
+        `layers` are the integer layers before it.
         """
         done = self._known(layers)
         x = self._device.advance(done, self._x, layers[done:]) if done < len(layers) else self._x
@@ -144,7 +144,7 @@ class _Part:
         return x[layer.inputs[0]], self._places[layer.name], self._trained_outputs(layer.name)
 
     def _known(self, layers: Sequence[IntegerLayer]) -> int:
-        """Of how many of these layers what comes after them is known."""
+        """The number of these layers that need not run again."""
         if [*layers[: len(self._before)]] != self._before:
             self._before, self._x = [], self._device.start()
         return len(self._before)
@@ -179,11 +179,11 @@ def _add_up(
     trained: np.ndarray,
     formats: LayerFormats,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The normal equations' X'X (G, K + 1, K + 1) and X'Y (G, K + 1, O), as means, of each of a layer's groups.
+    """The normal equations' X'X (G, K + 1, K + 1) and X'Y (G, K + 1, O), as means, for each group of a layer.
 
-    X are the integers that the device has before the layer, whose weights (G, O, K + 1) were `trained`, and a last
-    column of 1, for the bias; Y are the outputs with these. `layers` are those before it. Sums are of integers and
-    exact: a chunk's X'X in float32, others in float64.
+    X are the device's inputs of the layer, with a last column of 1 for the bias. Y are the float outputs with the
+    `trained` weights (G, O, K + 1). `layers` are the integer layers before it. Sums of integers are exact: in float32
+    for a chunk's X'X, else in float64.
     """
     assert formats.x and formats.y
     unit = QFormat(formats.y.fraction_bits + FINER_BITS)
@@ -206,12 +206,12 @@ def _add_up(
 
 
 def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> np.ndarray:
-    """GPTQ: (O, K + 1) weights on their grids, the last column being the bias; `power` is the inputs' X'X.
+    """Rounds weights (O, K + 1), the last column being the bias, with GPTQ; `power` is the inputs' X'X.
 
-    With `power` = M'M, M lower triangular, the squared error is that of M times the columns' errors, where row k has
-    columns up to k alone: each column makes good what those before it leave in its row (the nearest plane algorithm,
-    Babai 1986, which GPTQ is: Chen et al. 2025, https://arxiv.org/abs/2507.18553). Those of earlier blocks are added
-    up for a whole block at once.
+    With `power` = M'M, M lower triangular, the squared error is that of M times the columns' errors. Row k only depends
+    on columns up to k, so each column compensates for the earlier ones in its row. This is Babai's nearest plane
+    algorithm (1986), which is equivalent to GPTQ (Chen et al. 2025, https://arxiv.org/abs/2507.18553). Errors of
+    earlier blocks are added up for a whole block at once.
     """
     assert formats.w
     m = np.linalg.cholesky(power[::-1, ::-1])[::-1, ::-1].T
@@ -231,7 +231,7 @@ def _round_columns(w: np.ndarray, power: np.ndarray, formats: LayerFormats) -> n
 
 
 def _choices(own: LayerFormats) -> list[LayerFormats]:
-    """To choose from: of few bits, finer formats may be better although they clip the largest weights."""
+    """The formats to try: with 4 bits, finer ones may be better although they clip the largest weights."""
     assert own.w and own.y
     room = own.y.fraction_bits + MAX_OUT_RSHIFT - own.accumulator.fraction_bits
     steps = range(min(MOST_CLIPPED_BITS, room) + 1 if own.w.bits < 8 else 1)
@@ -239,23 +239,23 @@ def _choices(own: LayerFormats) -> list[LayerFormats]:
 
 
 class _Solved(NamedTuple):
-    """Float weights (O, K) that solve a group's equations, of the inputs (indices) `used`, the last for the bias."""
+    """Float weights (O, K) that solve a group's equations, for the inputs `used` (indices), the last for the bias."""
 
     used: np.ndarray
     weights: np.ndarray
     power: np.ndarray
-    damped: np.ndarray  # what columns are rounded with
+    damped: np.ndarray  # power for rounding columns
 
     def error(self, rounded: np.ndarray) -> float:
-        """Of the outputs, squared: the mean over the samples."""
+        """The mean squared error of the outputs with rounded weights."""
         return float(np.sum((rounded - self.weights) @ self.power * (rounded - self.weights)))
 
 
 def _solve(power: np.ndarray, products: np.ndarray, trained: np.ndarray, ordered: bool) -> _Solved:
-    """Least squares, drawn to the weights (O, K + 1) that were trained.
+    """Least squares with a ridge toward the trained weights (O, K + 1).
 
-    Inputs that no output has a weight for get none: converters put zeros where padding differs at two sides. With
-    `ordered`, the strongest come first: what errs there is made good by the most others.
+    Inputs with all weights zero keep them: converters write such zeros for uneven padding. With `ordered`, the
+    strongest inputs come first, so that the most others can compensate for their errors.
     """
     used = np.flatnonzero(trained[:, :-1].any(axis=0))
     if ordered:
@@ -272,7 +272,7 @@ def _solve(power: np.ndarray, products: np.ndarray, trained: np.ndarray, ordered
 def _fit(
     power: np.ndarray, products: np.ndarray, trained: np.ndarray, own: LayerFormats
 ) -> tuple[np.ndarray, LayerFormats]:
-    """(G, O, K + 1) weights that solve the equations of each group, on their grids; and formats to match."""
+    """Rounded weights (G, O, K + 1) that solve the equations of each group, and their formats."""
     assert own.w
     groups = [_solve(*group, ordered=own.w.bits < 8) for group in zip(power, products, trained)]
     if own.b:
@@ -290,7 +290,7 @@ def _fit(
 
 
 class Fitted(NamedTuple):
-    """A layer's weights, None where it has none, its formats with what the fit chose, and the integers."""
+    """A layer's weights (None if it has none), its formats after the fit, and its integers."""
 
     weights: Weights | None
     formats: LayerFormats
@@ -298,9 +298,9 @@ class Fitted(NamedTuple):
 
 
 class Fit:
-    """Fits a network's weights in network order, for one table of formats after the other.
+    """Fits a network's weights in network order, for several tables of formats.
 
-    A layer that has the formats of an earlier table, as all layers before it have, is not fitted again.
+    A layer is not fitted again if it and all layers before it have the same formats as in an earlier table.
     """
 
     def __init__(
@@ -323,9 +323,9 @@ class Fit:
             self._parts.append(_Part(in_float.part(some), device.part(some), places, windows, keep))
 
     def layers(self, formats: Mapping[str, LayerFormats]) -> list[Fitted]:
-        """Each layer, fitted to what those before it became.
+        """All layers, each fitted to the layers before it.
 
-        Deconvolutions, and those with more than 4096 inputs to an output, keep their weights, to be rounded to nearest.
+        Deconvolutions, and layers with more than 4096 inputs per output, are rounded to nearest instead.
         """
         fitted: list[Fitted] = []
         before = 0
@@ -338,7 +338,7 @@ class Fit:
         return fitted
 
     def layer(self, layer: Layer, own: LayerFormats, before: Sequence[Fitted]) -> Fitted:
-        """One layer, after those before it."""
+        """One layer, fitted to those before it."""
         weights = self.graph.weights.get(layer.name)
         if layer.name in self._places:
             assert weights and own.y
@@ -346,9 +346,9 @@ class Fit:
             trained = np.hstack([w.reshape(len(w), -1), b[:, None]])
             trained = trained.reshape(getattr(layer, "group", 1), -1, trained.shape[1])
             power, products = _add_up(self._parts, [known.integers for known in before], layer, trained, own)
-            if self.target.rounding is Rounding.TRUNCATE:  # the shift will take half a step away
+            if self.target.rounding is Rounding.TRUNCATE:  # compensates for half a step that the shift drops
                 products += power[:, :, -1:] * 2.0 ** -(own.y.fraction_bits + 1)
-            with threadpool_limits(1, user_api="blas"):  # several round differently
+            with threadpool_limits(1, user_api="blas"):  # several threads round differently
                 rounded, own = _fit(power, products, trained, own)
             weights = rounded[..., :-1].reshape(w.shape), rounded[..., -1].ravel()
         elif weights and own.w:
@@ -356,12 +356,12 @@ class Fit:
         return Fitted(weights, own, quantize_layer(layer, weights, own, self.target))
 
     def results(self, formats: Mapping[str, LayerFormats]) -> np.ndarray:
-        """The outputs (N, result_size) that the images seen have on the device with weights fitted."""
+        """The device's outputs (N, result_size) for the images, with fitted weights."""
         integers = [known.integers for known in self.layers(formats)]
         return np.concatenate([part.results(integers) for part in self._parts])
 
     def refine(self, formats: Mapping[str, LayerFormats]) -> Candidate:
-        """The network with weights that lie on their formats' grids, and formats with what the fit chose."""
+        """The network with fitted weights, and the formats after the fit."""
         fitted = dict(zip((layer.name for layer in self.graph.layers), self.layers(formats)))
         weights = {name: known.weights for name, known in fitted.items() if known.weights}
         graph = replace(self.graph, weights=weights) if self._places else self.graph
