@@ -14,7 +14,7 @@ from caffe_to_cmsis_nn.target import KERNEL_LIBRARIES, LIBRARIES, OWN, S8
 CORES = "dsp: M4, M7, M33; plain: M0, M3; mve: M55"
 LIBRARY = (
     "kernel library: q7: CMSIS-NN up to CMSIS 5.9.0; s8: CMSIS-NN 4 to 7; own: kernels that come with the code and "
-    "compute what q7 does, in half of the instructions"
+    "compute what q7 does, on M4, M7 and M33 in half of the instructions"
 )
 
 

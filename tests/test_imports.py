@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rooms of q7/ use those below them only: the contract in pyproject.toml. No modules need each other."""
+"""Packages import only those below them: the contract in pyproject.toml. No modules need each other."""
 
 from __future__ import annotations
 

@@ -27,11 +27,7 @@ from caffe_to_cmsis_nn.qformat import LayerFormats
 from caffe_to_cmsis_nn.target import Target
 
 LARGEST_FACTOR = (1 << 15) - 1
-
-
 MOST_SHIFT = 20  # bits; products of 8 and 16 bits plus the rounding term are then exact in float32
-
-
 LARGEST_OFFSET = 1 << 30  # larger ones saturate every output, and overflow 32 bits
 
 

@@ -23,8 +23,6 @@ from caffe_to_cmsis_nn.qformat import LayerFormats
 from caffe_to_cmsis_nn.target import Target
 
 Rescalings = tuple[int, ...]  # the right shift of each input, bits
-
-
 MOST_RESCALING = 8  # bits; larger shifts of an int8 have the same result
 
 

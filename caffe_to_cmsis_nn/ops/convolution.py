@@ -316,8 +316,6 @@ class PackedDepthwise(Packed[Convolution], OwnDepthwise):
 
 
 _CONVOLUTION = (needs.indexable, needs.short_column)
-
-
 _FAST = (
     needs.one_group,
     needs.channels_of_four_and_two,
@@ -325,11 +323,7 @@ _FAST = (
     needs.windows_within_padding,
     *_CONVOLUTION,
 )
-
-
 _WRAPPED = (needs.pixels_within_image, needs.indexable, needs.short_image_column)
-
-
 _COLUMNS = (needs.one_channel_groups, needs.padding_within_kernel, *_CONVOLUTION)
 
 

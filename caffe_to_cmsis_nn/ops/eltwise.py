@@ -27,20 +27,10 @@ from caffe_to_cmsis_nn.qformat import MOST_FRACTION_BITS, LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import Target
 
 Shift = int  # to the right (bits), may be negative
-
-
 LIMITED = ("SIZE", "OUT_RSHIFT", "ACT_MIN", "ACT_MAX")
-
-
 MOST_ALIGNMENT = 16  # left shift of operands, bits
-
-
 MOST_MERGED_RSHIFT = 20  # right shift from the finest operand to the output, bits
-
-
 MOST_PRODUCT_LSHIFT = 16  # left shift of products, bits; they have 15 bits and a sign
-
-
 MOST_OPERANDS = 128  # their sum, of at most 128 << 16 each plus the rounding term, fits into 32 bits
 
 

@@ -18,8 +18,6 @@ from caffe_to_cmsis_nn.ops.windowed import spatial
 from caffe_to_cmsis_nn.target import Target
 
 PARTS = 2048  # denominator of interpolation weights; 8 bits times two weights fit into 32 bits
-
-
 MOST_CELLS = 1 << 14  # along each axis; positions in 2048ths then fit into 32 bits
 
 

@@ -31,29 +31,13 @@ from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN, LayerFormats
 from caffe_to_cmsis_nn.target import Target
 
 MOST_CELLS = 1023  # the sum of their squares is below 2**24, hence exact in float32
-
-
 MOST_OFFSET_BITS = 30  # of the offset of a sum; both together fit into 32 bits
-
-
 MOST_LISTED = 1 << 21  # sums; up to this many, an ONNX graph has a table of all multipliers
-
-
 MOST_MULTIPLIER = 255.0  # from 128, all inputs but 0 saturate; twice as much, for the interpolation's far end
-
-
 MOST_RSHIFT = 30
-
-
 LINE_ERROR = 2.0**-10  # of the interpolation between two entries, relative to the power
-
-
 PLACE_BITS, KEPT_BITS = 15, 7  # of a position between two entries, and of an interpolated value below an entry's bits
-
-
 MOST_FACTOR = 1e30  # of alpha and k; all products with scales are then finite
-
-
 MOST_BETA = 10.0  # with larger ones, a table would take tens of thousands of bytes
 
 

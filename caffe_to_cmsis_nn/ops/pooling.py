@@ -40,8 +40,6 @@ from caffe_to_cmsis_nn.qformat import INT8_MAX, INT8_MIN, LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import OWN, Q7, Target
 
 LeftShift = int  # bits, may be negative
-
-
 MOST_POOLED_SHIFT = 7  # bits either way; twice the sum of 32768 cells of 8 bits then fits into 32 bits
 
 
@@ -241,14 +239,8 @@ class SummedAveragePool(OwnAveragePool):
 
 
 _WINDOWS = (needs.no_empty_window, needs.indexable)
-
-
 _DSP_POOL = (needs.pooled_row, needs.padding_below_stride, needs.input_may_be_lost)
-
-
 _POOL = (needs.square, *_WINDOWS, needs.output_within_input, *_DSP_POOL)
-
-
 _OWN_MAXIMUM = OwnMaxPool("maxpool_q7", _WINDOWS)
 _OWN_AVERAGE = OwnAveragePool("avepool_q7", (*_WINDOWS, needs.countable))
 computed_by(
