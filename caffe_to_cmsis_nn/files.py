@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where files are looked for, and how they are replaced: wholly or not at all, and by one run at a time."""
+"""Finds files, and replaces them atomically, one run at a time."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 
 def find(path: str, beside: Path, what: str, maker: str = "") -> Path:
-    """The file or folder that `path` names: as given, then below the folder `beside`, then by its last part there.
+    """Finds a file or folder: `path` as given, then relative to the folder `beside`, then its last part in that folder.
 
-    Raises UserError where there is none; `maker` is the end of its sentence.
+    Raises UserError if there is none; the message ends with `maker`.
     """
     # Texts, since lists have a million names; os.path.exists takes names that are too long, or have a null in them.
     if path and os.path.exists(path):
@@ -38,16 +38,16 @@ def find(path: str, beside: Path, what: str, maker: str = "") -> Path:
     raise UserError(f"{what} '{path}' does not exist (looked in the current directory and in '{beside}'){maker}")
 
 
-LARGEST = 1 << 26  # bytes of a file that is read as a whole: more than a microcontroller's flash holds of floats
+LARGEST = 1 << 26  # bytes of a file to read as a whole; more than the float weights of any microcontroller network
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Opening does not wait, as a pipe would have it do."""
+    """Opens without blocking, as opening a pipe would."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def opened(path: Path, most: float = LARGEST) -> BinaryIO:
-    """A file for reading; raises UserError where it is a device, pipe or socket, or has more than so many bytes."""
+    """Opens a file for reading; raises UserError for devices, pipes and sockets, and for more than `most` bytes."""
     file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and status.st_size <= most:
@@ -58,14 +58,14 @@ def opened(path: Path, most: float = LARGEST) -> BinaryIO:
 
 
 def beginning(path: Path) -> bytes:
-    """The first bytes of a file; none where it cannot be read."""
+    """The first bytes of a file; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, UserError), opened(path) as file:
         return file.read(1 << 16)
     return b""
 
 
 def read(path: Path, most: float = LARGEST) -> bytes:
-    """All of a file; raises UserError as `opened` does, and where it has another size than it says."""
+    """The contents of a file; raises UserError as `opened` does, and if the file changes meanwhile."""
     with opened(path, most) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(size + 1)
@@ -84,7 +84,7 @@ def sha256(path: Path) -> str:
 
 
 def _status(path: Path, *fields: str) -> tuple[int, ...]:
-    """Of what lies at a path; nothing where nothing does."""
+    """Fields of a path's status; empty if it does not exist."""
     with contextlib.suppress(OSError, ValueError):
         status = path.stat()
         return tuple(getattr(status, f"st_{field}") for field in fields)
@@ -95,9 +95,9 @@ VERSION = ("ino", "size", "mtime_ns")
 
 
 def read_hashed(path: Path, read: Callable[[Path], T]) -> tuple[T, str]:
-    """What `read` makes of a file, and the SHA-256 of the bytes that it read (hexadecimal).
+    """The result of `read` for a file, and the file's hexadecimal SHA-256.
 
-    Raises UserError where the file was changed meanwhile.
+    Raises UserError if the file changes meanwhile.
     """
     before = _status(path, *VERSION)
     content = read(path)
@@ -110,14 +110,14 @@ def read_hashed(path: Path, read: Callable[[Path], T]) -> tuple[T, str]:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns whatever damaged bytes make of a library into one UserError about `what`."""
+    """Turns any exception, which damaged bytes may cause in a library, into a UserError about `what`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         no_access = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
-        if isinstance(error, OSError) and (no_access or error.filename):  # opening it failed, not what is in it
+        if isinstance(error, OSError) and (no_access or error.filename):  # opening failed, contents are unknown
             raise UserError(f"cannot read {what}: {error.strerror}") from error
         reason = " ".join(str(error).split())[:300]
         reason = reason if reason and not isinstance(error, KeyError) else repr(error)
@@ -125,14 +125,14 @@ def reading(what: str) -> Iterator[None]:
 
 
 def _followed(path: Path) -> Path:
-    """Where links lead: they stay as they are, and so does a circle of them."""
+    """The target of a link, so that writing keeps the link itself."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def writable(path: Path) -> bool:
-    """Whether `path` could be replaced: it is nothing or a file, and its folder, or the next that exists, takes files.
+    """Whether `path` is missing or a file, and its folder, or the nearest that exists, is writable.
 
-    Root may write to a device, which is not to be replaced by a file.
+    Devices do not count as writable, since a file must not replace them.
     """
     with contextlib.suppress(OSError):  # a name that is too long
         path = _followed(path)
@@ -153,8 +153,8 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 # --- replacing --------------------------------------------------------------------------------------------------------
 
-UNFINISHED = ".q7-unfinished-"  # how folders begin whose content is not in its place yet
-PATIENCE = 10.0  # seconds that another run may take to write to the same folder
+UNFINISHED = ".q7-unfinished-"  # prefix of folders with content that is not in its place yet
+PATIENCE = 10.0  # seconds to wait for another run that writes to the same folder
 
 
 @contextlib.contextmanager
@@ -167,10 +167,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Keeps other runs from writing to a folder, which is created where missing; no file is left there.
+    """Locks a folder against other runs, and creates it if missing; leaves no lock file.
 
-    Whether it is locked: some file systems, and Windows, lock no folders. The system unlocks it when a run is killed.
-    Raises UserError where another run holds it for long.
+    Yields whether it is locked: Windows and some file systems do not support this. The system unlocks it if the run is
+    killed. Raises UserError if another run holds the lock for too long.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A new folder within a locked one; what runs that were killed have left there is removed."""
+    """A new folder within a locked one; removes folders that killed runs have left there."""
     with locked(folder) as alone:
         for left in folder.glob(f"{UNFINISHED}*") if alone else ():
             shutil.rmtree(left, ignore_errors=True)
@@ -221,15 +221,15 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def replacing(*paths: Path) -> Iterator[list[Path]]:
-    """Temporary paths that take the places of `paths` when the block ends well, and vanish when it fails.
+    """Temporary paths that replace `paths` if the block succeeds, and are removed if it fails.
 
-    Paths whose temporary one was not written stay as they are. Files keep their permissions, and a link leads to the
-    new file. Two runs at once replace one after the other. Raises UserError where a folder cannot be written.
+    A path stays unchanged if its temporary file is not written. Files keep their permissions, and links point to the
+    new file. Concurrent runs wait for each other. Raises UserError if a folder is not writable.
     """
     paths = tuple(_followed(path) for path in paths)
     with contextlib.ExitStack() as stack:
         folders = {os.path.realpath(path.parent): path.parent for path in paths}
-        # In one order for all runs, so that none waits for another that waits for it.
+        # The same order in all runs avoids deadlocks.
         stages = {key: stack.enter_context(_staged(folder)) for key, folder in sorted(folders.items())}
         temporary = [stages[os.path.realpath(path.parent)] / path.name for path in paths]
         with _writing(paths[0]):
@@ -239,7 +239,7 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
             with _writing(path):
                 if os.path.lexists(path) and not path.is_file():
                     raise UserError(f"cannot write '{path}': it is not a file")
-                with open(new, "rb+") as file:  # a full disk may show only now
+                with open(new, "rb+") as file:  # a full disk may only be noticed now
                     os.fsync(file.fileno())
                 os.chmod(new, *(_status(path, "mode") or (0o666 & ~_umask(),)))
         for new, path in written:
@@ -255,9 +255,9 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def write_all(contents: Mapping[Path, bytes], read: Iterable[Path] = ()) -> list[Path]:
-    """Replaces files together, none before all are written out; leaves alone those that hold the same; says which.
+    """Replaces files after all new ones are written, unless their contents are equal; returns the replaced ones.
 
-    Raises UserError where one of them is among those that the run has `read`.
+    Raises UserError if one of them is among the input files `read`.
     """
     refuse_overwriting(contents, read)
     replaced = []
@@ -271,5 +271,5 @@ def write_all(contents: Mapping[Path, bytes], read: Iterable[Path] = ()) -> list
 
 
 def write(path: Path, content: bytes) -> bool:
-    """Replaces one file, unless it holds the same; says whether it did."""
+    """Replaces one file unless its contents are equal; returns whether it did."""
     return bool(write_all({path: content}))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/layers.md: the tables of layers and kernels, made of what layers, kernels and constraints say of themselves."""
+"""Generates the tables in docs/layers.md from the docstrings of layers and constraints."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _kernels(cls: type[Layer]) -> str:
 
 
 def markdown() -> str:
-    """Layers with their kernels, the best first, and what each kernel needs."""
+    """The tables of layers with their kernels, the best first, and of kernels with their constraints."""
     lines = ["| Caffe layer | computes | q7 kernels, the first that fits | s8 kernels |", "|---|---|---|---|"]
     for name, reader in READERS.items():
         names = f"`{Input.kernels[0].name}`" + f"<br>`{Features.kernels[0].name}`" * (

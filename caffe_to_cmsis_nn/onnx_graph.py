@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small builder of ONNX graphs: what layers and kernels write their arithmetic with, and onnxruntime runs."""
+"""A small builder of ONNX graphs, with which layers and kernels define their arithmetic for onnxruntime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPSET, IR_VERSION = 13, 8
 
 
 class OnnxGraph:
-    """Nodes in the order they were added; tensors are NCHW or (N, features) float32 unless cast."""
+    """An ONNX graph under construction; tensors are NCHW or (N, features) float32 unless cast."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, onnx.NodeProto] = {}  # by their first output
@@ -34,15 +34,15 @@ class OnnxGraph:
         return output
 
     def add_all(self, count: int, op: str, *inputs: str | np.ndarray, **attributes: Any) -> list[str]:
-        """As `add`, for an operator with so many outputs."""
+        """As `add`, for an operator with `count` outputs."""
         first = self.add(op, *inputs, **attributes)
         self._nodes[first].output.extend(f"{first}_{i}" for i in range(1, count))
         return [*self._nodes[first].output]
 
     def max_pool(self, x: str, **windows: Any) -> str:
-        """MaxPool, moved before the elementwise steps that made `x` and that never fall, which it commutes with.
+        """MaxPool, moved before monotonic elementwise operators, which then process fewer elements.
 
-        They then have fewer elements to work on. No window may lie in the padding alone.
+        Every window must contain a cell that is not padding.
         """
         node = self._nodes.get(x)
         if node is None or not (node.op_type in ("Floor", "Clip", "Relu") or x in self._scaled):
@@ -65,7 +65,7 @@ class OnnxGraph:
         return self.add("Clip", x, np.array(low, dtype), np.array(high, dtype))
 
     def scale(self, x: str, factor: float) -> str:
-        """Times a positive number."""
+        """Multiplies by a positive factor."""
         scaled = self.add("Mul", x, np.array(factor, np.float32))
         self._scaled.add(scaled)
         return scaled
@@ -82,11 +82,11 @@ class OnnxGraph:
         self._outputs.append(helper.make_empty_tensor_value_info(value))
 
     def label(self, value: str, name: str) -> None:
-        """Names the node that makes a value, for those who look at the graph."""
+        """Names the node that computes a value, for readers of the graph."""
         self._nodes[value].name = name
 
     def result(self, value: str, name: str, dtype: DTypeLike, shape: Sequence[int]) -> None:
-        """An output under a name of its own, with its type; the last to be added. Other values may have the name."""
+        """Adds a typed output with a name, which gets underscores appended if taken; call it after all `add`."""
         taken = {*self._nodes, *(known.name for known in self._constants), *(known.name for known in self._inputs)}
         while name in taken:
             name += "_"
@@ -95,7 +95,7 @@ class OnnxGraph:
         self._outputs.append(helper.make_tensor_value_info(name, kind, ["N", *shape]))
 
     def _needed(self) -> list[onnx.NodeProto]:
-        """The nodes that the outputs are made of, in their order; onnxruntime would run the others, too."""
+        """The nodes that outputs depend on, in order; onnxruntime would also run the others."""
         needed = {output.name for output in self._outputs}
         for node in reversed(self._nodes.values()):
             if not needed.isdisjoint(node.output):
@@ -103,18 +103,18 @@ class OnnxGraph:
         return [node for node in self._nodes.values() if not needed.isdisjoint(node.output)]
 
     def model(self, name: str = "q7", **facts: str) -> onnx.ModelProto:
-        """As ONNX knows it; `facts` are fields of the model."""
+        """The graph as an ONNX model; `facts` are fields of the model."""
         graph = helper.make_graph(self._needed(), name, self._inputs, self._outputs, self._constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, **facts)
 
     def session(
         self, providers: Sequence[str] = ("CPUExecutionProvider",), fused: bool = True
     ) -> onnxruntime.InferenceSession:
-        """What runs the graph; fused operators are faster, but in float they may round differently from single ones."""
+        """A session to run the graph; `fused` operators are faster, but may round differently in float."""
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # callers run batches side by side, in threads of their own
+        options.intra_op_num_threads = 1  # callers run batches in parallel threads
         options.log_severity_level = 3
-        # In the order in which they were added: what is seen of an output is not put off to the end.
+        # Runs nodes in their order, so that watched values do not keep outputs alive to the end.
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         if not fused:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -11,20 +11,20 @@ import numpy as np
 from caffe_to_cmsis_nn.errors import UserError
 
 INT8_MIN, INT8_MAX = -128, 127
-WEIGHT_BITS = (8, 4)  # that kernels take
+WEIGHT_BITS = (8, 4)  # supported by kernels
 
-# 22 and less can never overflow the kernels' 32-bit accumulator, whatever the 8-bit bias.
+# Up to 22, an 8-bit bias cannot overflow the kernels' 32-bit accumulator.
 MAX_BIAS_LSHIFT = 22
 LARGEST_BIAS = 1 << 29  # of 32-bit biases, for the same reason
-MOST_FRACTION_BITS = 200  # either way: more than any float32 needs
-FLOAT32_EXPONENTS = 126  # either way: powers of two that are normal numbers
-# At 31 the rounding term of CMSIS 5.9.0 overflows.
+MOST_FRACTION_BITS = 200  # positive or negative; more than any float32 needs
+FLOAT32_EXPONENTS = 126  # positive or negative; such powers of two are normal numbers
+# At 31, the rounding term of CMSIS 5.9.0 overflows.
 MAX_OUT_RSHIFT = 30
 
 
 @dataclass(frozen=True, order=True)
 class QFormat:
-    """Qm.n: an integer q of `bits` bits stands for q * 2**-n; m = bits - 1 - n. m or n may be negative."""
+    """Qm.n: an integer q of `bits` bits represents q * 2**-n; m = bits - 1 - n. m or n may be negative."""
 
     fraction_bits: int
     bits: int = 8
@@ -48,9 +48,9 @@ class QFormat:
 
     @classmethod
     def covering(cls, largest: float, bits: int = 8) -> QFormat:
-        """The finest format with m >= log2(largest): the original's starting point of every sweep.
+        """The finest format with m >= log2(largest), where the original tool starts each search.
 
-        An all-zero tensor gets m = 0. `largest` is max(|min|, |max|) of the tensor.
+        `largest` is max(|min|, |max|) of the tensor; an all-zero tensor gets m = 0. Raises UserError if not finite.
         """
         if not math.isfinite(largest):
             raise UserError(f"a range of {largest} has no Q-format")
@@ -60,11 +60,11 @@ class QFormat:
         return cls(bits - 1 - (exponent - 1 if fraction == 0.5 else exponent), bits)
 
     def finer(self, by: int) -> QFormat:
-        """With so many more fraction bits; negative: coarser."""
+        """The format with `by` more fraction bits; negative values make it coarser."""
         return QFormat(self.fraction_bits + by, self.bits)
 
     def within(self, low: int, high: int) -> QFormat:
-        """With the nearest number of fraction bits from low to high; high where that is less."""
+        """The format with the nearest number of fraction bits from low to high, or high if high < low."""
         return QFormat(min(max(self.fraction_bits, low), high), self.bits)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
@@ -80,22 +80,22 @@ class QFormat:
         return np.clip(np.rint(scaled), self.least, self.most).astype(np.int8)
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
-        """The real numbers that integers stand for, float32."""
+        """The real numbers that integers represent, float32."""
         return (values.astype(np.float64) * 2.0**-self.fraction_bits).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class LayerFormats:
-    """Formats of a layer's input, weights, bias and output; None where the layer has none of its own.
+    """The formats of a layer's input, weights, bias and output; None if the layer has no such tensor.
 
-    A weighted layer's bias without a format is held in 32 bits on the accumulator's grid (s8 kernels).
+    For s8 kernels, biases have no format: they have 32 bits, and the accumulator's fraction bits.
     """
 
     x: QFormat | None = None
     w: QFormat | None = None
     b: QFormat | None = None
     y: QFormat | None = None
-    others: tuple[QFormat, ...] = ()  # of the second and later inputs
+    others: tuple[QFormat, ...] = ()  # of inputs after the first
 
     @property
     def inputs(self) -> tuple[QFormat, ...]:
@@ -103,12 +103,12 @@ class LayerFormats:
 
     @property
     def weight_bits(self) -> int:
-        """Of each weight; 8 where the layer has none."""
+        """The bits of each weight; 8 for layers without weights."""
         return self.w.bits if self.w else 8
 
     @property
     def accumulator(self) -> QFormat:
-        """Of a weighted layer's sums."""
+        """The format of a weighted layer's sums."""
         assert self.x and self.w
         return QFormat(self.x.fraction_bits + self.w.fraction_bits)
 
@@ -117,7 +117,7 @@ class LayerFormats:
         return self.b or self.accumulator
 
     def quantize_bias(self, bias: np.ndarray) -> np.ndarray:
-        """int8 where the bias has a format, else int32; saturates."""
+        """The bias as int8 if it has a format, else as int32; saturates."""
         if self.b:
             return self.b.quantize(bias)
         return np.clip(np.rint(self.accumulator.scaled(bias)), -LARGEST_BIAS, LARGEST_BIAS).astype(np.int32)
@@ -136,13 +136,13 @@ class Shifts:
             ("output shift", self.out_rshift, MAX_OUT_RSHIFT),
         ):
             if not 0 <= value <= most:
-                raise UserError(f"the {what} would be {value}, but the kernel's argument carries 0 to {most} only")
+                raise UserError(f"the {what} would be {value}, but the kernel only takes 0 to {most}")
 
 
 def shifts(formats: LayerFormats) -> Shifts:
     """bias_lshift = n_x + n_w - n_b and out_rshift = n_x + n_w - n_y.
 
-    Raises UserError where the kernels cannot carry a value: negative shifts are undefined in C (CMSIS-NN, q7 kernels).
+    Raises UserError for values that the kernels do not take: in C, negative shifts are undefined.
     """
     assert formats.y
     accumulator = formats.accumulator.fraction_bits

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides the kernels' results beside their arguments: library, core, rounding."""
+"""The target of quantization: kernel library, core and rounding."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Rounding(Enum):
     TRUNCATE = "truncate"
 
     def term(self, shift: int) -> int:
-        """What is added to the accumulator before it is shifted right (NN_ROUND of arm_nnsupportfunctions.h)."""
+        """The rounding term to add before a right shift (NN_ROUND in arm_nnsupportfunctions.h)."""
         return (1 << shift) >> 1 if self is Rounding.NEAREST else 0
 
 
 class Core(Enum):
-    """Which path of the kernels runs: with the DSP extension (Cortex-M4, M7, M33), plain C (M0, M3), or MVE (M55).
+    """The code path in the kernels: for the DSP extension (Cortex-M4, M7, M33), plain C (M0, M3), or MVE (M55).
 
-    The q7 kernels have no code for MVE and take their plain path there.
+    The q7 kernels have no code for MVE, and use plain C there.
     """
 
     DSP = "dsp"
@@ -33,13 +33,13 @@ class Core(Enum):
 
 @dataclass(frozen=True)
 class Library:
-    """A library of kernels: what the flags and the pickle call it, what it can do, and where its templates are."""
+    """A kernel library: its name in flags and pickles, its properties, and its templates."""
 
     name: str
-    bias_bits: int  # of a weighted layer's bias: 8 on a Q-format's grid, 32 on the accumulator's
+    bias_bits: int  # 8: biases have a Q-format; 32: biases have the accumulator's fraction bits
     roundings: tuple[Rounding, ...]  # the usual one first
-    portable: str  # our portable kernels' folder among the templates; none where the network brings its own
-    guards: str  # the template of what generated code includes, and asks of the library and the core
+    portable: str  # the template folder with portable kernels; empty if generated code contains all kernels
+    guards: str  # the template for includes, and for checks of library and core
 
     def __str__(self) -> str:
         return self.name
@@ -48,18 +48,18 @@ class Library:
 Q7 = Library("q7", 8, (Rounding.NEAREST, Rounding.TRUNCATE), "portable", "common/_q7.c.jinja")
 """CMSIS-NN up to CMSIS 5.9.0."""
 S8 = Library("s8", 32, (Rounding.NEAREST,), "portable_s8", "common/_s8.c.jinja")
-"""CMSIS-NN 4 to 7, which replaced it."""
+"""CMSIS-NN 4 to 7, its successor."""
 LIBRARIES = {library.name: library for library in (Q7, S8)}
-"""That networks are quantized for."""
+"""The libraries that networks are quantized for."""
 OWN = Library("own", Q7.bias_bits, Q7.roundings, "", "common/_own.c.jinja")
-"""Our kernels, which compute the integers of the q7 kernels on any core."""
+"""This tool's kernels, with the results of the q7 kernels on any core."""
 KERNEL_LIBRARIES = {**LIBRARIES, OWN.name: OWN}
-"""That code is generated for."""
+"""The libraries that code is generated for."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What decides the kernels' results beside their arguments."""
+    """Library, core and rounding, which determine the kernels' results."""
 
     core: Core = Core.DSP
     rounding: Rounding = Rounding.NEAREST
@@ -72,11 +72,11 @@ class Target:
 
     @classmethod
     def named(cls, core: str, rounding: str, api: str) -> Target:
-        """As flags, pickles and reports name it; raises UserError where the library cannot round so."""
+        """The target with these names; raises UserError if the library does not support the rounding."""
         return cls(Core(core), Rounding(rounding), LIBRARIES[api])
 
     def names(self) -> dict[str, str]:
-        """What `named` takes."""
+        """The arguments of `named`."""
         return {"core": self.core.value, "rounding": self.rounding.value, "api": self.library.name}
 
     def __str__(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text for people and compilers: templates, and tables of aligned columns."""
+"""Text output: templates, and tables with aligned columns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TEMPLATES = next(folder for folder in (_HERE / "templates", _HERE.parent / "temp
 
 
 def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> jinja2.Environment:
-    """What renders a folder's templates."""
-    import jinja2  # which a run without a report has no use for
+    """The environment for a folder's templates."""
+    import jinja2  # here, since many runs do not need it
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -32,7 +32,7 @@ def templates(folder: Path, autoescape: bool, **filters: Callable[..., Any]) -> 
 
 
 def columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Rows of cells as aligned lines, the first `left` columns to the left and the others to the right."""
+    """Rows of cells as aligned lines, the first `left` columns left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         "  ".join(

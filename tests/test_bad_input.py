@@ -438,17 +438,17 @@ GENERATOR = {
     "an old pickle of an odd scale": (
         replace("mean_value: 120", "scale: 0.3"),
         OLD,
-        "'net.prototxt' has scale 0.3: of old pickles' networks, powers of two are supported",
+        "'net.prototxt' has scale 0.3: for old pickles, only powers of two are supported",
     ),
     "an old pickle of a huge image": (
         write("old.pkl", OLD_PICKLE.replace(b"I6\nI6", b"I600000\nI600000")),
         OLD,
-        "the pickle's images of shape (3, 600000, 600000) are not images",
+        "the pickle's image shape (3, 600000, 600000) is not supported",
     ),
     "an old pickle of a negative image": (
         write("old.pkl", OLD_PICKLE.replace(b"I6\nI6", b"I-6\nI6")),
         OLD,
-        "are not images",
+        "is not supported",
     ),
     "an old pickle of a far format": (
         write("old.pkl", OLD_PICKLE.replace(b"I8", b"I800000")),

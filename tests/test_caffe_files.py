@@ -296,7 +296,7 @@ def test_hdf5_that_caffe_did_not_write(tmp_path: Path) -> None:
         read_weights(_h5(tmp_path / "a.h5", weights__ip__0=np.ones(3)))
     with pytest.raises(UserError, match="has no group 'data'"):
         read_weights(_h5(tmp_path / "b.h5", data=np.ones(3)))
-    with pytest.raises(UserError, match="data set 'ip/0' holds no numbers but object"):
+    with pytest.raises(UserError, match="data set 'ip/0' holds object instead of numbers"):
         read_weights(_h5(tmp_path / "c.h5", data__ip__0="text"))
 
 
@@ -308,7 +308,7 @@ def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
         read_weights(tmp_path / "link.h5")
     with h5py.File(tmp_path / "raw.h5", "w") as file:
         file.create_dataset("data/ip/0", (3,), np.float32, external=[(str(tmp_path / "other.h5"), 0, 12)])
-    with pytest.raises(UserError, match="data set 'ip/0' lies in other files"):
+    with pytest.raises(UserError, match="data set 'ip/0' is stored in other files"):
         read_weights(tmp_path / "raw.h5")
 
 
@@ -316,14 +316,14 @@ def test_hdf5_bomb_of_many_pieces(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         for i in range(20):
             file.create_dataset(f"data/ip/{i}", (50_000,), np.float32, chunks=(50_000,), compression="gzip")
-    with pytest.raises(UserError, match=r"data set 'ip/\d+' says that it has 200000 bytes"):
+    with pytest.raises(UserError, match=r"data set 'ip/\d+' claims to have 200000 bytes"):
         read_weights(tmp_path / "w.h5")
 
 
 def test_hdf5_bomb(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.create_dataset("data/ip/0", (1 << 32,), np.float32, chunks=(1 << 20,), compression="gzip")
-    with pytest.raises(UserError, match="data set 'ip/0' says that it has 17179869184 bytes"):
+    with pytest.raises(UserError, match="data set 'ip/0' claims to have 17179869184 bytes"):
         read_weights(tmp_path / "w.h5")
 
 
@@ -365,7 +365,7 @@ def test_mean_in_the_new_form(tmp_path: Path) -> None:
 )
 def test_what_is_no_mean(tmp_path: Path, blob: Any) -> None:
     (tmp_path / "m").write_bytes(blob.SerializeToString())
-    with pytest.raises(UserError, match=r"the mean file '.*m' holds no finite image"):
+    with pytest.raises(UserError, match=r"the mean file '.*m' does not hold a finite image"):
         read_mean(tmp_path / "m")
 
 

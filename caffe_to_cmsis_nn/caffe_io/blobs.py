@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's binary files: caffemodel, HDF5 weights and images, mean. The only importer of h5py."""
+"""Reads and writes Caffe's binary files: caffemodel, HDF5 weights and images, mean. Only this module imports h5py."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
 from caffe_to_cmsis_nn.errors import UserError
 
 Blobs = dict[str, list[np.ndarray]]
-LONGEST_NAME = 1000  # characters of a layer's
+LONGEST_NAME = 1000  # characters of a layer's name
 
 
 def _array(blob: Any, where: str) -> np.ndarray:
-    """A BlobProto as float32, in its `shape` or its old (num, channels, height, width); a single number has neither."""
+    """A BlobProto as float32, in its `shape` or the old (num, channels, height, width); a scalar may have neither."""
     values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
     old = ("num", "channels", "height", "width")
     shape = tuple(blob.shape.dim)
@@ -35,7 +35,7 @@ def _read_caffemodel(path: Path) -> Blobs:
     network = pb.NetParameter.FromString(files.read(path))
     layers = [*network.layers, *network.layer]
     for layer in layers:
-        if type(layer.name) is not str:  # but bytes
+        if type(layer.name) is not str:  # bytes, if not UTF-8
             raise ValueError("the name of a layer is not UTF-8")
         if len(layer.name) > LONGEST_NAME:
             raise ValueError(f"the name of a layer has {len(layer.name)} characters, allowed are {LONGEST_NAME}")
@@ -46,11 +46,11 @@ def _read_caffemodel(path: Path) -> Blobs:
     }
 
 
-COMPRESSION = 100  # how many times the data sets may be larger than their file: far more than trained weights shrink
+COMPRESSION = 100  # most times that data sets may exceed their file's size; trained weights compress far less
 
 
 def _read_hdf5(path: Path) -> Blobs:
-    """Caffe writes blob i of a layer to the data set /data/LAYER/i (Net::ToHDF5)."""
+    """Reads blobs from data sets /data/LAYER/i, as Caffe writes them (Net::ToHDF5)."""
     found: dict[str, dict[int, np.ndarray]] = {}
     left = COMPRESSION * path.stat().st_size
 
@@ -59,12 +59,12 @@ def _read_hdf5(path: Path) -> Blobs:
         layer, _, index = name.rpartition("/")
         if isinstance(item, h5py.Dataset) and index.isdigit():
             if item.dtype.kind not in "fiu":
-                raise ValueError(f"data set '{name}' holds no numbers but {item.dtype}")
+                raise ValueError(f"data set '{name}' holds {item.dtype} instead of numbers")
             if item.external or item.is_virtual:
-                raise ValueError(f"data set '{name}' lies in other files")
+                raise ValueError(f"data set '{name}' is stored in other files")
             left -= item.nbytes
             if left < 0:
-                raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
+                raise ValueError(f"data set '{name}' claims to have {item.nbytes} bytes")
             found.setdefault(layer, {})[int(index)] = np.asarray(item[()], np.float32)
 
     with h5py.File(path, "r") as file:
@@ -75,7 +75,7 @@ def _read_hdf5(path: Path) -> Blobs:
 
 
 def _open_images(path: Path) -> h5py.File:
-    with files.opened(path, most=math.inf):  # which pipes and devices are not
+    with files.opened(path, most=math.inf):  # refuses pipes and devices
         return h5py.File(path, "r")
 
 
@@ -86,19 +86,22 @@ def _dataset(file: h5py.File, path: Path, name: str) -> Any:
     if item.dtype.kind not in "fiu" or item.external or item.is_virtual or not item.shape:
         raise ValueError(f"data set '{name}' is not an array of numbers in this file")
     if item.nbytes > COMPRESSION * path.stat().st_size:
-        raise ValueError(f"data set '{name}' says that it has {item.nbytes} bytes")
+        raise ValueError(f"data set '{name}' claims to have {item.nbytes} bytes")
     return item
 
 
 def count_hdf5_images(path: Path, data: str) -> int:
-    """Rows of a data set, none of which is read."""
+    """The number of rows in a data set, without reading them."""
     with files.reading(f"the HDF5 file '{path}'"), _open_images(path) as file:
         return len(_dataset(file, path, data))
 
 
 def read_hdf5_images(path: Path, data: str, label: str, rows: slice | list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows of two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32."""
-    # What float32 does not hold becomes infinite, and is refused as such.
+    """Rows of two data sets of an HDF5 file: images (N, C, H, W) as float32 and labels (N,) as int32.
+
+    Raises UserError for other shapes, and for labels that are not classes.
+    """
+    # Values beyond float32 become infinite, and are rejected later.
     with files.reading(f"the HDF5 file '{path}'"), _open_images(path) as file, np.errstate(over="ignore"):
         sets = [_dataset(file, path, name) for name in (data, label)]
         count, shape = len(sets[0]), sets[1].shape
@@ -117,7 +120,7 @@ def read_hdf5_images(path: Path, data: str, label: str, rows: slice | list[int])
 
 
 def read_weights(path: Path) -> Blobs:
-    """The trained blobs of each layer by name, float32, from HDF5 (told by its signature) or a binary caffemodel.
+    """The trained blobs of each layer by name, float32, from HDF5 (detected by its signature) or a binary caffemodel.
 
     Convolution weights are OIHW, inner product weights (rows, columns). Raises UserError for damaged files.
     """
@@ -128,7 +131,7 @@ def read_weights(path: Path) -> Blobs:
 
 
 def to_caffemodel(name: str, weights: Blobs, types: dict[str, str]) -> bytes:
-    """Blobs as a binary caffemodel, which carries each layer's Caffe type, too."""
+    """Blobs as a binary caffemodel, which also contains each layer's Caffe type."""
     network = pb.NetParameter(name=name)
     for layer, blobs in weights.items():
         message = network.layer.add(name=layer, type=types[layer])
@@ -139,7 +142,7 @@ def to_caffemodel(name: str, weights: Blobs, types: dict[str, str]) -> bytes:
 
 
 def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) -> None:
-    """Writes blobs as Caffe does: HDF5 where the name ends with .h5, else a binary caffemodel."""
+    """Writes blobs as Caffe does: HDF5 if the name ends in .h5, else a binary caffemodel."""
     if path.suffix != ".h5":
         files.write(path, to_caffemodel(name, weights, types))
         return
@@ -150,14 +153,14 @@ def write_weights(path: Path, name: str, weights: Blobs, types: dict[str, str]) 
 
 
 def read_mean(path: Path) -> np.ndarray:
-    """The mean image of a .binaryproto, float32 CHW."""
+    """The mean image of a .binaryproto, float32 CHW; raises UserError for other contents."""
     with files.reading(f"the mean file '{path}'"):
         mean = _array(pb.BlobProto.FromString(files.read(path)), f"the mean file '{path}'")
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
     if mean.ndim != 3 or not np.isfinite(mean).all():
         raise UserError(
-            f"the mean file '{path}' holds no finite image of shape (channels, height, width): {mean.shape}"
+            f"the mean file '{path}' does not hold a finite image (channels, height, width); its shape is {mean.shape}"
         )
     return mean
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's network definitions: the layers that Caffe would build in the TEST phase."""
+"""Reads Caffe's network definitions: the layers that Caffe would build in the TEST phase."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from caffe_to_cmsis_nn import files
 from caffe_to_cmsis_nn.caffe_io import caffe_pb2 as pb
 from caffe_to_cmsis_nn.errors import UserError
 
-LARGEST = 1 << 20  # bytes, for which the parser may take seconds; a thousand layers have a quarter of that
-LONGEST_LINE = 1 << 15  # characters, with whose number the time that a token takes grows
+LARGEST = 1 << 20  # bytes, which the parser may take seconds for; a thousand layers take a quarter of that
+LONGEST_LINE = 1 << 15  # characters; the parser's time per token grows with the length of a line
 MOST_LAYERS = 4000
 
-# Names of the layer types that V1's enumeration spells otherwise than by capitalized words (Caffe's upgrade_proto.cpp).
+# Names of V1 layer types that are not just the capitalized words of the enumerator (Caffe's upgrade_proto.cpp).
 _V1_NAMES = {
     "ABSVAL": "AbsVal",
     "ARGMAX": "ArgMax",
@@ -35,15 +35,15 @@ _V1_NAMES = {
 
 
 def is_prototxt(content: bytes) -> bool:
-    """Whether a file's first bytes look like a network definition, whatever else the file is given for."""
+    """Whether a file's first bytes look like a network definition."""
     return b"\0" not in content and bool(re.search(rb"^\s*layers?\s*:?\s*{", content, re.MULTILINE))
 
 
 @dataclass
 class Prototxt:
-    """The TEST-phase network of a prototxt, its layers in the current form.
+    """The TEST-phase network of a prototxt, with layers in the current format.
 
-    `unknown` maps a layer's index to the message about a field that the schema does not have.
+    `unknown` maps a layer's index to a message about a field that is not in the schema.
     """
 
     path: Path
@@ -53,15 +53,15 @@ class Prototxt:
     unknown: dict[int, str] = field(default_factory=dict)
 
     def check_known(self, index: int) -> None:
-        """Raises UserError where a layer has a field that the schema does not have."""
+        """Raises UserError if a layer has a field that is not in the schema."""
         if index in self.unknown:
             name = self.layers[index].name
             raise UserError(f"layer '{name}' has a field that this tool does not know: {self.unknown[index]}")
 
 
-# Comments and strings first, so that braces in them do not count.
+# Matches comments and strings first, so that braces in them do not count.
 _BRACE = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}<>]""")
-# What protobuf says of a text: where, and of a field that the schema lacks, its message and its name.
+# Parts of protobuf's error messages: the position, and the message and name of an unknown field.
 _WHERE = re.compile(r"^(\d+):\d+ : ")
 _UNKNOWN = re.compile(r'Message type "?\w+\.(\w+)"? has no field named "(.*)"\.$')
 _LAYER = re.compile(r"\blayers?\s*(:\s*)?$")
@@ -72,7 +72,7 @@ def _blank(text: str) -> str:
 
 
 def _split_layers(text: str) -> tuple[str, list[tuple[str, int]]]:
-    """The text with its layer blocks blanked, and each block alone, with the number of lines before it."""
+    """The text with its layer blocks blanked, and each block with the number of lines before it."""
     text = _BRACE.sub(lambda match: _blank(match.group()) if match.group()[0] == "#" else match.group(), text)
     spans: list[tuple[int, int]] = []
     depth, start, last = 0, -1, 0
@@ -99,15 +99,15 @@ def _split_layers(text: str) -> tuple[str, list[tuple[str, int]]]:
 
 
 def _in_words(error: str, lines: int) -> str:
-    """What protobuf found in a part of a text that so many lines come before."""
+    """Rewords protobuf's error message about a part of a text, after `lines` other lines."""
     error = _UNKNOWN.sub(lambda found: f"{found.group(1)} has no field '{found.group(2)}'", error)
     return _WHERE.sub(lambda found: f"line {int(found.group(1)) + lines}: ", error)
 
 
 def _parse(path: Path, text: str, lines: int = 0) -> tuple[Any, str]:
-    """Parses text into a NetParameter; a field that the schema lacks is skipped and returned as a message.
+    """Parses text into a NetParameter; also returns a message about the first unknown field, which is skipped.
 
-    Messages begin with a line's number; so many `lines` come before the text.
+    Messages begin with a line number; `lines` is the number of lines before the text.
     """
 
     def parse(allow_unknown_field: bool = False) -> Any:
@@ -121,12 +121,12 @@ def _parse(path: Path, text: str, lines: int = 0) -> tuple[Any, str]:
     except ValueError as error:
         unknown = str(error)
     with files.reading(f"the network definition '{path}'"):
-        # A type that is no name of the V1 enumeration, or plain bad syntax, fails here once more.
+        # An invalid V1 type or a syntax error raises again.
         return parse(allow_unknown_field=True), unknown
 
 
 def _parse_layers(path: Path, text: str) -> tuple[Any, list[tuple[Any, str]]]:
-    """The NetParameter, and its layers in the current form, each with the message about a field that is unknown."""
+    """The NetParameter, and its layers in the current format, each with a message about an unknown field, or ""."""
     whole, unknown = _parse(path, text)
     if len(whole.layer) + len(whole.layers) > MOST_LAYERS:
         raise UserError(f"'{path}' has {len(whole.layer) + len(whole.layers)} layers, allowed are {MOST_LAYERS}")
@@ -141,7 +141,7 @@ def _parse_layers(path: Path, text: str) -> tuple[Any, list[tuple[Any, str]]]:
 
 
 def _upgrade(old: Any) -> Any:
-    """A V1LayerParameter in the current form (Caffe's UpgradeV1LayerParameter); learning rates are left behind."""
+    """A V1LayerParameter in the current format, without learning rates (Caffe's UpgradeV1LayerParameter)."""
     kind = pb.V1LayerParameter.LayerType.Name(old.type)
     new = pb.LayerParameter(name=old.name, type=_V1_NAMES.get(kind, kind.title().replace("_", "")))
     for descriptor, value in old.ListFields():
@@ -181,9 +181,9 @@ def _included(layer: Any, stages: set[str]) -> bool:
 
 
 def read_prototxt(path: Path) -> Prototxt:
-    """The layers that Caffe would build in the TEST phase, old `layers {}` blocks brought to the current form.
+    """The layers that Caffe would build in the TEST phase, with old `layers {}` blocks in the current format.
 
-    Raises UserError where the file is missing or no network definition.
+    Raises UserError if the file is missing or not a network definition.
     """
     with files.reading(f"the network definition '{path}'"):
         text = files.read(path, LARGEST).decode("utf-8-sig", "surrogateescape")  # comments may be in any encoding

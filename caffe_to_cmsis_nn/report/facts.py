@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run of the quantizer found, as plain values; docs/report.schema.json describes them."""
+"""The results of a run of the quantizer as plain values; docs/report.schema.json describes them."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ FORMAT, VERSION = "caffe-to-cmsis-nn report", 2
 
 @dataclass(frozen=True, eq=False)
 class QuantizerRun:
-    """What a run of the quantizer knows at its end; images and logits are those that the accuracies are from."""
+    """The results of a run of the quantizer; images and logits are those that accuracies were computed on."""
 
     command: str
     full_command: str  # with all defaults
     network: QuantizedNetwork
-    class_names: Sequence[str]  # none where the network is no classifier
+    class_names: Sequence[str]  # empty if the network is not a classifier
     trials: Sequence[Trial]
     statistics: Statistics
-    positions: np.ndarray  # (N,) of the images in the LMDB
+    positions: np.ndarray  # (N,) of the images in the test data
     images: np.ndarray  # (N, C, H, W) uint8
     labels: np.ndarray  # (N,)
     in_float: np.ndarray  # logits (N, classes) float32
-    on_device: np.ndarray  # and int8
+    on_device: np.ndarray  # logits (N, classes) int8
 
     @property
     def classes(self) -> tuple[list[int], list[int]]:
-        """That the float network and the device give each image."""
+        """The class of each image, from the float network and from the device."""
         return self.in_float.argmax(axis=1).tolist(), self.on_device.argmax(axis=1).tolist()
 
 
@@ -75,7 +75,7 @@ def _tensor(tensor: TensorStatistics) -> dict[str, Any]:
 
 
 def _layers(run: QuantizerRun, network: QuantizedNetwork, plan: memory.MemoryPlan) -> list[dict[str, Any]]:
-    """Of the network as code is generated for it."""
+    """The layers of the lowered network."""
     measured = statistics.measured_after(run.network.graph, network.formats)
     layers = []
     for layer, integer, size in zip(network.graph.layers, network.layers, cost.constant_bytes(network)):
@@ -123,7 +123,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 
 def _flash_and_loss(run: QuantizerRun) -> list[dict[str, Any]]:
-    """Bytes of constants, and percentage points below the float network: with weights of 8 bits, and of each trial."""
+    """Bytes of constants and loss in percentage points, with 8-bit weights and for each trial of 4-bit weights."""
     steps = [(trial, trial.flash) for trial in run.trials if trial.flash]
     points: list[tuple[str | None, int, Score, bool]] = [
         (None, flash[1], trial.reference, True) for trial, flash in steps[:1]
@@ -159,13 +159,13 @@ def _rows(network: QuantizedNetwork) -> dict[str, Any]:
 
 
 def _confusion(run: QuantizerRun) -> list[dict[str, int]]:
-    """How many images the float network gives one class and the device another, or the same."""
+    """The number of images for each pair of classes from the float network and the device."""
     pairs = Counter(zip(*run.classes))
     return [{"float": f, "device": d, "count": count} for (f, d), count in sorted(pairs.items())]
 
 
 def _per_class(run: QuantizerRun) -> list[dict[str, Any]]:
-    """Of each class: how many images have it as their label, and how many of them each network has right."""
+    """For each class: the number of images with this label, and how many of them each network has right."""
     right = [run.labels[run.labels == np.array(found)] for found in run.classes]
     counts = [np.bincount(labels, minlength=len(run.class_names)).tolist() for labels in (run.labels, *right)]
     return [
@@ -175,13 +175,13 @@ def _per_class(run: QuantizerRun) -> list[dict[str, Any]]:
 
 
 def _against_labels(run: QuantizerRun) -> list[dict[str, int]]:
-    """How many images of each class the device gives which class."""
+    """The number of images for each pair of label and the device's class."""
     pairs = Counter(zip(run.labels.tolist(), run.classes[1]))
     return [{"label": label, "device": d, "count": count} for (label, d), count in sorted(pairs.items())]
 
 
 def _outputs(network: QuantizedNetwork) -> list[dict[str, Any]]:
-    """Of the network as code is generated for it; how close each is to float is known where it is no classifier."""
+    """The outputs of the lowered network; their quality is only known for networks other than classifiers."""
     outcome = network.outcome
     assert outcome
     named = zip(outcome.outputs.values(), network.graph.output_layers)
@@ -189,13 +189,13 @@ def _outputs(network: QuantizedNetwork) -> list[dict[str, Any]]:
 
 
 def _made() -> dict[str, str]:
-    """When, and with what; no hash depends on it."""
+    """The date, and versions of packages; no hash depends on these."""
     packages = {module.__name__: module.__version__ for module in (np, onnxruntime, onnx)}
     return {"date": date.today().isoformat(), "python": platform.python_version(), **packages}
 
 
 def changed(run: QuantizerRun) -> list[dict[str, int]]:
-    """The images that get another class on the device."""
+    """The images with different classes in float and on the device."""
     if not run.class_names:
         return []
     classes = zip(run.positions.tolist(), run.labels.tolist(), *run.classes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts of a run as one page to look at, with the pixels of the images that it shows."""
+"""Renders the results of a run as an HTML page, including pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_PICTURES = 48
 
 
 def render(run: QuantizerRun, page_path: str | None, json_path: str | None, channel_order: str) -> dict[Path, bytes]:
-    """The contents of the page and the JSON file by path, where they have one."""
+    """The contents of the page and the JSON file by path, for those with a path."""
     values = facts(run)
     contents = {}
     if page_path:
@@ -32,7 +32,7 @@ def render(run: QuantizerRun, page_path: str | None, json_path: str | None, chan
 
 
 def pictures(run: QuantizerRun, order: str) -> dict[int, str]:
-    """The first images that changed class, by position in the LMDB, as data URLs; `order` is "bgr" or "rgb"."""
+    """The first images that changed class, as data URLs by position in the test data; `order` is "bgr" or "rgb"."""
     from PIL import Image
 
     row = {position: i for i, position in enumerate(run.positions.tolist())}
@@ -50,7 +50,7 @@ def pictures(run: QuantizerRun, order: str) -> dict[int, str]:
 
 
 def _printable(value: Any) -> Any:
-    """Names out of a file reach a page here: control characters and the like have no place in it."""
+    """Replaces control characters and the like in names, which come from files."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -59,7 +59,7 @@ def _printable(value: Any) -> Any:
 
 
 def page(values: Mapping[str, Any], images: Mapping[int, str]) -> str:
-    """One HTML page without scripts that loads nothing; `images` are data URLs by position."""
+    """A self-contained HTML page without scripts; `images` are data URLs by position."""
     from caffe_to_cmsis_nn.report.plots import draw
 
     environment = templates(
@@ -72,7 +72,7 @@ def page(values: Mapping[str, Any], images: Mapping[int, str]) -> str:
 
 @dataclass(frozen=True)
 class Edge:
-    """A connection between layers (rows) that are not neighbours, drawn in a lane beside them."""
+    """A connection between layers (rows) that are not adjacent, drawn in a lane beside them."""
 
     source: int
     target: int
@@ -80,7 +80,7 @@ class Edge:
 
 
 def _edges(layers: Sequence[Mapping[str, Any]]) -> list[Edge]:
-    """The connections that jump over layers, each in the first lane where it meets no other."""
+    """The connections that skip layers, each in the first free lane."""
     row = {layer["name"]: i for i, layer in enumerate(layers)}
     edges: list[Edge] = []
     for target, layer in enumerate(layers):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's figures, drawn by matplotlib as SVG to stand within a page.
+"""Draws the report's figures with matplotlib, as SVG to embed in a page.
 
-Text in them stays text, and is ours alone except for short names in the memory map. The same values give the same SVG.
+Text stays text. It comes from this module, apart from names of layers and classes. The same values give the same SVG.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ INK, MUTED, GRID = "#1d2733", "#5d6b7a", "#dfe5ec"
 TRAINED, DEVICE, RANGE, CLIPPED = "#8aa4c2", "#d9480f", "#e8f3ec", "#c92a2a"
 RANGE_EDGE = "#2b8a3e"
 TENSORS = {"weights": "#1864ab", "activations": "#d9480f", "bias": "#6741d9"}
-MOST_CELLS = 500  # of a confusion matrix along an axis
-MOST_LABELLED = 20  # classes of a confusion matrix that get names and numbers
+MOST_CELLS = 500  # along each axis of a confusion matrix
+MOST_LABELLED = 20  # classes up to which a confusion matrix shows names and numbers
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -61,7 +61,7 @@ STYLE: Any = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A browser has the fonts that matplotlib misses."""
+    """Silences warnings about fonts that only the browser needs."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -77,14 +77,14 @@ TIP = "tip-"
 
 
 def _tip(text: str) -> str:
-    """An artist's gid that has the page show a text where somebody points at it."""
+    """Encodes tooltip text in an SVG gid."""
     return TIP + text.encode().hex()
 
 
 def _svg(size: tuple[float, float], label: str, draw: Callable[..., None], *values: Any) -> Markup:
-    """One figure (inches) that `draw` makes of values; `label` says to those who cannot see it what it shows.
+    """One figure (size in inches), drawn by `draw(axes, *values)`; `label` is its text for screen readers.
 
-    The page scales it with its column, down to where it is readable and up to the size that it was drawn for.
+    The page scales it with the column, within readable limits and up to its own size.
     """
     with mpl.rc_context(STYLE), _quiet():
         figure = Figure(figsize=size, layout="constrained")
@@ -139,7 +139,7 @@ def _histogram(ax: Axes, tensor: Mapping[str, Any], q: QFormat) -> None:
 
 
 def _change(trial: Mapping[str, Any]) -> float:
-    """Percentage points, or, without accuracies, by how much the divergence is smaller (dB)."""
+    """The change of accuracy in percentage points, or without accuracies, the decrease of the divergence in dB."""
     if trial["accuracy"] is not None:
         return float(trial["accuracy"] - trial["reference_accuracy"])
     before, now = trial["reference_divergence"], trial["divergence"]
@@ -147,9 +147,10 @@ def _change(trial: Mapping[str, Any]) -> float:
 
 
 def _changes(trials: Sequence[Mapping[str, Any]], chosen: int) -> dict[int, float]:
-    """What each format tried changed, by its fraction bits, from what trials are held against.
+    """By fraction bits: the change with each tried format, relative to the chosen one or to the search's target.
 
-    That is the format so far where the device judges, so that what was tried before a format was kept moves with it.
+    In the search by device, trials are relative to the format kept so far. When a format is kept, earlier changes are
+    shifted to be relative to it.
     """
     against_kept = trials[0]["divergence"] is not None
     changes: dict[int, float] = {chosen: 0.0} if against_kept else {}
@@ -165,7 +166,7 @@ def _changes(trials: Sequence[Mapping[str, Any]], chosen: int) -> dict[int, floa
 
 
 def _why(bits: int, trial: Mapping[str, Any] | None) -> str:
-    """What became of a format, and why; None is the one to start with."""
+    """The tooltip for a format: its result and reason; None is for the initial format."""
     if trial is None:
         return str(QFormat(bits))
     end = "kept" if trial["kept"] else "given up" if trial["given_up"] else "not kept"
@@ -173,7 +174,7 @@ def _why(bits: int, trial: Mapping[str, Any] | None) -> str:
 
 
 def _sweep(ax: Axes, trials: Sequence[Mapping[str, Any]], chosen: int, colour: str) -> None:
-    """The trials of one tensor."""
+    """Draws the trials of one tensor."""
     changes = _changes(trials, chosen)
     ax.axhline(0, color=MUTED, lw=0.8)
     ax.axvline(chosen, color=RANGE_EDGE, lw=9, alpha=0.2)
@@ -200,7 +201,7 @@ def _signed(value: float, _: object = None) -> str:
 
 
 def _flash(ax: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Bytes against percentage points, as layers get weights of fewer bits; those that did not keep them are hollow."""
+    """Draws the loss against bytes of constants for trials of 4-bit weights; rejected trials are hollow."""
     for kept, line, face in ((True, "-", DEVICE), (False, "", "white")):
         some = [step for step in steps if step["kept"] is kept]
         sizes, losses = [step["flash_bytes"] for step in some], [step["loss"] for step in some]
@@ -220,7 +221,7 @@ def _short(name: str, most: int = 16) -> str:
 
 
 def _confusion(ax: Axes, pairs: Sequence[Mapping[str, int]], rows: str, of_rows: str, names: Sequence[str]) -> None:
-    """Of each pair of classes (`rows` and "device") the count of images."""
+    """Draws the number of images for each pair of classes (`rows` and "device")."""
     classes = len(names)
     together = -(-classes // MOST_CELLS)  # classes in a cell
     cells = -(-classes // together)
@@ -254,7 +255,7 @@ def _kilobytes(size: float, _: object = None) -> str:
 
 
 def _layers_and_bytes(ax: Axes, names: Sequence[str], top: float) -> None:
-    """Axes: layers from left to right, bytes upwards."""
+    """Sets up axes with layers from left to right, and bytes upwards."""
     ax.set_xticks(range(len(names)), [*map(_short, names)], rotation=90)
     ax.yaxis.set_major_locator(MultipleLocator(2 ** max(math.ceil(math.log2(top / 6)), 0)))
     ax.yaxis.set_major_formatter(FuncFormatter(_kilobytes))
@@ -262,7 +263,7 @@ def _layers_and_bytes(ax: Axes, names: Sequence[str], top: float) -> None:
 
 
 def _memory(ax: Axes, values: Mapping[str, Any]) -> None:
-    """Bytes of the arena upwards, layers from left to right: each buffer from its first to its last layer."""
+    """Draws the memory map: layers from left to right, the arena's bytes upwards, a bar for each buffer."""
     layers, buffers = values["layers"], values["memory"]["buffers"]
     top = max(b["offset"] + b["bytes"] for b in buffers)
     for b in buffers:
@@ -277,7 +278,7 @@ def _memory(ax: Axes, values: Mapping[str, Any]) -> None:
             color="#fff4e6" if scratch else "#dbe9f9",
             edgecolor="#e8590c" if scratch else "#1864ab",
             lw=0.8,
-            alpha=0.85,  # what works in place lies over its input
+            alpha=0.85,  # outputs in place overlap their inputs
             gid=_tip(f"{b['name']}: {b['bytes']:,} bytes from {b['offset']:,} on"),
         )
         room = (last - first + 0.92) * 72 * _memory_size(layers)[0] * 0.88 / len(layers)
@@ -290,7 +291,7 @@ def _memory(ax: Axes, values: Mapping[str, Any]) -> None:
 
 
 def _rows(ax: Axes, tensors: Sequence[Mapping[str, Any]]) -> None:
-    """Of each tensor the rows that are in memory at most, in front of all its rows."""
+    """Draws the most rows of each tensor in memory, in front of all its rows."""
     whole = [t["rows"] * t["row_bytes"] for t in tensors]
     held = [t["most_rows"] * t["row_bytes"] for t in tensors]
     ax.bar(range(len(tensors)), whole, 0.92, color="none", edgecolor=MUTED, lw=0.8, ls=":", label="all rows")
@@ -304,7 +305,7 @@ def _rows(ax: Axes, tensors: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _memory_size(layers: Sequence[object]) -> tuple[float, float]:
-    """Inches: wide enough for a layer's name each, and no narrower than a phone."""
+    """The size in inches: wide enough for the layers' names, and at least as wide as a phone."""
     return min(max(3.8, 0.42 * len(layers)), 9.5), 3.6
 
 
@@ -316,7 +317,7 @@ def _format(layer: Mapping[str, Any], tensor: str) -> QFormat:
 
 
 def _histograms(layers: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Markup]:
-    """One for each tensor with a format of its own, by (layer, tensor)."""
+    """The histograms of tensors with their own format, by (layer, tensor)."""
     return {
         (name, tensor): _svg(
             (3.6, 1.75), f"Histogram of the {tensor}", _histogram, layer[tensor], _format(layer, tensor)
@@ -328,7 +329,7 @@ def _histograms(layers: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str]
 
 
 def _sweeps(layers: Mapping[str, Mapping[str, Any]], trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One for each tensor that was searched, in network order."""
+    """The plots of trials for each tensor that was searched, in network order."""
     places = [(name, tensor) for name in layers for tensor in TENSORS]
 
     def place(trial: Mapping[str, Any]) -> int:
@@ -348,7 +349,7 @@ def _sweeps(layers: Mapping[str, Mapping[str, Any]], trials: Sequence[Mapping[st
 
 
 def _confusions(values: Mapping[str, Any]) -> dict[str, Markup]:
-    """Of a classifier: the device's classes against the float network's, and against the labels."""
+    """The confusion matrices of a classifier: device against float network, and device against labels."""
     names, size = [one["name"] for one in values["per_class"]], (4.4, 4.2)
     if not names:
         return {}
@@ -361,7 +362,7 @@ def _confusions(values: Mapping[str, Any]) -> dict[str, Markup]:
 
 
 def draw(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a report's values: histograms by (layer, tensor), sweeps in their order, confusion, memory."""
+    """All figures of a report, from the values of `facts`."""
     layers = {layer["name"]: layer for layer in values["layers"]}
     tensors, steps = values["memory"]["by_rows"]["tensors"], values["flash_and_loss"]
     rows = "Rows in memory at most, against all rows"

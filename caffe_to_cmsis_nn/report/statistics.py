@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization did to each layer: saturation, signal-to-quantization-noise ratio, histograms."""
+"""The effect of quantization on each layer: saturation, signal-to-quantization-noise ratio, histograms."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
 from caffe_to_cmsis_nn.target import Target
 
 MOST_IMAGES = 500
-MOST_VALUES = 50_000_000  # of all layers' outputs for all images at once
+MOST_VALUES = 50_000_000  # in all layers' outputs for all images
 LEVELS_PER_BIN = 4
 MOST_BINS = 256
-CHUNK = 1 << 16  # values that are compared at once: few enough for the cache
+CHUNK = 1 << 16  # values to compare at once; few enough for the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Shares of the float and of the device's values, each adding up to 1, in bins of equal width from `low` on."""
+    """Shares of the float and device values, each adding up to 1, in bins of equal width from `low` on."""
 
     low: float
     width: float
@@ -36,9 +36,9 @@ class Histogram:
 
 @dataclass(frozen=True, eq=False)
 class TensorStatistics(Quality):
-    """A tensor of the device against the float network's.
+    """A tensor on the device compared with the float network's.
 
-    Saturated is what is the least or the most on the device (-128 or 127), and a step or more beyond in float.
+    A value counts as saturated if it is -128 or 127 on the device, and at least one step beyond that in float.
     """
 
     smallest: float  # of the float values
@@ -51,9 +51,9 @@ def _decibels(power: float, error: float) -> float | None:
 
 
 def _bins(low: float, high: float, q: QFormat) -> tuple[int, int, int]:
-    """Index of the first bin, number and width of bins from low to high, all in steps of the device.
+    """The index of the first bin, and number and width of bins from low to high, all in steps of the format.
 
-    They have a whole number of its levels each, so that its grid makes no stripes; of few levels, one.
+    Each bin covers the same number of levels (one for 4-bit formats), so that the grid does not cause stripes.
     """
     low, high = min(low, q.least), max(high, q.most + 1)
     levels = LEVELS_PER_BIN if q.bits == 8 else 1
@@ -63,7 +63,7 @@ def _bins(low: float, high: float, q: QFormat) -> tuple[int, int, int]:
 
 
 def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStatistics:
-    """Integers against the float values that they stand for; the ratio is 10 log10(sum x^2 / sum (x - q)^2)."""
+    """Compares integers with the float values that they approximate; the SQNR is 10 log10(sum x^2 / sum (x - q)^2)."""
     smallest, largest = float(trained.min(initial=0)), float(trained.max(initial=0))
     low, high = q.scaled(np.array([smallest, largest])).tolist()
     first, count, width = _bins(low, high, q)
@@ -78,7 +78,7 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
     for i in range(0, trained.size, CHUNK):
         x, levels = q.scaled(trained.ravel()[i : i + CHUNK]), integers.ravel()[i : i + CHUNK]
         noise = x - levels
-        # Not as dot products, which several threads add up in another order.
+        # Not dot products, since several threads add these up in varying order.
         power, error = power + float(np.square(x).sum()), error + float(np.square(noise).sum())
         at_min += int(np.count_nonzero((levels == q.least) & (x <= q.least - 1)))
         at_max += int(np.count_nonzero((levels == q.most) & (x >= q.most + 1)))
@@ -100,7 +100,7 @@ def compare(trained: np.ndarray, integers: np.ndarray, q: QFormat) -> TensorStat
 def output_qualities(
     graph: Graph, formats: Mapping[str, LayerFormats], in_float: np.ndarray, on_device: np.ndarray
 ) -> dict[str, OutputQuality]:
-    """Of each output, from all of them (N, result_size) in float and as the device's integers."""
+    """The quality of each output, from the results (N, result_size) in float and as the device's integers."""
     qualities = {}
     for (name, trained), integers in zip(graph.split(in_float).items(), graph.split(on_device).values()):
         y = formats[name].y
@@ -113,15 +113,15 @@ def output_qualities(
 
 
 def sample(graph: Graph, images: np.ndarray) -> np.ndarray:
-    """Evenly spread images, as many as are looked at."""
+    """Evenly spaced images for statistics, limited by memory."""
     values = sum(layer.out_size for layer in graph.layers)
     return images[evenly_spaced(len(images), min(MOST_IMAGES, max(MOST_VALUES // values, 1)))]
 
 
 def measured_after(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[str, str]:
-    """For each layer, the last of the layers that follow it alone, element by element, in the same format.
+    """For each layer, the layer to measure its output after: the last elementwise one that follows in the same format.
 
-    A convolution's output below zero does not matter where a ReLU follows: what comes after the ReLU does.
+    For example, negative outputs of a convolution do not matter if a ReLU follows, so they are measured after it.
     """
     last = {layer.name: layer.name for layer in graph.layers}
     readers = Counter(name for layer in graph.layers for name in {*layer.inputs})
@@ -135,14 +135,14 @@ def measured_after(graph: Graph, formats: Mapping[str, LayerFormats]) -> dict[st
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """By layer: the outputs (after the activation that follows a layer alone), and the weights of weighted layers."""
+    """By layer: statistics of outputs (see `measured_after`), and of weights."""
 
-    images: int  # that the outputs are from
+    images: int  # used for outputs
     outputs: Mapping[str, TensorStatistics]
     weights: Mapping[str, TensorStatistics]
 
     def qualities(self) -> dict[str, Quality]:
-        """What the table shows, by layer."""
+        """The part that the printed table shows, by layer."""
         return {name: Quality(own.at_min, own.at_max, own.sqnr) for name, own in self.outputs.items()}
 
 
@@ -153,7 +153,7 @@ def collect(
     images: np.ndarray,
     target: Target,
 ) -> Statistics:
-    """Runs both networks on raw images (N, C, H, W); `trained` has the weights that were trained."""
+    """Runs both networks on raw images (N, C, H, W); `trained` has the trained weights."""
     in_float = FloatNetwork(trained, images).outputs(as_trained(trained))
     on_device = DeviceNetwork(trained, images, target).outputs(layers)
     outputs, weights = {}, {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts print about a quantized network."""
+"""The text that the scripts print about a quantized network."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from caffe_to_cmsis_nn.templating import columns
 
 
 def _format(q: QFormat | None) -> str:
-    """With the factor: a value is the integer divided by it; and the bits, where they are not 8."""
+    """A format with its scale (integer / value), and its bits if not 8."""
     return f"{q} ({2.0**q.fraction_bits:g})" + (f", {q.bits} bits" if q.bits != 8 else "") if q else ""
 
 
 def _measured(quality: Quality | None) -> tuple[str, str]:
-    """Saturation and signal-to-noise ratio of a layer, where they are known."""
+    """A layer's saturation and signal-to-noise ratio, empty if unknown."""
     if quality is None:
         return "", ""
     return f"{quality.at_min:.2f} / {quality.at_max:.2f} %", _decibels(quality.sqnr)
 
 
 def wide(network: QuantizedNetwork) -> list[str]:
-    """Why layers' weights have 8 bits in a network for which fewer were asked."""
+    """Why some layers have 8-bit weights although --weight_bits allows fewer."""
     reasons: dict[str, list[str]] = {}
     if network.outcome and network.outcome.weight_bits != choices.WEIGHTS_8:
         for layer in network.graph.layers:
             if layer.weighted and network.formats[layer.name].weight_bits != weight_bits.FEW:
                 reason = weight_bits.objection(layer, network.target) or "4 would cost more than --loss allows"
                 reasons.setdefault(reason, []).append(layer.name)
-    return [f"Weights of 8 bits in {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return [f"8-bit weights in {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def table(network: QuantizedNetwork) -> list[str]:
-    """Per layer that has a format of its own: formats and factors, shifts, and what quantization did to its output.
+    """The table of layers with formats: formats and scales, shifts, saturation, SQNR; then layers with 8-bit weights.
 
-    And why some weights have more bits than others.
+    The last part is empty unless --weight_bits allows fewer bits.
     """
     header = ("layer", "weights", "activations", "bias", "bias_lshift", "act_rshift", "saturated -128 / 127", "SQNR")
     rows: list[tuple[str, ...]] = [header]
@@ -64,7 +64,7 @@ def counted(images: int, held_out: bool) -> str:
 
 
 def candidates(search: Sequence[Measured]) -> list[str]:
-    """What the search came by, as a table."""
+    """The candidates of the search, as a table."""
     rows: list[tuple[str, ...]] = [("candidate", "images", "accuracy", "divergence", "")]
     for one in search:
         unit = "" if one.accuracy is None else " nats"
@@ -81,7 +81,7 @@ def _decibels(sqnr: float | None) -> str:
 
 
 def outputs(qualities: Mapping[str, OutputQuality]) -> list[str]:
-    """How close each output comes to the float network's, as a table."""
+    """The quality of each output, as a table."""
     rows = [("output", "SQNR", "cosine")]
     for name, own in qualities.items():
         rows.append((name, _decibels(own.sqnr), "-" if own.cosine is None else f"{own.cosine:.6f}"))
@@ -89,18 +89,18 @@ def outputs(qualities: Mapping[str, OutputQuality]) -> list[str]:
 
 
 def worst(qualities: Mapping[str, OutputQuality]) -> str:
-    """The least signal-to-noise ratio of the outputs."""
+    """The worst signal-to-noise ratio of the outputs."""
     least = min((own.sqnr for own in qualities.values() if own.sqnr is not None), default=None)
     return _decibels(least) + (f", the worst of {len(qualities)} outputs" if len(qualities) > 1 else "")
 
 
 def of_first(top_k: int) -> str:
-    """What an accuracy is called that counts the class among so many."""
+    """The name of a top-k accuracy."""
     return f"Accuracy of the first {top_k}"
 
 
 def recorded(network: QuantizedNetwork) -> list[str]:
-    """The accuracies that the quantizer found, where the pickle has them; last comes what all is about."""
+    """The results in the pickle, if any; the last line is the most important one."""
     outcome = network.outcome
     if not outcome:
         return []
@@ -123,7 +123,7 @@ def recorded(network: QuantizedNetwork) -> list[str]:
 
 
 def describe(network: QuantizedNetwork) -> list[str]:
-    """What is in a pickle: where it comes from, what it is for, the table, and the recorded accuracies."""
+    """The contents of a pickle: origin, target, the table, and the recorded results."""
     lines = [f"Network: {network.graph.name or 'without a name'}, for {network.target}"]
     lines += [f"{what}: {source.name}, sha256 {source.sha256}" for what, source in network.sources.items()]
     lines.append(f"test images: {network.dataset or 'unknown'}" + (f", crop {network.crop}" if network.crop else ""))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The original tool's pickles: networks rebuilt from them, and the attributes that its users' scripts read."""
+"""Compatibility with the original tool: networks from its pickles, and the attributes that users' scripts read."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def _formats(attributes: Mapping[str, Any], key: str) -> dict[str, QFormat]:
 def rebuild(
     attributes: Mapping[str, Any], folder: Path, target: Target, weights: str | None = None, mean: str | None = None
 ) -> QuantizedNetwork:
-    """The network of an old pickle's attributes, its weights from the quantized caffemodel that it names.
+    """Rebuilds the network of an old pickle, with weights from the quantized caffemodel that it names.
 
-    Files are looked for as named and then in `folder`, the pickle's; `weights` and `mean` replace the names.
+    Searches files as named, then in the pickle's `folder`; `weights` and `mean` replace the names. Raises UserError if
+    files are missing, or do not match.
     """
     with files.reading("the old pickle"):
         model = files.find(attributes["model_file"], folder, "the network definition")
@@ -46,14 +47,12 @@ def rebuild(
         prototxt, model_digest = files.read_hashed(model, read_prototxt)
         source = replace(data_source(prototxt), folder=folder)
         if math.frexp(source.scale)[0] != 0.5:
-            raise UserError(
-                f"'{model}' has scale {source.scale:g}: of old pickles' networks, powers of two are supported"
-            )
+            raise UserError(f"'{model}' has scale {source.scale:g}: for old pickles, only powers of two are supported")
         if source.mean_file or mean:
             source = replace(source, mean_file=mean or attributes["mean_file"], mean_values=())
         shape = tuple(int(extent) for extent in attributes["layer_shape"][attributes["data_layer"]][1:])
         if min(shape) < 1 or math.prod(shape) > pictures.LARGEST_IMAGE:
-            raise UserError(f"the pickle's images of shape {shape} are not images")
+            raise UserError(f"the pickle's image shape {shape} is not supported")
         network = parse_network(prototxt, attributes["accuracy_layer"], source, shape, target)
         blobs, weights_digest = files.read_hashed(weight_file, read_weights)
         network = fold_affine(attach_weights(network, blobs))
@@ -79,22 +78,22 @@ def open_network(
 ) -> QuantizedNetwork:
     """The network of a pickle; an old pickle's is rebuilt from the files that it names, or from those given.
 
-    `note` is told which files are others by now than those that the pickle was made of.
+    Calls `note` with a sentence for each source file that has changed since.
     """
     loaded = record.load(path)
     if loaded.network is None:
         return rebuild(loaded.attributes, path.parent, Target(), weights, mean)
     if weights or mean:
-        raise UserError(f"--weights and --mean are for pickles of the original tool; '{path}' holds its weights")
+        raise UserError(f"--weights and --mean are for pickles of the original tool; '{path}' contains its weights")
     for sentence in replaced_sources(loaded.network, path.parent):
         note(sentence)
     return loaded.network
 
 
 def replaced_sources(network: QuantizedNetwork, folder: Path) -> list[str]:
-    """A sentence for each file that a pickle names, and that by now is another one than was recorded.
+    """A sentence for each source file of a pickle that has changed since; skips missing files.
 
-    Files are looked for as named and then in `folder`, the pickle's; those that are not there are passed over.
+    Searches files as named, then in the pickle's `folder`.
     """
     found = []
     for what, source in network.sources.items():
@@ -106,7 +105,7 @@ def replaced_sources(network: QuantizedNetwork, folder: Path) -> list[str]:
 
 
 def _names(network: QuantizedNetwork) -> dict[str, Any]:
-    """Names of files and layers."""
+    """The names of files and layers."""
     graph, sources = network.graph, network.sources
     weighted = [layer for layer in graph.layers if layer.weighted]
     end = [*_chosen(graph), graph.accuracy]
@@ -124,12 +123,12 @@ def _names(network: QuantizedNetwork) -> dict[str, Any]:
 
 
 def _chosen(graph: Graph) -> list[str]:
-    """The layers whose outputs the original rounds to a format."""
+    """The layers with outputs that the original tool rounds to a format."""
     return [layer.name for layer in graph.layers if layer.own_format or layer.simulates_rounding]
 
 
 def _fields(graph: Graph, integers: Mapping[str, Integers], batch: int) -> dict[str, Any]:
-    """What each layer is, by its name; shapes are NCHW."""
+    """The parameters of layers, by layer; shapes are NCHW."""
     layers = {layer.name: layer for layer in graph.layers}
     windowed: dict[str, Any] = {name: layer for name, layer in layers.items() if hasattr(layer, "window")}
     return {
@@ -153,7 +152,7 @@ def _fields(graph: Graph, integers: Mapping[str, Integers], batch: int) -> dict[
 
 
 def _bits(network: QuantizedNetwork, integers: Mapping[str, Integers]) -> dict[str, Any]:
-    """Formats, and the shifts of the q7 kernels, by layer."""
+    """The formats, and the shifts of the q7 kernels, by layer."""
     graph, formats = network.graph, network.formats
 
     def bits(what: str, table: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads pickles without Python's unpickler: plain values, and instances of the original's class, of bounded size.
+"""Reads pickles without Python's unpickler: plain values, and instances of the original tool's class, of limited size.
 
-Instructions that neither our pickles nor the original's have (protocols 0 to 5, of Python 2 and 3) are refused. What
-the others do, and how arguments are read, is in Python's pickletools. Nothing is imported, called or hashed but texts.
+Only accepts the instructions in pickles of this tool and the original one (protocols 0 to 5, of Python 2 and 3).
+Python's pickletools documents them, and reads their arguments. Nothing is imported or called, and only text is hashed.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import IO, Any, BinaryIO, NoReturn
 from caffe_to_cmsis_nn import files
 
 LARGEST_TEXT = 1 << 16  # bytes
-LARGEST_TEXTS = 1 << 24  # of all of them together
-LARGEST_NUMBER = 1 << 8  # as it is written, and of a name
-MOST_VALUES = 1 << 18  # instructions; and numbers, texts and containers, each as often as it is reached
-MOST_DEPTH = 16  # of containers in each other; ours have 7
+LARGEST_TEXTS = 1 << 24  # bytes of all texts together
+LARGEST_NUMBER = 1 << 8  # bytes of a number's text, or of a name
+MOST_VALUES = 1 << 18  # instructions; also values, each counted as often as it is referenced
+MOST_DEPTH = 16  # of nested containers; this tool's pickles have 7
 
 
 class Instance:
-    """An instance of the original's class."""
+    """An instance of the original tool's class."""
 
     attributes: Any = None
 
 
 class _Name(Enum):
-    """What an original's pickle names."""
+    """The globals that the original tool's pickles name."""
 
     RECONSTRUCTOR = "copy_reg._reconstructor"
     OBJECT = "object"
@@ -64,13 +64,13 @@ def _instance(call: list[Any]) -> Instance:
 
 
 def _dict(items: list[Any]) -> dict[str, Any]:
-    """Of keys and values by turns."""
+    """A dictionary from alternating keys and values."""
     keys = items[::2]
     return dict(zip(keys, items[1::2])) if {*map(type, keys)} <= {str} else _refuse("it has keys that are not texts")
 
 
 MARK = -1  # all values since the last mark
-# What is made of so many of the last values, and takes their place.
+# Instructions that replace a number of values on the stack by a new value: the number, and a function.
 _MAKES: dict[str, tuple[int, Callable[[list[Any]], Any]]] = {
     "NONE": (0, lambda _: None),
     "NEWTRUE": (0, lambda _: True),
@@ -88,7 +88,8 @@ _MAKES: dict[str, tuple[int, Callable[[list[Any]], Any]]] = {
     "REDUCE": (2, _instance),
     "NEWOBJ": (2, _instance),
 }
-# What so many of the last values are added to: the value before them, which is of a type.
+# Instructions that add a number of values to the value below them on the stack: the number, that value's type, and a
+# function.
 _ADDS: dict[str, tuple[int, type, Callable[[Any, list[Any]], None]]] = {
     "APPEND": (1, list, list.extend),
     "APPENDS": (MARK, list, list.extend),
@@ -110,7 +111,7 @@ _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opco
 
 
 class _Bounded:
-    """A file for pickletools that gives no more than so many bytes for an argument."""
+    """A file for pickletools that limits the bytes of each argument."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -125,7 +126,7 @@ class _Bounded:
         return line if len(line) <= self._most else _refuse(f"it has a value of more than {self._most} bytes")
 
     def instruction(self) -> tuple[str, Any]:
-        """The next one's name and argument."""
+        """The next instruction's name and argument."""
         code = self._file.read(1)
         opcode = _OPCODES[code] if code in _OPCODES else _refuse(f"it has the instruction {code!r}")
         self._most = LARGEST_NUMBER
@@ -143,12 +144,12 @@ class _Bounded:
 
 
 def _read_bytes_in_quotes(file: IO[bytes]) -> str:
-    """Python 2's text, which pickletools would take for ASCII."""
+    """A string of Python 2, which pickletools would read as ASCII."""
     return str(codecs.escape_decode(pickletools.read_stringnl(file, decode=False))[0], "latin-1")
 
 
 class _Machine:
-    """The stack and the memo that instructions work on."""
+    """The stack and memo that instructions work on."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -186,7 +187,7 @@ class _Machine:
 
 
 def _check(value: Any) -> None:
-    """Refuses other values than plain ones, and values that are shared until there are too many of them."""
+    """Refuses values that are not plain, and too many values, counting shared ones each time."""
     pending, left = [(value, 0)], MOST_VALUES
     while pending:
         item, depth = pending.pop()
@@ -200,7 +201,7 @@ def _check(value: Any) -> None:
 
 
 def load(file: BinaryIO) -> Any:
-    """The value, or an `Instance` whose attributes are one; raises UnpicklingError, or what damaged bytes lead to."""
+    """The pickled value, or an `Instance` with its attributes; raises UnpicklingError, or others for damaged bytes."""
     source, machine = _Bounded(file), _Machine()
     for _ in range(MOST_VALUES):
         name, argument = source.instruction()

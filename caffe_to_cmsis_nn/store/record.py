@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pickle between the two scripts: plain Python values only, so that loading one can run no code.
+"""The pickle between the two scripts: only plain Python values, so that loading one cannot run code.
 
-It is a dictionary. `attributes` holds what the original's class Caffe_Quantizer held, under its names; `network`
-holds the integer network without what follows from the rest of it, with arrays as bytes in C order.
+It is a dictionary. `attributes` holds the attributes of the original tool's class Caffe_Quantizer. `network` holds the
+integer network, with arrays as bytes in C order, and without values that can be derived.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from caffe_to_cmsis_nn.store.plain_pickle import Instance
 from caffe_to_cmsis_nn.target import Target
 
 FORMAT, VERSION = "caffe-to-cmsis-nn", 6
-LARGEST_SIZE = (1 << 31) - 1  # that C's int holds
+LARGEST_SIZE = (1 << 31) - 1  # of C's int
 _LAYER_TYPES: dict[tuple[str, str], type[Layer]] = {
     (Input.caffe_type, Input.variant): Input,
     (Features.caffe_type, Features.variant): Features,
     **{(cls.caffe_type, cls.variant): cls for cls in CLASSES},
 }
-_DERIVED = {"in_shapes", "shared_input"}  # fields of layers
+_DERIVED = {"in_shapes", "shared_input"}  # fields of layers that are not stored
 
 
 # --- to plain values --------------------------------------------------------------------------------------------------
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, formats and the like as bytes, numbers and dictionaries."""
+    """Converts arrays, formats and dataclasses to bytes, numbers and dictionaries."""
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
     if isinstance(value, QFormat):
@@ -70,7 +70,7 @@ def _pack_layer(layer: Layer) -> dict[str, Any]:
 
 
 def _own_formats(layers: Iterable[Layer], formats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of formats as plain values, those that follow from no others."""
+    """The formats (as plain values) that are not derived from others."""
     chosen = {}
     for layer in layers:
         tensors = ("w", "b") * layer.weighted + ("y",) * layer.own_format
@@ -80,7 +80,7 @@ def _own_formats(layers: Iterable[Layer], formats: Mapping[str, Mapping[str, Any
 
 
 def _constant_layers(layers: Iterable[Layer]) -> list[str]:
-    """Those with trained constants that have no format: they stay as they are."""
+    """The layers with trained constants that have no format, and are stored as floats."""
     return [layer.name for layer in layers if layer.weight_shapes() and not layer.weighted]
 
 
@@ -117,7 +117,7 @@ def _pack(network: QuantizedNetwork) -> dict[str, Any]:
 
 
 def _restore(value: Any, hint: Any, largest: int = LARGEST_SIZE) -> Any:
-    """What `_plain` was made of, where it is of a type to the letter; integers are 0 to `largest`."""
+    """The inverse of `_plain` for a type; raises ValueError for other types, and integers outside 0 to `largest`."""
     parts, origin = get_args(hint), get_origin(hint)
     if is_dataclass(hint):
         return _restore_fields(hint, value, largest)
@@ -130,14 +130,14 @@ def _restore(value: Any, hint: Any, largest: int = LARGEST_SIZE) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(value)
     if type(value) is not hint or (hint is int and not 0 <= value <= largest):
-        raise ValueError(f"{value!r} in place of a value of type {hint}")
+        raise ValueError(f"{value!r} instead of a value of type {hint}")
     return value
 
 
 def _restore_fields(cls: Any, value: Any, largest: int = LARGEST_SIZE, **known: Any) -> Any:
-    """A dataclass from its fields as plain values, all but those that are `known`; what has a default may be missing.
+    """A dataclass from plain values of its fields, apart from `known` ones; fields with a default may be missing.
 
-    So a field with a default can be added, and pickles that were written before are still read.
+    So a field with a default can be added without breaking older pickles.
     """
     names = {f.name for f in fields(cls)} - {*known}
     needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING} & names
@@ -148,12 +148,12 @@ def _restore_fields(cls: Any, value: Any, largest: int = LARGEST_SIZE, **known: 
 
 
 def _array(value: Any, dtype: str, *shapes: Shape) -> np.ndarray:
-    """The bytes of an array of one of some shapes."""
+    """An array from its bytes, in the first of the given shapes that fits; raises ValueError if none does."""
     array = np.frombuffer(value, np.dtype(dtype).newbyteorder("<"))
     for shape in shapes:
         if type(value) is bytes and math.prod(shape) == array.size:
             return array.astype(dtype, copy=False).reshape(shape)
-    raise ValueError(f"{array.size} values in place of an array of shape {shapes[0]}")
+    raise ValueError(f"{array.size} values instead of an array of shape {shapes[0]}")
 
 
 @contextlib.contextmanager
@@ -166,7 +166,7 @@ def _naming(layer: Layer) -> Iterator[None]:
 
 
 def _unpack_layer(value: dict[str, Any], known: Mapping[str, Layer]) -> Layer:
-    """A layer that reads those that are known by now; without any, the input."""
+    """A layer that reads `known` layers; the first one is the input."""
     own = dict(value)
     kind = _LAYER_TYPES[own.pop("type"), own.pop("variant")]
     if issubclass(kind, Input) == bool(known):
@@ -204,7 +204,7 @@ def _unpack_layers(values: list[dict[str, Any]], outputs: Sequence[str]) -> tupl
 
 
 def _constants(layers: Sequence[Layer], value: Mapping[str, Any]) -> dict[str, Weights]:
-    """Trained constants (C,), float32; some layers have one for each channel, others two."""
+    """Trained constants, float32: one or two arrays (C,) per layer."""
     names = _constant_layers(layers)
     if type(value) is not dict or [*value] != names:
         raise ValueError("it has constants that no layer needs")
@@ -268,7 +268,7 @@ def _unpack_graph(value: dict[str, Any]) -> Graph:
 
 
 def _unpack_formats(value: dict[str, Any], graph: Graph, target: Target) -> dict[str, LayerFormats]:
-    """Every layer's formats, from those that were chosen."""
+    """Every layer's formats, from the stored ones."""
     w, b, y = (
         {name: _format(own[tensor]) for name, own in value["formats"].items() if tensor in own} for tensor in "wby"
     )
@@ -325,7 +325,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 @dataclass
 class Record:
-    """What a pickle holds: the original's attributes, and our network unless the original wrote it."""
+    """The contents of a pickle: the original tool's attributes, and the network unless that tool wrote it."""
 
     attributes: dict[str, Any]
     network: QuantizedNetwork | None = None
@@ -349,7 +349,7 @@ def save(path: Path, record: Record) -> None:
 
 
 def load(path: Path) -> Record:
-    """Reads our pickle or the original's; raises UserError for anything else, without running any of it."""
+    """Reads a pickle of this tool or the original one, without running code from it; raises UserError for others."""
     with files.reading(f"the pickle '{path}'"):
         if is_prototxt(files.beginning(path)):
             raise UserError(f"'{path}' is a prototxt: nn_quantizer.py takes it, and writes the pickle")
