@@ -41,7 +41,7 @@ WITH_DESCRIBE = {
 
 
 def positions(text: str) -> list[int]:
-    """Whole numbers of 0 or more, with commas between them."""
+    """Parses non-negative integers separated by commas; raises ValueError."""
     numbers = [int(part) for part in text.split(",")]
     if min(numbers) < 0:
         raise ValueError
@@ -49,7 +49,7 @@ def positions(text: str) -> list[int]:
 
 
 def ram(text: str) -> int | str:
-    """Bytes, or the name of a plan."""
+    """Parses a number of bytes, or the name of a plan; raises ArgumentTypeError."""
     if text in (choices.RAM_FAST, choices.RAM_LEAST):
         return text
     if not text.isdecimal():
@@ -145,7 +145,7 @@ def build_parser() -> Parser:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Any:
-    """The flags, with --describe's pickle as --model."""
+    """Parses the flags; the pickle of --describe becomes --model."""
     parser = build_parser()
     args = parser.parse_args(arguments)
     parser.allow_only(args, "describe", WITH_DESCRIBE)

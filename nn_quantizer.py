@@ -38,20 +38,20 @@ WITH_EVAL = {
     "verbose",
     "board",
     "board_images",
-}  # flags that --eval has a use for
+}  # flags that can be combined with --eval
 
 
 class Caffe_Quantizer:
-    """The original's class: a quantized network's facts as attributes, under the original's names.
+    """The original tool's class: the properties of a quantized network as attributes, with the original names.
 
-    `load_quant_params` fills them from a pickle of this tool or of the original.
+    `load_quant_params` sets them from a pickle of this tool or the original one.
     """
 
     def __init__(self) -> None:
         self._network: QuantizedNetwork | None = None
 
     def load_quant_params(self, model_file_name: str) -> None:
-        """Raises UserError where the file is not such a pickle."""
+        """Loads a pickle; raises UserError if the file is not a pickle of this tool or the original one."""
         from caffe_to_cmsis_nn.store import record
 
         loaded = record.load(Path(model_file_name))
@@ -59,7 +59,7 @@ class Caffe_Quantizer:
         self.__dict__.update(loaded.attributes)
 
     def save_quant_params(self, model_file_name: str) -> None:
-        """Replaces the file in one step."""
+        """Writes a pickle, atomically."""
         from caffe_to_cmsis_nn.store import record
 
         attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -191,7 +191,7 @@ def build_parser() -> Parser:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Any:
-    """The options of a run of the quantizer, or the evaluation itself, to be called, where that is asked for."""
+    """The options of a run of the quantizer, or with --eval, a function that evaluates the pickle."""
     parser = build_parser()
     args = parser.parse_args(arguments)
     if args.board and not args.eval:
@@ -202,7 +202,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Any:
     from caffe_to_cmsis_nn.pipeline import board, evaluate, job  # takes a second
 
     if args.eval:
-        weights = None if args.weights == WEIGHTS else args.weights  # an old pickle names its own
+        weights = None if args.weights == WEIGHTS else args.weights  # by default, those that an old pickle names
         if args.board:
             asked = (args.board, args.board_images, args.lmdb, args.memory, args.quiet)
             return partial(board.evaluate, Path(args.eval), *asked, weights=weights, mean=args.mean)

@@ -155,7 +155,7 @@ class OwnReduction(AxisLoop[Reduction, Ratio]):
     def calls(self, layer: Reduction, c: CNames) -> list[Statement]:
         outputs, count = math.prod(layer.out_shape), math.prod(layer.in_shape) // math.prod(layer.out_shape)
         sums = (1, outputs, 0, count, 1)  # of adjacent elements
-        if layer.axis and len(layer.in_shape) == 3:  # within a channel of an HWC image, whose elements lie apart
+        if layer.axis and len(layer.in_shape) == 3:  # within a channel of an HWC image: elements lie apart
             channels = layer.in_shape[0]
             sums = (channels, outputs // channels, 1, count * channels, channels)
         ratio = (c.macro("MULTIPLIER"), c.macro("OUT_RSHIFT"))

@@ -64,6 +64,6 @@ ALL_KERNELS: tuple[AnyKernel, ...] = tuple(kernel for cls in _COMPUTED for kerne
 
 
 def layer_class(message: Any, in_shapes: tuple[Shape, ...]) -> type[Layer]:
-    """The class for a LayerParameter whose type is in LAYERS; raises UnsupportedLayer."""
+    """The class for a LayerParameter with a type in LAYERS; raises UnsupportedLayer."""
     choice = LAYERS[message.type]
     return choice if isinstance(choice, type) else choice(message, in_shapes)

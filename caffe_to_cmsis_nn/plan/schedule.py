@@ -143,7 +143,7 @@ class Schedule:
     def groups(self) -> list[tuple[int, int, int]]:
         """For the group that ends with each member: number of members, most bytes alive, and most without the output.
 
-        The bytes are 0 if a member has rows that nobody reads: the loop would end before it computes them.
+        The bytes are 0 if a member has rows that no stage reads: the loop would end before it computes them.
         """
         count = len(self.members)
         sizes = self._sizes

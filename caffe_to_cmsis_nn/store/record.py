@@ -263,7 +263,7 @@ def _unpack_graph(value: dict[str, Any]) -> Graph:
     if graph.classifier and (len(outputs) != 1 or math.prod(graph.output_layers[0].out_shape[1:]) > 1):
         raise ValueError("a classifier has one vector of logits")
     if graph.top_k[:1] != (1,) or (len(graph.top_k) > 1 and max(graph.top_k) >= graph.result_size):
-        raise ValueError("its top_k makes no sense")
+        raise ValueError("its top_k is invalid")
     return graph
 
 
@@ -284,7 +284,7 @@ def _unpack_formats(value: dict[str, Any], graph: Graph, target: Target) -> dict
 def _unpack_scale(value: Any) -> float:
     scale: float = _restore(value, float)
     if not 0 < scale < math.inf:
-        raise ValueError("its scale makes no sense")
+        raise ValueError("its scale is invalid")
     return scale
 
 
