@@ -195,9 +195,13 @@ def test_on_cores(
     bits: int,
     tmp_path: Path,
 ) -> None:
-    """Each vector on one of the builds; slow tests have all vectors on the first build, with FULL_SIZE=1 on each."""
+    """Each vector on one of the builds, each second one also with weights of 4 bits.
+
+    Slow tests have all vectors on the first build, with FULL_SIZE=1 on each.
+    """
     path, machine = MACHINES[core]
-    chosen = vectors if part is None else vectors[(part + bits) % len(BUILDS) :: len(BUILDS)]
+    step = len(BUILDS) * 8 // bits
+    chosen = vectors if part is None else vectors[(part + bits) % step :: step]
     text, count = _program(chosen, path, Rounding.NEAREST, bits)
     (tmp_path / "vectors.c").write_text(text)
     build = [*arm_compilers()[compiler], f"-mcpu={core}", "-mthumb", "-std=gnu99", "-ffunction-sections"]

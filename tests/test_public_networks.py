@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from caffe_to_cmsis_nn.emit import render
@@ -26,8 +27,13 @@ DECLINED = {
     "Faster R-CNN": "(Python): this type is not supported; layer 'roipooling5' (ROIPooling): this type",
     "LRCN": "(Embed): this type is not supported; layer 'lstm2' (LSTM): this type is not supported",
 }
-# Multiplications, and weights, of networks for which code is generated: weights take long to print.
+# Multiplications, and weights, of networks for which code is generated.
 LARGEST, LARGEST_WEIGHTS = 2e8, 5e6 if FULL_SIZE else 1e6
+
+
+def no_values(values: np.ndarray) -> str:
+    """In place of an array's values, which take long to print, and are compared elsewhere."""
+    return "{ 0 }"
 
 
 def test_nine_in_ten_are_computed() -> None:
@@ -36,8 +42,9 @@ def test_nine_in_ten_are_computed() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_computed_or_declined_with_the_reason(name: str) -> None:
+def test_computed_or_declined_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones get weights, and C that names every kernel."""
+    monkeypatch.setattr(render, "c_array", no_values)
     net = NETWORKS[name]()
     if name in DECLINED:
         assert DECLINED[name] in declined(net)
