@@ -18,6 +18,7 @@ from caffe_to_cmsis_nn.network.from_caffe import attach_weights, parse_network
 from caffe_to_cmsis_nn.network.quantized import QuantizedNetwork, SourceFile, quantize_network
 from caffe_to_cmsis_nn.plan import lowering
 from caffe_to_cmsis_nn.qformat import LayerFormats, QFormat
+from caffe_to_cmsis_nn.search.common import clamp_to_kernel_limits
 from caffe_to_cmsis_nn.store import record
 from caffe_to_cmsis_nn.store.record import Record
 from caffe_to_cmsis_nn.target import Q7, Target
@@ -89,7 +90,8 @@ def quantized(
     images, _ = lmdb_images.read(source.find_images())
     network = parse_network(definition, "accuracy", source, shape)
     network = attach_weights(network, _weights(network))
-    formats = _formats(network, images, weight_bits, weight_bits == 8 or target.library is Q7)
+    found = _formats(network, images, weight_bits, weight_bits == 8 or target.library is Q7)
+    formats = clamp_to_kernel_limits(network, found)
     sources = {"model": SourceFile("net.prototxt", "0" * 64)}
     integers = tuple(quantize_network(network, formats, target))
     return QuantizedNetwork(network, formats, integers, target, sources, str(folder / "data_lmdb"))
