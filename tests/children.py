@@ -35,7 +35,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), str(MODELS), *filter(None, [os.environ.get("PYTHONPATH")])]
 )  # the server's
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*SCRIPTS, "onnxruntime", "PIL.Image", "tests.children"])
+# What the scripts import only when they need it would otherwise be imported by each child.
+LATER = [f"caffe_to_cmsis_nn.pipeline.{name}" for name in ("job", "quantize", "evaluate", "generate")]
+_context.set_forkserver_preload([*SCRIPTS, *LATER, "onnxruntime", "PIL.Image", "tests.children"])
 
 
 @dataclass(frozen=True)
