@@ -26,7 +26,7 @@ from tests.networks import BEFORE_LAST, TARGETS, prototxts, quantize
 from tests.support import tool
 
 IMAGES = 3
-EXAMPLES = int(os.environ.get("RANDOM_NETWORKS", "40"))
+EXAMPLES = int(os.environ.get("RANDOM_NETWORKS", "30"))
 EMULATED = max(1, EXAMPLES // 12)
 OWN_TARGETS = [Target(core, rounding, OWN) for core in Core for rounding in Rounding]
 CORES = {"cortex-m3": Core.PLAIN, "cortex-m4": Core.DSP, "cortex-m55": Core.MVE}

@@ -34,7 +34,7 @@ from tests.children import bound_by_permissions, killed_at, little_disk, writes_
 from tests.generated import generate
 from tests.support import ROOT, run, tool
 
-KILLS = int(os.environ.get("KILLS", "4"))  # at random times, and as many before random changes of files
+KILLS = int(os.environ.get("KILLS", "3"))  # at random times, and as many before random changes of files
 
 Contents = dict[str, bytes]
 

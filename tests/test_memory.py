@@ -172,7 +172,7 @@ def test_arms_network_is_small(flags: list[str], most_ram: int, arm_m4_pickle: P
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-inplace-pooling"], ["--weights_in", "ram"]], ids=str)
-@pytest.mark.parametrize("name", ["lenet_pickle", "arm_m4_pickle"])
+@pytest.mark.parametrize("name", [pytest.param("lenet_pickle", marks=pytest.mark.slow), "arm_m4_pickle"])
 def test_totals_are_those_of_the_built_object(
     name: str, flags: list[str], request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -300,7 +300,7 @@ def browse(page: Path, *options: str) -> tuple[str, str]:
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
-@pytest.mark.parametrize(("width", "names"), [(360, "hostile"), (1200, "plain")])
+@pytest.mark.parametrize(("width", "names"), [(360, "hostile"), pytest.param(1200, "plain", marks=pytest.mark.slow)])
 def test_in_a_browser(reported: Reported, tmp_path: Path, width: int, names: str) -> None:
     """No errors, nothing wider than the screen, and no text too small to read."""
     values = reported.values if names == "plain" else hostile(reported.values)

@@ -63,7 +63,7 @@ def _with_included(headers: Sequence[str]) -> list[str]:
     """Headers of operators, and the headers that they include."""
     needed = list(headers)
     for name in needed:
-        included = re.findall(r'^#include "(\w+)\.h"', _operator_header(name).read_text(), re.MULTILINE)
+        included = re.findall(r'^#include "(\w+)\.h"', _operator_header(name).read_text(encoding="utf-8"), re.MULTILINE)
         needed += [other for other in included if other not in needed]
     return needed
 
@@ -95,9 +95,11 @@ def render(
         "rows_q7.h": bool(plan.row_groups),
     }
     contents = _fill_templates(options, needed, context)
-    contents.update({f"{name}.h": _operator_header(name).read_text() for name in header_files})
+    contents.update({f"{name}.h": _operator_header(name).read_text(encoding="utf-8") for name in header_files})
     if portable:
-        contents.update({f"portable/{p.name}": p.read_text() for p in sorted((TEMPLATES / portable).iterdir())})
+        contents.update(
+            {f"portable/{p.name}": p.read_text(encoding="utf-8") for p in sorted((TEMPLATES / portable).iterdir())}
+        )
     return _with_fingerprint(contents)
 
 
@@ -171,7 +173,11 @@ def _fill_templates(options: CodeOptions, needed: Mapping[str, bool], context: M
     contents = {}
     for path in _templates(options.project, needed):
         name = path.relative_to(TEMPLATES).as_posix()
-        text = environment.get_template(name).render(context) if path.suffix == ".jinja" else path.read_text()
+        text = (
+            environment.get_template(name).render(context)
+            if path.suffix == ".jinja"
+            else path.read_text(encoding="utf-8")
+        )
         contents[_output(path, options.names)] = text
     return contents
 
