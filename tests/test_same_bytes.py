@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from caffe_to_cmsis_nn.caffe_io.blobs import write_weights
-from tests.support import MODELS, ROOT, prototxt, run, write_dataset
+from tests.support import FULL_SIZE, MODELS, ROOT, prototxt, run, write_dataset
 
 # A sum behind a convolution, which onnxruntime computes with it where it can.
 RESIDUAL = """
@@ -46,9 +46,12 @@ def _lenet(folder: Path) -> list[str]:
     return [*model, "--iterations", "5"]
 
 
+CASES = [(_lenet, "device"), (_residual, "caffe"), (_residual, "device")]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors cannot be taken away from a process")
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "objective"), [(_lenet, "device"), (_residual, "device"), (_residual, "caffe")])
+@pytest.mark.parametrize(("network", "objective"), CASES if FULL_SIZE else CASES[:2])
 def test_same_bytes(tmp_path: Path, network: Callable[[Path], list[str]], objective: str) -> None:
     """Processors of the process, threads of OpenBLAS, and GB of memory: what is kept, and what is cut in parts."""
     fixed = [*network(tmp_path), "--objective", objective, "--save", str(tmp_path / "net.pkl"), "-q"]
