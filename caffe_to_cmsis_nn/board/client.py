@@ -99,9 +99,16 @@ class Board:
             message = decode_frame(bytes(self._received))
             self._received.clear()
             if message and len(message) >= ANSWER.size and message[1] == self._tag:
-                kind, *numbers = ANSWER.unpack(message[: ANSWER.size])
-                tag, image, index, network, runs = numbers
-                return Answer(bytes([kind]), tag, image, index, network, runs, message[ANSWER.size :])
+                kind, tag, image, index, network, runs = ANSWER.unpack(message[: ANSWER.size])
+                return Answer(
+                    kind=bytes([kind]),
+                    tag=tag,
+                    image=image,
+                    index=index,
+                    fingerprint=network,
+                    runs=runs,
+                    data=message[ANSWER.size :],
+                )
         return None
 
     def _ask(self, kind: bytes, image: int, index: int = 0) -> Answer:

@@ -135,7 +135,7 @@ def _check_kinds(model: Path, weights: Path) -> None:
 def prepare(options: Options) -> Job:
     """Reads and checks the inputs, and that the outputs can be written; raises UserError."""
     options.check()
-    model, weights, save = Path(options.model), Path(options.weights), Path(options.save)
+    model, weights = Path(options.model), Path(options.weights)
     _check_kinds(model, weights)
     read: dict[str, SourceFile] = {}
     prototxt, digest = files.read_hashed(model, read_prototxt)
@@ -145,11 +145,41 @@ def prepare(options: Options) -> Job:
     check_types(prototxt, find_outputs(prototxt, options.accuracy, source, options.output or ()))
     lmdb = source.find_images()
     source = replace(source, reader=source.reader.probe(lmdb))
-    if not said.images and options.mean is None:
-        warn(f"'{model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
-    if said.mirrored:
-        warn(f"'{model}' mirrors test images by chance: they are read as they are")
+    _warn_of_source(said, options)
     version = lmdb_images.version(lmdb)
+    network = _read_network(prototxt, source, lmdb, options, read)
+
+    names = tuple(map(str, range(network.result_size)))
+    if options.classes:
+        names = class_names.read(Path(options.classes), network.result_size)
+    inputs = [Path(file.name) for file in read.values()] + ([Path(options.classes)] if options.classes else [])
+    quantized = _outputs(options, itertools.chain(inputs, source.reader.files(lmdb)))
+    images, labels = _open_images(source, lmdb, network, options)
+    network = _judged(network, labels, lmdb, options, bool(source.label))
+    if network.classifier and len(images) < FEW_IMAGES:
+        warn(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
+    swept, reported = split(len(images), options.holdout, options.seed)
+    return Job(
+        prototxt=prototxt,
+        graph=network,
+        source=source,
+        files=read,
+        lmdb=lmdb,
+        version=version,
+        images=images,
+        labels=labels,
+        swept=swept,
+        reported=reported,
+        save=Path(options.save),
+        quantized=quantized,
+        class_names=names if network.classifier else (),
+    )
+
+
+def _read_network(
+    prototxt: Prototxt, source: DataSource, lmdb: Path, options: Options, read: dict[str, SourceFile]
+) -> Graph:
+    """The network with its weights and mean, simplified; adds these files to those `read`."""
     image_shape = source.reader.read(lmdb, limit=1)[0].shape[1:]
     asked = options.accuracy, source, image_shape, options.target, options.output or ()
     parse = functools.partial(parse_network, prototxt, *asked)
@@ -160,16 +190,22 @@ def prepare(options: Options) -> Job:
     else:
         network = parse()
     if source.shape not in ((), network.input.out_shape):
-        warn(f"'{model}' asks for images of shape {source.shape}: the network is made for {network.input.out_shape}")
-    blobs, digest = files.read_hashed(weights, read_weights)
+        asked_for = f"'{options.model}' asks for images of shape {source.shape}"
+        warn(f"{asked_for}: the network is made for {network.input.out_shape}")
+    blobs, digest = files.read_hashed(Path(options.weights), read_weights)
     read["weights"] = SourceFile(options.weights, digest)
-    network = simplify(attach_weights(network, blobs, lmdb))
+    return simplify(attach_weights(network, blobs, lmdb))
 
-    names = tuple(map(str, range(network.result_size)))
-    if options.classes:
-        names = class_names.read(Path(options.classes), network.result_size)
-    inputs = [Path(file.name) for file in read.values()] + ([Path(options.classes)] if options.classes else [])
-    quantized = _outputs(options, itertools.chain(inputs, source.reader.files(lmdb)))
+
+def _warn_of_source(said: DataSource, options: Options) -> None:
+    if not said.images and options.mean is None:
+        warn(f"'{options.model}' names no mean, and 0 is taken: give --mean if the network was trained with one")
+    if said.mirrored:
+        warn(f"'{options.model}' mirrors test images by chance: they are read as they are")
+
+
+def _open_images(source: DataSource, lmdb: Path, network: Graph, options: Options) -> tuple[Any, np.ndarray]:
+    """The images that the options ask for, cropped, and their labels."""
     limit = None if options.iterations is None else options.iterations * source.batch_size
     in_memory = memory_bytes(options.memory) / engine.MEMORY_SHARES
     images, labels = source.reader.open(lmdb, limit, source.crop_image, in_memory)
@@ -177,12 +213,7 @@ def prepare(options: Options) -> Job:
         raise UserError(f"'{lmdb}' was changed while it was read: its images had another shape before")
     if limit is not None and len(images) < limit:
         warn(f"{options.iterations} batches of {source.batch_size} asked for, but '{lmdb}' holds {len(images)} images")
-    network = _judged(network, labels, lmdb, options, bool(source.label))
-    if network.classifier and len(images) < FEW_IMAGES:
-        warn(f"{len(images)} test images: with fewer than {FEW_IMAGES}, accuracies are mostly chance")
-    names = names if network.classifier else ()
-    parts = split(len(images), options.holdout, options.seed)
-    return Job(prototxt, network, source, read, lmdb, version, images, labels, *parts, save, quantized, names)
+    return images, labels
 
 
 def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, labelled: bool) -> Graph:

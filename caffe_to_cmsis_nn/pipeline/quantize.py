@@ -106,6 +106,37 @@ def final_logits(
     return logits_in_float(job, options) if in_float is None else in_float, on_device
 
 
+def _outcome(
+    job: Job,
+    found: SearchResult,
+    options: Options,
+    measured: statistics.Statistics,
+    in_float: np.ndarray,
+    on_device: np.ndarray,
+) -> Outcome:
+    """Accuracies of a classifier, or the quality of other outputs, of the logits of the images reported on."""
+    chosen, labels = found.chosen.graph, job.labels[job.reported]
+    accuracies, outputs = [], {}
+    if chosen.classifier:
+        accuracies = [
+            Accuracy(accuracy_caffe(in_float, labels, k), accuracy_first(on_device, labels, k), k) for k in chosen.top_k
+        ]
+    else:
+        outputs = statistics.output_qualities(chosen, found.chosen.formats, in_float, on_device)
+    return Outcome(
+        objective=options.objective,
+        weight_bits=options.weight_bits,
+        images_read=len(job.images),
+        holdout=options.holdout,
+        seed=options.seed,
+        accuracy=accuracies[0] if accuracies else None,
+        other_accuracies=tuple(accuracies[1:]),
+        outputs=outputs,
+        search=found.measured,
+        layers=measured.qualities(),
+    )
+
+
 def build(
     job: Job, found: SearchResult, trials: Sequence[Trial], options: Options, held_out: np.ndarray | None
 ) -> tuple[facts.QuantizerRun, bytes]:
@@ -115,25 +146,14 @@ def build(
     """
     chosen, formats = found.chosen.graph, found.chosen.formats
     layers = tuple(quantize_network(chosen, formats, options.target))
-    images, labels = job.pick(job.reported), job.labels[job.reported]
+    images = job.pick(job.reported)
     in_float, on_device = final_logits(job, found, layers, options, held_out)
-    accuracies, outputs = [], {}
-    if chosen.classifier:
-        accuracies = [
-            Accuracy(accuracy_caffe(in_float, labels, k), accuracy_first(on_device, labels, k), k) for k in chosen.top_k
-        ]
-    else:
-        outputs = statistics.output_qualities(chosen, formats, in_float, on_device)
-    trained, sample = found.chosen.trained, statistics.sample(chosen, images)
-    measured = statistics.collect(trained, layers, formats, sample, options.target)
+    sample = statistics.sample(chosen, images)
+    measured = statistics.collect(found.chosen.trained, layers, formats, sample, options.target)
     if lmdb_images.version(job.lmdb) != job.version:
         warn(f"'{job.lmdb}' was changed during the run: the accuracies are those of the images as they were read")
     weights = to_caffemodel(chosen.name, quantized_blobs(chosen, formats), caffe_types(chosen))
-    written = SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())
-    sources = {**job.files, "quantized weights": written}
-    asked = options.objective, options.weight_bits, len(job.images), options.holdout, options.seed
-    accuracy, others = (accuracies[0], tuple(accuracies[1:])) if accuracies else (None, ())
-    outcome = Outcome(*asked, accuracy, others, outputs, found.measured, measured.qualities())
+    sources = {**job.files, "quantized weights": SourceFile(str(job.quantized), hashlib.sha256(weights).hexdigest())}
     network = QuantizedNetwork(
         graph=chosen,
         formats=formats,
@@ -142,13 +162,22 @@ def build(
         sources={what: sources[what] for what in SOURCES if what in sources},
         dataset=str(job.lmdb),
         crop=job.source.crop,
-        outcome=outcome,
+        outcome=_outcome(job, found, options, measured, in_float, on_device),
         reader=job.source.reader,
         scale=job.source.scale,
     )
-    commands, classes = (options.command, options.full_command), job.class_names
     run = facts.QuantizerRun(
-        *commands, network, classes, trials, measured, job.reported, images, labels, in_float, on_device
+        command=options.command,
+        full_command=options.full_command,
+        network=network,
+        class_names=job.class_names,
+        trials=trials,
+        statistics=measured,
+        positions=job.reported,
+        images=images,
+        labels=job.labels[job.reported],
+        in_float=in_float,
+        on_device=on_device,
     )
     return run, weights
 
