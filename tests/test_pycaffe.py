@@ -298,7 +298,7 @@ def random_blobs_for(caffe: Any, model: Path, weights: Path, seed: int) -> None:
     net.save(str(weights))
 
 
-BVLC_LACKS = ("ReLU6", "Clip", "ShuffleChannel", "Upsample", "Normalize", "Interp")
+BVLC_LACKS = ("Axpy", "ReLU6", "Clip", "ShuffleChannel", "Upsample", "Normalize", "Interp")
 
 
 # An image that becomes a vector, once for each of two readers.
