@@ -28,7 +28,7 @@ class UserError(Exception):
 
 
 def _write(stream: Any, lines: tuple[str, ...]) -> None:
-    """Everything that is printed comes by here; there is no stream where it was closed before the start."""
+    """Writes text to a stream, if there is one: a stream closed before the start is None."""
     if stream is not None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         text = "\n".join(map(printable, lines))

@@ -43,7 +43,7 @@ def place_of(path: Path, key: bytes) -> str:
 
 
 def has_features(datum: Any) -> bool:
-    """Whether a Datum has float_data that is no pixels."""
+    """Whether a Datum has float_data with values that are not pixels."""
     return not (datum.encoded or datum.data) and not are_pixels(np.array(datum.float_data, np.float32))
 
 
@@ -190,7 +190,7 @@ def unchanged(path: Path, database: LmdbFile) -> Iterator[None]:
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:
-    """Indices of at most so many of `count` images, evenly spaced."""
+    """Indices of evenly spaced images among `count`, at most `most` of them."""
     return np.linspace(0, count - 1, min(most, count)).astype(int)
 
 

@@ -44,7 +44,7 @@ BLOCK, HEADER = 1 << 15, 7  # of logs: fragments of CRC (4), length (2) and type
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # types of fragments
 # What a manifest's records are made of, by tag: numbers (n) and texts (t).
 EDITS = {1: "t", 2: "n", 3: "n", 4: "n", 5: "nt", 6: "nn", 7: "nnntt", 9: "n"}
-LOG_NUMBER, NEXT_NUMBER = 2, 3  # tags: of the log that goes on, and above those of all tables
+LOG_NUMBER, NEXT_NUMBER = 2, 3  # tags: the current log's number, and the next free file number
 
 
 # Reads a database in a process of its own, which LevelDB ends where it is given a damaged table. Every checksum is
@@ -183,7 +183,7 @@ def count(path: Path) -> int:
 
 
 def holds_features(path: Path) -> bool:
-    """Whether the first Datum has float_data that is no pixels."""
+    """Whether the first Datum has float_data with values that are not pixels."""
     with contextlib.closing(_entries(path)) as entries:
         return any(has_features(parse_datum(value, place_of(path, key))) for key, value in itertools.islice(entries, 1))
 

@@ -105,7 +105,7 @@ def read(
 
 
 def holds_features(path: Path) -> bool:
-    """Whether the first Datum has float_data that is no pixels."""
+    """Whether the first Datum has float_data with values that are not pixels."""
     with files.reading(f"the LMDB '{path}'"), files.opened(_data_file(path), math.inf) as file:
         for _, _, value in itertools.islice(LmdbFile(file).at(range(1)), 1):
             return has_features(parse_datum(value, f"'{path}'"))

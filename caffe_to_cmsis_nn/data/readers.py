@@ -90,7 +90,7 @@ class PictureReader(Reader):
 
 @dataclass(frozen=True)
 class Database(PictureReader):
-    """Datums: 8-bit pixels, or float_data that is no pixels."""
+    """Datums: 8-bit pixels, or float_data with values that are not pixels."""
 
     features: bool = False
 

@@ -110,6 +110,7 @@ class Kernel(Generic[L_contra, I_contra]):
     header: ClassVar[str] = ""  # of a kernel of this tool: its file in templates/ops, without the suffix
     libraries: ClassVar[tuple[Library, ...]] = (Q7, S8, OWN)  # the libraries that it belongs to, or works beside
     promises_in_place: ClassVar[bool] = False  # the output may overwrite the input, whatever the layer
+    computes_rows: ClassVar[bool] = False  # can itself compute one output row per call, whatever the layer
     weight_bits: ClassVar[int] = 8  # the widest weights that it takes
     selects: ClassVar[bool] = False  # each output equals one of the inputs: the largest of a window
     limits: ClassVar[bool] = False  # clamps its output to the macros ACT_MIN and ACT_MAX
@@ -149,7 +150,7 @@ class Kernel(Generic[L_contra, I_contra]):
 
     def row_form(self, layer: L_contra, target: Target) -> RowForm | None:
         """The kernel that computes one output row per call, with the same constants and results, or None."""
-        return None
+        return RowForm(self) if self.computes_rows else None
 
     def work(self, layer: L_contra) -> Work | None:
         """What the kernel does on a DSP core, in the terms of instructions.COSTS; None if unknown."""

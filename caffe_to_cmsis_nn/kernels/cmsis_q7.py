@@ -113,9 +113,7 @@ class InPlace(Kernel[LayerView, I_contra]):
 
     LARGEST = 65535
     promises_in_place = True
-
-    def row_form(self, layer: LayerView, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def _arguments(self, c: CNames) -> list[str]:
         """The arguments after data and size."""

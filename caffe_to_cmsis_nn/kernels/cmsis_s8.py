@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from caffe_to_cmsis_nn.kernels import exact_onnx, weight_layouts
-from caffe_to_cmsis_nn.kernels.base import Array, Integers, Kernel, Operands, RowForm, WeightedKernel, can_pool_in_place
+from caffe_to_cmsis_nn.kernels.base import Array, Integers, Kernel, Operands, WeightedKernel, can_pool_in_place
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Extent, Statement, Value
 from caffe_to_cmsis_nn.kernels.contract import ConvolutionView, L_contra, LayerView, WindowedView
 from caffe_to_cmsis_nn.onnx_graph import OnnxGraph
@@ -93,9 +93,7 @@ class Convolution(Weighted[ConvolutionView]):
 
     source = "Source/ConvolutionFunctions/{}.c"
     params: ClassVar[str] = "conv_params"
-
-    def row_form(self, layer: ConvolutionView, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def layout(self, weights: np.ndarray, layer: ConvolutionView) -> np.ndarray:
         """OHWI; each window gets a row of zeros if MVE code would misread the geometry."""
@@ -231,9 +229,7 @@ class Pool(Kernel[WindowedView, object]):
     source = "Source/PoolingFunctions/{}.c"
     libraries = (S8,)
     limits = True
-
-    def row_form(self, layer: WindowedView, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def in_place(self, layer: WindowedView, promised_only: bool) -> bool:
         """The library does not document it; tests showed exact results for square layers."""
@@ -277,9 +273,7 @@ class Add(Kernel[L_contra, Operands]):
     source = "Source/BasicMathFunctions/{}.c"
     libraries = (S8,)
     limits = True
-
-    def row_form(self, layer: L_contra, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def in_place(self, layer: L_contra, promised_only: bool) -> bool:
         """Tests showed that each element is read before it is overwritten."""

@@ -13,7 +13,6 @@ from caffe_to_cmsis_nn.kernels import cmsis_q7
 from caffe_to_cmsis_nn.kernels.base import (
     Bounds,
     IntWidth,
-    RowForm,
     Work,
 )
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Statement
@@ -142,9 +141,7 @@ class OwnClip(OwnLoop[LayerView, Bounds]):
 
     header = "clip_q7"
     promises_in_place = True
-
-    def row_form(self, layer: LayerView, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def work(self, layer: LayerView) -> Work | None:
         return {"clip_q7": elements(layer)}

@@ -16,7 +16,6 @@ import numpy as np
 from caffe_to_cmsis_nn.kernels import exact_onnx
 from caffe_to_cmsis_nn.kernels.base import (
     Array,
-    RowForm,
 )
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Statement
 from caffe_to_cmsis_nn.kernels.contract import I_contra, LayerView
@@ -204,9 +203,7 @@ class ChannelLoop(OwnLoop[LayerView, I_contra]):
     """A kernel with an int16 factor per channel; rounds half up and saturates."""
 
     promises_in_place = True
-
-    def row_form(self, layer: LayerView, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def _sizes(self, layer: LayerView, c: CNames) -> tuple[str, str]:
         return c.elements(layer.out_shape), str(layer.out_shape[0])

@@ -30,7 +30,7 @@ Shape = tuple[int, ...]
 Weights = tuple[np.ndarray, np.ndarray]  # OIHW or (rows, columns), and the bias (O,); float32
 
 
-# Elements of a layer's output and weights, and of a network's outputs together; no device holds so many.
+# Elements of a layer's output and weights, and of a network's outputs together; more than any device holds.
 LARGEST_OUTPUT, LARGEST_WEIGHTS, LARGEST_NETWORK = 1 << 25, 1 << 27, 1 << 28
 
 

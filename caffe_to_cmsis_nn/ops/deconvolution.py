@@ -15,7 +15,6 @@ from caffe_to_cmsis_nn.kernels import exact_onnx, weight_layouts
 from caffe_to_cmsis_nn.kernels.base import (
     Array,
     Integers,
-    RowForm,
     ShiftingKernel,
 )
 from caffe_to_cmsis_nn.kernels.call import CNames
@@ -74,9 +73,7 @@ class OwnDeconvolution(ShiftingKernel[Deconvolution], WindowLoop[Deconvolution, 
     header = "deconvolution_q7"
     limits = True
 
-    def row_form(self, layer: Deconvolution, target: Target) -> RowForm | None:
-        """Not supported: windows lie on the output, not on the input."""
-        return None
+    computes_rows = False  # not supported: windows lie on the output, not on the input
 
     def layout(self, weights: np.ndarray, layer: Deconvolution) -> np.ndarray:
         return weight_layouts.ohwi(weight_layouts.exchanged(weights, layer.group))

@@ -10,7 +10,6 @@ import numpy as np
 
 from caffe_to_cmsis_nn.kernels.base import (
     Array,
-    RowForm,
 )
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Statement
 from caffe_to_cmsis_nn.kernels.contract import I_contra, LayerView
@@ -35,9 +34,7 @@ class Lookup(OwnLoop[LayerView, I_contra]):
 
     header = "lookup_q7"
     promises_in_place = True
-
-    def row_form(self, layer: LayerView, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def outputs(self, integers: I_contra) -> np.ndarray:
         """(256,) the outputs for -128 to 127."""

@@ -230,9 +230,7 @@ class OwnMerge(OwnLoop[LayerView, Operands]):
     limits = True
 
     op: str = "Sum"
-
-    def row_form(self, layer: LayerView, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def work(self, layer: LayerView) -> Work | None:
         return {"merged element": elements(layer) * len(layer.in_shapes)}

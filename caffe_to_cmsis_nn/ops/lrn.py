@@ -20,7 +20,6 @@ import numpy as np
 
 from caffe_to_cmsis_nn.kernels.base import (
     Array,
-    RowForm,
 )
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Statement
 from caffe_to_cmsis_nn.kernels.contract import L_contra
@@ -241,8 +240,7 @@ class PowersLoop(OwnLoop[L_contra, Powers]):
 class OwnAcross(PowersLoop[Across]):
     """Sums over neighbouring channels of the same pixel."""
 
-    def row_form(self, layer: Across, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def _squares(self, g: OnnxGraph, x: str, layer: Across) -> str:
         channels, height, width = layer.in_shape

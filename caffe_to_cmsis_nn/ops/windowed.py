@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from caffe_to_cmsis_nn.kernels.base import RowForm
 from caffe_to_cmsis_nn.kernels.call import Call, CNames, Declaration, Statement
 from caffe_to_cmsis_nn.kernels.contract import I_contra, WindowedView
 from caffe_to_cmsis_nn.ops.base import Layer, OwnLoop, Shape, UnsupportedLayer
-from caffe_to_cmsis_nn.target import Target
 
 W_contra = TypeVar("W_contra", bound=WindowedView, contravariant=True)
 
@@ -82,8 +80,7 @@ def spatial(in_shape: Shape) -> None:
 class WindowLoop(OwnLoop[W_contra, I_contra]):
     """A kernel for windows of any shape, stride and padding; it does not modify its input."""
 
-    def row_form(self, layer: W_contra, target: Target) -> RowForm | None:
-        return RowForm(self)
+    computes_rows = True
 
     def calls(self, layer: W_contra, c: CNames) -> list[Statement]:
         window = c.variable("out_window")

@@ -114,7 +114,7 @@ class Job:
     reported: np.ndarray  # indices of those that the printed accuracies are from
     save: Path
     quantized: Path  # the caffemodel with quantized weights
-    class_names: tuple[str, ...]  # those of numbers where no names are given; none of a network that is no classifier
+    class_names: tuple[str, ...]  # numbers if no names are given; empty if the network is not a classifier
 
     def pick(self, which: np.ndarray) -> Any:
         """Some of the images; no copy of them where it is all, or where they stay in their file."""
@@ -219,7 +219,7 @@ def _open_images(source: DataSource, lmdb: Path, network: Graph, options: Option
 def _judged(network: Graph, labels: np.ndarray, lmdb: Path, options: Options, labelled: bool) -> Graph:
     """The network as it can be judged: a classifier by labels, which a deploy prototxt (not `labelled`) may be without.
 
-    Raises UserError where the labels are no classes, or options ask for accuracies that are not known.
+    Raises UserError if labels are not class numbers, or options ask for accuracies that are not known.
     """
     (*_, output), classes = network.output_layers, network.result_size
     least, most = int(labels.min()), int(labels.max())

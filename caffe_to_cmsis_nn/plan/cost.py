@@ -88,11 +88,12 @@ def _outputs(plan: RowPlan) -> dict[int, str]:
 
 def instruction_estimates(network: QuantizedNetwork) -> dict[str, float]:
     """Estimated instructions by layer, if known; only for networks with this tool's weighted kernels on DSP cores."""
-    pairs = list(zip(network.graph.layers, network.layers))
-    own = any(layer.weighted and held.kernel.header and held.kernel.work(layer) for layer, held in pairs)
-    if network.target.core is not Core.DSP or not own:
+    if network.target.core is not Core.DSP:
         return {}
+    pairs = list(zip(network.graph.layers, network.layers))
     found = {layer.name: instructions.estimate(held.kernel, layer) for layer, held in pairs}
+    if not any(layer.weighted and held.kernel.header and found[layer.name] for layer, held in pairs):
+        return {}
     return {name: count for name, count in found.items() if count is not None}
 
 
